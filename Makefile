@@ -1,0 +1,41 @@
+# Each target does its own set-up; a second run finds it done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check format bench earth-model clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[earth,heic,parquet,dev]'
+	# The released weights and gallery. Without its dependencies: torchvision does not import beside a CPU-only torch.
+	$(PIP) --no-deps geoclip==1.3.0
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m open_geoclip.demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_layering.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/released_package.py
+
+earth-model: $(STAMP)
+	$(BIN)/python -m open_geoclip.training.earth_model
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,72 @@
+"""Every error this package raises on purpose.
+
+::
+
+    OpenGeoCLIPError
+    ├── CoordinateError      (ValueError)   a coordinate that is not on Earth
+    ├── ImageError           (ValueError)   a picture that cannot be read; names it
+    ├── SettingsError        (ValueError)   a setting that is unknown or out of range
+    ├── GalleryError         (ValueError)   a gallery file that cannot be used
+    ├── ModelNameError       (ValueError)   a model name that does not follow the grammar
+    ├── WeightsError         (ValueError)   weights that are damaged or of another layout
+    │   └── MissingWeightsError             weights that are not on this machine yet
+    └── MissingExtraError    (ImportError)  an optional dependency that is not installed
+
+Each message names the thing that is wrong and what to do about it.
+"""
+
+__all__ = [
+    "CoordinateError",
+    "GalleryError",
+    "ImageError",
+    "MissingExtraError",
+    "MissingWeightsError",
+    "ModelNameError",
+    "OpenGeoCLIPError",
+    "SettingsError",
+    "WeightsError",
+]
+
+
+class OpenGeoCLIPError(Exception):
+    """The root: catch this to catch everything the package raises on purpose."""
+
+
+class CoordinateError(OpenGeoCLIPError, ValueError):
+    """A coordinate that is not on Earth, or an array that does not hold coordinates."""
+
+
+class ImageError(OpenGeoCLIPError, ValueError):
+    """A picture that cannot be read. ``name`` is the picture, ``reason`` what is wrong with it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"{name}: {reason}")
+
+
+class SettingsError(OpenGeoCLIPError, ValueError):
+    """A setting that is unknown or out of range."""
+
+
+class GalleryError(OpenGeoCLIPError, ValueError):
+    """A gallery file that cannot be used."""
+
+
+class ModelNameError(OpenGeoCLIPError, ValueError):
+    """A model name that does not follow the grammar ``name | hub:org/repo[@revision] | dir:/folder``."""
+
+
+class WeightsError(OpenGeoCLIPError, ValueError):
+    """Weights that are damaged, of an unknown layout, or do not fit the model."""
+
+
+class MissingWeightsError(WeightsError):
+    """Weights that are not on this machine yet; the message says which command brings them."""
+
+
+class MissingExtraError(OpenGeoCLIPError, ImportError):
+    """An optional dependency that is not installed; the message says which extra to install."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional dependency: pip install 'open-geoclip[{extra}]'")
