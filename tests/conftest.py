@@ -1,0 +1,137 @@
+"""What every test may count on: checked array shapes, fixed seeds, where things outside the package are."""
+
+import json
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+# Every array in a signature is checked against its annotation while the tests run. The hook only sees modules
+# that are imported after it, so nothing may have imported the package yet.
+assert not any(name.split(".")[0] == "open_geoclip" for name in sys.modules), "open_geoclip came before its hook"
+# An int is welcome where a float is asked for, as mypy sees it too.
+_checker = ModuleType("open_geoclip_checker")
+vars(_checker)["check"] = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.modules[_checker.__name__] = _checker
+install_import_hook("open_geoclip", "open_geoclip_checker.check")
+
+# Examples are the same in every run, and slow machines do not fail.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=100)
+hypothesis.settings.load_profile("fixed")
+
+_RELEASED = "released_geoclip_model"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Return numpy's random numbers, the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of facts and references beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder.name}/ folder beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def released() -> Path:
+    """Return the package folder of the installed `geoclip` distribution, which is not imported."""
+    try:
+        folder = Path(str(distribution("geoclip").locate_file("geoclip")))
+    except PackageNotFoundError:
+        pytest.skip("the released package is not installed (pip install --no-deps geoclip==1.3.0)")
+    if not folder.is_dir():
+        pytest.skip(f"the installed geoclip distribution has no folder {folder.name}/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def released_module(released: Path) -> Iterator[Callable[[str], ModuleType]]:
+    """Return a function that imports one module of the released `geoclip.model`, "location_encoder" for one.
+
+    The released package's own `__init__` imports transformers; a package of another name on the same folder
+    leaves that out.
+    """
+    package = ModuleType(_RELEASED)
+    package.__path__ = [str(released / "model")]
+    sys.modules[_RELEASED] = package
+
+    def load(name: str) -> ModuleType:
+        with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):  # of torch.jit.script
+            return import_module(f"{_RELEASED}.{name}")
+
+    yield load
+    for name in [name for name in sys.modules if name.split(".")[0] == _RELEASED]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def save_clip() -> Callable[..., Path]:
+    """Return a function that writes a small CLIP with random weights, in the layout that CLIP is published in."""
+    return _save_clip
+
+
+def _save_clip(folder: Path, *, projection: int = 768, image_size: int = 56, seed: int = 0, **vision: Any) -> Path:
+    """Write config.json, preprocessor_config.json and model.safetensors, by transformers itself."""
+    with warnings.catch_warnings(action="ignore"):
+        from transformers import CLIPConfig, CLIPModel
+        from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    config = CLIPConfig(
+        projection_dim=projection,
+        text_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "vocab_size": 50,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "patch_size": 14,
+            "image_size": image_size,
+            "initializer_factor": 6.0,  # weights far from zero, so that pictures differ
+            **vision,
+        },
+    )
+    CLIPModel(config).save_pretrained(folder)
+    preprocessor = {
+        "crop_size": image_size,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "size": image_size,
+        "image_processor_type": "CLIPImageProcessor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
