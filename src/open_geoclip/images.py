@@ -1,0 +1,504 @@
+"""Decode anything a person may hand over into an upright RGB picture, or say clearly why it cannot be done.
+
+Each picture is read into memory, recognised by its first bytes (never by its suffix) and given to exactly
+one of Pillow's decoders, called directly: JPEG, PNG, WebP, AVIF, TIFF, GIF (first frame), BMP, and HEIC with
+the extra ``heic``. ``Image.open`` is not used, for two reasons. It would try decoders that have no business
+here (EPS starts Ghostscript), and its guard against decompression bombs is one number for the whole process,
+which a library must not change. The guard here looks at the size in the header, before decoding:
+
+* At most `MAX_PIXELS` pixels are decoded, the number at which Pillow starts to warn.
+* A JPEG may have four times as many, as telephones write 108 and 200 megapixels. It is then read at half its
+  width and height, which its decoder does while reading, in a quarter of the memory. A JPEG that is stored in
+  several scans (a progressive one) is held whole before that: it may need no more than 8 bytes of memory
+  for each of `MAX_PIXELS`, which 200 megapixels with the usual 4:2:0 colours do not exceed.
+* No side is more than `MAX_ASPECT` times the other. The model's preparation scales the shorter side to 224
+  pixels, which would turn a 1 x 20000 picture of a few kB into one of a thousand megapixels.
+
+**Colours.** The released GeoCLIP calls ``image.convert("RGB")`` and was trained that way. A plain RGB file
+gives the same bits here. Embedded colour profiles are ignored for that reason: managed colours are nicer to
+look at, but they are not the ones the model has seen, and a profile is one more thing a hostile file can
+bring. Where ``convert`` loses the picture, this differs from the released code: transparent parts become
+white rather than the colour that lies beneath, and grey values of 16 or 32 bits are scaled rather than cut
+off at 255.
+
+If a program sets Pillow's global ``ImageFile.LOAD_TRUNCATED_IMAGES``, pictures that are cut off pass.
+"""
+
+import os
+import re
+import stat
+import struct
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from open_geoclip.errors import ImageError, MissingExtraError
+
+__all__ = [
+    "MAX_ASPECT",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "ImageSource",
+    "SupportsRead",
+    "find_images",
+    "image_name",
+    "load_image",
+]
+
+MAX_PIXELS = 89_478_485
+"""The most pixels that are decoded: a quarter of a GiB at three bytes each, as Pillow counts it."""
+
+MAX_ASPECT = 50
+"""The longer side over the shorter. Of a picture at the bound, the model looks at a square that is 2 %."""
+
+MAX_FILE_BYTES = 2**30
+"""The largest file that is read. An uncompressed 16-bit TIFF of `MAX_PIXELS` is half as large."""
+
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg"}
+    | {".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
+"""What `find_images` takes for a picture in a folder, in lower case."""
+
+_READS = "JPEG, PNG, WebP, AVIF, TIFF, GIF, BMP and HEIC are read"
+_JPEG_ALLOWANCE = 4  # times max_pixels
+_COEFFICIENT_BYTES = 8  # times max_pixels: what a CMYK JPEG of max_pixels needs
+_MAX_SCANS = 50  # a scan can be a few bytes long and still cost a walk over the whole picture
+
+
+@runtime_checkable
+class SupportsRead(Protocol):
+    """An open binary file, or anything else that gives bytes. It need not be seekable."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Give at most ``size`` bytes, none at the end."""
+        ...
+
+
+_Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | SupportsRead
+
+ImageSource: TypeAlias = _Encoded | Image.Image | npt.NDArray[Any]
+"""A path, the bytes of a file, an open binary file, a Pillow image, or a uint8 array of (height, width) or
+(height, width, 1 | 3 | 4) in the order red, green, blue, alpha."""
+
+
+def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one picture into an upright RGB image of 8 bits a channel.
+
+    The result is fully loaded, shares nothing with the source, and carries no metadata: the EXIF orientation
+    is applied once and cannot be applied again. A file object is read from its start where it can seek, and
+    is left open. Arrays and images made in memory are decoded already, so ``max_pixels`` is not for them.
+
+    Grey images of 32 bits do not say which value is white. It is taken to be the first of 1 (floats only),
+    255 and 65535 that is not below the greatest value, or else the greatest value.
+
+    Args:
+        source: The picture; see `ImageSource`.
+        name: What errors call the picture. By default its path or its kind, as `image_name` says.
+        max_pixels: The most pixels to decode; for JPEGs see the top of this module.
+
+    Raises:
+        ImageError: The picture is missing, damaged, cut off, too large, too long and thin, or not one at all.
+    """
+    label = image_name(source) if name is None else name
+    if isinstance(source, np.ndarray):
+        picture = _from_array(source, label)
+    elif isinstance(source, Image.Image):
+        picture = source
+    else:
+        picture = _open(_read(source, label), label, max_pixels)
+    # An image made in memory has spent its memory already; one that Pillow opened may yet have to be decoded.
+    bound = max_pixels if isinstance(picture, ImageFile.ImageFile) else None
+    _check_size(picture.size, label, bound)
+    try:
+        with _quiet(picture.format == "TIFF"):
+            picture.load()
+        upright = _to_rgb(picture)
+        turn = _TURNS.get(_orientation(picture))
+        if turn is not None:
+            upright = upright.transpose(turn)
+        elif upright is source:
+            upright = upright.copy()
+        elif upright is picture:
+            # The decoder's own object, with its metadata and its file, is dropped; its pixels need no copy.
+            upright = picture._new(picture.im)
+    except Exception as error:  # decoders fail on hostile bytes in any way they like
+        raise ImageError(label, _why_undecoded(picture.format, error)) from error
+    upright.info.clear()
+    return upright
+
+
+def image_name(source: ImageSource, index: int | None = None) -> str:
+    """Say what answers and errors call a picture: its path, or its kind and ``#index`` where it has none.
+
+    Args:
+        source: The picture.
+        index: Its position, from 0, among the pictures that were handed over together.
+    """
+    path: object = source
+    if isinstance(source, Image.Image):
+        path = getattr(source, "filename", None)
+    elif hasattr(source, "read"):
+        path = getattr(source, "name", None)
+    if isinstance(path, (str, os.PathLike)) and (text := os.fsdecode(path)):
+        # A name that is not valid Unicode could not be printed, and one as long as a file is no path.
+        return text[:4096].encode(errors="backslashreplace").decode()
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        kind = "bytes"
+    elif isinstance(source, np.ndarray):
+        kind = "array"
+    elif isinstance(source, Image.Image):
+        kind = "image"
+    else:
+        kind = "empty path" if isinstance(source, str) else "stream"
+    return kind if index is None else f"{kind} #{index}"
+
+
+def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """List the pictures among files and folders.
+
+    A file is kept whatever its suffix. A folder gives, sorted, the files below it that have one of
+    `SUFFIXES`, but not hidden ones. Links to folders are followed, once each, unless they lead back up.
+
+    Args:
+        paths: Files and folders, or a single one.
+
+    Returns:
+        The files, in the order of ``paths``.
+
+    Raises:
+        ImageError: A path that does not exist, or a folder that cannot be read or holds no picture.
+    """
+    found: list[Path] = []
+    for given in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        path, name = Path(given), image_name(given)
+        try:
+            if not os.fspath(given):
+                raise FileNotFoundError
+            inside = _walk(path) if stat.S_ISDIR(path.stat().st_mode) else [path]
+        except (OSError, ValueError) as error:
+            inner = error.filename if isinstance(error, OSError) else None
+            raise ImageError(str(inner or name), _why_unread(given, error)) from error
+        if not inside:
+            suffixes = " ".join(sorted(SUFFIXES))
+            raise ImageError(name, f"the folder holds no pictures (files ending in {suffixes})")
+        found += inside
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        here = Path(name)
+        real = here.resolve()
+        # A link to a folder above would be walked for ever, or bring in everything beside the folder given.
+        if real in seen or (seen and here.parent.resolve().is_relative_to(real)):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(child for child in folders if not child.startswith("."))
+        pictures = [here / file for file in files if not file.startswith(".")]
+        pictures = [path for path in pictures if path.suffix.lower() in SUFFIXES]
+        # A broken link is kept, so that decoding it says what is wrong; a pipe would block for ever.
+        found += [path for path in pictures if path.is_file() or not path.exists()]
+    return sorted(found)
+
+
+def _read(source: _Encoded, name: str) -> bytes:
+    try:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            data = bytes(source)
+        elif isinstance(source, (str, os.PathLike)):
+            with FileIO(source) as file:
+                data = _read_stream(file, name)
+        elif callable(getattr(source, "read", None)):
+            data = _read_stream(source, name)
+        else:
+            what = f"a picture cannot be read from an object of type {type(source).__name__}"
+            raise ImageError(name, f"{what}; hand over a path, bytes, a binary file, a Pillow image or an array")
+    except ImageError:
+        raise
+    except Exception as error:  # a stream may be anybody's class
+        raise ImageError(name, _why_unread(source, error)) from error
+    if not data:
+        raise ImageError(name, "is empty (0 bytes)")
+    return data
+
+
+def _read_stream(stream: SupportsRead, name: str) -> bytes:
+    seek = getattr(stream, "seek", None)
+    if seek is not None:
+        with suppress(OSError):  # a pipe is read from where it stands
+            seek(0)  # a file that was just written stands at its end
+    chunks: list[bytes] = []
+    total = 0
+    while chunk := stream.read(2**24):  # nearly every photo is one chunk, which join() gives back uncopied
+        chunks.append(chunk)
+        total += len(chunk)
+        if total > MAX_FILE_BYTES:
+            raise ImageError(name, f"is larger than {MAX_FILE_BYTES / 2**30:g} GiB, too large for a picture")
+    return b"".join(chunks)
+
+
+def _why_unread(source: object, error: Exception) -> str:
+    path = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else ""
+    if re.match(r"(?i)[a-z][a-z0-9+.-]+:/|data:", path):
+        return "URLs are not fetched: save the picture first and hand over its path"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not a picture"
+    if isinstance(error, PermissionError):
+        return "may not be read (permission denied)"
+    if isinstance(error, TypeError):
+        return f"does not give bytes; open the file in binary mode, 'rb' ({error})"
+    return f"cannot be read: {_tell(error)}"
+
+
+class _Jpeg(JpegImageFile):
+    # Pillow looks for the resolution in the EXIF data when it opens a JPEG, and warns if those are damaged.
+    # Nothing here needs it. The first picture of a multi-picture file (MPO) is read as a JPEG, too.
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+_FORMATS: dict[str, tuple[bytes, type[ImageFile.ImageFile]]] = {  # how a file begins, as a pattern
+    "JPEG": (rb"\xff\xd8\xff", _Jpeg),
+    "PNG": (rb"\x89PNG\r\n\x1a\n", PngImageFile),
+    "WEBP": (rb"(?s)RIFF....WEBP", WebPImageFile),
+    "AVIF": (rb"(?s)....ftyp(....)*?avi[fs]", AvifImageFile),
+    "TIFF": (rb"II[*+]\0|MM\0[*+]", TiffImageFile),
+    "GIF": (rb"GIF8[79]a", GifImageFile),
+    "BMP": (rb"BM", BmpImageFile),
+}
+_HEIF = rb"(?s)....ftyp(....)*?(hei[cmsx]|hev[cmsx]|mif1|msf1)"
+
+_OTHERS = {
+    b"%pdf": "a PDF document",
+    b"%!ps": "a PostScript file",
+    b"8bps": "a Photoshop file",
+    b"pk\x03\x04": "a zip archive",
+    b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cjxl ": "a JPEG XL picture",
+    b"\0\0\0\x0cjp  ": "a JPEG 2000 picture",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML file",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs": "a Git LFS pointer (git lfs pull brings the picture)",
+}
+
+
+def _sniff(data: bytes, name: str) -> str:
+    start = data[:64]
+    if start[4:8] == b"ftyp":  # AVIF, HEIC and MP4 share a container: the brands in its first box tell them apart
+        start = start[: int.from_bytes(start[:4], "big")]
+    for kind, (pattern, _) in _FORMATS.items():
+        if re.match(pattern, start):
+            return kind
+    if re.match(_HEIF, start):
+        return "HEIF"
+    text = start.lstrip().lower()
+    what = next((told for magic, told in _OTHERS.items() if text.startswith(magic)), None)
+    if what is None and start[4:8] == b"ftyp":
+        what = "a camera's raw file" if start[8:12] == b"crx " else "a video"
+    raise ImageError(name, f"{what or 'not a picture this package knows'}; {_READS}")
+
+
+def _open(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    kind = _sniff(data, name)
+    if kind == "HEIF":
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError as error:
+            raise ImageError(name, str(MissingExtraError("HEIC", "heic"))) from error
+        decoder = HeifImageFile
+    else:
+        decoder = _FORMATS[kind][1]
+    try:
+        with _quiet(kind in ("AVIF", "GIF", "TIFF") or (kind == "PNG" and b"acTL" in data)):
+            picture: ImageFile.ImageFile = decoder(BytesIO(data))
+            # Most raw formats are TIFFs that begin with a thumbnail (NewSubfileType 1); DNG has a DNGVersion.
+            tags = picture.tag_v2 if isinstance(picture, TiffImageFile) else {}
+            is_raw = 0xC612 in tags or tags.get(0xFE) == 1 or (kind == "TIFF" and data[8:10] == b"CR")
+    except Exception as error:
+        raise ImageError(name, _why_undecoded(kind, error)) from error
+    if is_raw:
+        raise ImageError(name, f"a camera's raw file: save it as JPEG first; {_READS}")
+    if isinstance(picture, _Jpeg):
+        _check_jpeg(picture, data, name, max_pixels)
+    return picture
+
+
+def _check_jpeg(picture: _Jpeg, data: bytes, name: str, max_pixels: int) -> None:
+    """Ask for a smaller picture where the full one is too large, and refuse what Pillow would let through."""
+    assert picture.fp is not None
+    scan = picture.fp.tell()
+    if data.endswith(bytes(16)) and data.find(b"\xff\xd9", scan) < 0:
+        # An unfinished download whose file was made in full length: it decodes, the lower part grey.
+        raise ImageError(name, "the JPEG is cut off: its end is filled with zeros")
+    is_progressive = "progressive" in picture.info
+    if is_progressive and data.count(b"\xff\xda", scan) > _MAX_SCANS:
+        raise ImageError(name, f"the JPEG has more than {_MAX_SCANS} scans, as only a malicious file has")
+    (width, height), layers = picture.size, picture.layers
+    if width * height <= max_pixels:
+        return
+    allowed = _JPEG_ALLOWANCE * max_pixels
+    # One scan with all the layers is decoded row by row; else all coefficients are held, two bytes each.
+    one_scan = bytes([0xFF, 0xDA, 0, 6 + 2 * layers, layers])
+    if is_progressive or not data.startswith(one_scan, scan - 8 - 2 * layers):
+        areas = [down * across for _, down, across, _ in picture.layer]
+        full_layers = sum(areas) / max(1, *areas)
+        allowed = min(allowed, int(_COEFFICIENT_BYTES * max_pixels / 2 / max(1, full_layers)))
+    _check_size(picture.size, name, allowed)
+    part = next(n for n in (2, 4) if -(-width // n) * -(-height // n) <= max_pixels)
+    picture.draft(None, (max(1, width // part), max(1, height // part)))
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(name, f"has no pixels ({width} x {height})")
+    if max_pixels is not None and width * height > max_pixels:
+        most = f"{max_pixels / 1e6:.3g} megapixels, the most that are decoded"
+        mend = "save it smaller, or raise max_pixels if you trust it"
+        raise ImageError(name, f"{width} x {height} pixels are more than {most}: {mend}")
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageError(name, f"{width} x {height} is too long and thin, over {MAX_ASPECT} to 1: crop it")
+
+
+_warnings_lock = threading.Lock()
+
+
+@contextmanager
+def _quiet(needed: bool) -> Iterator[None]:
+    """Keep Pillow's warnings about damaged metadata from the user, who asked for pixels.
+
+    ``catch_warnings`` changes the state of the whole process, so threads take turns, and it is left out for
+    what does not warn: JPEG, WebP, BMP, HEIC, and PNG without animation.
+    """
+    if not needed:
+        yield
+        return
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _why_undecoded(kind: str | None, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+    return f"the {kind or 'image'} is damaged or cut off: {_tell(error)}"
+
+
+def _tell(error: Exception) -> str:
+    # "KeyError: 7" says more than "7"; for the usual kinds the sentence is enough.
+    return str(error) if isinstance(error, (OSError, SyntaxError)) else f"{type(error).__name__}: {error}"
+
+
+def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
+    if array.dtype != np.uint8:
+        scale = "multiply it by 255 if it runs from 0 to 1" if array.dtype.kind in "fb" else "scale it to 0..255"
+        raise ImageError(name, f"an array of {array.dtype} must be uint8: {scale}, then .astype(np.uint8)")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        told = ": channels come last, .transpose(1, 2, 0)" if array.shape[:1] in ((1,), (3,), (4,)) else ""
+        raise ImageError(name, f"an array of shape {array.shape} must be (height, width[, 1, 3 or 4]){told}")
+    _check_size((array.shape[1], array.shape[0]), name, None)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = _grey_to_8_bits(image)
+    if image.has_transparency_data:
+        cut_out = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(cut_out, mask=cut_out)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float32)
+    white = 65535.0
+    if not image.mode.startswith("I;16"):
+        greatest = float(np.max(values, initial=0, where=np.isfinite(values)))
+        levels = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        white = next((level for level in levels if greatest <= level), greatest)
+    grey = np.rint(np.nan_to_num(values).clip(0, white) * np.float32(255 / white)).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the orientation (1 to 8) where ``ImageOps.exif_transpose`` looks, but never warn and never fail.
+
+    TIFF and HEIC pictures are turned by their decoders, which then take the tag away.
+    """
+    info = image.info
+    exif, raw = info.get("exif"), info.get("Raw profile type exif")
+    if exif is None and isinstance(raw, str):  # how ImageMagick puts EXIF data into a PNG
+        with suppress(ValueError):
+            exif = bytes.fromhex("".join(raw.split("\n")[3:]))
+    found = _exif_orientation(exif) if isinstance(exif, bytes) else None
+    if exif is None and raw is None:  # the tag may have been set on an image in memory
+        found = image.getexif().get(0x0112)
+    if isinstance(found, int):
+        return found
+    xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
+    xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
+    match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
+    return int(match[1]) if match else 1
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    # Pillow's reader takes in every tag and stumbles over each damaged one; this needs one tag of one table.
+    for _ in range(2):  # some programs write the prefix twice
+        exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return None
+    with suppress(struct.error):  # the data end early
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", exif, at)
+            if tag == 0x0112:
+                (value,) = struct.unpack_from(order + {1: "B", 4: "I"}.get(kind, "H"), exif, at + 8)
+                return int(value)
+    return None
