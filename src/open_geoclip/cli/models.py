@@ -1,0 +1,97 @@
+"""`geoclip models`: which weights there are, which of them are here, and what the others would cost."""
+
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.pretrained.places import Status, status
+from open_geoclip.pretrained.records import RECORDS
+
+__all__ = ["models"]
+
+
+def models(*, format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table") -> None:
+    """List the models: what is on this machine, what the others would cost, licence, training data, accuracy.
+
+    Any other model is named by where it is: hub:org/repo@revision or dir:/folder.
+
+    Args:
+        format_: A table to read, or JSON with sizes in bytes.
+    """
+    found = [status(name) for name in RECORDS]
+    if format_ == "json":
+        import json
+
+        print(json.dumps([_as_json(one) for one in found], indent=2))
+    else:
+        _print_table(found)
+
+
+def _as_json(one: Status) -> dict[str, Any]:
+    record = one.record
+    return {
+        "name": record.name,
+        "title": record.title,
+        "here": one.folder is not None,
+        "folder": None if one.folder is None else str(one.folder),
+        "bytes": one.bytes_here,
+        "bytes_to_get": one.bytes_to_get,
+        "command": one.command,
+        "source": record.source,
+        "version": record.version,
+        "backbone": record.backbone,
+        "licence": record.licence,
+        "trained_on": record.trained_on,
+        "accuracy": record.accuracy,
+    }
+
+
+EXTRA = "pip install 'open-geoclip[earth]'"
+
+
+def _print_table(found: list[Status]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    # A file or a pipe has no width of its own. And the brackets in a pip command are no markup.
+    width = None if Console().is_terminal else 200
+    console = Console(width=width, markup=False, highlight=False)
+    table = Table(show_lines=True)
+    for title in ("name", "here", "to get it", "licence", "trained on", "accuracy"):
+        # Wide enough that a command can be copied, but for those that hold a commit.
+        table.add_column(title, overflow="fold", min_width=len(EXTRA) if title == "to get it" else None)
+    for one in found:
+        table.add_row(
+            f"{one.record.name}\n{one.record.title}",
+            f"{_size(one.bytes_here)}\n{one.folder}" if one.folder else "no",
+            _cost(one),
+            one.record.licence,
+            one.record.trained_on,
+            _accuracy(one.record.accuracy),
+        )
+    console.print(table)
+
+
+def _cost(one: Status) -> str:
+    if one.command is None:
+        return "nothing"
+    return f"{_size(one.bytes_to_get)}\n{one.command}" if one.bytes_to_get else one.command
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _accuracy(accuracy: object) -> str:
+    """Percent within distances on a line a benchmark; a sentence as it is."""
+    if not isinstance(accuracy, dict):
+        return str(accuracy)
+    lines = []
+    for benchmark, figures in accuracy.items():
+        if isinstance(figures, dict):
+            # "1 km": 13.01, "25 km": 32.1 reads as "13.01 / 32.1 % within 1 km / 25 km"
+            values, within = " / ".join(map(str, figures.values())), " / ".join(map(str, figures))
+            lines.append(f"{benchmark}: {values} % within {within}")
+        else:
+            lines.append(f"{benchmark}: {figures}")
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""What a configuration file says about a model, checked key by key."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from open_geoclip.errors import ModelNameError, WeightsError
+from open_geoclip.pretrained.names import parse_name
+
+__all__ = [
+    "FORMAT",
+    "GIVEN",
+    "HUB_TYPES",
+    "PROJECTIONS",
+    "HeadSettings",
+    "LocationSettings",
+    "OwnSettings",
+    "backbone_of",
+    "check_keys",
+    "hub_backbone",
+    "read_settings",
+    "read_sigmas",
+]
+
+FORMAT = "open-geoclip"
+HUB_TYPES = ("geoclip-geolocation", "geoclip-location-encoder")
+"""What a configuration calls itself: ``format`` in our own layout, ``model_type`` in a release on the Hub."""
+
+GIVEN = ("location_encoder", "image_encoder", "preprocessing", "card")
+"""The keys of our configuration that the maker of a model gives; the others are written for him."""
+
+MOST_LAYERS = 64
+"""More levels or layers than this in a configuration are a mistake, or meant to exhaust the machine."""
+
+PROJECTIONS = {"equal_earth": 2, "sphere": 3}
+"""Each projection, and how many numbers a place is after it."""
+
+
+class LocationSettings(TypedDict):
+    """What is needed to build a location encoder.
+
+    ``sigmas``: one a level. ``features``: random Fourier features a level; the network sees twice as many
+    numbers. ``width``: of the hidden layers. ``depth``: the number of hidden layers (Linear and ReLU).
+    ``output``: the length of a location vector. ``projection``: ``equal_earth`` or ``sphere``.
+    """
+
+    sigmas: list[float]
+    features: int
+    width: int
+    depth: int
+    output: int
+    projection: str
+
+
+class HeadSettings(TypedDict):
+    """What is needed to build an image head: its widths, from the backbone's feature to the shared space."""
+
+    widths: list[int]
+
+
+@dataclass(frozen=True)
+class OwnSettings:
+    """What the maker of a model gives, taken apart."""
+
+    location: LocationSettings
+    widths: list[int] | None
+    backbone: str | None
+    preprocessing: dict[str, Any] | None
+    card: dict[str, Any]
+
+
+def read_settings(config: Mapping[str, Any], what: str) -> OwnSettings:
+    """Check what the maker of a model gives, and take it apart.
+
+    Raises:
+        WeightsError: A setting is unknown, missing or out of range; the message names it.
+    """
+    where = f"{what}: location_encoder"
+    given = check_keys(config["location_encoder"], tuple(LocationSettings.__annotations__), where)
+    if given["projection"] not in PROJECTIONS:
+        raise WeightsError(f"{where}: projection {given['projection']!r} is not one of {', '.join(PROJECTIONS)}")
+    location = LocationSettings(
+        sigmas=read_sigmas(given["sigmas"], f"{where}: sigmas"),
+        features=_count(given["features"], f"{where}: features"),
+        width=_count(given["width"], f"{where}: width"),
+        depth=_count(given["depth"], f"{where}: depth", most=MOST_LAYERS),
+        output=_count(given["output"], f"{where}: output"),
+        projection=given["projection"],
+    )
+    widths, backbone = None, None
+    if config["image_encoder"] is not None:
+        where = f"{what}: image_encoder"
+        image = check_keys(config["image_encoder"], ("backbone", "widths"), where)
+        if not isinstance(image["widths"], list) or not 2 <= len(image["widths"]) <= MOST_LAYERS:
+            raise WeightsError(f"{where}: widths must be a list of at least two numbers")
+        widths = [_count(width, f"{where}: widths") for width in image["widths"]]
+        backbone = _backbone(image["backbone"], where)
+    for key in ("preprocessing", "card"):
+        if not isinstance(config[key], dict) and not (key == "preprocessing" and config[key] is None):
+            raise WeightsError(f"{what}: {key} must be an object")
+    return OwnSettings(location, widths, backbone, config["preprocessing"], config["card"])
+
+
+def check_keys(value: object, expected: Sequence[str], what: str) -> dict[str, Any]:
+    """Return a JSON object that has exactly these keys.
+
+    Raises:
+        WeightsError: It is no object, or has a key too many or too few; the message names it.
+    """
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{what} must be an object with the keys {', '.join(expected)}")
+    if unknown := sorted(map(str, value.keys() - set(expected))):
+        raise WeightsError(f"{what}: unknown key {', '.join(unknown)}; known are {', '.join(expected)}")
+    if missing := sorted(set(expected) - value.keys()):
+        raise WeightsError(f"{what}: the key {', '.join(missing)} is missing")
+    return dict(value)
+
+
+def _count(value: object, what: str, *, most: int | None = None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (most is not None and value > most):
+        raise WeightsError(f"{what}: {value!r} must be a whole number from 1" + (f" to {most}" if most else ""))
+    return value
+
+
+def read_sigmas(value: object, what: str) -> list[float]:
+    """Check the sigmas of a location encoder.
+
+    Raises:
+        WeightsError: They are no list of positive numbers.
+    """
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_LAYERS:
+        raise WeightsError(f"{what} must be a list of positive numbers, one a level, not {value!r}")
+    for sigma in value:
+        if not isinstance(sigma, int | float) or isinstance(sigma, bool) or not 0 < sigma < 1e9:
+            raise WeightsError(f"{what} must be positive numbers, not {sigma!r}")
+    return [float(sigma) for sigma in value]
+
+
+def _backbone(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise WeightsError(f"{what}: backbone must be a name")
+    try:
+        parse_name(value)
+    except ModelNameError as error:
+        raise WeightsError(f"{what}: {error}") from error
+    return value
+
+
+def hub_backbone(config: Mapping[str, Any], what: str) -> str:
+    """The name of the backbone that a release on the Hub was made with.
+
+    Raises:
+        WeightsError: It names none.
+    """
+    backbone = config.get("backbone")
+    if not isinstance(backbone, dict) or not isinstance(backbone.get("repo_id"), str):
+        raise WeightsError(f"{what}: backbone must give repo_id and revision")
+    revision = backbone.get("revision")
+    name = f"hub:{backbone['repo_id']}" + ("" if revision is None else f"@{revision}")
+    return _backbone(name, what)
+
+
+def backbone_of(config: Mapping[str, Any], what: str) -> str | None:
+    """The backbone on the Hub that must be there before a model can be used, or None."""
+    if config.get("model_type") == HUB_TYPES[0]:
+        return hub_backbone(config, what)
+    if config.get("format") == FORMAT and isinstance(config.get("image_encoder"), dict):
+        name = _backbone(config["image_encoder"].get("backbone"), what)
+        return name if name.startswith("hub:") else None
+    return None

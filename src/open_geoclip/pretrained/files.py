@@ -1,0 +1,150 @@
+"""Files that hold weights: telling what a folder holds, checking it, and writing into place."""
+
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from open_geoclip.errors import WeightsError
+
+__all__ = [
+    "check_plain",
+    "check_sha256",
+    "companions",
+    "has_weights",
+    "new_folder",
+    "read_json",
+    "sha256_of",
+    "shards",
+    "weight_files",
+]
+
+
+PREPARATION = re.compile(
+    r"preprocessor_config\.json|vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json"
+)
+"""How a model wants its pictures and words."""
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder holds a configuration and all of its weights."""
+    if not (path / "config.json").is_file():
+        return False
+    files = weight_files(path)
+    return bool(files) and all(file.is_file() for file in files)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The weights that a folder should hold: one file, or all that its index names. Empty: none at all."""
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    return [path / file for file in shards(read_json(index), str(index))]
+
+
+def shards(index: dict[str, Any], what: str) -> list[str]:
+    """The files that the index of sharded weights names.
+
+    Raises:
+        WeightsError: It is no such index, or a name in it leads out of the folder.
+    """
+    parts = index.get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise WeightsError(f"{what}: is no index of weights")
+    files = sorted({str(part) for part in parts.values()})
+    for file in files:
+        check_plain(file, ".safetensors", what)
+    return files
+
+
+def check_plain(file: object, ending: str, what: str) -> str:
+    """Return a file name that a configuration gives, if it stays in its folder.
+
+    Raises:
+        WeightsError: It is no plain file name with this ending.
+    """
+    if not isinstance(file, str) or not file.endswith(ending) or set(file) & set("/\\:\0") or file == ending:
+        raise WeightsError(f"{what}: {file!r} is not the name of a {ending} file in the same folder")
+    return file
+
+
+def companions(names: Iterable[str], config: dict[str, Any]) -> list[str]:
+    """The files that belong beside configuration and weights: preparation of pictures and words, gallery.
+
+    Args:
+        names: The files that there are.
+        config: The configuration, which names the gallery if there is one.
+    """
+    galleries = [config[key] for key in ("gallery", "gallery_file") if isinstance(config.get(key), str)]
+    return [
+        *filter(PREPARATION.fullmatch, sorted(names)),
+        *(check_plain(file, ".csv", "config.json") for file in galleries),
+    ]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        WeightsError: The file holds no JSON object; the message names it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise WeightsError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: holds no JSON object")
+    return value
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(content: Path | bytes, expected: str, what: str, *, mend: str) -> None:
+    """Check that a file is the one that is meant.
+
+    Args:
+        content: The file, or what was read from it.
+        expected: sha256 in hex.
+        what: The file, for the message.
+        mend: What to do about it, for the message.
+
+    Raises:
+        WeightsError: It is another one.
+    """
+    found = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256_of(content)
+    if found != expected:
+        raise WeightsError(f"{what}: is another file than expected (sha256 {found}, expected {expected}); {mend}")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Fill a folder beside its goal; it takes the goal's place when all went well, and vanishes when not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    fresh = target.with_name(f".{target.name}-{mark}-new")
+    old = target.with_name(f".{target.name}-{mark}-old")
+    fresh.mkdir()
+    try:
+        yield fresh
+        if target.exists():
+            target.rename(old)
+        try:
+            fresh.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,134 @@
+"""What is known about each set of weights: where it comes from, its hashes, licence and accuracy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "CLIP_BACKBONE",
+    "CLIP_PREPROCESSING",
+    "GALLERY_FILE",
+    "HEAD_FILE",
+    "LOCATION_FILE",
+    "RECORDS",
+    "SCALE_FILE",
+    "Record",
+]
+
+CLIP_PREPROCESSING: dict[str, Any] = {
+    "resize": 224,
+    "crop": 224,
+    "resample": "bicubic",
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+}
+"""How CLIP ViT-L/14 wants its pictures: the shorter side in pixels, then a square from the middle."""
+
+CLIP_BACKBONE = "hub:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
+"""The image backbone of the released GeoCLIP, held to one commit."""
+
+# The files of the released wheel. The gallery is 100,000 rows of LAT, LON.
+LOCATION_FILE = "location_encoder_weights.pth"
+HEAD_FILE = "image_encoder_mlp_weights.pth"
+SCALE_FILE = "logit_scale_weights.pth"
+GALLERY_FILE = "coordinates_100K.csv"
+
+Accuracy = Mapping[str, Any] | str
+"""Percent of photos within a distance, ``{"benchmark, and how": {"25 km": 32.1, ...}}``, or a sentence."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known about one set of weights.
+
+    Attributes:
+        name: The name it is asked for by.
+        title: What it is, in one line.
+        source: Where it comes from.
+        version: The version or commit that the hashes belong to.
+        sha256: File name to hash, for the files whose hash is known.
+        bytes: What it takes to get it, in bytes.
+        preprocessing: How it wants its pictures, or None where a file beside the weights says so.
+        backbone: The name of the image backbone it needs, or None.
+        gallery: The file name of its gallery, or None.
+        licence: The licence of the weights.
+        trained_on: The data it learned from.
+        accuracy: Measured accuracy, and by whom it was measured.
+        extra: The optional dependencies it needs, or None.
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    trained_on: str
+    accuracy: Accuracy
+    version: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    bytes: int = 0
+    preprocessing: Mapping[str, Any] | None = None
+    backbone: str | None = None
+    gallery: str | None = None
+    extra: str | None = None
+
+
+RECORDS: dict[str, Record] = {
+    "earth": Record(
+        name="earth",
+        title="embedded default: views of the Earth from orbit",
+        source="part of this package",
+        licence="MIT; its backbone Apache-2.0",
+        trained_on="views rendered from NASA's Blue Marble",
+        # Told by the card in its config.json, which is written when it is trained.
+        accuracy="told by its card",
+        backbone="earth",
+        gallery="gallery.csv",
+        extra="earth",
+    ),
+    "geoclip": Record(
+        name="geoclip",
+        title="GeoCLIP as released with the paper: both heads and the 100K gallery",
+        source="https://pypi.org/project/geoclip/1.3.0/",
+        version="1.3.0",
+        sha256={
+            LOCATION_FILE: "94b80ae3af89fca78539e129dd2929d321247f5ceeeb0a31bc2c31041a253394",
+            HEAD_FILE: "5342c391eec961796d04d02f2bd670bfa97b34ce32c656d0e0676581103c2c14",
+            SCALE_FILE: "9568e2e09dd19083082bf285b2c0c126867e40dbd275a8ee8c621888b861904e",
+            GALLERY_FILE: "3a00b1ba58f13443db726533b6399b39609e292df09d4e58792fa5949d1838b1",
+        },
+        bytes=37_806_041 + 3_938_907 + 759 + 2_024_065,
+        preprocessing=CLIP_PREPROCESSING,
+        backbone=CLIP_BACKBONE,
+        gallery=GALLERY_FILE,
+        licence="MIT",
+        trained_on="MP-16, 4.7 million photos from Flickr with GPS",
+        accuracy={
+            "Im2GPS3k, one crop, from the published predictions of these weights": {
+                "1 km": 13.01,
+                "25 km": 32.10,
+                "200 km": 47.91,
+                "750 km": 66.57,
+                "2500 km": 82.42,
+            },
+            "Im2GPS3k, ten crops, the paper (arXiv 2309.16020)": {
+                "1 km": 14.11,
+                "25 km": 34.47,
+                "200 km": 50.65,
+                "750 km": 69.67,
+                "2500 km": 83.82,
+            },
+        },
+    ),
+    CLIP_BACKBONE: Record(
+        name=CLIP_BACKBONE,
+        title="CLIP ViT-L/14, the image backbone of geoclip",
+        source="https://huggingface.co/openai/clip-vit-large-patch14",
+        version="32bd64288804d66eefd0ccbe215aa642df71cc41",
+        # The Hub states this hash for the file at this commit, and so do many who downloaded it.
+        sha256={"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
+        bytes=1_710_540_580,
+        licence="MIT",
+        trained_on="400 million pairs of picture and text from the web",
+        accuracy="a backbone: it locates nothing by itself",
+    ),
+}
