@@ -1,0 +1,139 @@
+"""From a picture to the numbers a backbone was trained on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from open_geoclip.errors import SettingsError
+
+__all__ = ["Preprocessing"]
+
+_RESAMPLE = {
+    "nearest": 0,
+    "lanczos": 1,
+    "bilinear": 2,
+    "bicubic": 3,
+    "box": 4,
+    "hamming": 5,
+}  # Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture is resized, cropped and normalised. It belongs to the weights and is stored with them.
+
+    Bit for bit what CLIP's own Pillow-based processor computes: the shortest edge is resized, the middle is
+    cut out, and each of the 256 values of a channel becomes the same float32.
+
+    Attributes:
+        resize: length of the shortest edge after resizing, pixels.
+        crop: side of the square cut out of the middle, pixels; what is smaller is padded with black.
+        resample: Pillow's filter by name, such as ``bicubic``.
+        mean: of each channel, on a scale from 0 to 1.
+        std: of each channel, on a scale from 0 to 1.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    resize: int
+    crop: int
+    resample: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.resample not in _RESAMPLE:
+            raise SettingsError(f"resample: one of {', '.join(_RESAMPLE)}, not {self.resample!r}")
+        if self.resize < 1 or self.crop < 1:
+            raise SettingsError("resize and crop: 1 pixel or more")
+        if min(self.std) <= 0:
+            raise SettingsError(f"std: three numbers above 0, not {self.std}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Preprocessing":
+        """Read what is stored with our own weights.
+
+        Raises:
+            SettingsError: a value is missing, unknown or out of range.
+        """
+        if record.keys() != {"resize", "crop", "resample", "mean", "std"}:
+            raise SettingsError(f"preprocessing: resize, crop, resample, mean and std, not {', '.join(record)}")
+        return cls(**{**record, "mean": _three(record["mean"]), "std": _three(record["std"])})
+
+    @classmethod
+    def from_clip(cls, config: Mapping[str, Any]) -> "Preprocessing":
+        """Read a ``preprocessor_config.json`` as published with CLIP weights, old or new.
+
+        Raises:
+            SettingsError: it asks for something that no published CLIP needs.
+        """
+        for step in ("do_resize", "do_center_crop", "do_normalize", "do_rescale"):
+            if not config.get(step, True):
+                raise SettingsError(f"preprocessor_config.json: {step} is off; only CLIP's usual steps are supported")
+        if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+            raise SettingsError("preprocessor_config.json: rescale_factor is not 1/255")
+        size, crop = config.get("size", 224), config.get("crop_size", 224)
+        if isinstance(size, Mapping):
+            if "shortest_edge" not in size:
+                raise SettingsError(f"preprocessor_config.json: size {dict(size)} does not give the shortest edge")
+            size = size["shortest_edge"]
+        if isinstance(crop, Mapping):
+            if crop["height"] != crop["width"]:
+                raise SettingsError(f"preprocessor_config.json: the crop {dict(crop)} is not square")
+            crop = crop["height"]
+        names = {number: name for name, number in _RESAMPLE.items()}
+        return cls(
+            resize=int(size),
+            crop=int(crop),
+            resample=names[config.get("resample", 3)],
+            mean=_three(config.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
+            std=_three(config.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
+        )
+
+    @cached_property
+    def _table(self) -> Float[np.ndarray, "3 256"]:
+        """What each value of each channel becomes: computed once, in the steps of the reference."""
+        values = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return (values[None, :] - mean[:, None]) / std[:, None]
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 crop crop"]:
+        """The tensor of an upright RGB picture."""
+        width, height = image.size
+        short, long = min(width, height), max(width, height)
+        scaled = int(self.resize * long / short)
+        size = (self.resize, scaled) if width <= height else (scaled, self.resize)
+        pixels = np.asarray(image.resize(size, _RESAMPLE[self.resample]))
+        pixels = _middle(pixels, self.crop)
+        table = self._table
+        return torch.from_numpy(np.stack([table[channel][pixels[..., channel]] for channel in range(3)]))
+
+    def batch(self, images: list[Image.Image]) -> Float[Tensor, "n 3 crop crop"]:
+        """The tensors of several pictures, stacked."""
+        return torch.stack([self(image) for image in images])
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise SettingsError(f"mean and std: a number for each of three channels, not {values}")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _middle(pixels: UInt8[np.ndarray, "h w 3"], crop: int) -> UInt8[np.ndarray, "crop crop 3"]:
+    """The middle of a picture, padded with black where it is too small."""
+    height, width, _ = pixels.shape
+    if height < crop or width < crop:
+        above, left = -(-max(crop - height, 0) // 2), -(-max(crop - width, 0) // 2)
+        below, right = max(crop - height, 0) - above, max(crop - width, 0) - left
+        pixels = np.pad(pixels, ((above, below), (left, right), (0, 0)))
+        height, width, _ = pixels.shape
+    top, start = (height - crop) // 2, (width - crop) // 2
+    return pixels[top : top + crop, start : start + crop]

@@ -1,0 +1,88 @@
+"""Two towers and a temperature: the contrastive model itself."""
+
+import math
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from open_geoclip import pretrained
+from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.model.image_encoder import ImageEncoder
+from open_geoclip.model.location_encoder import LocationEncoder
+
+__all__ = ["DType", "TwoTowers", "network_dtype"]
+
+_Model = TypeVar("_Model", bound="TwoTowers")
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+def network_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtype:
+    """What a frozen backbone computes in.
+
+    ``auto`` is bfloat16 where the processor multiplies it natively (AVX-512 BF16, AMX, a GPU that has it), and
+    float32 elsewhere: without such instructions bfloat16 is far slower, not faster.
+
+    Raises:
+        SettingsError: the name is not known.
+    """
+    if name not in ("auto", "float32", "bfloat16"):
+        raise SettingsError(f"dtype: auto, float32 or bfloat16, not {name!r}")
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
+        return torch.float32
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+class TwoTowers(nn.Module):
+    """Pictures and places in one space (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023, section 3).
+
+    Args:
+        image_encoder: the tower for pictures.
+        location_encoder: the tower for coordinates.
+
+    Attributes:
+        logit_scale: logarithm of the temperature's inverse; starts at ln(1/0.07), as CLIP's does.
+    """
+
+    def __init__(self, image_encoder: ImageEncoder, location_encoder: LocationEncoder) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.location_encoder = location_encoder
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @classmethod
+    def from_release(cls: type[_Model], release: "pretrained.Release", *, backbone: str | None = None) -> _Model:
+        """Build the model that a release holds, in evaluation mode.
+
+        Raises:
+            WeightsError: the release holds a location encoder only, or its parts do not fit together.
+        """
+        if "logit_scale" not in release.tensors:
+            raise WeightsError(f"{release.name} holds a location encoder only: it cannot locate pictures")
+        model = cls(ImageEncoder.from_release(release, backbone=backbone), LocationEncoder.from_release(release))
+        with torch.no_grad():
+            model.logit_scale.copy_(release.tensors["logit_scale"])
+        return model.eval()
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied with to make logits."""
+        return float(self.logit_scale.detach().exp())
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"], coordinates: Float[Tensor, "m 2"]) -> Float[Tensor, "n m"]:
+        """Logits of each picture for each place: the temperature times the cosine of their vectors.
+
+        Raises:
+            CoordinateError: a coordinate is not on Earth.
+        """
+        image = F.normalize(self.image_encoder(pixels).float(), dim=1)
+        location = F.normalize(self.location_encoder(coordinates).float(), dim=1)
+        return self.logit_scale.exp() * image @ location.T
