@@ -1,0 +1,88 @@
+"""Say where on Earth a photo was taken.
+
+::
+
+    from open_geoclip import Locator
+
+    answers = Locator.from_pretrained("earth").locate(["a.jpg", "b.jpg"], top_k=5)
+
+The names below are looked up on first use, so that importing the package takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from open_geoclip._version import __version__
+
+if TYPE_CHECKING:
+    from open_geoclip.errors import (
+        CoordinateError,
+        GalleryError,
+        ImageError,
+        MissingExtraError,
+        MissingWeightsError,
+        ModelNameError,
+        OpenGeoCLIPError,
+        SettingsError,
+        WeightsError,
+    )
+    from open_geoclip.images import find_images, load_image
+    from open_geoclip.model.image_encoder import ImageEncoder
+    from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+    from open_geoclip.model.preprocessing import Preprocessing
+    from open_geoclip.search.gallery import Gallery
+    from open_geoclip.search.geoclip import GeoCLIP
+    from open_geoclip.search.locator import Answer, Candidate, Locator
+
+_HOME = {
+    "Answer": "search.locator",
+    "Candidate": "search.locator",
+    "CoordinateError": "errors",
+    "Gallery": "search.gallery",
+    "GalleryError": "errors",
+    "GeoCLIP": "search.geoclip",
+    "ImageEncoder": "model.image_encoder",
+    "ImageError": "errors",
+    "LocationEncoder": "model.location_encoder",
+    "LocationSettings": "model.location_encoder",
+    "Locator": "search.locator",
+    "MissingExtraError": "errors",
+    "MissingWeightsError": "errors",
+    "ModelNameError": "errors",
+    "OpenGeoCLIPError": "errors",
+    "Preprocessing": "model.preprocessing",
+    "SettingsError": "errors",
+    "WeightsError": "errors",
+    "find_images": "images",
+    "load_image": "images",
+}
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "CoordinateError",
+    "Gallery",
+    "GalleryError",
+    "GeoCLIP",
+    "ImageEncoder",
+    "ImageError",
+    "LocationEncoder",
+    "LocationSettings",
+    "Locator",
+    "MissingExtraError",
+    "MissingWeightsError",
+    "ModelNameError",
+    "OpenGeoCLIPError",
+    "Preprocessing",
+    "SettingsError",
+    "WeightsError",
+    "__version__",
+    "find_images",
+    "load_image",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,1 @@
+"""Search: the gallery, its vectors, and answers from them."""

@@ -1,0 +1,260 @@
+"""The locator: photos in, answers out."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from open_geoclip import pretrained
+from open_geoclip._version import __version__
+from open_geoclip.errors import GalleryError, ImageError, SettingsError
+from open_geoclip.images import ImageSource, image_name, load_image
+from open_geoclip.model.two_towers import DType, TwoTowers, network_dtype
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.index import GalleryIndex, Progress
+
+__all__ = ["Answer", "Candidate", "Locator"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place where a photo may have been taken.
+
+    Attributes:
+        lat: degrees north.
+        lon: degrees east.
+        score: cosine of the picture's and the place's vector, from -1 to 1.
+        probability: the place's share of a softmax over the gallery. It compares places of one gallery; it is
+            not the chance of being right.
+    """
+
+    lat: float
+    lon: float
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one picture, and by what. An estimate, not evidence.
+
+    Attributes:
+        image: the picture's name.
+        model: the weights' name and version.
+        gallery: the gallery's name, size and fingerprint.
+        version: of this package.
+        candidates: best first; empty when there is an error.
+        error: why the picture could not be read, or None.
+    """
+
+    image: str
+    model: str
+    gallery: str
+    version: str
+    candidates: tuple[Candidate, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON-ready values; ``{"image", "error"}`` alone when the picture could not be read."""
+        if self.error is not None:
+            return {"image": self.image, "error": self.error}
+        return {
+            "image": self.image,
+            "model": self.model,
+            "gallery": self.gallery,
+            "version": self.version,
+            "candidates": [vars(candidate) for candidate in self.candidates],
+        }
+
+
+class Locator:
+    """A model and a gallery, ready for any number of photos.
+
+    Args:
+        model: two trained towers.
+        gallery: the places to choose from.
+        model_name: what an answer calls the model.
+        batch_size: photos the model sees at once; the next ones are decoded meanwhile.
+        cache: folder of the location vectors; the user's cache folder when not given.
+        progress: called while location vectors are computed, which happens once for a model and a gallery.
+    """
+
+    def __init__(
+        self,
+        model: TwoTowers,
+        gallery: Gallery,
+        *,
+        model_name: str = "custom",
+        batch_size: int = 8,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise SettingsError(f"batch_size: 1 or more, not {batch_size}")
+        self.model = model.eval()
+        self.model_name = model_name
+        self.batch_size = batch_size
+        self.index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "earth",
+        *,
+        backbone: str | None = None,
+        gallery: Gallery | str | Path | None = None,
+        dtype: DType = "auto",
+        device: str = "cpu",
+        batch_size: int = 8,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> "Locator":
+        """A locator with trained weights.
+
+        Args:
+            name: ``earth`` (embedded), ``geoclip`` (released), ``hub:org/repo@revision`` or ``dir:/folder``.
+            backbone: where the image backbone is, by the same grammar; the one that the weights name when not given.
+            gallery: places to choose from, or a file of them; the gallery of the weights when not given.
+            dtype: what the image backbone computes in; ``auto`` is bfloat16 where the processor has it.
+            device: where to compute, such as ``cpu`` or ``cuda``.
+            batch_size: see the class.
+            cache: see the class.
+            progress: see the class.
+
+        Raises:
+            ModelNameError: a name does not follow the grammar.
+            WeightsError: weights are missing or damaged; the message says what to do.
+            GalleryError: the gallery cannot be used, or the weights have none and none was given.
+        """
+        release = pretrained.load(name)
+        if gallery is None:
+            if release.gallery is None:
+                raise GalleryError(f"{name} has no gallery of its own: give one (CSV, GeoJSON or Parquet)")
+            gallery = Gallery.from_file(release.gallery)
+        elif not isinstance(gallery, Gallery):
+            gallery = Gallery.from_file(gallery)
+        model = TwoTowers.from_release(release, backbone=backbone)
+        model.to(device)
+        model.image_encoder.backbone.to(network_dtype(dtype, device))
+        return cls(
+            model,
+            gallery,
+            model_name=f"{name} {release.version}",
+            batch_size=batch_size,
+            cache=cache,
+            progress=progress,
+        )
+
+    @property
+    def gallery(self) -> Gallery:
+        """The places that answers are chosen from."""
+        return self.index.gallery
+
+    def locate(self, images: ImageSource | Iterable[ImageSource], top_k: int = 5) -> list[Answer]:
+        """The most likely places of each picture, in the order they were given.
+
+        Args:
+            images: pictures: paths, bytes, binary files, PIL images or arrays (h, w, 3) of uint8; one or many.
+            top_k: candidates a picture.
+
+        Returns:
+            One answer a picture. One that cannot be read has ``error`` set, and the rest is done all the same.
+
+        Raises:
+            SettingsError: top_k is below 1 or above the gallery's size.
+        """
+        return list(self.stream(images, top_k))
+
+    def stream(self, images: ImageSource | Iterable[ImageSource], top_k: int = 5) -> Iterator[Answer]:
+        """As :meth:`locate`, answer by answer: for more pictures than fit into memory."""
+        self._check_top_k(top_k)
+        return self._answers(iter(_listed(images)), top_k)
+
+    def encode(self, images: Iterable[ImageSource]) -> Float[Tensor, "n k"]:
+        """Vectors of pictures, of length 1, float32.
+
+        Raises:
+            ImageError: a picture cannot be read.
+        """
+        pixels = [self._prepared(source, image_name(source, number)) for number, source in enumerate(images)]
+        parts = [self._vectors(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.location_encoder.settings.output)
+
+    def _check_top_k(self, top_k: int) -> None:
+        if not 1 <= top_k <= len(self.gallery):
+            raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")
+
+    def _prepared(self, source: ImageSource, name: str) -> Float[Tensor, "3 h w"]:
+        return self.model.image_encoder.preprocessing(load_image(source, name=name))
+
+    @torch.inference_mode()
+    def _vectors(self, pixels: list[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n k"]:
+        device = self.model.logit_scale.device
+        return F.normalize(self.model.image_encoder(torch.stack(pixels).to(device)).float(), dim=1).cpu()
+
+    def _answers(self, sources: Iterator[ImageSource], top_k: int) -> Iterator[Answer]:
+        """Decode a batch ahead while the model runs on the one before."""
+        numbered = enumerate(sources)
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
+
+            def submit() -> list[tuple[str, Future[Float[Tensor, "3 h w"]]]]:
+                batch = []
+                for number, source in itertools.islice(numbered, self.batch_size):
+                    name = image_name(source, number)
+                    batch.append((name, pool.submit(self._prepared, source, name)))
+                return batch
+
+            batch, ahead = submit(), submit()
+            while batch:
+                yield from self._batch(batch, top_k)
+                batch, ahead = ahead, submit()
+
+    def _batch(self, batch: list[tuple[str, Future[Float[Tensor, "3 h w"]]]], top_k: int) -> Iterator[Answer]:
+        errors: dict[int, str] = {}
+        pixels = []
+        for number, (_, future) in enumerate(batch):
+            try:
+                pixels.append(future.result())
+            except ImageError as error:
+                errors[number] = error.reason
+        answers = iter(self._search(self._vectors(pixels), top_k) if pixels else ())
+        for number, (name, _) in enumerate(batch):
+            about = (name, self.model_name, self._gallery_name, __version__)
+            yield Answer(*about, error=errors[number]) if number in errors else Answer(*about, next(answers))
+
+    @property
+    def _gallery_name(self) -> str:
+        gallery = self.gallery
+        return f"{gallery.name}, {len(gallery):,} places, sha256 {gallery.fingerprint[:12]}"
+
+    def _search(self, vectors: Float[Tensor, "n k"], top_k: int) -> list[tuple[Candidate, ...]]:
+        found = self.index.search(vectors, self.model.scale, top_k)
+        log_weights = torch.from_numpy(self.gallery.weights).log()[found.rows]
+        probabilities = (found.logits + log_weights - found.log_total[:, None]).exp()
+        scores = found.logits / self.model.scale
+        return [
+            tuple(
+                Candidate(round(float(lat), 6), round(float(lon), 6), float(score), float(probability))
+                for (lat, lon), score, probability in zip(self.gallery.coordinates[r], s, p, strict=True)
+            )
+            for r, s, p in zip(found.rows.numpy(), scores.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+
+def _listed(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """One picture alone as a list of one."""
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray):
+        return [images]
+    if hasattr(images, "read"):
+        return [cast(ImageSource, images)]
+    return images

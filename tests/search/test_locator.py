@@ -1,0 +1,245 @@
+"""Locator and GeoCLIP end to end on the released heads and gallery, held against the released package."""
+
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from open_geoclip import Answer, Gallery, GeoCLIP, ImageEncoder, LocationEncoder, Locator
+from open_geoclip.errors import (
+    GalleryError,
+    ImageError,
+    MissingWeightsError,
+    ModelNameError,
+    SettingsError,
+    WeightsError,
+)
+
+ROWS = 6000  # of the released gallery: it is encoded anew for each photo by the released package
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory, save_clip: Callable[..., Path]) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def part(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first rows of the released gallery, some of them twice."""
+    lines = (released / "model" / "gps_gallery" / "coordinates_100K.csv").read_text().splitlines()
+    path = tmp_path_factory.mktemp("gallery") / "part.csv"
+    path.write_text("\n".join([*lines[: ROWS + 1], *lines[1:200]]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(released: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The one real photo the wheel carries, whole and in pieces."""
+    folder = tmp_path_factory.mktemp("photos")
+    with Image.open(released / "images" / "Kauai.png") as picture:
+        whole = picture.convert("RGB")
+    width, height = whole.size
+    boxes = [
+        (0, 0, width, height),
+        (0, 0, width // 2, height),
+        (width // 3, height // 3, width, height),
+        (0, height // 2, width, height),
+    ]
+    paths = []
+    for number, box in enumerate(boxes):
+        paths.append(folder / f"photo_{number}.png")
+        whole.crop(box).save(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def locator(clip: Path, part: Path, cache: Path) -> Locator:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPEN_GEOCLIP_CACHE", str(cache))
+        return Locator.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part, batch_size=3)
+
+
+def places(answer: Answer) -> list[tuple[float, float]]:
+    """Coordinates alone: in another batch, scores differ in their last digits."""
+    return [(c.lat, c.lon) for c in answer.candidates]
+
+
+def test_predict_equals_the_released_package(clip: Path, part: Path, photos: list[Path]) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        from geoclip import GeoCLIP as Released
+        from transformers import CLIPImageProcessor
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        theirs = Released(clip_pretrained=False)
+        from transformers import CLIPModel
+
+        theirs.image_encoder.CLIP = CLIPModel.from_pretrained(clip)
+        theirs.image_encoder.image_processor = CLIPImageProcessor.from_pretrained(clip)
+    theirs.eval()
+    table = np.loadtxt(part, delimiter=",", skiprows=1)
+    theirs.gps_gallery = torch.tensor(table, dtype=torch.float32)
+    ours = GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part)
+    for photo in photos:
+        expected_gps, expected_prob = theirs.predict(str(photo), top_k=20)
+        gps, prob = ours.predict(str(photo), top_k=20)
+        assert (gps.shape, prob.shape, gps.dtype, prob.dtype) == ((20, 2), (20,), torch.float32, torch.float32)
+        torch.testing.assert_close(prob, expected_prob, rtol=1e-3, atol=1e-6)
+        assert torch.equal(gps[:5], expected_gps[:5])
+        assert {tuple(row) for row in gps.tolist()} == {tuple(row) for row in expected_gps.tolist()}
+
+
+def test_locator_agrees_with_predict_and_merges_duplicates(
+    clip: Path, part: Path, photos: list[Path], locator: Locator
+) -> None:
+    model = GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part)
+    gps, prob = model.predict(photos[0], 40)
+    answer = locator.locate(photos[0], top_k=10)[0]
+    assert len({(c.lat, c.lon) for c in answer.candidates}) == 10
+    assert [round(c.lat, 5) for c in answer.candidates[:1]] == [round(float(gps[0, 0]), 5)]
+    mass: dict[tuple[float, float], float] = {}
+    for row, share in zip(gps.tolist(), prob.tolist(), strict=True):
+        key = (round(row[0], 6), round(row[1], 6))
+        mass[key] = mass.get(key, 0) + share
+    for candidate in answer.candidates[:5]:
+        assert candidate.probability == pytest.approx(mass[candidate.lat, candidate.lon], rel=1e-4)
+        assert -1 <= candidate.score <= 1
+
+
+def test_answers_name_what_made_them_and_become_json(locator: Locator, photos: list[Path]) -> None:
+    record = json.loads(json.dumps(locator.locate(photos[1], top_k=3)[0].to_dict()))
+    assert list(record) == ["image", "model", "gallery", "version", "candidates"]
+    assert record["image"] == str(photos[1])
+    assert record["model"].startswith("geoclip 1.3.0")
+    assert record["gallery"].startswith("part.csv, ")
+    assert list(record["candidates"][0]) == ["lat", "lon", "score", "probability"]
+    probabilities = [candidate["probability"] for candidate in record["candidates"]]
+    assert len(probabilities) == 3
+    assert 0 < probabilities[0] < 1
+
+
+def test_all_kinds_of_sources_give_one_answer(locator: Locator, photos: list[Path]) -> None:
+    with Image.open(photos[2]) as picture:
+        image = picture.convert("RGB")
+    content = photos[2].read_bytes()
+    sources = [photos[2], str(photos[2]), content, io.BytesIO(content), image, np.asarray(image)]
+    answers = locator.locate(sources, top_k=2)
+    assert len(answers) == 6
+    assert len({tuple(places(answer)) for answer in answers}) == 1
+    assert [a.image for a in answers[2:]] != [answers[0].image] * 4
+    for alone in (content, image, np.asarray(image)):
+        assert places(locator.locate(alone, top_k=2)[0]) == places(answers[0])
+
+
+def test_batches_do_not_show(clip: Path, part: Path, photos: list[Path], locator: Locator) -> None:
+    single = Locator.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part, batch_size=1)
+    for one, other in zip(single.locate(photos * 2), locator.locate(photos * 2), strict=True):
+        assert places(one) == places(other)
+
+
+def test_a_bad_picture_is_reported_and_the_rest_is_done(locator: Locator, photos: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("not a picture")
+    answers = locator.locate([photos[0], bad, photos[1], b"", tmp_path / "none.png", photos[0]], top_k=1)
+    assert [answer.error is None for answer in answers] == [True, False, True, False, False, True]
+    assert answers[1].to_dict().keys() == {"image", "error"}
+    assert answers[1].image == str(bad)
+    assert places(answers[0]) == places(answers[5])
+    assert locator.locate([], top_k=1) == []
+    with pytest.raises(ImageError, match="none"):
+        locator.encode([tmp_path / "none.png"])
+
+
+def test_stream_reads_no_further_than_it_must(locator: Locator, photos: list[Path]) -> None:
+    taken = 0
+
+    def endless() -> Any:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield photos[0]
+
+    stream = locator.stream(endless(), top_k=1)
+    assert next(stream).error is None
+    assert taken <= 3 * locator.batch_size
+    stream.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 10**6])
+def test_top_k_out_of_range(clip: Path, part: Path, locator: Locator, photos: list[Path], top_k: int) -> None:
+    with pytest.raises(SettingsError, match="top_k"):
+        locator.locate(photos, top_k=top_k)
+    with pytest.raises(ValueError, match="top_k must be between 1 and"):
+        GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part).predict(photos[0], top_k)
+
+
+def test_predict_notices_new_weights_and_a_new_gallery(clip: Path, part: Path, photos: list[Path]) -> None:
+    model = GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part)
+    before = model.predict(photos[0], 5)[0]
+    with torch.no_grad():
+        model.location_encoder.levels[0].head[0].weight.neg_()
+    after = model.predict(photos[0], 5)[0]
+    assert not torch.equal(before, after)
+    model.gallery = Gallery.from_coordinates(np.array([[1.0, 2.0]]))
+    assert model.predict(photos[0], 1)[0].tolist() == [[1.0, 2.0]]
+    model.gallery = None
+    with pytest.raises(GalleryError, match="has no gallery"):
+        model.predict(photos[0], 1)
+
+
+def test_forward_is_the_contrastive_model(clip: Path, part: Path) -> None:
+    model = GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part)
+    logits = model(torch.randn(2, 3, 56, 56), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    assert logits.shape == (2, 3)
+    assert logits.abs().max() <= model.scale
+    assert model.scale == pytest.approx(39.687, abs=1e-2)
+    logits.sum().backward()
+    assert model.image_encoder.mlp[0].weight.grad is not None
+    assert all(parameter.grad is None for parameter in model.image_encoder.backbone.parameters())
+
+
+def test_published_head_size_and_encoders_alone(clip: Path) -> None:
+    images = ImageEncoder.from_pretrained("geoclip", backbone=f"dir:{clip}")
+    assert sum(parameter.numel() for parameter in images.mlp.parameters()) == 984_320
+    assert images.preprocessing.crop == 56
+    assert not images.train().backbone.training
+    assert LocationEncoder.from_pretrained("geoclip")(torch.zeros(1, 2)).shape == (1, 512)
+
+
+def test_transformers_is_never_imported(clip: Path, part: Path, photos: list[Path]) -> None:
+    import subprocess
+
+    code = (
+        "import sys; from open_geoclip import Locator; "
+        f"Locator.from_pretrained('geoclip', backbone='dir:{clip}', gallery={str(part)!r}).locate({str(photos[0])!r}); "
+        "assert not {'transformers', 'torchvision', 'matplotlib', 'pyarrow', 'huggingface_hub'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_clear_errors(clip: Path, tmp_path: Path, save_clip: Callable[..., Path]) -> None:
+    with pytest.raises(MissingWeightsError, match="geoclip pull"):
+        Locator.from_pretrained("geoclip", backbone="hub:nobody/nothing@0000000")
+    with pytest.raises(ModelNameError):
+        Locator.from_pretrained("geoklip")
+    other = save_clip(tmp_path / "other", projection=64)
+    with pytest.raises(WeightsError, match="features of length 768"):
+        Locator.from_pretrained("geoclip", backbone=f"dir:{other}")
