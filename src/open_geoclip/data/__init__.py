@@ -1,0 +1,1 @@
+"""Data: pictures with coordinates, and what is made from them."""
