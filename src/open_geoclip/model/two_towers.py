@@ -1,5 +1,6 @@
 """Two towers and a temperature: the contrastive model itself."""
 
+import logging
 import math
 from typing import Literal, TypeVar
 
@@ -15,6 +16,8 @@ from open_geoclip.model.location_encoder import LocationEncoder
 
 __all__ = ["DType", "TwoTowers", "network_dtype"]
 
+logger = logging.getLogger(__name__)
+
 _Model = TypeVar("_Model", bound="TwoTowers")
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -24,21 +27,30 @@ def network_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtyp
     """What a frozen backbone computes in.
 
     ``auto`` is bfloat16 where the processor multiplies it natively (AVX-512 BF16, AMX, a GPU that has it), and
-    float32 elsewhere: without such instructions bfloat16 is far slower, not faster.
+    float32 elsewhere. Without such instructions bfloat16 is a hundred times slower than float32, not faster, so a
+    wish for it is answered with float32 and a logged warning.
 
     Raises:
         SettingsError: the name is not known.
     """
     if name not in ("auto", "float32", "bfloat16"):
         raise SettingsError(f"dtype: auto, float32 or bfloat16, not {name!r}")
-    if name != "auto":
-        return torch.float32 if name == "float32" else torch.bfloat16
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
+    if name == "float32":
         return torch.float32
+    if _has_bfloat16(torch.device(device)):
+        return torch.bfloat16
+    if name == "bfloat16":
+        logger.warning("%s has no bfloat16 instructions, which makes it far slower: computing in float32", device)
+    return torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
+        return False
     has = torch.cpu.get_capabilities()
-    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 class TwoTowers(nn.Module):
