@@ -1,0 +1,1 @@
+"""Evaluation: how far off the answers are."""

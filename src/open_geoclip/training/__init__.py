@@ -1,0 +1,1 @@
+"""Training: contrastive alignment of the image head with the location encoder."""

@@ -1,0 +1,149 @@
+"""``make earth-model``: make the embedded model again, from the package index alone.
+
+Earth views are rendered, EfficientNet-Lite0 turns them into features, an image head and a location encoder are
+aligned on these, and the result is measured on test views and written into the package with its card. Everything
+can be interrupted and is taken up again. Settings were chosen on validation views; test views are looked at once,
+here, after the weights are final.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64
+from rich.console import Console
+from torch import Tensor, nn
+
+from open_geoclip import pretrained
+from open_geoclip._version import __version__
+from open_geoclip.data.earth_views import Look, Split, even_land
+from open_geoclip.evaluation.metrics import summary
+from open_geoclip.evaluation.neighbours import nearest_pictures, neighbour_places, tuned_k
+from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
+from open_geoclip.model.image_encoder import image_head
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.model.two_towers import TwoTowers
+from open_geoclip.pretrained.places import EMBEDDED
+from open_geoclip.sphere import geodesic_km
+from open_geoclip.training.contrastive import StandardisedHead, TrainSettings, train
+from open_geoclip.training.features import FeatureSet, earth_view_features
+
+VIEWS = 53_248  # 13 shards of features
+SPACING_KM = 50.0  # of the gallery, even over land: 54,000 places
+RECIPE = "made by `make earth-model`"
+LOCATION = LocationSettings(sigmas=(4.0, 32.0), features=256, width=512, depth=3, output=512, projection="sphere")
+WIDTHS = (EfficientNetLite0.dim, 512, 512)
+SETTINGS = TrainSettings()
+
+console = Console(stderr=True)
+
+
+@torch.inference_mode()
+def best_places(
+    head: nn.Module, locations: LocationEncoder, data: FeatureSet, gallery: Float64[Tensor, "m 2"]
+) -> Float64[Tensor, "n 2"]:
+    """The best place in a gallery for each picture."""
+    places = locations.encode(gallery)
+    rows = [(F.normalize(head(part.float()), dim=1) @ places.T).argmax(dim=1) for part in data.features.split(1024)]
+    return gallery[torch.cat(rows)]
+
+
+def measured(answers: Float64[Tensor, "n 2"], data: FeatureSet) -> dict[str, Any]:
+    """Figures of merit, rounded for print."""
+    found = summary(geodesic_km(data.coordinates.numpy(), answers.numpy()))
+    return {
+        "n": found["n"],
+        "within_km": {threshold: round(share, 1) for threshold, share in found["within_km"].items()},
+        "median_km": round(found["median_km"], 1),
+        "mean_km": round(found["mean_km"], 1),
+        "geoscore": round(found["geoscore"]),
+    }
+
+
+def main() -> None:
+    """Render, encode, train, measure, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/earth-model"), help="features and checkpoints")
+    parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder of the finished model")
+    parser.add_argument("--views", type=int, default=VIEWS, help="training views")
+    options = parser.parse_args()
+
+    def features(split: Split, n: int, look: Look = "bluemarble") -> FeatureSet:
+        def progress(done: int, total: int) -> None:
+            console.print(f"features of {look}, {split}: {done:,} of {total:,} views")
+
+        return earth_view_features(options.work / "features", split, n, look=look, progress=progress)
+
+    data, validation = features("train", options.views), features("validation", 4096)
+    torch.manual_seed(SETTINGS.seed)
+    head, locations = StandardisedHead(image_head(WIDTHS), data.features[:4096]), LocationEncoder(LOCATION)
+    gallery = torch.from_numpy(np.round(even_land(SPACING_KM), 3))
+
+    def evaluate(_: float) -> dict[str, float]:
+        found = measured(best_places(head, locations, validation, gallery), validation)
+        return {**{f"within_{k}_km": v for k, v in found["within_km"].items()}, "median_km": found["median_km"]}
+
+    def report(figures: dict[str, float]) -> None:
+        console.print(json.dumps(figures))
+
+    scale = train(head, locations, data, SETTINGS, options.work / "run", evaluate=evaluate, report=report)
+    tensors = {f"image_encoder.mlp.{name}": tensor for name, tensor in head.folded().state_dict().items()}
+    tensors |= {f"location_encoder.{name}": tensor for name, tensor in locations.state_dict().items()}
+    tensors["logit_scale"] = torch.tensor(scale).log()
+    save(options, tensors, gallery, card={})  # without its figures, to measure what is really saved
+
+    release = pretrained.load(f"dir:{options.output}")
+    model = TwoTowers.from_release(release)
+    towers = (model.image_encoder.mlp, model.location_encoder)
+    accuracy = {"validation": measured(best_places(*towers, validation, gallery), validation)}
+    looks: list[tuple[str, Look]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
+    for name, look in looks:
+        views = features("test", 4096, look)
+        accuracy[name] = measured(best_places(*towers, views, gallery), views)
+        accuracy[f"{name}, by picture retrieval (kNN)"] = measured(retrieved(data, validation, views), views)
+    card = {
+        "title": "GeoCLIP for views of the Earth from orbit",
+        "source": f"{RECIPE} (open-geoclip {__version__})",
+        "licence": "MIT; made from NASA's Blue Marble (public domain) and EfficientNet-Lite0 (Apache-2.0)",
+        "trained_on": f"{len(data):,} rendered views of the Earth, 300 to 1500 km across",
+        "training": asdict(SETTINGS),
+        "accuracy": {
+            f"Earth views, {name}": {f"{km} km": share for km, share in figures["within_km"].items()}
+            for name, figures in accuracy.items()
+            if name.startswith("test")
+        },
+        "measured": accuracy,
+    }
+    save(options, tensors, gallery, card)
+    console.print_json(json.dumps(accuracy))
+
+
+def retrieved(data: FeatureSet, validation: FeatureSet, asked: FeatureSet) -> Float64[Tensor, "n 2"]:
+    """Places by picture retrieval on the same features, its k tuned on the validation views."""
+    cosines, rows = nearest_pictures(data.features, validation.features, 40)
+    k = tuned_k(cosines, rows, data.coordinates, validation.coordinates)
+    return neighbour_places(*nearest_pictures(data.features, asked.features, k), data.coordinates)
+
+
+def save(
+    options: argparse.Namespace, tensors: dict[str, Tensor], gallery: Float64[Tensor, "m 2"], card: dict[str, Any]
+) -> None:
+    """Write the model in the package's own layout."""
+    table = options.work / "gallery.csv"
+    table.write_text("lat,lon\n" + "".join(f"{lat:.3f},{lon:.3f}\n" for lat, lon in gallery.tolist()))
+    config = {
+        "location_encoder": asdict(LOCATION) | {"sigmas": list(LOCATION.sigmas)},
+        "image_encoder": {"backbone": "earth", "widths": list(WIDTHS)},
+        "preprocessing": asdict(PREPROCESSING),
+        "card": card,
+    }
+    pretrained.save_release(options.output, tensors, config, gallery=table, dtype="float16")
+
+
+if __name__ == "__main__":
+    main()

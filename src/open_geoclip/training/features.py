@@ -1,0 +1,94 @@
+"""Features of Earth views, computed once.
+
+The backbone is frozen, so what it makes of a view never changes: it is computed once, kept on disk as
+float16 in shards, and training reads that. Work that was interrupted is taken up at the first missing shard.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float16, Float64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from open_geoclip.data.earth_views import Earth, Look, Split, views
+from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
+
+__all__ = ["FeatureSet", "earth_view_features"]
+
+SHARD = 4096
+_BATCH = 16  # views at a time: what is in flight stays in the processor's cache
+_VERSION = 1  # raise it when views or features change
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of pictures and where these were taken.
+
+    Attributes:
+        features: of the frozen backbone, float16.
+        coordinates: (lat, lon) in degrees.
+    """
+
+    features: Float16[Tensor, "n d"]
+    coordinates: Float64[Tensor, "n 2"]
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    def first(self, n: int) -> "FeatureSet":
+        """The first n pictures."""
+        return FeatureSet(self.features[:n], self.coordinates[:n])
+
+
+def earth_view_features(
+    folder: Path,
+    split: Split,
+    n: int,
+    *,
+    look: Look = "bluemarble",
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureSet:
+    """Features of the first n views of a split, from the cache as far as they are there.
+
+    Args:
+        folder: where shards are kept; about 7.8 kB a view.
+        split: ``train``, ``validation`` or ``test``.
+        n: how many views.
+        look: which picture of the Earth.
+        progress: called with how many views are done, and of how many.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    lazy: list[tuple[Earth, EfficientNetLite0]] = []
+    for start in range(0, n, SHARD):
+        count = min(SHARD, n - start)
+        path = folder / f"{look}-{split}-{start:07d}-{count}-v{_VERSION}.safetensors"
+        if not path.exists():
+            if not lazy:
+                lazy.append((Earth(look), EfficientNetLite0()))
+            _save(path, _computed(*lazy[0], split, start, count))
+        shard = load_file(path)
+        shards.append(FeatureSet(shard["features"], shard["coordinates"]))
+        if progress is not None:
+            progress(start + count, n)
+    return FeatureSet(torch.cat([s.features for s in shards]), torch.cat([s.coordinates for s in shards]))
+
+
+@torch.inference_mode()
+def _computed(earth: Earth, backbone: EfficientNetLite0, split: Split, start: int, count: int) -> FeatureSet:
+    features, coordinates = [], []
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    for batch in views(split, start + count, earth=earth, batch_size=64, start=start):
+        pixels = (torch.from_numpy(batch.images).permute(0, 3, 1, 2) - mean) / std
+        features += [backbone(part).half() for part in pixels.split(_BATCH)]
+        coordinates.append(torch.from_numpy(batch.coordinates))
+    return FeatureSet(torch.cat(features), torch.cat(coordinates))
+
+
+def _save(path: Path, shard: FeatureSet) -> None:
+    temporary = path.with_suffix(".part")
+    save_file({"features": shard.features, "coordinates": shard.coordinates}, temporary)
+    temporary.replace(path)

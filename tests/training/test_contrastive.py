@@ -1,0 +1,131 @@
+"""Contrastive training: the loss, what is left out of it, and runs that are taken up again."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.model.image_encoder import image_head
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.sphere import haversine_km, unit_vectors
+from open_geoclip.training.contrastive import StandardisedHead, TrainSettings, contrastive_loss, near_duplicates, train
+from open_geoclip.training.features import FeatureSet
+
+LOCATION = LocationSettings(sigmas=(1.0, 4.0), features=16, width=32, depth=2, output=16, projection="sphere")
+SETTINGS = TrainSettings(epochs=4, batch_size=32, queue_size=40, learning_rate=3e-3)
+
+
+def world(n: int, seed: int = 0) -> FeatureSet:
+    """Pictures whose features tell their place: a noisy linear map of the point on the sphere."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.rand(n, generator=generator, dtype=torch.float64) * 2 - 1
+    lon = torch.rand(n, generator=generator, dtype=torch.float64) * 360 - 180
+    coordinates = torch.stack([torch.rad2deg(torch.asin(z)), lon], dim=1)
+    mixing = torch.randn(3, 24, generator=torch.Generator().manual_seed(7)).double()
+    features = 5 + 3 * unit_vectors(coordinates) @ mixing
+    return FeatureSet(features.half(), coordinates)
+
+
+def run(
+    folder: Path, settings: TrainSettings = SETTINGS, stop_after: int | None = None
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    torch.manual_seed(1)
+    data = world(300)
+    head, locations = StandardisedHead(image_head((24, 32, 16)), data.features), LocationEncoder(LOCATION)
+    figures: list[dict[str, float]] = []
+
+    def report(found: dict[str, float]) -> None:
+        figures.append(found)
+        if found["epoch"] == stop_after:
+            raise KeyboardInterrupt
+
+    scale = train(head, locations, data, settings, folder, evaluate=lambda _: {}, report=report)
+    weights = {**head.state_dict(), **locations.state_dict(), "scale": torch.tensor(scale)}
+    return weights, figures
+
+
+def test_loss_is_cross_entropy_over_batch_and_queue() -> None:
+    image, location = torch.randn(3, 8), torch.randn(5, 8)
+    cosine = torch.cosine_similarity(image[:, None], location[None], dim=2)
+    expected = -torch.stack([(10 * cosine[i])[i] - torch.logsumexp(10 * cosine[i], 0) for i in range(3)]).mean()
+    found = contrastive_loss(image, location, torch.tensor(10.0))
+    torch.testing.assert_close(found, expected)
+    left_out = torch.zeros(3, 5, dtype=torch.bool)
+    left_out[0, 4] = True
+    rest = -torch.stack(
+        [10 * cosine[i, i] - torch.logsumexp(10 * (cosine[i] if i else cosine[i, :4]), 0) for i in range(3)]
+    ).mean()
+    torch.testing.assert_close(contrastive_loss(image, location, torch.tensor(10.0), left_out), rest)
+
+
+def test_near_duplicates_are_those_within_the_radius_but_not_the_truth_itself() -> None:
+    truth = torch.tensor([[10.0, 20.0], [10.1, 20.0], [0.0, 180.0]], dtype=torch.float64)
+    candidates = torch.cat([truth, torch.tensor([[0.0, -179.9], [10.0, 21.0]], dtype=torch.float64)])
+    near = near_duplicates(truth, candidates, 50)
+    distance = haversine_km(truth[:, None], candidates[None])
+    expected = distance < 50
+    expected.fill_diagonal_(False)
+    assert torch.equal(near, expected)
+    assert near[2, 3], "across 180 degrees"
+    assert near[0, 1]
+    assert not near.diagonal().any()
+
+
+def test_training_learns_and_reports(tmp_path: Path) -> None:
+    _, figures = run(tmp_path, TrainSettings(epochs=12, batch_size=32, queue_size=40, learning_rate=5e-3))
+    assert figures[-1]["loss"] < 0.6 * figures[0]["loss"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert lines == figures
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop_after=2)
+    resumed, figures = run(tmp_path / "parts")
+    assert [found["epoch"] for found in figures] == [3, 4]
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_seeds_matter(tmp_path: Path) -> None:
+    one, _ = run(tmp_path / "one", TrainSettings(epochs=1, batch_size=32, queue_size=40))
+    other, _ = run(tmp_path / "other", TrainSettings(epochs=1, batch_size=32, queue_size=40, seed=1))
+    assert not torch.equal(one["head.0.weight"], other["head.0.weight"])
+
+
+def test_the_temperature_is_bounded(tmp_path: Path) -> None:
+    weights, _ = run(tmp_path, TrainSettings(epochs=2, batch_size=32, queue_size=0, max_scale=14.0))
+    assert float(weights["scale"]) <= 14.0 + 1e-4
+
+
+def test_a_folded_head_is_the_same_function() -> None:
+    data = world(200)
+    head = StandardisedHead(image_head((24, 32, 16)), data.features)
+    plain = head.folded()
+    torch.testing.assert_close(plain(data.features.float()), head(data.features.float()), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(plain[0].weight, head.head[0].weight), "the head itself stays"  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_a_number_stops_and_says_where(tmp_path: Path) -> None:
+    data = world(100)
+    data.features[50] = math.nan
+    head, locations = StandardisedHead(image_head((24, 16)), world(100).features), LocationEncoder(LOCATION)
+    with pytest.raises(RuntimeError, match="epoch 0, step"):
+        train(head, locations, data, SETTINGS, tmp_path, evaluate=lambda _: {}, report=lambda _: None)
+
+
+def test_wrong_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="epochs"):
+        TrainSettings(epochs=0)
+    with pytest.raises(SettingsError, match="noise_m"):
+        TrainSettings(noise_m=-1)
+    head, locations = image_head((24, 16)), LocationEncoder(LOCATION)
+    with pytest.raises(SettingsError, match="10 pictures are fewer than a batch of 32"):
+        train(head, locations, world(10), SETTINGS, tmp_path, evaluate=lambda _: {}, report=lambda _: None)
