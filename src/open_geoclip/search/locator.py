@@ -18,7 +18,7 @@ from torch import Tensor
 from open_geoclip import pretrained
 from open_geoclip._version import __version__
 from open_geoclip.errors import GalleryError, ImageError, SettingsError
-from open_geoclip.images import ImageSource, image_name, load_image
+from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image
 from open_geoclip.model.two_towers import DType, TwoTowers, network_dtype
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
@@ -85,6 +85,7 @@ class Locator:
         gallery: the places to choose from.
         model_name: what an answer calls the model.
         batch_size: photos the model sees at once; the next ones are decoded meanwhile.
+        max_pixels: larger pictures are refused before they are decoded; see :mod:`open_geoclip.images`.
         cache: folder of the location vectors; the user's cache folder when not given.
         progress: called while location vectors are computed, which happens once for a model and a gallery.
     """
@@ -96,6 +97,7 @@ class Locator:
         *,
         model_name: str = "custom",
         batch_size: int = 8,
+        max_pixels: int = MAX_PIXELS,
         cache: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -104,6 +106,7 @@ class Locator:
         self.model = model.eval()
         self.model_name = model_name
         self.batch_size = batch_size
+        self.max_pixels = max_pixels
         self.index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
 
     @classmethod
@@ -116,6 +119,7 @@ class Locator:
         dtype: DType = "auto",
         device: str = "cpu",
         batch_size: int = 8,
+        max_pixels: int = MAX_PIXELS,
         cache: Path | None = None,
         progress: Progress | None = None,
     ) -> "Locator":
@@ -128,6 +132,7 @@ class Locator:
             dtype: what the image backbone computes in; ``auto`` is bfloat16 where the processor has it.
             device: where to compute, such as ``cpu`` or ``cuda``.
             batch_size: see the class.
+            max_pixels: see the class.
             cache: see the class.
             progress: see the class.
 
@@ -140,7 +145,7 @@ class Locator:
         if gallery is None:
             if release.gallery is None:
                 raise GalleryError(f"{name} has no gallery of its own: give one (CSV, GeoJSON or Parquet)")
-            gallery = Gallery.from_file(release.gallery)
+            gallery = Gallery.from_file(release.gallery, name=f"{name}/{release.gallery.name}")
         elif not isinstance(gallery, Gallery):
             gallery = Gallery.from_file(gallery)
         model = TwoTowers.from_release(release, backbone=backbone)
@@ -151,6 +156,7 @@ class Locator:
             gallery,
             model_name=f"{name} {release.version}",
             batch_size=batch_size,
+            max_pixels=max_pixels,
             cache=cache,
             progress=progress,
         )
@@ -195,7 +201,7 @@ class Locator:
             raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")
 
     def _prepared(self, source: ImageSource, name: str) -> Float[Tensor, "3 h w"]:
-        return self.model.image_encoder.preprocessing(load_image(source, name=name))
+        return self.model.image_encoder.preprocessing(load_image(source, name=name, max_pixels=self.max_pixels))
 
     @torch.inference_mode()
     def _vectors(self, pixels: list[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n k"]:

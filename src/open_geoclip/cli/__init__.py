@@ -1,0 +1,45 @@
+"""The command line: each command opens, calls one method and prints. Data on stdout, everything else on stderr."""
+
+import sys
+
+from cyclopts import App
+
+from open_geoclip._version import __version__
+from open_geoclip.errors import ModelNameError, OpenGeoCLIPError, SettingsError
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="geoclip",
+    help="Say where on Earth a photo was taken. Answers are estimates, not evidence.",
+    version=__version__,
+    version_flags=["--version"],
+)
+# Named as text, a command's module is imported when it is called; the help of each is its docstring's first line.
+for _name, _help in {
+    "locate": "Say where photos were taken.",
+    "embed": "Give the location vector of each coordinate, not normalised.",
+    "gallery": "Look at the places that answers are chosen from, and encode them.",
+    "models": "List the models: what is on this machine, and what the others would cost.",
+    "pull": "Bring a model, and the backbone that it needs, to this machine.",
+    "render": "Render a view of the Earth as from orbit.",
+}.items():
+    app.command(f"open_geoclip.cli.{_name}:{'app' if _name == 'gallery' else _name}", name=_name, help=_help)
+
+
+def main() -> None:
+    """Run ``geoclip``. Exit status: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
+    try:
+        app()
+    except (ModelNameError, SettingsError) as error:
+        print(f"geoclip: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OpenGeoCLIPError as error:
+        print(f"geoclip: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("geoclip: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,80 @@
+"""What several commands share: progress on stderr, coordinates as arguments, output to a file or stdout."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from open_geoclip.errors import CoordinateError, OpenGeoCLIPError
+
+__all__ = ["parse_coordinate", "progress_bar", "show_log", "write_output"]
+
+
+def show_log() -> None:
+    """Show the library's warnings on stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="geoclip: %(message)s")
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that appears at the first call with (done, total); nothing when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def parse_coordinate(text: str) -> tuple[float, float]:
+    """A coordinate as people type it: ``48.8584,2.2945``.
+
+    Raises:
+        CoordinateError: it is not two numbers, or not on Earth.
+    """
+    import numpy as np
+
+    from open_geoclip.sphere import check_coordinates
+
+    parts = text.split(",")
+    try:
+        lat, lon = (float(part) for part in parts)
+    except ValueError as error:
+        raise CoordinateError(f"{text!r} is not LAT,LON: two numbers in degrees, such as 48.8584,2.2945") from error
+    check_coordinates(np.array([[lat, lon]]))
+    return lat, lon
+
+
+def write_output(text: str, output: Path | None) -> None:
+    """Text to stdout, or to a file that is written beside its goal and renamed into place.
+
+    Raises:
+        OpenGeoCLIPError: the file cannot be written.
+    """
+    if output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(output)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OpenGeoCLIPError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,135 @@
+"""``geoclip embed``: vectors of coordinates."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.cli._shared import parse_coordinate, progress_bar, write_output
+from open_geoclip.errors import CoordinateError, SettingsError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["embed"]
+
+DType = Literal["auto", "float32", "bfloat16"]
+Missing = Literal["error", "nan", "zero"]
+Kind = Literal["csv", "parquet", "geojson"]
+
+
+def embed(
+    coordinates: Annotated[list[str] | None, Parameter(allow_leading_hyphen=True)] = None,
+    /,
+    *,
+    csv_: Annotated[Path | None, Parameter(name="--csv")] = None,
+    parquet: Path | None = None,
+    geojson: Path | None = None,
+    lat: str | None = None,
+    lon: str | None = None,
+    missing: Missing = "error",
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    model: str = "geoclip",
+    dtype: DType = "float32",
+    format_: Annotated[Literal["json", "csv"] | None, Parameter(name="--format")] = None,
+) -> None:
+    """Give the location vector of each coordinate, not normalised.
+
+    A file of any length is encoded in memory that stays flat, and its rows stay in order. A .npy that was interrupted
+    goes on where it ended.
+
+    Args:
+        coordinates: LAT,LON in degrees, such as 48.8584,2.2945; or name a file instead.
+        csv_: A CSV with columns lat and lon.
+        parquet: A Parquet file with columns lat and lon.
+        geojson: A GeoJSON collection of points.
+        lat: The column of latitudes, if it has another name.
+        lon: The column of longitudes, if it has another name.
+        missing: What a row without a coordinate becomes: an error, a vector of NaN, or of zeros.
+        output: The file to write, by its ending: .npy (vectors), .npz (vectors and coordinates), .parquet or .csv.
+        model: geoclip (released), earth (embedded), hub:org/repo@revision or dir:/folder.
+        dtype: What the networks compute in; auto is bfloat16 where the processor has it.
+        format_: Without a file to write: json (default), a list of {"lat", "lon", "vector"}; or csv, a column a
+            dimension.
+    """
+    sources: dict[Kind, Path | None] = {"csv": csv_, "parquet": parquet, "geojson": geojson}
+    files = [(kind, path) for kind, path in sources.items() if path is not None]
+    if bool(coordinates) + len(files) != 1:
+        raise SettingsError("give either coordinates, such as 48.8584,2.2945, or one of --csv, --parquet, --geojson")
+    if (lat is None) != (lon is None) or (lat is not None and csv_ is None and parquet is None):
+        raise SettingsError("--lat and --lon name columns of a CSV or Parquet file, both or neither")
+    if output is not None and format_ is not None:
+        raise SettingsError("--format is for standard output; a file's format is told by the ending of --output")
+    if files and output is None:
+        raise SettingsError("vectors of a file are written into a file: name one with --output, such as vectors.npy")
+    places = [parse_coordinate(text) for text in coordinates or []]
+    if output is None:
+        _print(places, model, dtype, format_ or "json")
+        return
+
+    import numpy as np
+
+    from open_geoclip.features.tables import OUTPUTS, read_coordinates
+
+    if output.suffix.lower() not in OUTPUTS:  # told before a file is read
+        raise SettingsError(f"--output {output}: a name that ends in {', '.join(OUTPUTS)} is needed")
+    if not files:
+        _write(np.array(places, np.float64), "the coordinates", "", output, missing, model, dtype)
+        return
+    [(kind, path)] = files
+    columns = None if lat is None or lon is None else (lat, lon)
+    table = read_coordinates(path, kind, columns)
+    note = "GeoJSON itself writes [lon, lat]" if kind == "geojson" else "the header does not count"
+    _write(table, str(path), f"the first of all is row 0; {note}", output, missing, model, dtype)
+
+
+def _print(places: list[tuple[float, float]], model: str, dtype: DType, format_: str) -> None:
+    import torch
+
+    from open_geoclip.features.encoding import open_encoder
+
+    encoder, _ = open_encoder(model, dtype)
+    vectors = encoder.encode(torch.tensor(places, dtype=torch.float64), normalize=False).tolist()
+    rows = zip(places, vectors, strict=True)
+    if format_ == "json":
+        records = [{"lat": lat, "lon": lon, "vector": vector} for (lat, lon), vector in rows]
+        write_output(json.dumps(records) + "\n", None)
+    else:
+        file = io.StringIO()
+        writer = csv.writer(file)
+        writer.writerow(["lat", "lon", *(f"v{i}" for i in range(len(vectors[0])))])
+        writer.writerows([lat, lon, *vector] for (lat, lon), vector in rows)
+        write_output(file.getvalue(), None)
+
+
+def _write(
+    table: "np.ndarray", source: str, note: str, output: Path, missing: Missing, model: str, dtype: DType
+) -> None:
+    from open_geoclip.features.encoding import checked_rows, open_encoder, vectors_by_chunk
+    from open_geoclip.features.tables import write_vectors
+
+    if len(table) == 0:
+        raise CoordinateError(f"{source}: there is no row")
+    try:
+        places, absent = checked_rows(table, missing)
+    except CoordinateError as error:
+        raise CoordinateError(f"{source}: {error} ({note})") from error
+    encoder, fingerprint = open_encoder(model, dtype)
+    about = {"model": model, "fingerprint": fingerprint, "dtype": str(encoder.dtype), "missing": missing}
+    with progress_bar("encoding") as progress:
+
+        def vectors(start: int) -> "Iterator[np.ndarray]":
+            done = start
+            for part in vectors_by_chunk(encoder, places, absent, missing=missing, start=start):
+                yield part
+                done += len(part)
+                progress(done, len(places))
+
+        write_vectors(output, table, encoder.settings.output, vectors, about)
+    if absent.any():
+        print(f"geoclip: {int(absent.sum())} of {len(table)} rows have no coordinate: {missing}", file=sys.stderr)

@@ -1,0 +1,52 @@
+"""``geoclip render``: a view of the Earth, so that anyone can try the embedded model."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.cli._shared import parse_coordinate
+from open_geoclip.errors import OpenGeoCLIPError
+
+__all__ = ["render"]
+
+
+def render(
+    coordinate: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    width_km: float = 800,
+    turn_deg: float = 0,
+    size: int = 224,
+    look: Literal["bluemarble", "shadedrelief"] = "bluemarble",
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+) -> None:
+    """Render a view of the Earth as from orbit, and print the file's name.
+
+    Args:
+        coordinate: The middle of the view, LAT,LON in degrees.
+        width_km: The width on the ground; the embedded model knows 300 to 1500.
+        turn_deg: The bearing of the view's top, clockwise from north.
+        size: Pixels a side.
+        look: NASA's Blue Marble, or a shaded relief.
+        output: A picture file; view_LAT_LON.png when not given.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from open_geoclip.data.earth_views import Earth
+
+    lat, lon = parse_coordinate(coordinate)
+    path = Path(f"view_{lat:.4f}_{lon:.4f}.png") if output is None else output
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise OpenGeoCLIPError(f"{path}: the name of a picture ends in .png, .jpg or .webp")
+    view = Earth(look).render(np.array([[lat, lon]]), np.array([width_km]), np.array([turn_deg]), size=size)[0]
+    temporary = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        Image.fromarray(view).save(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(path)

@@ -1,0 +1,59 @@
+"""``make demo``: six views of the Earth that the embedded model has never seen, located.
+
+The views are the first six of the test split, not chosen. Views, answers and one picture of it all are left in
+the folder ``demo``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from open_geoclip.cli._shared import progress_bar
+from open_geoclip.data.earth_views import views
+from open_geoclip.export.map import PlacedPicture, draw_answers
+from open_geoclip.search.locator import Locator
+from open_geoclip.sphere import geodesic_km
+
+FOLDER = Path("demo")
+
+
+def main() -> None:
+    """Render, locate, print, draw."""
+    FOLDER.mkdir(exist_ok=True)
+    batch = next(views("test", 6))
+    paths = []
+    for number, image in enumerate(batch.images, 1):
+        paths.append(FOLDER / f"view_{number}.png")
+        Image.fromarray(image).save(paths[-1])
+    with progress_bar("encoding the gallery, once") as progress:
+        locator = Locator.from_pretrained("earth", progress=progress)
+    answers = locator.locate(paths)
+    (FOLDER / "answers.json").write_text(json.dumps([answer.to_dict() for answer in answers], indent=2))
+
+    best = np.array([[answer.candidates[0].lat, answer.candidates[0].lon] for answer in answers])
+    distances = geodesic_km(batch.coordinates, best)
+    print("view                truth (lat, lon)     answer (lat, lon)    distance")
+    for path, truth, place, km in zip(paths, batch.coordinates, best, distances, strict=True):
+        print(f"{path!s:<16} {truth[0]:>9.3f} {truth[1]:>9.3f}   {place[0]:>9.3f} {place[1]:>9.3f} {km:>9.0f} km")
+    draw_answers(
+        FOLDER / "demo.png",
+        [
+            PlacedPicture(
+                image=Image.fromarray(image),
+                name=f"view {number}",
+                candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
+                probabilities=np.array([c.probability for c in answer.candidates]),
+                truth=(float(truth[0]), float(truth[1])),
+            )
+            for number, image, answer, truth in zip(range(1, 7), batch.images, answers, batch.coordinates, strict=True)
+        ],
+        note=f"Estimates by {answers[0].model}. Views rendered from NASA's Blue Marble.",
+    )
+    print(f"drawn into {FOLDER / 'demo.png'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The commands as a user runs them: what they print, where, and how they end."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Geoclip = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def geoclip(cache: Path, tmp_path: Path) -> Geoclip:
+    """Run the command in an empty folder; no warning may be printed."""
+
+    def run(*arguments: object, status: int = 0) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "open_geoclip.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "OPEN_GEOCLIP_CACHE": str(cache), "COLUMNS": "100", "NO_COLOR": "1"},
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "arning" not in done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def views(tmp_path: Path, geoclip: Geoclip) -> list[Path]:
+    """Three views, made by the command itself."""
+    folder = tmp_path / "views"
+    folder.mkdir()
+    places = ["41.9,12.5", "-8.05,-34.9", "64.1,-21.9"]
+    for number, place in enumerate(places):
+        geoclip("render", place, "--width-km", 900, "-o", folder / f"view_{number}.png")
+    return sorted(folder.iterdir())
+
+
+def test_help_is_quick_and_needs_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from open_geoclip.cli import app\n"
+        "app(['--help'], result_action='return_value')\n"
+        "assert not {'torch', 'numpy', 'PIL', 'transformers', 'matplotlib'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("locate", "embed", "gallery", "models", "pull", "render"):
+        assert command in done.stdout
+
+
+def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
+    done = geoclip("locate", *views, "--top-k", 3, "--format", "json")
+    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    assert [answer["image"] for answer in answers] == [str(view) for view in views]
+    for answer in answers:
+        assert list(answer) == ["image", "model", "gallery", "version", "candidates"]
+        assert len(answer["candidates"]) == 3
+        assert list(answer["candidates"][0]) == ["lat", "lon", "score", "probability"]
+    truth = [(41.9, 12.5), (-8.05, -34.9), (64.1, -21.9)]
+    for (lat, lon), answer in zip(truth, answers, strict=True):
+        best = answer["candidates"][0]
+        assert abs(best["lat"] - lat) < 3
+        assert abs(best["lon"] - lon) < 6
+
+
+def test_locate_walks_a_folder_and_writes_csv_to_a_file(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+    done = geoclip("locate", views[0].parent, "--format", "csv", "--top-k", 2, "--output", "answers.csv")
+    assert done.stdout == ""
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "answers.csv").read_text())))
+    assert [row["rank"] for row in rows] == ["1", "2"] * 3
+    assert {row["image"] for row in rows} == {str(view) for view in views}
+    assert all(-90 <= float(row["lat"]) <= 90 for row in rows)
+
+
+def test_locate_prints_a_table_and_draws_a_map(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+    done = geoclip("locate", views[0], "--map", "map.png")
+    assert str(views[0]) in done.stdout
+    assert "estimates by earth" in done.stdout
+    with Image.open(tmp_path / "map.png") as picture:
+        picture.load()
+        assert min(picture.size) > 300
+
+
+def test_hostile_pictures_are_reported_and_the_rest_is_done(
+    geoclip: Geoclip, views: list[Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "empty.jpg").write_bytes(b"")
+    (bad / "text.jpg").write_text("this is no picture")
+    (bad / "cut.png").write_bytes(views[0].read_bytes()[:-2000])
+    Image.fromarray(np.zeros((10_000, 10_000), np.uint8)).save(bad / "bomb.png")
+    done = geoclip("locate", views[0], bad, tmp_path / "none.png", views[1], "--format", "json", status=1)
+    answers = {Path(answer["image"]).name: answer for answer in json.loads(done.stdout)}
+    assert len(answers) == 7
+    for name in ("empty.jpg", "text.jpg", "cut.png", "bomb.png", "none.png"):
+        assert answers[name].keys() == {"image", "error"}
+        assert name in done.stderr
+    assert "pixel" in answers["bomb.png"]["error"]
+    assert answers["view_0.png"]["candidates"]
+    assert answers["view_1.png"]["candidates"]
+
+
+def test_a_phone_photo_on_its_side_is_turned(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+    with Image.open(views[0]) as picture:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+        picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "side.png", exif=exif)
+    done = geoclip("locate", views[0], tmp_path / "side.png", "--format", "json", "--top-k", 1)
+    upright, side = json.loads(done.stdout)
+    assert [upright["candidates"][0][key] for key in ("lat", "lon")] == [
+        side["candidates"][0][key] for key in ("lat", "lon")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["locate"], 2, "IMAGES"),
+        (["locate", "a.jpg", "--top-k", "many"], 2, "int"),
+        (["locate", "a.jpg", "--model", "erth"], 2, "earth"),
+        (["locate", "a.jpg", "--gallery", "none.csv"], 1, "there is no such file"),
+        (["locate", "a.jpg", "--model", "geoclip"], 1, "geoclip pull"),
+        (["locate", "a.jpg", "--formt", "json"], 2, "--format"),
+        (["lokate"], 2, "locate"),
+        (["embed", "120,20"], 1, "(lat, lon)"),
+        (["embed", "1;2"], 1, "two numbers"),
+        (["render", "0,0", "--width-km", "0"], 2, "width of a view"),
+        (["render", "0,0", "-o", "view.txt"], 1, ".png"),
+        (["render", "0,0", "-o", "none/view.png"], 1, "cannot be written"),
+        (["gallery", "info", "none.csv"], 1, "there is no such file"),
+        (["pull", "nonsense"], 2, "hub:"),
+    ],
+)
+def test_wrong_use(geoclip: Geoclip, arguments: list[str], status: int, message: str) -> None:
+    done = geoclip(*arguments, status=status)
+    assert done.stdout == ""
+    assert message in done.stderr
+
+
+def test_top_k_out_of_range_is_wrong_use(geoclip: Geoclip, views: list[Path]) -> None:
+    assert "top_k: from 1" in geoclip("locate", views[0], "--top-k", 0, status=2).stderr
+
+
+def test_embed_gives_the_released_vectors(geoclip: Geoclip, released: Path) -> None:
+    assert released.is_dir()
+    records = json.loads(geoclip("embed", "40.7128,-74.0060", "-33.8568,151.2153", "--format", "json").stdout)
+    assert [(r["lat"], r["lon"]) for r in records] == [(40.7128, -74.006), (-33.8568, 151.2153)]
+    assert all(len(record["vector"]) == 512 for record in records)
+    np.testing.assert_allclose(records[0]["vector"][:3], [-0.01039, 0.00788, 0.01302], atol=6e-6)
+    np.testing.assert_allclose(records[1]["vector"][:3], [-0.01870, 0.00666, 0.00807], atol=6e-6)
+
+
+def test_gallery_info_and_build(geoclip: Geoclip, tmp_path: Path, released: Path) -> None:
+    assert released.is_dir()
+    (tmp_path / "places.csv").write_text("lat,lon\n1,2\n3,4\n1,2\n")
+    before = json.loads(geoclip("gallery", "info", "places.csv", "--format", "json").stdout)
+    assert (before["places"], before["weight"], before["vectors"]) == (2, 3.0, None)
+    built = json.loads(geoclip("gallery", "build", "places.csv", "--format", "json").stdout)
+    assert Path(built["vectors"]).is_file()
+    assert "places" in geoclip("gallery", "info", "places.csv").stdout

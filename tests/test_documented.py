@@ -1,0 +1,62 @@
+"""Every command and every public name is documented, and what the documents point at exists."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import open_geoclip
+from open_geoclip.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("name", [name for name in open_geoclip.__all__ if name != "__version__"])
+def test_public_names_have_docstrings_and_stand_in_the_reference(name: str) -> None:
+    thing = getattr(open_geoclip, name)
+    assert inspect.getdoc(thing), f"{name} has no docstring"
+    assert f"`{name}`" in PYTHON, f"{name} is not in docs/python.md"
+    if inspect.isclass(thing):
+        own = {key: value for key, value in vars(thing).items() if not key.startswith("_") and inspect.isroutine(value)}
+        for method, value in own.items():
+            assert inspect.getdoc(value), f"{name}.{method} has no docstring"
+
+
+def test_all_is_what_can_be_imported() -> None:
+    assert sorted(open_geoclip.__all__) == sorted({*open_geoclip._HOME, "__version__"})
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        open_geoclip.nothing  # noqa: B018
+
+
+COMMAND_NAMES = [name for name in app if not name.startswith("-")]
+
+
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_commands_have_help_and_stand_in_the_docs(name: str) -> None:
+    assert f"## `geoclip {name}" in COMMANDS, f"docs/commands.md has no section on geoclip {name}"
+    done = subprocess.run(
+        [sys.executable, "-m", "open_geoclip.cli", name, "--help"], capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) > 5
+
+
+def test_the_docs_know_no_command_that_is_not_there() -> None:
+    named = set(re.findall(r"^## `geoclip (\w+)", COMMANDS, flags=re.MULTILINE))
+    assert named == set(COMMAND_NAMES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} points at {target}, which is not there"
+
+
+def test_the_changelog_has_this_version_or_what_comes_after_it() -> None:
+    assert re.search(r"^## (Unreleased|\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
