@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         MissingWeightsError,
         ModelNameError,
         OpenGeoCLIPError,
+        PredictionsError,
         SettingsError,
         WeightsError,
     )
@@ -50,6 +51,7 @@ _HOME = {
     "MissingWeightsError": "errors",
     "ModelNameError": "errors",
     "OpenGeoCLIPError": "errors",
+    "PredictionsError": "errors",
     "Preprocessing": "model.preprocessing",
     "SettingsError": "errors",
     "WeightsError": "errors",
@@ -73,6 +75,7 @@ __all__ = [
     "MissingWeightsError",
     "ModelNameError",
     "OpenGeoCLIPError",
+    "PredictionsError",
     "Preprocessing",
     "SettingsError",
     "WeightsError",

@@ -7,6 +7,7 @@
     ├── ImageError           (ValueError)   a picture that cannot be read; names it
     ├── SettingsError        (ValueError)   a setting that is unknown or out of range
     ├── GalleryError         (ValueError)   a gallery file that cannot be used
+    ├── PredictionsError     (ValueError)   predictions that cannot be scored
     ├── ModelNameError       (ValueError)   a model name that does not follow the grammar
     ├── WeightsError         (ValueError)   weights that are damaged or of another layout
     │   └── MissingWeightsError             weights that are not on this machine yet
@@ -23,6 +24,7 @@ __all__ = [
     "MissingWeightsError",
     "ModelNameError",
     "OpenGeoCLIPError",
+    "PredictionsError",
     "SettingsError",
     "WeightsError",
 ]
@@ -51,6 +53,10 @@ class SettingsError(OpenGeoCLIPError, ValueError):
 
 class GalleryError(OpenGeoCLIPError, ValueError):
     """A gallery file that cannot be used."""
+
+
+class PredictionsError(OpenGeoCLIPError, ValueError):
+    """Predictions that cannot be scored; says which file, which row and why."""
 
 
 class ModelNameError(OpenGeoCLIPError, ValueError):

@@ -43,14 +43,13 @@ def geoclip(cache: Path, tmp_path: Path) -> Geoclip:
     return run
 
 
-@pytest.fixture
-def views(tmp_path: Path, geoclip: Geoclip) -> list[Path]:
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three views, made by the command itself."""
-    folder = tmp_path / "views"
-    folder.mkdir()
-    places = ["41.9,12.5", "-8.05,-34.9", "64.1,-21.9"]
-    for number, place in enumerate(places):
-        geoclip("render", place, "--width-km", 900, "-o", folder / f"view_{number}.png")
+    folder = tmp_path_factory.mktemp("views")
+    for number, place in enumerate(["41.9,12.5", "-8.05,-34.9", "64.1,-21.9"]):
+        command = [sys.executable, "-W", "error", "-m", "open_geoclip.cli", "render", place, "--width-km", "900"]
+        subprocess.run([*command, "-o", str(folder / f"view_{number}.png")], check=True, capture_output=True)
     return sorted(folder.iterdir())
 
 

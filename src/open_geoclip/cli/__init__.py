@@ -22,6 +22,8 @@ for _name, _help in {
     "gallery": "Look at the places that answers are chosen from, and encode them.",
     "models": "List the models: what is on this machine, and what the others would cost.",
     "pull": "Bring a model, and the backbone that it needs, to this machine.",
+    "score": "Score anybody's predictions: share within 1 to 2500 km, median, mean, GeoScore.",
+    "compare": "Compare two runs on the same photos, and say whether the difference is real.",
     "render": "Render a view of the Earth as from orbit.",
 }.items():
     app.command(f"open_geoclip.cli.{_name}:{'app' if _name == 'gallery' else _name}", name=_name, help=_help)

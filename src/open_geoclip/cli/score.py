@@ -1,0 +1,94 @@
+"""``geoclip score``: how good anybody's predictions are."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.cli._shared import progress_bar, write_output
+
+__all__ = ["TITLES", "score"]
+
+TITLES = {"median_km": "median", "mean_km": "mean", "geoscore": "GeoScore"}
+
+
+def score(
+    predictions: Path,
+    /,
+    *,
+    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    bootstrap: int = 1000,
+    distance: Literal["haversine", "geodesic"] = "haversine",
+    group: str | None = None,
+) -> None:
+    """Score anybody's predictions: share within 1, 25, 200, 750 and 2500 km, median, mean, GeoScore.
+
+    Args:
+        predictions: CSV or Parquet with the columns true_lat, true_lon, pred_lat and pred_lon, in degrees.
+        format_: A table to read, JSON or CSV; percentages are 0 to 100.
+        output: A file to write instead of stdout.
+        bootstrap: Resamples for the 95 % intervals; 0 for none.
+        distance: On a sphere of 6371.0088 km, as papers do, or on the WGS84 ellipsoid.
+        group: A column, such as the author, whose photos belong together and are resampled together.
+    """
+    from open_geoclip.errors import SettingsError
+    from open_geoclip.evaluation.metrics import score as measured
+    from open_geoclip.evaluation.predictions import read_predictions
+
+    if bootstrap < 0:
+        raise SettingsError(f"--bootstrap is a number of resamples, 0 or more, not {bootstrap}")
+    if group is not None and bootstrap == 0:
+        raise SettingsError("--group says what is resampled together, which --bootstrap 0 turns off: leave out one")
+    run = read_predictions(predictions, group=group)
+    if len(run) == 1 and bootstrap:
+        print("geoclip: one photo has no interval", file=sys.stderr)
+        bootstrap = 0
+    with progress_bar("resampling") as progress:
+        found = measured(
+            run.truth, run.predicted, distance=distance, resamples=bootstrap, groups=run.groups, progress=progress
+        )
+    if format_ == "json":
+        write_output(json.dumps(found, indent=2) + "\n", output)
+    else:
+        write_output({"table": _table, "csv": _csv}[format_](found, run.name), output)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, float, list[float] | None, float]]:
+    """Name, figure, interval and best constant answer, a figure a row."""
+    from open_geoclip.evaluation.metrics import FIGURES
+
+    def flat(figures: dict[str, Any]) -> list[Any]:
+        return [*figures["within_km"].values(), *(figures[name] for name in ("median_km", "mean_km", "geoscore"))]
+
+    intervals = flat(found["intervals"]) if found["intervals"] else [None] * len(FIGURES)
+    return list(zip(FIGURES, flat(found), intervals, flat(found["best_constant"]), strict=True))
+
+
+def _csv(found: dict[str, Any], name: str) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["figure", "value", "low", "high", "best_constant", "n", "predictions"])
+    for figure, value, interval, constant in _rows(found):
+        writer.writerow([figure, value, *(interval or (None, None)), constant, found["n"], name])
+    return file.getvalue()
+
+
+def _table(found: dict[str, Any], name: str) -> str:
+    def shown(figure: str, value: float) -> str:
+        return f"{value:.2f} %" if figure.startswith("within") else f"{value:,.1f}" + " km" * figure.endswith("km")
+
+    lines = [f"{found['n']:,} photos of {name}", "", f"{'':16}{'':>13}   {'95 % interval':^25}{'best constant':>16}"]
+    for figure, value, interval, constant in _rows(found):
+        low_high = " to ".join(shown(figure, end) for end in interval) if interval else "-"
+        title = TITLES.get(figure, figure.replace("_", " "))
+        lines.append(f"{title:<16}{shown(figure, value):>13}   {low_high:^25}{shown(figure, constant):>16}")
+    drawn = found["intervals"]
+    by = "" if not drawn else f"; {drawn['resamples']:,} resamples of "
+    by += "" if not drawn else "photos" if drawn["groups"] is None else f"{drawn['groups']:,} groups"
+    lines += ["", f"distances: {found['distance']}{by}; best constant: the best of all answers that ignore the photo"]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
