@@ -30,6 +30,7 @@ def locate(
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    engine: Literal["auto", "torch", "openvino"] = "auto",
     batch_size: int = 8,
     max_pixels: int | None = None,
 ) -> None:
@@ -48,6 +49,7 @@ def locate(
         output: A file to write instead of stdout.
         map_: A PNG to draw pictures and candidates into.
         dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
+        engine: What runs a CLIP backbone; auto is openvino where the extra fast is installed.
         batch_size: Pictures the model sees at once.
         max_pixels: Larger pictures are refused before they are decoded (JPEGs may have four times as many); about 89
             million when not given.
@@ -63,6 +65,7 @@ def locate(
             backbone=backbone,
             gallery=gallery,
             dtype=dtype,
+            engine=engine,
             batch_size=batch_size,
             max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
             progress=progress,

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 
 from open_geoclip import pretrained
 from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.model.backbones.clip import ClipVision
+from open_geoclip.model.backbones.clip_openvino import OpenVinoClip, openvino_is_installed
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
 
-__all__ = ["DType", "TwoTowers", "network_dtype"]
+__all__ = ["DType", "Engine", "TwoTowers", "network_dtype", "prepared"]
 
 logger = logging.getLogger(__name__)
 
 _Model = TypeVar("_Model", bound="TwoTowers")
 
 DType = Literal["auto", "float32", "bfloat16"]
+Engine = Literal["auto", "torch", "openvino"]
 
 
 def network_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtype:
@@ -51,6 +54,31 @@ def _has_bfloat16(device: torch.device) -> bool:
         return False
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def prepared(backbone: nn.Module, engine: Engine, dtype: DType, device: torch.device | str = "cpu") -> nn.Module:
+    """A frozen backbone ready to run.
+
+    Args:
+        backbone: as loaded.
+        engine: ``torch``; ``openvino``, for a CLIP on a CPU; ``auto`` is the latter where it can be used.
+        dtype: see :func:`network_dtype`.
+        device: where to compute.
+
+    Raises:
+        SettingsError: OpenVINO is asked for where it cannot be used.
+        MissingExtraError: OpenVINO is asked for and not installed.
+    """
+    if engine not in ("auto", "torch", "openvino"):
+        raise SettingsError(f"engine: auto, torch or openvino, not {engine!r}")
+    precision = network_dtype(dtype, device)
+    fits = isinstance(backbone, ClipVision) and torch.device(device).type == "cpu"
+    if engine == "openvino" and not fits:
+        raise SettingsError("the engine openvino is for CLIP backbones on a CPU: use torch")
+    if engine == "openvino" or (engine == "auto" and fits and openvino_is_installed()):
+        assert isinstance(backbone, ClipVision)
+        return OpenVinoClip(backbone, bfloat16=precision == torch.bfloat16)
+    return backbone.to(device, precision)
 
 
 class TwoTowers(nn.Module):

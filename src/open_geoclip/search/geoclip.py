@@ -11,7 +11,7 @@ from open_geoclip.errors import GalleryError, SettingsError
 from open_geoclip.images import ImageSource
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.model.two_towers import DType, TwoTowers, network_dtype
+from open_geoclip.model.two_towers import DType, Engine, TwoTowers, prepared
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.locator import Locator
 
@@ -43,6 +43,7 @@ class GeoCLIP(TwoTowers):
         backbone: str | None = None,
         gallery: str | Path | None = None,
         dtype: DType = "float32",
+        engine: Engine = "auto",
     ) -> "GeoCLIP":
         """Trained weights, in evaluation mode. Nothing is downloaded: ``geoclip pull NAME`` does that.
 
@@ -51,6 +52,8 @@ class GeoCLIP(TwoTowers):
             backbone: where the image backbone is, by the same grammar; the one that the weights name when not given.
             gallery: a file of places; the gallery of the weights when not given.
             dtype: what the image backbone computes in.
+            engine: what runs the image backbone: ``torch``, or ``openvino`` for CLIP on a CPU, which ``auto`` takes
+                when the extra ``fast`` is installed. For a GPU or to copy the module, say ``torch``.
 
         Raises:
             ModelNameError: a name does not follow the grammar.
@@ -59,7 +62,7 @@ class GeoCLIP(TwoTowers):
         """
         release = pretrained.load(name)
         model = cls.from_release(release, backbone=backbone)
-        model.image_encoder.backbone.to(network_dtype(dtype))
+        model.image_encoder.backbone = prepared(model.image_encoder.backbone, engine, dtype)
         path = release.gallery if gallery is None else gallery
         model.gallery = None if path is None else Gallery.from_file(path)
         return model

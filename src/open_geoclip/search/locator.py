@@ -19,7 +19,7 @@ from open_geoclip import pretrained
 from open_geoclip._version import __version__
 from open_geoclip.errors import GalleryError, ImageError, SettingsError
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image
-from open_geoclip.model.two_towers import DType, TwoTowers, network_dtype
+from open_geoclip.model.two_towers import DType, Engine, TwoTowers, prepared
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
 
@@ -117,6 +117,7 @@ class Locator:
         backbone: str | None = None,
         gallery: Gallery | str | Path | None = None,
         dtype: DType = "auto",
+        engine: Engine = "auto",
         device: str = "cpu",
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
@@ -130,6 +131,8 @@ class Locator:
             backbone: where the image backbone is, by the same grammar; the one that the weights name when not given.
             gallery: places to choose from, or a file of them; the gallery of the weights when not given.
             dtype: what the image backbone computes in; ``auto`` is bfloat16 where the processor has it.
+            engine: what runs the image backbone: ``torch``, or ``openvino`` for CLIP on a CPU, which ``auto`` takes
+                when the extra ``fast`` is installed.
             device: where to compute, such as ``cpu`` or ``cuda``.
             batch_size: see the class.
             max_pixels: see the class.
@@ -150,7 +153,7 @@ class Locator:
             gallery = Gallery.from_file(gallery)
         model = TwoTowers.from_release(release, backbone=backbone)
         model.to(device)
-        model.image_encoder.backbone.to(network_dtype(dtype, device))
+        model.image_encoder.backbone = prepared(model.image_encoder.backbone, engine, dtype, device)
         return cls(
             model,
             gallery,
