@@ -11,8 +11,7 @@ from cyclopts import App
 
 from open_geoclip.cli.compare import compare
 from open_geoclip.cli.score import score
-from open_geoclip.errors import OpenGeoCLIPError, SettingsError
-from open_geoclip.evaluation.predictions import PredictionsError
+from open_geoclip.errors import OpenGeoCLIPError, PredictionsError, SettingsError
 
 # Errors in km: 0, 11.1, 111, 1112 and 9,000 or so.
 ROWS = [

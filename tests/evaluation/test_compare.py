@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float64
 
-from open_geoclip.errors import SettingsError
+from open_geoclip.errors import PredictionsError, SettingsError
 from open_geoclip.evaluation.compare import compare, holm, mcnemar, paired_rows
 from open_geoclip.evaluation.metrics import FIGURES, distances_km, summary
-from open_geoclip.evaluation.predictions import Predictions, PredictionsError
+from open_geoclip.evaluation.predictions import Predictions
 from open_geoclip.sphere import destination, even_points
 
 Places = Float64[np.ndarray, "n 2"]

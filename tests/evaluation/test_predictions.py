@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_geoclip.evaluation.predictions import Predictions, PredictionsError, read_predictions
+from open_geoclip.errors import PredictionsError
+from open_geoclip.evaluation.predictions import Predictions, read_predictions
 
 Write = Callable[[str], Path]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._shared import parse_coordinate, progress_bar, write_output
+from open_geoclip.cli._shared import parse_coordinate, progress_bar, show_log, write_output
 from open_geoclip.errors import CoordinateError, SettingsError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def embed(
         format_: Without a file to write: json (default), a list of {"lat", "lon", "vector"}; or csv, a column a
             dimension.
     """
+    show_log()
     sources: dict[Kind, Path | None] = {"csv": csv_, "parquet": parquet, "geojson": geojson}
     files = [(kind, path) for kind, path in sources.items() if path is not None]
     if bool(coordinates) + len(files) != 1:

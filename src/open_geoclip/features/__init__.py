@@ -1,0 +1,21 @@
+"""Location vectors for other people's models: scikit-learn, tables in files, ONNX.
+
+The names below are looked up on first use, so that each optional dependency is needed only by what uses it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from open_geoclip.features.onnx import export_onnx
+    from open_geoclip.features.transformer import LocationFeatures
+
+__all__ = ["LocationFeatures", "export_onnx"]
+
+_HOME = {"LocationFeatures": "transformer", "export_onnx": "onnx"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
