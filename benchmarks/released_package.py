@@ -1,0 +1,401 @@
+"""``make bench``: this package side by side with the released one, on the same pictures, in one run.
+
+Both sides read the same CLIP ViT-L/14 folder. Its weights are random, since time, memory and agreement do not depend
+on what they are; the heads and the gallery on top are the released ones. Each side runs in a process of its own, so
+that memory is measured for each, and they take turns, so that a machine that slows down slows both.
+
+The report is Markdown on stdout, progress goes to stderr. Exit status 1 when the two sides do not agree.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32
+from PIL import Image
+
+import open_geoclip as og  # its parts are imported when they are used, so the released side goes without them
+from report import Memory, Report, parse_status
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "bench"
+TOP_K, BATCH, QUERIES = 5, 8, 32
+PROBABILITY_TOLERANCE, VECTOR_TOLERANCE = 1e-5, 1e-6
+SAMPLE_SECONDS = 0.02  # between two looks at the memory of a process at work
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+PHOTO = "A photo, `predict(path, 5)`, warm, {}"
+PHOTOS = f"A photo in batches of {BATCH}, `Locator.locate`, {{}}"
+
+
+# --- the two sides: their methods are called by name from the main process, and timed -----------------------------
+
+
+class _Released:
+    def load(self, clip: str) -> None:
+        from geoclip import GeoCLIP
+
+        self.model = GeoCLIP(clip_path=clip).eval()
+
+    def predict(self, picture: str) -> list[Any]:
+        return [tensor.tolist() for tensor in self.model.predict(picture, TOP_K)]
+
+    @torch.no_grad()
+    def image_tower(self) -> None:
+        self.model.image_encoder(torch.zeros(1, 3, 224, 224))
+
+    @torch.no_grad()
+    def encode_gallery(self) -> None:
+        self.model.location_encoder(self.model.gps_gallery)
+
+    @torch.no_grad()
+    def encode(self, points: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, "n k"]:
+        return np.asarray(self.model.location_encoder(torch.from_numpy(points)))
+
+
+class _Ours:
+    def load(self, clip: str, dtype: Literal["float32", "bfloat16"]) -> None:
+        self.model = og.GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", dtype=dtype)
+        self.encoder = self.model.location_encoder
+
+    def load_location_encoder(self) -> None:
+        self.encoder = og.LocationEncoder.from_pretrained("geoclip")
+
+    def load_earth(self) -> None:
+        self.locator = og.Locator.from_pretrained("earth", batch_size=BATCH)
+
+    def prepare(self, pictures: list[str]) -> int:
+        """What locating and searching need. Returns how many different places are searched."""
+        assert self.model.gallery is not None
+        self.locator = og.Locator(self.model, self.model.gallery, batch_size=BATCH)
+        self.index = self.locator.index
+        self._ask(self.locator.encode(pictures).repeat(QUERIES, 1)[:QUERIES], noise=0.01)
+        return len(self.index)
+
+    def _ask(self, vectors: torch.Tensor, noise: float) -> None:
+        """Keep vectors to search for, each made a little different."""
+        drawn = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
+        self.queries = F.normalize(vectors + noise * drawn, dim=1)
+
+    def predict(self, picture: str) -> list[Any]:
+        return [tensor.tolist() for tensor in self.model.predict(picture, TOP_K)]
+
+    def locate(self, pictures: list[str]) -> None:
+        assert all(answer.error is None for answer in self.locator.locate(pictures, TOP_K))
+
+    @torch.inference_mode()
+    def image_tower(self) -> None:
+        self.model.image_encoder(torch.zeros(1, 3, 224, 224))
+
+    def _open(self, gallery: og.Gallery, folder: Path) -> None:
+        from open_geoclip.search.index import GalleryIndex
+
+        self.index = GalleryIndex.build(self.encoder, gallery, folder=folder)
+
+    def encode_gallery(self, folder: Path) -> None:
+        assert self.model.gallery is not None
+        self._open(self.model.gallery, folder)
+
+    def open_gallery(self, file: str, folder: Path) -> None:
+        self._open(og.Gallery.from_file(file), folder)
+
+    def build_places(self, n: int, folder: Path) -> None:
+        from open_geoclip.sphere import even_points
+
+        self._open(og.Gallery.from_coordinates(even_points(n)), folder)
+        self._ask(torch.zeros(QUERIES, self.encoder.settings.output), noise=1)
+
+    def render(self, n: int) -> None:
+        from open_geoclip.data.earth_views import views
+
+        assert sum(len(batch.images) for batch in views("validation", n)) == n
+
+    def search(self, n: int) -> None:
+        self.index.search(self.queries[:n], 39.7, TOP_K)  # the released temperature
+
+    def encode(self, points: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, "n k"]:
+        return np.asarray(self.encoder.encode(torch.from_numpy(points), normalize=False))
+
+
+_sides: list[_Released | _Ours] = []  # in a side's own process: the one
+
+
+def _start(name: str) -> None:
+    _sides.append(_Released() if name == "released" else _Ours())
+
+
+def _timed(method: str, arguments: dict[str, Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    value = getattr(_sides[0], method)(**arguments)
+    return value, time.perf_counter() - started
+
+
+class Side:
+    """A process with one side in it, watched while it works."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        self.name, self.report, self.fullest = name, report, Memory()
+        self.process = ProcessPoolExecutor(1, get_context("spawn"), _start, (name,))
+        self.pid = self.process.submit(os.getpid).result()
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.shutdown()
+
+    def memory(self) -> Memory:
+        """What the process holds now."""
+        now = parse_status(Path(f"/proc/{self.pid}/status").read_text())
+        self.fullest = max(self.fullest, now, key=lambda memory: memory.total)
+        return now
+
+    def most(self, before: Memory | None = None) -> Memory:
+        """The peak so far and the parts of the fullest moment, less what was there before."""
+        less = before or Memory()
+        peak = self.memory().peak
+        return Memory(self.fullest.own - less.own, self.fullest.files - less.files, peak - less.total)
+
+    def call(self, method: str, **arguments: Any) -> tuple[Any, float]:
+        """What the method returned, and the seconds it took."""
+        future = self.process.submit(_timed, method, arguments)
+        while wait([future], SAMPLE_SECONDS).not_done:
+            self.memory()
+        return future.result()
+
+    def time(self, what: str, method: str, *, times: int = 1, each: int = 1, **arguments: Any) -> Any:
+        """Note in the report how long a method takes for each of so many pictures. Returns what it returned."""
+        value = None
+        for _ in range(times):
+            value, taken = self.call(method, **arguments)
+            self.report.add(what, self.name, taken / each)
+        return value
+
+
+# --- what they work on ----------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def make_clip(folder: Path) -> None:
+    """Write a CLIP ViT-L/14 with random weights, the same ones each time, in the layout that CLIP is published in."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    say(f"writing a CLIP ViT-L/14 with random weights to {folder} (1.7 GB, once)")
+    both = {"projection_dim": 768}
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(**both, text_config=text | both, vision_config=vision | both | {"patch_size": 14}))
+    with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+        model.save_pretrained(Path(part, "clip"))
+        CLIPImageProcessor().save_pretrained(Path(part, "clip"))
+        Path(part, "clip").rename(folder)
+
+
+def released_file(name: str) -> str:
+    """The path of a file in the released package."""
+    return str(importlib.metadata.distribution("geoclip").locate_file(f"geoclip/{name}"))
+
+
+def make_pictures(folder: Path) -> list[str]:
+    """The photo that the released wheel carries, and pictures made of it and of the Earth."""
+    from open_geoclip.data.earth_views import views
+
+    photo = Image.open(released_file("images/Kauai.png")).convert("RGB")
+    width, height = photo.size
+    one, other = (Image.fromarray(view) for view in next(views("test", 2)).images)
+    made = {
+        "large.jpg": photo.resize((10 * width, 10 * height)),
+        "view.png": one,
+        "left.png": photo.crop((0, 0, width // 2, height)),
+        "view.webp": other,
+        "wide.png": photo.crop((0, height // 3, width, 2 * height // 3)),
+    }
+    for name, picture in made.items():
+        picture.save(folder / name)
+    return [released_file("images/Kauai.png"), *(str(folder / name) for name in made)]
+
+
+def describe_machine() -> dict[str, str]:
+    """What the figures depend on."""
+    version = importlib.metadata.version
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    model = next((value.strip() for name, _, value in lines if name.startswith("model name")), "unknown processor")
+    return {
+        "machine": f"{model}, {len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "released": f"geoclip {version('geoclip')}, transformers {version('transformers')}",
+        "this package": f"open-geoclip {og.__version__}",
+        "load before the run": f"{os.getloadavg()[0]:.1f} (0 is a quiet machine)",
+    }
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def compare_pictures(report: Report, released: Side, ours: Side, pictures: list[str]) -> None:
+    """Answers, and times of a photo, the two sides taking turns."""
+    one, several = PHOTO.format("float32"), PHOTOS.format("float32")
+    same, difference, answers = 0, 0.0, set()
+    for number, picture in enumerate(pictures, 1):
+        say(f"picture {number} of {len(pictures)}: {Path(picture).name}")
+        expected, probabilities = released.time(one, "predict", picture=picture)
+        found, shares = ours.time(one, "predict", times=3, picture=picture)
+        ours.time(several, "locate", each=BATCH, pictures=(pictures * BATCH)[:BATCH])
+        for side in (released, ours):
+            side.time("Of a photo: the image tower alone", "image_tower", times=2)
+        same += found == expected
+        answers.add(str(found))
+        difference = max(difference, *(abs(a - b) for a, b in zip(probabilities, shares, strict=True)))
+    report.rows[several].released = report.rows[one].released
+    said = f"{same} of {len(pictures)} pictures (different answers: {len(answers)})"
+    report.check(f"the same top {TOP_K} coordinates in the same order", same == len(pictures), said)
+    report.check_at_most("their probabilities", difference, PROBABILITY_TOLERANCE)
+
+
+def compare_galleries(report: Report, released: Side, ours: Side, scratch: Path) -> None:
+    """The released gallery encoded, opened and searched; vectors of random coordinates."""
+    say("encoding the gallery, three times each")
+    encoded = "The gallery of 100,000 encoded (released: for each photo; this package: once, and kept)"
+    for turn in range(3):
+        released.time(encoded, "encode_gallery")
+        ours.time(encoded, "encode_gallery", folder=scratch / f"gallery{turn}")
+    file = released_file("model/gps_gallery/coordinates_100K.csv")
+    ours.time("The kept gallery opened, its CSV read", "open_gallery", times=5, file=file, folder=scratch / "gallery0")
+    for n in (1, QUERIES):
+        ours.time(f"The gallery searched, pictures at once: {n}", "search", times=9, n=n)
+    points = np.random.default_rng(0).uniform((-90, -180), (90, 180), (10_000, 2)).astype(np.float32)
+    vectors = [side.call("encode", points=points)[0] for side in (released, ours)]
+    difference = float(np.abs(vectors[0] - vectors[1]).max())
+    report.check_at_most("location vectors of 10,000 random coordinates", difference, VECTOR_TOLERANCE)
+
+
+def compare(report: Report, clip: Path, pictures: list[str], scratch: Path) -> None:
+    """Both sides, each in its process, through everything that both can do."""
+    with Side("released", report) as released, Side("ours", report) as ours:
+        say("loading both, warming up; our side encodes its gallery")
+        loaded = "The model loaded, imports included"
+        released.time(loaded, "load", clip=str(clip))
+        ours.time(loaded, "load", clip=str(clip), dtype="float32")
+        for side in (released, ours):
+            side.call("predict", picture=pictures[0])
+        places, _ = ours.call("prepare", pictures=pictures)
+        report.notes.append(f"Of the gallery's 100,000 rows this package encodes and searches the {places:,} distinct.")
+        compare_pictures(report, released, ours, pictures)
+        report.memory["released: photos located one by one"] = released.most()
+        report.memory["this package: the same and batches, gallery encoded"] = ours.most()
+        compare_galleries(report, released, ours, scratch)
+
+
+def measure_bfloat16(report: Report, clip: Path, pictures: list[str]) -> None:
+    """Our side once more in bfloat16, where the processor computes in it."""
+    from open_geoclip.model.two_towers import network_dtype
+
+    if network_dtype("auto") != torch.bfloat16:
+        report.notes.append("bfloat16 is not timed: this processor has no instructions for it and would emulate it.")
+        return
+    say("bfloat16")
+    with Side("ours", report) as ours:
+        ours.call("load", clip=str(clip), dtype="bfloat16")
+        ours.call("prepare", pictures=pictures)
+        ours.call("predict", picture=pictures[0])
+        for picture in pictures:
+            ours.time(PHOTO.format("bfloat16"), "predict", times=3, picture=picture)
+            ours.time(PHOTOS.format("bfloat16"), "locate", each=BATCH, pictures=(pictures * BATCH)[:BATCH])
+    for what in (PHOTO, PHOTOS):
+        report.rows[what.format("bfloat16")].released = report.rows[PHOTO.format("float32")].released
+
+
+def measure_earth(report: Report, view: str) -> None:
+    """The embedded model: warm, and its command from a cold start."""
+    from open_geoclip import pretrained
+
+    try:
+        pretrained.load("earth")
+    except og.OpenGeoCLIPError as error:
+        report.notes.append(f"The embedded model is not timed: {error}.")
+        return
+    say("the embedded model")
+    with Side("ours", report) as ours:
+        ours.call("load_earth")
+        ours.call("locate", pictures=[view])
+        ours.time("Model `earth`: a view, `Locator.locate`, warm", "locate", times=15, pictures=[view])
+        ours.call("render", n=1)
+        ours.time("Earth views rendered, each", "render", each=1024, n=1024)
+    command = [sys.executable, "-m", "open_geoclip.cli", "locate", view, "--format", "json"]
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        taken = time.perf_counter() - started
+        report.add("Model `earth`: `geoclip locate` of a view, the whole process", "ours", taken)
+
+
+def measure_places(report: Report, n: int, scratch: Path) -> None:
+    """A large gallery: built and searched in memory that does not grow with it."""
+    say(f"a gallery of {n:,} places")
+    with Side("ours", report) as ours:
+        ours.call("load_location_encoder")
+        before = ours.memory()
+        ours.time(f"A gallery of {n:,} encoded", "build_places", n=n, folder=scratch / "places")
+        for pictures in (1, QUERIES):
+            ours.time(f"A gallery of {n:,} searched, pictures at once: {pictures}", "search", times=5, n=pictures)
+        report.memory[f"this package, beyond the model: {n:,} places encoded and searched"] = ours.most(before)
+
+
+def write(name: str, text: str) -> None:
+    """Write a file of this repository beside its goal and rename it into place."""
+    part = ROOT / f"{name}.part"
+    part.parent.mkdir(exist_ok=True)
+    part.write_text(text, encoding="utf-8")
+    part.replace(ROOT / name)
+
+
+def main() -> int:
+    """Run everything. Returns the exit status: 1 when the two sides do not agree."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clip", type=Path, help="a CLIP ViT-L/14 folder; without it one with random weights is made")
+    parser.add_argument("--pictures", type=int, default=6, choices=range(1, 7), help="how many, of 6")
+    parser.add_argument("--places", type=int, default=200_000, help="in the large gallery; 200000 when not given")
+    parser.add_argument("--full", action="store_true", help="1,000,000 places in the large gallery")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and benchmarks/results/ too")
+    options = parser.parse_args()
+    if not Path("/proc/self/status").exists():
+        sys.exit("memory is read from /proc: this benchmark needs Linux")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    clip = options.clip or BUILD / "clip"
+    if options.clip is None and not clip.exists():
+        make_clip(clip)
+    given = ["FOLDER" if argument == str(options.clip) else argument for argument in sys.argv[1:]]
+    report = Report(" ".join(["python benchmarks/released_package.py", *given]), describe_machine())
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        scratch = Path(folder)
+        # The processes that are started inherit these: no vectors of an earlier run are found, nothing is downloaded.
+        os.environ |= {"OPEN_GEOCLIP_CACHE": str(scratch / "cache"), "HF_HUB_OFFLINE": "1"} | QUIET
+        pictures = make_pictures(scratch)
+        compare(report, clip, pictures[: options.pictures], scratch)
+        measure_bfloat16(report, clip, pictures[: options.pictures])
+        measure_earth(report, pictures[2])
+        measure_places(report, 1_000_000 if options.full else options.places, scratch)
+    print(report.to_markdown(), end="")
+    if options.write:
+        write("docs/benchmarks.md", report.to_markdown())
+        write("benchmarks/results/released_package.json", report.to_json())
+    return 0 if all(report.checks.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

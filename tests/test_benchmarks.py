@@ -1,0 +1,81 @@
+"""The report of the benchmarks: what is made of times and memory. The benchmarks themselves run by `make bench`."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "report.py"
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_report", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00123, "1.23 ms"),
+        (0.0123, "12.3 ms"),
+        (0.123, "123 ms"),
+        (1.234, "1.23 s"),
+        (18.26, "18.3 s"),
+        (384.4, "384 s"),
+    ],
+)
+def test_durations_have_three_digits(report: ModuleType, value: float, text: str) -> None:
+    assert report.seconds(value) == text
+
+
+def test_memory_is_split_into_own_pages_and_mapped_files(report: ModuleType) -> None:
+    status = (
+        "Name:\tpython\nVmPeak:\t  9000 kB\nVmHWM:\t    3000 kB\nVmRSS:\t    2500 kB\n"
+        "RssAnon:\t    1500 kB\nRssFile:\t     900 kB\nRssShmem:\t     100 kB\nThreads:\t4\n"
+    )
+    memory = report.parse_status(status)
+    assert memory == report.Memory(own=1500 * 1024, files=1000 * 1024, peak=3000 * 1024)
+    assert memory.total == 2500 * 1024
+
+
+def test_a_process_that_is_ending_has_no_memory(report: ModuleType) -> None:
+    assert report.parse_status("Name:\tpython\nState:\tZ (zombie)\n") == report.Memory(0, 0, 0)
+
+
+def test_the_machine_s_own_status_can_be_read(report: ModuleType) -> None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("there is no /proc here")
+    memory = report.parse_status(status.read_text())
+    assert 0 < memory.own < memory.total
+    assert memory.peak > 1_000_000
+
+
+def test_ratios_are_of_medians_and_one_slow_run_does_not_show(report: ModuleType) -> None:
+    found = report.Report("make bench", {"machine": "two cores"})
+    for released, ours in ((18.0, 1.0), (380.0, 1.2), (20.0, 0.9)):
+        found.add("A photo", "released", released)
+        found.add("A photo", "ours", ours)
+    found.add("A search", "ours", 0.04)
+    text = found.to_markdown()
+    assert "| A photo | **20** | 20.0 s (18.0 s to 380 s) | 1.00 s (900 ms to 1.20 s) |" in text
+    assert "| A search |  |  | 40.0 ms |" in text
+    assert "- machine: two cores" in text
+    assert json.loads(found.to_json())["ratios"] == {"A photo": 20.0}
+    assert json.loads(found.to_json())["rows"]["A photo"]["released"] == [18.0, 380.0, 20.0]
+
+
+@pytest.mark.parametrize(("difference", "passed"), [(9e-6, True), (1e-5, True), (2e-5, False), (math.nan, False)])
+def test_a_difference_above_the_limit_fails(report: ModuleType, difference: float, passed: bool) -> None:
+    found = report.Report("make bench", {})
+    found.check_at_most("probabilities", difference, 1e-5)
+    assert list(found.checks.values()) == [passed]
+    assert (f"- {'yes' if passed else '**NO**'}: probabilities within 1e-05" in found.to_markdown()) is True
