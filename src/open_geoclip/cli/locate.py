@@ -49,7 +49,7 @@ def locate(
         output: A file to write instead of stdout.
         map_: A PNG to draw pictures and candidates into.
         dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
-        engine: What runs a CLIP backbone; auto is openvino where the extra fast is installed.
+        engine: What runs the image backbone; auto is openvino where the extra fast is installed.
         batch_size: Pictures the model sees at once.
         max_pixels: Larger pictures are refused before they are decoded (JPEGs may have four times as many); about 89
             million when not given.

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from open_geoclip import pretrained
 from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.model.backbones.clip import ClipVision
-from open_geoclip.model.backbones.clip_openvino import OpenVinoClip, openvino_is_installed
+from open_geoclip.model.backbones.compiled import CompiledBackbone, can_be_compiled, openvino_is_installed
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
 
@@ -61,7 +60,7 @@ def prepared(backbone: nn.Module, engine: Engine, dtype: DType, device: torch.de
 
     Args:
         backbone: as loaded.
-        engine: ``torch``; ``openvino``, for a CLIP on a CPU; ``auto`` is the latter where it can be used.
+        engine: ``torch``; ``openvino``, on a CPU; ``auto`` is the latter where it can be used.
         dtype: see :func:`network_dtype`.
         device: where to compute.
 
@@ -72,12 +71,11 @@ def prepared(backbone: nn.Module, engine: Engine, dtype: DType, device: torch.de
     if engine not in ("auto", "torch", "openvino"):
         raise SettingsError(f"engine: auto, torch or openvino, not {engine!r}")
     precision = network_dtype(dtype, device)
-    fits = isinstance(backbone, ClipVision) and torch.device(device).type == "cpu"
+    fits = can_be_compiled(backbone) and torch.device(device).type == "cpu"
     if engine == "openvino" and not fits:
-        raise SettingsError("the engine openvino is for CLIP backbones on a CPU: use torch")
+        raise SettingsError("the engine openvino is for CLIP's and the embedded backbone on a CPU: use torch")
     if engine == "openvino" or (engine == "auto" and fits and openvino_is_installed()):
-        assert isinstance(backbone, ClipVision)
-        return OpenVinoClip(backbone, bfloat16=precision == torch.bfloat16)
+        return CompiledBackbone(backbone, bfloat16=precision == torch.bfloat16)
     return backbone.to(device, precision)
 
 

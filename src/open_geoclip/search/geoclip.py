@@ -52,7 +52,7 @@ class GeoCLIP(TwoTowers):
             backbone: where the image backbone is, by the same grammar; the one that the weights name when not given.
             gallery: a file of places; the gallery of the weights when not given.
             dtype: what the image backbone computes in.
-            engine: what runs the image backbone: ``torch``, or ``openvino`` for CLIP on a CPU, which ``auto`` takes
+            engine: what runs the image backbone: ``torch``, or ``openvino`` on a CPU, which ``auto`` takes
                 when the extra ``fast`` is installed. For a GPU or to copy the module, say ``torch``.
 
         Raises:

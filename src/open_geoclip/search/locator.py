@@ -131,7 +131,7 @@ class Locator:
             backbone: where the image backbone is, by the same grammar; the one that the weights name when not given.
             gallery: places to choose from, or a file of them; the gallery of the weights when not given.
             dtype: what the image backbone computes in; ``auto`` is bfloat16 where the processor has it.
-            engine: what runs the image backbone: ``torch``, or ``openvino`` for CLIP on a CPU, which ``auto`` takes
+            engine: what runs the image backbone: ``torch``, or ``openvino`` on a CPU, which ``auto`` takes
                 when the extra ``fast`` is installed.
             device: where to compute, such as ``cpu`` or ``cuda``.
             batch_size: see the class.

