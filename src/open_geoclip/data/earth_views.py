@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from open_geoclip.errors import MissingExtraError, SettingsError
+from open_geoclip.data.weather import Weather, weathered
+from open_geoclip.errors import ImageError, MissingExtraError, SettingsError
 from open_geoclip.sphere import EARTH_RADIUS_KM, check_coordinates, even_points, unit_vectors
 
 __all__ = [
@@ -39,19 +40,21 @@ __all__ = [
     "views",
 ]
 
-Look = Literal["bluemarble", "shadedrelief"]
+Look = Literal["bluemarble", "shadedrelief", "etopo"]
 Split = Literal["train", "validation", "test"]
 LOOKS: tuple[Look, ...] = get_args(Look)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-_FILES: dict[Look, str] = {"bluemarble": "bmng.jpg", "shadedrelief": "shadedrelief.jpg"}
-_TEXTURE_HEIGHT = 2700  # of both looks, 7.4 km a pixel: the finer one is reduced so that they compare
+_FILES: dict[Look, str] = {"bluemarble": "bmng.jpg", "shadedrelief": "shadedrelief.jpg", "etopo": "etopo1.jpg"}
+_TEXTURE_HEIGHT = 2700  # at most, 7.4 km a pixel: finer pictures are reduced so that they compare
 _BLOCK = 1024  # views are drawn in blocks: view i of a split is the same however many are asked for
 _WIDTH_KM = (300.0, 1500.0)
 _TURN_DEG = 10.0
 _LAT_RANGE = (-60.0, 75.0)
 _HELD_OUT = 4096  # the size of the validation and of the test split
 _APART_KM = 10.0  # no centre of one split is nearer than this to a centre of another
+_LOOK_SHARES = (0.7, 0.15, 0.15)  # of LOOKS, among varied views
+_FAIR = 0.5  # of varied views of the Blue Marble are left as they are
 _SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -130,7 +133,7 @@ class Light:
             slope=uniform(-0.2, 0.2, n, 2),
         )
 
-    def __getitem__(self, rows: slice) -> "Light":
+    def __getitem__(self, rows: slice | np.ndarray) -> "Light":
         return Light(self.gain[rows], self.gamma[rows], self.saturation[rows], self.haze[rows], self.slope[rows])
 
 
@@ -150,23 +153,29 @@ class Earth:
     """A picture of the whole Earth to look down on.
 
     Args:
-        look: ``bluemarble`` (NASA's Blue Marble) or ``shadedrelief`` (a drawn map, for testing what carries over).
+        look: ``bluemarble`` (NASA's Blue Marble, August), ``shadedrelief`` or ``etopo`` (drawn maps); or a file: any
+            picture of the whole Earth in plate carree projection, twice as wide as high, 180 W at its left edge.
 
     Raises:
         MissingExtraError: the extra ``earth`` is not installed.
+        SettingsError: the look is not known.
+        ImageError: the file is not a picture of the whole Earth.
     """
 
-    def __init__(self, look: Look = "bluemarble") -> None:
-        if look not in LOOKS:
+    def __init__(self, look: Look | Path = "bluemarble") -> None:
+        if not isinstance(look, Path) and look not in LOOKS:
             raise SettingsError(f"unknown look of the Earth {look!r}: choose one of {', '.join(LOOKS)}")
         self.look = look
-        with Image.open(basemap_file(_FILES[look])) as picture:
-            picture.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
-            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-        assert pixels.shape == (_TEXTURE_HEIGHT, 2 * _TEXTURE_HEIGHT, 3), pixels.shape
-        texture = torch.from_numpy(_even_resolution(pixels)).permute(2, 0, 1)
-        # One column from the other side at both ends: interpolation knows no seam at 180 degrees.
-        self._texture = torch.cat([texture[..., -1:], texture, texture[..., :1]], dim=-1)[None].contiguous()
+        file = look if isinstance(look, Path) else basemap_file(_FILES[look])
+        try:
+            with Image.open(file) as picture:
+                picture.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
+                pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ImageError(str(file), f"not a picture of the Earth: {error}") from error
+        if pixels.shape[1] != 2 * pixels.shape[0]:
+            raise ImageError(str(file), f"{pixels.shape[1]} x {pixels.shape[0]} is not twice as wide as high")
+        self._texture = _wrapped(torch.from_numpy(_even_resolution(pixels)).permute(2, 0, 1))
 
     def render(
         self,
@@ -175,6 +184,7 @@ class Earth:
         turn_deg: Float[np.ndarray, " n"] | None = None,
         light: Light | None = None,
         size: int = 224,
+        weather: Weather | None = None,
     ) -> UInt8[np.ndarray, "n size size 3"]:
         """Views of the Earth, north up unless turned.
 
@@ -184,6 +194,7 @@ class Earth:
             turn_deg: the bearing of each view's top, degrees clockwise from north.
             light: how each is lit; a clear day when not given.
             size: pixels a side.
+            weather: what becomes of each; fair weather when not given.
 
         Raises:
             CoordinateError: a centre that is not on Earth.
@@ -208,8 +219,19 @@ class Earth:
                 self._texture, grid.view(1, m * size, size, 2), padding_mode="border", align_corners=False
             )
             colours = colours.view(3, m, size, size).transpose(0, 1)
+            if weather is not None:
+                land = torch.nn.functional.grid_sample(
+                    self._land, grid.view(1, m * size, size, 2), padding_mode="border", align_corners=False
+                )
+                colours = weathered(
+                    colours, land.view(m, size, size), -90 * grid[..., 1], width_km[rows], weather[rows]
+                )
             out[rows] = _lit(colours, light[rows]).permute(0, 2, 3, 1).numpy()
         return out
+
+    @cached_property
+    def _land(self) -> Float[Tensor, "1 1 h w"]:
+        return _wrapped(torch.from_numpy((_land.grid[::-1] == 1).astype(np.float32))[None])
 
     def _grid(
         self,
@@ -242,6 +264,11 @@ class Earth:
         x = lon_pixel * ((width - 2) / (torch.pi * width))
         y = lat * (-2 / torch.pi)
         return torch.stack([x, y], dim=-1)
+
+
+def _wrapped(texture: Float[Tensor, "c h w"]) -> Float[Tensor, "1 c h v"]:
+    """With one column from the other side at both ends: interpolation knows no seam at 180 degrees."""
+    return torch.cat([texture[..., -1:], texture, texture[..., :1]], dim=-1)[None].contiguous()
 
 
 def _even_resolution(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
@@ -360,7 +387,13 @@ def even_land(spacing_km: float, lat_range: tuple[float, float] = _LAT_RANGE) ->
 
 
 def views(
-    split: Split, n: int | None = None, *, earth: Earth | None = None, batch_size: int = 256, start: int = 0
+    split: Split,
+    n: int | None = None,
+    *,
+    earth: Earth | None = None,
+    batch_size: int = 256,
+    start: int = 0,
+    varied: bool = False,
 ) -> Iterator[ViewBatch]:
     """The views of a split, batch by batch: the same ones each time and on each machine.
 
@@ -370,17 +403,47 @@ def views(
         earth: what to look at; NASA's Blue Marble when not given.
         batch_size: views a batch.
         start: the first view, for taking up work again; a multiple of the batch size.
+        varied: of each view draw one of all looks, and to most give a season and weather; see
+            :class:`~open_geoclip.data.weather.Weather`. ``earth`` is not used then.
 
     Raises:
         SettingsError: see :func:`view_centres`.
         MissingExtraError: the extra ``earth`` is not installed.
     """
-    earth = Earth() if earth is None else earth
+    earths = [Earth(look) for look in LOOKS] if varied else [Earth() if earth is None else earth]
     centres = view_centres(split, n)
     for first in range(start, len(centres), batch_size):
         last = min(first + batch_size, len(centres))
         width, turn, light = _drawn_cameras(split, first, last)
-        yield ViewBatch(earth.render(centres[first:last], width, turn, light), centres[first:last], width)
+        if varied:
+            images = _varied(earths, split, first, centres[first:last], width, turn, light)
+        else:
+            images = earths[0].render(centres[first:last], width, turn, light)
+        yield ViewBatch(images, centres[first:last], width)
+
+
+def _varied(
+    earths: list[Earth],
+    split: Split,
+    first: int,
+    centres: Float[np.ndarray, "n 2"],
+    width_km: Float[np.ndarray, " n"],
+    turn_deg: Float[np.ndarray, " n"],
+    light: Light,
+) -> UInt8[np.ndarray, "n 224 224 3"]:
+    """Each view of the look, and in the weather, that is drawn for it."""
+    n = len(centres)
+    generators = [np.random.default_rng([_SEEDS[split], 2, first + i]) for i in range(n)]
+    looks = np.array([generator.choice(len(earths), p=_LOOK_SHARES) for generator in generators])
+    fair = np.array([generator.random() < _FAIR for generator in generators]) & (looks == 0)
+    weather = Weather.joined([Weather.drawn(1, generator) for generator in generators])
+    images = np.empty((n, 224, 224, 3), np.uint8)
+    for look, earth in enumerate(earths):
+        for rows in (np.flatnonzero((looks == look) & fair), np.flatnonzero((looks == look) & ~fair)):
+            if len(rows):
+                camera = (centres[rows], width_km[rows], turn_deg[rows], light[rows])
+                images[rows] = earth.render(*camera, weather=None if fair[rows[0]] else weather[rows])
+    return images
 
 
 def _drawn_cameras(

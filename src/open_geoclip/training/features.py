@@ -4,17 +4,20 @@ The backbone is frozen, so what it makes of a view never changes: it is computed
 float16 in shards, and training reads that. Work that was interrupted is taken up at the first missing shard.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float16, Float64
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from open_geoclip.data.earth_views import Earth, Look, Split, views
+from open_geoclip.data.earth_views import Earth, Look, Split, ViewBatch, views
 from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
+from open_geoclip.model.two_towers import prepared
 
 __all__ = ["FeatureSet", "earth_view_features"]
 
@@ -48,28 +51,34 @@ def earth_view_features(
     split: Split,
     n: int,
     *,
-    look: Look = "bluemarble",
+    look: Look | Literal["varied"] | Path = "bluemarble",
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureSet:
     """Features of the first n views of a split, from the cache as far as they are there.
+
+    OpenVINO computes them where it is installed; what it gives differs from torch by less than float16 rounds.
 
     Args:
         folder: where shards are kept; about 7.8 kB a view.
         split: ``train``, ``validation`` or ``test``.
         n: how many views.
-        look: which picture of the Earth.
+        look: which picture of the Earth, a file of one, or ``varied``: all of them, in all weathers.
         progress: called with how many views are done, and of how many.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    name = f"file{hashlib.sha256(look.read_bytes()).hexdigest()[:12]}" if isinstance(look, Path) else look
+    earth: Earth | None = None
+    backbone: nn.Module | None = None
     shards = []
-    lazy: list[tuple[Earth, EfficientNetLite0]] = []
     for start in range(0, n, SHARD):
         count = min(SHARD, n - start)
-        path = folder / f"{look}-{split}-{start:07d}-{count}-v{_VERSION}.safetensors"
+        path = folder / f"{name}-{split}-{start:07d}-{count}-v{_VERSION}.safetensors"
         if not path.exists():
-            if not lazy:
-                lazy.append((Earth(look), EfficientNetLite0()))
-            _save(path, _computed(*lazy[0], split, start, count))
+            backbone = backbone or prepared(EfficientNetLite0(), "auto", "float32")
+            if look != "varied":
+                earth = earth or Earth(look)
+            seen = views(split, start + count, earth=earth, batch_size=64, start=start, varied=look == "varied")
+            _save(path, _computed(backbone, seen))
         shard = load_file(path)
         shards.append(FeatureSet(shard["features"], shard["coordinates"]))
         if progress is not None:
@@ -78,10 +87,10 @@ def earth_view_features(
 
 
 @torch.inference_mode()
-def _computed(earth: Earth, backbone: EfficientNetLite0, split: Split, start: int, count: int) -> FeatureSet:
+def _computed(backbone: nn.Module, batches: Iterator[ViewBatch]) -> FeatureSet:
     features, coordinates = [], []
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (PREPROCESSING.mean, PREPROCESSING.std))
-    for batch in views(split, start + count, earth=earth, batch_size=64, start=start):
+    for batch in batches:
         pixels = (torch.from_numpy(batch.images).permute(0, 3, 1, 2) - mean) / std
         features += [backbone(part).half() for part in pixels.split(_BATCH)]
         coordinates.append(torch.from_numpy(batch.coordinates))
