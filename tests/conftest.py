@@ -93,7 +93,15 @@ def save_clip() -> Callable[..., Path]:
     return _save_clip
 
 
-def _save_clip(folder: Path, *, projection: int = 768, image_size: int = 56, seed: int = 0, **vision: Any) -> Path:
+def _save_clip(
+    folder: Path,
+    *,
+    projection: int = 768,
+    image_size: int = 56,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    **vision: Any,
+) -> Path:
     """Write config.json, preprocessor_config.json and model.safetensors, by transformers itself."""
     with warnings.catch_warnings(action="ignore"):
         from transformers import CLIPConfig, CLIPModel
@@ -109,6 +117,7 @@ def _save_clip(folder: Path, *, projection: int = 768, image_size: int = 56, see
             "num_hidden_layers": 1,
             "num_attention_heads": 1,
             "vocab_size": 50,
+            **(text or {}),
         },
         vision_config={
             "hidden_size": 32,

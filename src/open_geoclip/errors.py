@@ -5,6 +5,7 @@
     OpenGeoCLIPError
     ├── CoordinateError      (ValueError)   a coordinate that is not on Earth
     ├── ImageError           (ValueError)   a picture that cannot be read; names it
+    ├── TextError            (ValueError)   a text that a model cannot read: empty or too long
     ├── SettingsError        (ValueError)   a setting that is unknown or out of range
     ├── GalleryError         (ValueError)   a gallery file that cannot be used
     ├── PredictionsError     (ValueError)   predictions that cannot be scored
@@ -26,6 +27,7 @@ __all__ = [
     "OpenGeoCLIPError",
     "PredictionsError",
     "SettingsError",
+    "TextError",
     "WeightsError",
 ]
 
@@ -45,6 +47,10 @@ class ImageError(OpenGeoCLIPError, ValueError):
         self.name = name
         self.reason = reason
         super().__init__(f"{name}: {reason}")
+
+
+class TextError(OpenGeoCLIPError, ValueError):
+    """A text that a model cannot read: empty, or longer than it was made for."""
 
 
 class SettingsError(OpenGeoCLIPError, ValueError):

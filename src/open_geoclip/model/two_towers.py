@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.backbones.compiled import CompiledBackbone, can_be_compiled, openvino_is_installed
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.model.text_encoder import TextEncoder
 
 __all__ = ["DType", "Engine", "TwoTowers", "network_dtype", "prepared"]
 
@@ -95,6 +98,8 @@ class TwoTowers(nn.Module):
         self.image_encoder = image_encoder
         self.location_encoder = location_encoder
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self._text_source: tuple[pretrained.Release, str | None] | None = None
+        self._text: TextEncoder | None = None
 
     @classmethod
     def from_release(cls: type[_Model], release: "pretrained.Release", *, backbone: str | None = None) -> _Model:
@@ -108,7 +113,27 @@ class TwoTowers(nn.Module):
         model = cls(ImageEncoder.from_release(release, backbone=backbone), LocationEncoder.from_release(release))
         with torch.no_grad():
             model.logit_scale.copy_(release.tensors["logit_scale"])
+        own = {name: tensor for name, tensor in release.tensors.items() if name.startswith("text_encoder.")}
+        model._text_source = (replace(release, tensors=own), backbone)
         return model.eval()
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
+        """Vectors of texts, of length 1, float32 on the CPU. The text side is loaded at the first call.
+
+        Raises:
+            WeightsError: the model has no text side.
+            TextError: a text is empty or too long.
+            MissingExtraError: the extra ``text`` is not installed.
+        """
+        if self._text is None:
+            if self._text_source is None:
+                raise WeightsError("this model has no text side: one made from weights has, `TwoTowers.from_release`")
+            release, backbone = self._text_source
+            self._text = TextEncoder.from_release(release, backbone=backbone)
+        head = self.image_encoder.mlp
+        read = self._text(texts)
+        return F.normalize(head(read.to(head[0].weight)).float(), dim=1).cpu()
 
     @property
     def scale(self) -> float:

@@ -12,11 +12,13 @@ __all__ = [
     "GIVEN",
     "HUB_TYPES",
     "PROJECTIONS",
+    "TEXT_WIDTHS",
     "HeadSettings",
     "LocationSettings",
     "OwnSettings",
     "backbone_of",
     "check_keys",
+    "given_keys",
     "hub_backbone",
     "read_settings",
     "read_sigmas",
@@ -52,10 +54,19 @@ class LocationSettings(TypedDict):
     projection: str
 
 
+TEXT_WIDTHS = {"minilm": 384}
+"""Each sentence encoder that a model of our own may have, and the length of its vectors."""
+
+
 class HeadSettings(TypedDict):
-    """What is needed to build an image head: its widths, from the backbone's feature to the shared space."""
+    """What is needed to build an image head.
+
+    ``widths``: from what goes in to the shared space. ``aligned``: how many of the numbers that go in are the picture's
+    vector in a space shared with texts, which stands before the backbone's feature; 0 for a head without one.
+    """
 
     widths: list[int]
+    aligned: int
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,9 @@ class OwnSettings:
     """What the maker of a model gives, taken apart."""
 
     location: LocationSettings
-    widths: list[int] | None
+    head: HeadSettings | None
     backbone: str | None
+    text: str | None
     preprocessing: dict[str, Any] | None
     card: dict[str, Any]
 
@@ -87,18 +99,33 @@ def read_settings(config: Mapping[str, Any], what: str) -> OwnSettings:
         output=_count(given["output"], f"{where}: output"),
         projection=given["projection"],
     )
-    widths, backbone = None, None
+    head, backbone, text = None, None, None
     if config["image_encoder"] is not None:
         where = f"{what}: image_encoder"
-        image = check_keys(config["image_encoder"], ("backbone", "widths"), where)
+        optional = [key for key in ("aligned",) if key in config["image_encoder"]]
+        image = check_keys(config["image_encoder"], ("backbone", "widths", *optional), where)
         if not isinstance(image["widths"], list) or not 2 <= len(image["widths"]) <= MOST_LAYERS:
             raise WeightsError(f"{where}: widths must be a list of at least two numbers")
         widths = [_count(width, f"{where}: widths") for width in image["widths"]]
+        aligned = _count(image["aligned"], f"{where}: aligned", most=widths[0] - 1) if optional else 0
+        head = HeadSettings(widths=widths, aligned=aligned)
         backbone = _backbone(image["backbone"], where)
+    if config.get("text_encoder") is not None:
+        where = f"{what}: text_encoder"
+        text = check_keys(config["text_encoder"], ("backbone",), where)["backbone"]
+        if text not in TEXT_WIDTHS:
+            raise WeightsError(f"{where}: backbone {text!r} is not one of {', '.join(TEXT_WIDTHS)}")
+    if (text is not None) != (head is not None and head["aligned"] > 0):
+        raise WeightsError(f"{what}: text_encoder and image_encoder's aligned go together")
     for key in ("preprocessing", "card"):
         if not isinstance(config[key], dict) and not (key == "preprocessing" and config[key] is None):
             raise WeightsError(f"{what}: {key} must be an object")
-    return OwnSettings(location, widths, backbone, config["preprocessing"], config["card"])
+    return OwnSettings(location, head, backbone, text, config["preprocessing"], config["card"])
+
+
+def given_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """:data:`GIVEN`, and ``text_encoder`` if the configuration has it."""
+    return (*GIVEN, "text_encoder") if "text_encoder" in config else GIVEN
 
 
 def check_keys(value: object, expected: Sequence[str], what: str) -> dict[str, Any]:

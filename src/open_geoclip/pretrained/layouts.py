@@ -26,11 +26,11 @@ from torch import Tensor
 from open_geoclip.errors import WeightsError
 from open_geoclip.pretrained.config import (
     FORMAT,
-    GIVEN,
     HUB_TYPES,
     HeadSettings,
     LocationSettings,
     check_keys,
+    given_keys,
     hub_backbone,
     read_settings,
     read_sigmas,
@@ -78,6 +78,8 @@ class Release:
         preprocessing: How the backbone wants its pictures, if that is known here. What a backbone's own
             folder says counts for more.
         record: What is known about these weights, or None.
+        text_backbone: The sentence encoder of a text side that these weights hold, or None. A model whose image
+            backbone is a CLIP needs none: texts go through that CLIP's text half.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Release:
     backbone: str | None
     preprocessing: dict[str, Any] | None
     record: Record | None
+    text_backbone: str | None = None
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ def _read_wheel(name: str, files: Mapping[str, Path]) -> Release:
         name,
         tensors,
         infer_location(tensors, [2.0**0, 2.0**4, 2.0**8], name),
-        infer_widths(tensors, name),
+        _plain_head(infer_widths(tensors, name)),
         version=record.version,
         gallery=files[GALLERY_FILE],
         backbone=record.backbone,
@@ -179,7 +182,7 @@ def _read_hub(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         name,
         tensors,
         location,
-        widths,
+        _plain_head(widths),
         version=commit,
         gallery=_gallery(path, config.get("gallery_file"), what),
         backbone=hub_backbone(config, what),
@@ -190,7 +193,7 @@ def _read_hub(name: str, path: Path, config: Mapping[str, Any]) -> Release:
 
 def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
     what = str(path / "config.json")
-    check_keys(config, ("format", "format_version", *GIVEN, "gallery", "sha256"), what)
+    check_keys(config, ("format", "format_version", *given_keys(config), "gallery", "sha256"), what)
     if config["format_version"] != FORMAT_VERSION or isinstance(config["format_version"], bool):
         raise WeightsError(
             f"{what}: format_version is {config['format_version']!r}, this version of OpenGeoCLIP reads "
@@ -221,12 +224,13 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         name,
         _read_safetensors(path),
         settings.location,
-        settings.widths,
+        settings.head,
         version=_commit(path),
         gallery=gallery,
         backbone=settings.backbone,
         preprocessing=settings.preprocessing,
         record=with_card(record, settings.card),
+        text=settings.text,
     )
 
 
@@ -234,28 +238,42 @@ def _release(
     name: str,
     tensors: Mapping[str, Tensor],
     location: LocationSettings,
-    widths: list[int] | None,
+    head: HeadSettings | None,
     *,
     version: str | None = None,
     gallery: Path | None = None,
     backbone: str | None = None,
     preprocessing: dict[str, Any] | None = None,
     record: Record | None = None,
+    text: str | None = None,
 ) -> Release:
-    checked = check_tensors(tensors, location, widths, name)
+    checked = _checked(tensors, location, head, text, name)
     mark = fingerprint(checked, location)
     return Release(
         name=name,
         version=version or mark[:12],
         fingerprint=mark,
         location_encoder=location,
-        image_head=None if widths is None else HeadSettings(widths=widths),
+        image_head=head,
         tensors=checked,
         gallery=gallery,
         backbone=backbone,
         preprocessing=preprocessing,
         record=record,
+        text_backbone=text,
     )
+
+
+def _plain_head(widths: list[int] | None) -> HeadSettings | None:
+    return None if widths is None else HeadSettings(widths=widths, aligned=0)
+
+
+def _checked(
+    tensors: Mapping[str, Tensor], location: LocationSettings, head: HeadSettings | None, text: str | None, what: str
+) -> dict[str, Tensor]:
+    if head is None:
+        return check_tensors(tensors, location, None, what)
+    return check_tensors(tensors, location, head["widths"], what, aligned=head["aligned"], text=text)
 
 
 def _commit(path: Path) -> str | None:
@@ -297,7 +315,8 @@ def save_release(
         target: The folder to write. A release that is there already is replaced as a whole.
         tensors: Under the names in :mod:`open_geoclip.pretrained.tensors`.
         config: ``location_encoder`` (see :class:`LocationSettings`), ``image_encoder`` (``backbone`` and
-            ``widths``, or None for a location encoder alone), ``preprocessing`` (an object or None) and
+            ``widths``, and ``aligned`` with a text side; or None for a location encoder alone), ``text_encoder``
+            (``backbone``; may be left out), ``preprocessing`` (an object or None) and
             ``card`` (an object, free; ``title``, ``source``, ``licence``, ``trained_on`` and ``accuracy`` are
             shown by `geoclip models`).
         gallery: A CSV of coordinates, copied as ``gallery.csv``.
@@ -311,8 +330,8 @@ def save_release(
             float16, a key is unknown or missing, or the folder holds something else.
     """
     target, what = Path(target), str(target)
-    settings = read_settings(check_keys(config, GIVEN, "config"), "config")
-    checked = check_tensors(tensors, settings.location, settings.widths, what)
+    settings = read_settings(check_keys(config, given_keys(config), "config"), "config")
+    checked = _checked(tensors, settings.location, settings.head, settings.text, what)
     if dtype == "float16":
         checked = {key: tensor if STAY_FLOAT32.fullmatch(key) else tensor.half() for key, tensor in checked.items()}
         if large := [key for key, tensor in checked.items() if not is_finite(tensor)]:
@@ -327,7 +346,7 @@ def save_release(
         written = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            **{key: config[key] for key in GIVEN},
+            **{key: config[key] for key in given_keys(config)},
             "gallery": None if gallery is None else "gallery.csv",
             "sha256": hashes,
         }

@@ -7,6 +7,12 @@ The names are those of the released weights, and stay ours::
     location_encoder.LocEnc{i}.capsule.{1,3,...}.weight, bias  (width, 2 * features), then (width, width)
     location_encoder.LocEnc{i}.head.0.weight, bias             (output, width)
     image_encoder.mlp.{0,2,...}.weight, bias                   (widths[1], widths[0]), ...
+
+and in a model with a text side of its own::
+
+    image_encoder.projection.weight, bias                      (aligned, widths[0] - aligned)
+    text_encoder.projection.weight, bias                       (aligned, the sentence vector's length)
+    text_encoder.picture                                       (widths[0] - aligned,)
 """
 
 import hashlib
@@ -20,7 +26,7 @@ import torch
 from torch import Tensor
 
 from open_geoclip.errors import WeightsError
-from open_geoclip.pretrained.config import PROJECTIONS, LocationSettings
+from open_geoclip.pretrained.config import PROJECTIONS, TEXT_WIDTHS, LocationSettings
 
 __all__ = ["check_tensors", "expected_shapes", "fingerprint", "infer_location", "infer_widths", "is_finite"]
 
@@ -84,9 +90,17 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, what: str) -> tu
     return tuple(tensors[name].shape)
 
 
-def expected_shapes(location: LocationSettings, widths: Sequence[int] | None) -> dict[str, tuple[int, ...]]:
+def expected_shapes(
+    location: LocationSettings, widths: Sequence[int] | None, *, aligned: int = 0, text: str | None = None
+) -> dict[str, tuple[int, ...]]:
     """Every tensor that belongs to these settings, and its shape. No widths: a location encoder alone."""
     shapes: dict[str, tuple[int, ...]] = {}
+    if widths is not None and text is not None:
+        picture = widths[0] - aligned
+        for side, entering in (("image", picture), ("text", TEXT_WIDTHS[text])):
+            shapes[f"{side}_encoder.projection.weight"] = (aligned, entering)
+            shapes[f"{side}_encoder.projection.bias"] = (aligned,)
+        shapes["text_encoder.picture"] = (picture,)
     if widths is not None:
         shapes["logit_scale"] = ()
         for layer, (entering, leaving) in enumerate(itertools.pairwise(widths)):
@@ -105,7 +119,13 @@ def expected_shapes(location: LocationSettings, widths: Sequence[int] | None) ->
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], location: LocationSettings, widths: Sequence[int] | None, what: str
+    tensors: Mapping[str, Tensor],
+    location: LocationSettings,
+    widths: Sequence[int] | None,
+    what: str,
+    *,
+    aligned: int = 0,
+    text: str | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors as float32 if they are exactly those that the settings ask for.
 
@@ -114,6 +134,8 @@ def check_tensors(
         location: Settings of the location encoder.
         widths: Widths of the image head, or None for a location encoder alone.
         what: What is being read, for messages.
+        aligned: See :class:`HeadSettings`.
+        text: The sentence encoder of the model's text side, if it has one.
 
     Returns:
         The same tensors in the order of their names, float32, contiguous, on the CPU.
@@ -125,7 +147,7 @@ def check_tensors(
     if widths is not None and widths[-1] != location["output"]:
         ends = f"the image head ends in {widths[-1]} numbers, the location encoder in {location['output']}"
         raise WeightsError(f"{what}: {ends}")
-    expected = expected_shapes(location, widths)
+    expected = expected_shapes(location, widths, aligned=aligned, text=text)
     if missing := sorted(expected.keys() - tensors.keys()):
         raise WeightsError(f"{what}: {_some(missing)} missing")
     if unknown := sorted(tensors.keys() - expected.keys()):

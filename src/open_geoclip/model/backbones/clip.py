@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,49 +23,77 @@ from torch import Tensor, nn
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.preprocessing import Preprocessing
 
-__all__ = ["ClipVision", "ClipVisionSettings"]
+__all__ = [
+    "ClipBlock",
+    "ClipSettings",
+    "ClipVision",
+    "ClipVisionSettings",
+    "block_weights",
+    "clip_json",
+    "clip_weights",
+]
 
 _PREFIXES = ("vision_model.", "visual_projection.")
 
 
+_Settings = TypeVar("_Settings", bound="ClipSettings")
+
+
 @dataclass(frozen=True)
-class ClipVisionSettings:
-    """The shape of a CLIP vision transformer; names as in the published ``config.json``."""
+class ClipSettings:
+    """The shape of one of CLIP's two transformers; names as in the published ``config.json``."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    patch_size: int = 32
-    image_size: int = 224
     projection_dim: int = 512
     layer_norm_eps: float = 1e-5
     hidden_act: str = "quick_gelu"
 
+    half: ClassVar[str]
+
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "ClipVisionSettings":
-        """Read a published ``config.json``: of a whole CLIP, or of its vision half.
+    def from_config(cls: type[_Settings], config: Mapping[str, Any]) -> _Settings:
+        """Read a published ``config.json``: of a whole CLIP, or of this half.
 
         Raises:
             SettingsError: it is not a CLIP, or its activation is not known.
         """
-        if config.get("model_type") not in ("clip", "clip_vision_model"):
-            raise SettingsError(f"config.json describes a {config.get('model_type')!r}, not a CLIP")
-        vision = dict(config.get("vision_config") or {}) if config["model_type"] == "clip" else dict(config)
+        if config.get("model_type") not in ("clip", f"clip_{cls.half}_model"):
+            raise SettingsError(
+                f"config.json describes a {config.get('model_type')!r}, not a CLIP with a {cls.half} half"
+            )
+        half = dict(config.get(f"{cls.half}_config") or {}) if config["model_type"] == "clip" else dict(config)
         if config["model_type"] == "clip":
-            vision["projection_dim"] = config.get("projection_dim", vision.get("projection_dim", 512))
-        known = {name: vision[name] for name in cls.__dataclass_fields__ if name in vision}
-        settings = cls(**known)
+            half["projection_dim"] = config.get("projection_dim", half.get("projection_dim", 512))
+        settings = cls(**{name: half[name] for name in cls.__dataclass_fields__ if name in half})
         if settings.hidden_act not in ("quick_gelu", "gelu"):
             raise SettingsError(f"config.json: unknown activation {settings.hidden_act!r}; quick_gelu or gelu")
         return settings
 
 
-class _Block(nn.Module):
-    """Attention, then a small network, each added to what went in."""
+@dataclass(frozen=True)
+class ClipVisionSettings(ClipSettings):
+    """The shape of a CLIP vision transformer."""
 
-    def __init__(self, settings: ClipVisionSettings) -> None:
+    patch_size: int = 32
+    image_size: int = 224
+
+    half = "vision"
+
+
+class ClipBlock(nn.Module):
+    """Attention, then a small network, each added to what went in.
+
+    Args:
+        settings: the shape.
+        causal: whether a token sees only itself and those before it, as in CLIP's text transformer.
+    """
+
+    def __init__(self, settings: ClipSettings, *, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         d = settings.hidden_size
         self.heads = settings.num_attention_heads
         self.quick = settings.hidden_act == "quick_gelu"
@@ -80,7 +108,8 @@ class _Block(nn.Module):
         """Only the first ``queries`` tokens come out; all of them are looked at."""
         n, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q[:, :, :queries], k, v).transpose(1, 2).reshape(n, -1, d)
+        seen = F.scaled_dot_product_attention(q[:, :, :queries], k, v, is_causal=self.causal)
+        seen = seen.transpose(1, 2).reshape(n, -1, d)
         x = x[:, :queries] + self.out(seen)
         y = self.fc1(self.norm2(x))
         y = y.mul_(torch.sigmoid(1.702 * y)) if self.quick else F.gelu(y)
@@ -103,7 +132,7 @@ class ClipVision(nn.Module):
         self.class_token = nn.Parameter(torch.empty(d))
         self.positions = nn.Parameter(torch.empty((settings.image_size // patch) ** 2 + 1, d))
         self.norm_in = nn.LayerNorm(d, settings.layer_norm_eps)
-        self.blocks = nn.ModuleList(_Block(settings) for _ in range(settings.num_hidden_layers))
+        self.blocks = nn.ModuleList(ClipBlock(settings) for _ in range(settings.num_hidden_layers))
         self.norm_out = nn.LayerNorm(d, settings.layer_norm_eps)
         self.projection = nn.Linear(d, settings.projection_dim, bias=False)
 
@@ -134,9 +163,9 @@ class ClipVision(nn.Module):
             SettingsError: config.json is not a CLIP's.
             WeightsError: a file is missing or damaged, or weights do not fit config.json.
         """
-        settings = ClipVisionSettings.from_config(_json(folder, "config.json"))
+        settings = ClipVisionSettings.from_config(clip_json(folder, "config.json"))
         if preprocessing is None or (folder / "preprocessor_config.json").exists():
-            preprocessing = Preprocessing.from_clip(_json(folder, "preprocessor_config.json"))
+            preprocessing = Preprocessing.from_clip(clip_json(folder, "preprocessor_config.json"))
         if preprocessing.crop != settings.image_size:
             raise WeightsError(
                 f"{folder}: pictures are cut to {preprocessing.crop} pixels (preprocessor_config.json) but the model "
@@ -145,13 +174,14 @@ class ClipVision(nn.Module):
         with torch.device("meta"):
             model = cls(settings)
         try:
-            model.load_state_dict(_renamed(_vision_weights(folder), settings.num_hidden_layers), assign=True)
+            model.load_state_dict(_renamed(clip_weights(folder, _PREFIXES), settings.num_hidden_layers), assign=True)
         except (KeyError, RuntimeError) as error:
             raise WeightsError(f"{folder}: the weights do not fit its config.json: {error}") from error
         return model.requires_grad_(False).eval(), preprocessing
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def clip_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object beside the weights of a published CLIP."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -163,19 +193,19 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _vision_weights(folder: Path) -> dict[str, Tensor]:
-    """Tensors of the vision half, float32, by their published names."""
+def clip_weights(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Tensors of a published CLIP whose names begin so, float32; the others are not read."""
     index = folder / "model.safetensors.index.json"
     shards = [folder / "model.safetensors"]
     if not shards[0].exists() and index.exists():
-        shards = sorted({folder / name for name in _json(folder, index.name)["weight_map"].values()})
+        shards = sorted({folder / name for name in clip_json(folder, index.name)["weight_map"].values()})
     weights: dict[str, Tensor] = {}
     if shards[0].exists():
         for shard in shards:
             try:
                 with safe_open(shard, framework="pt") as file:
                     for key in file.keys():  # noqa: SIM118  (not a dict)
-                        if key.startswith(_PREFIXES):
+                        if key.startswith(prefixes):
                             weights[key] = file.get_tensor(key).float()
             except Exception as error:
                 raise WeightsError(f"{shard} cannot be read: {error}; get it again") from error
@@ -184,11 +214,11 @@ def _vision_weights(folder: Path) -> dict[str, Tensor]:
     if not pickle.exists():
         raise WeightsError(f"{folder} holds no weights: model.safetensors or pytorch_model.bin")
     loaded = torch.load(pickle, map_location="cpu", weights_only=True)
-    return {key: tensor.float() for key, tensor in loaded.items() if key.startswith(_PREFIXES)}
+    return {key: tensor.float() for key, tensor in loaded.items() if key.startswith(prefixes)}
 
 
 def _renamed(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Published names to ours; queries, keys and values of a block become one matrix."""
+    """Published names to ours."""
     vision = "vision_model."
     named = {
         "class_token": weights[f"{vision}embeddings.class_embedding"],
@@ -199,16 +229,22 @@ def _renamed(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     for part in ("weight", "bias"):
         named[f"norm_in.{part}"] = weights[f"{vision}pre_layrnorm.{part}"]  # spelt so in each published file
         named[f"norm_out.{part}"] = weights[f"{vision}post_layernorm.{part}"]
-        for i in range(layers):
-            theirs, ours = f"{vision}encoder.layers.{i}", f"blocks.{i}"
-            qkv = [weights[f"{theirs}.self_attn.{letter}_proj.{part}"] for letter in "qkv"]
-            named[f"{ours}.qkv.{part}"] = torch.cat(qkv)
-            named[f"{ours}.out.{part}"] = weights[f"{theirs}.self_attn.out_proj.{part}"]
-            for name, source in (
-                ("norm1", "layer_norm1"),
-                ("norm2", "layer_norm2"),
-                ("fc1", "mlp.fc1"),
-                ("fc2", "mlp.fc2"),
-            ):
-                named[f"{ours}.{name}.{part}"] = weights[f"{theirs}.{source}.{part}"]
+    for i in range(layers):
+        named |= block_weights(weights, f"{vision}encoder.layers.{i}", f"blocks.{i}")
+    return named
+
+
+def block_weights(weights: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    """The tensors of one block under our names; queries, keys and values become one matrix."""
+    named = {}
+    for part in ("weight", "bias"):
+        named[f"{ours}.qkv.{part}"] = torch.cat([weights[f"{theirs}.self_attn.{x}_proj.{part}"] for x in "qkv"])
+        for name, source in (
+            ("out", "self_attn.out_proj"),
+            ("norm1", "layer_norm1"),
+            ("norm2", "layer_norm2"),
+            ("fc1", "mlp.fc1"),
+            ("fc2", "mlp.fc2"),
+        ):
+            named[f"{ours}.{name}.{part}"] = weights[f"{theirs}.{source}.{part}"]
     return named
