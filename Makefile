@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format bench earth-model clean
+.PHONY: demo test check format bench earth-model places clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,dev]'
+	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,places,dev]'
 	# The released weights and gallery. Without its dependencies: torchvision does not import beside a CPU-only torch.
 	$(PIP) --no-deps geoclip==1.3.0
 	touch $@
@@ -36,6 +36,11 @@ bench: $(STAMP)
 
 earth-model: $(STAMP)
 	$(BIN)/python -m open_geoclip.training.earth_model
+
+places: $(STAMP)
+	mkdir -p build/world-atlas
+	cd build/world-atlas && npm pack --silent world-atlas@2.0.2 && tar -xzf world-atlas-2.0.2.tgz
+	$(BIN)/python -m open_geoclip.places.build build/world-atlas/package/countries-10m.json
 
 clean:
 	rm -rf $(VENV)

@@ -24,7 +24,7 @@ RANKS = {
     "training": 5,
     "evaluation": 5,
     "features": 5,
-    "places": 5,
+    "places": 3,
     "export": 5,
     "server": 6,
     "cli": 6,
@@ -145,7 +145,7 @@ def test_the_checker_lets_a_good_tree_pass(sample: Path) -> None:
             "pretrained (rank 1) imports model (rank 2)",
         ),
         ("evaluation/x.py", "import open_geoclip.training", "evaluation (rank 5) imports training (rank 5)"),
-        ("export/map.py", "from open_geoclip.places import name", "export (rank 5) imports places (rank 5)"),
+        ("export/map.py", "from open_geoclip.features import name", "export (rank 5) imports features (rank 5)"),
         (
             "cli/x.py",
             "from open_geoclip import __version__",

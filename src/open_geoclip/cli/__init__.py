@@ -24,6 +24,7 @@ for _name, _help in {
     "pull": "Bring a model, and the backbone that it needs, to this machine.",
     "score": "Score anybody's predictions: share within 1 to 2500 km, median, mean, GeoScore.",
     "compare": "Compare two runs on the same photos, and say whether the difference is real.",
+    "where": "Name the country and the nearest city of each coordinate, offline.",
     "render": "Render a view of the Earth as from orbit.",
 }.items():
     app.command(f"open_geoclip.cli.{_name}:{'app' if _name == 'gallery' else _name}", name=_name, help=_help)

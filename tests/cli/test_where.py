@@ -1,0 +1,33 @@
+"""``geoclip where``: names on stdout, in three forms."""
+
+import csv
+import io
+import json
+
+import pytest
+
+pytest.importorskip("shapely", reason="the extra places is not installed")
+
+from open_geoclip.cli.where import where
+from open_geoclip.errors import CoordinateError
+
+
+def test_names_as_table_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["46.2044,6.1432", "0,-30"]
+    where(asked)
+    assert capsys.readouterr().out.splitlines() == [
+        "  46.20440     6.14320  CH  Geneva, Switzerland",
+        "   0.00000   -30.00000  --  836 km north-east of Touros (Brazil), at sea",
+    ]
+    where(asked, format_="json")
+    records = json.loads(capsys.readouterr().out)
+    assert [record["country"] for record in records] == ["CH", ""]
+    assert records[0]["city"] == "Geneva"
+    where(asked, format_="csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["text"] for row in rows] == [record["text"] for record in records]
+
+
+def test_a_coordinate_that_is_none_is_refused() -> None:
+    with pytest.raises(CoordinateError, match="LAT,LON"):
+        where(["Geneva"])
