@@ -38,6 +38,7 @@ __all__ = [
     "is_land",
     "land_grid",
     "view_centres",
+    "view_widths",
     "views",
 ]
 
@@ -454,6 +455,11 @@ def _varied(
                 camera = (centres[rows], width_km[rows], turn_deg[rows], light[rows])
                 images[rows] = earth.render(*camera, weather=None if fair[rows[0]] else weather[rows])
     return images
+
+
+def view_widths(split: Split, n: int) -> Float[np.ndarray, " n"]:
+    """How wide the first n views of a split are, in kilometres on the ground; nothing is rendered for it."""
+    return _drawn_cameras(split, 0, n)[0]
 
 
 def _drawn_cameras(

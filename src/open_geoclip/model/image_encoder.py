@@ -125,7 +125,8 @@ class ImageEncoder(nn.Module):
         module, preprocessing = load_backbone(backbone, known)
         if module.dim != widths[0] - aligned:
             raise WeightsError(
-                f"{release.name} was trained on features of length {widths[0] - aligned}; those of {backbone} have {module.dim}"
+                f"{release.name} was trained on features of length {widths[0] - aligned}; those of {backbone} have "
+                f"{module.dim}"
             )
         encoder = cls(module, preprocessing, widths, backbone_name=backbone, aligned=aligned)
         for name, part in (("mlp", encoder.mlp), ("projection", encoder.projection)):
@@ -145,7 +146,13 @@ class ImageEncoder(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Vectors of preprocessed pictures, not normalised, as the released package gives them."""
         with torch.no_grad():
-            features = self.backbone(pixels).to(self.mlp[0].weight.dtype)
-            if self.projection is not None:
+            features = self.backbone(pixels)
+        return self.of_features(features)
+
+    def of_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Vectors of what the backbone gives, which training keeps."""
+        features = features.to(next(self.mlp.parameters()).dtype)
+        if self.projection is not None:
+            with torch.no_grad():
                 features = torch.cat([F.normalize(self.projection(features), dim=1), features], dim=1)
         return self.mlp(features)

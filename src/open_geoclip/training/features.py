@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float16, Float64
+from jaxtyping import Float16, Float64, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from open_geoclip.data.earth_views import Earth, Look, Split, ViewBatch, views
+from open_geoclip.data.captions import sentences
+from open_geoclip.data.earth_views import Earth, Look, Split, ViewBatch, view_centres, view_widths, views
+from open_geoclip.data.facts import facts_of
 from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
+from open_geoclip.model.backbones.minilm import MiniLM
 from open_geoclip.model.two_towers import prepared
 
-__all__ = ["FeatureSet", "earth_view_features"]
+__all__ = ["CaptionSet", "FeatureSet", "SeenAs", "earth_view_captions", "earth_view_features"]
+
+SeenAs = Look | Literal["varied"] | Path
+"""A look of the Earth, a file of one, or ``varied``: all looks, in all weathers."""
 
 SHARD = 4096
 _BATCH = 16  # views at a time: what is in flight stays in the processor's cache
@@ -46,12 +52,60 @@ class FeatureSet:
         return FeatureSet(self.features[:n], self.coordinates[:n])
 
 
+@dataclass(frozen=True)
+class CaptionSet:
+    """Captions of pictures as sentence vectors.
+
+    Attributes:
+        sentences: vectors of m different captions, float16.
+        rows: of each of n pictures, which of the sentences are its k captions.
+    """
+
+    sentences: Float16[Tensor, "m s"]
+    rows: Int64[Tensor, "n k"]
+
+
+def earth_view_captions(
+    folder: Path, split: Split, n: int, each: int, *, progress: Callable[[int, int], None] | None = None
+) -> CaptionSet:
+    """Sentence vectors of captions of the first n views of a split, from the cache if they are there.
+
+    Args:
+        folder: where they are kept.
+        split: ``train``, ``validation`` or ``test``.
+        n: how many views.
+        each: captions a view.
+        progress: called with how many different captions are done, and of how many.
+
+    Raises:
+        MissingExtraError: the extra ``text`` is not installed.
+    """
+    path = folder / f"captions-{split}-{n}-{each}-v{_VERSION}.safetensors"
+    if not path.exists():
+        facts = facts_of(view_centres(split, n), view_widths(split, n))
+        written = [sentences(facts, seed) for seed in range(each)]
+        different = sorted({caption for captions in written for caption in captions})
+        number = {caption: row for row, caption in enumerate(different)}
+        encoder = MiniLM()
+        vectors = []
+        for start in range(0, len(different), SHARD):
+            vectors.append(encoder.encode(different[start : start + SHARD]).half())
+            if progress is not None:
+                progress(min(start + SHARD, len(different)), len(different))
+        rows = torch.tensor([[number[caption] for caption in captions] for captions in written]).T.contiguous()
+        temporary = path.with_suffix(".part")
+        save_file({"sentences": torch.cat(vectors), "rows": rows}, temporary)
+        temporary.replace(path)
+    found = load_file(path)
+    return CaptionSet(found["sentences"], found["rows"])
+
+
 def earth_view_features(
     folder: Path,
     split: Split,
     n: int,
     *,
-    look: Look | Literal["varied"] | Path = "bluemarble",
+    look: SeenAs = "bluemarble",
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureSet:
     """Features of the first n views of a split, from the cache as far as they are there.
