@@ -144,3 +144,30 @@ def _save_clip(
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_tokenizer() -> Callable[[Path], dict[str, Any]]:
+    """Return a function that writes a small tokenizer in CLIP's layout and gives the text settings that go with it."""
+    return _save_tokenizer
+
+
+def _save_tokenizer(folder: Path) -> dict[str, Any]:
+    """Write vocab.json and merges.txt of a byte-level BPE that knows a few words."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    merges = ["d e", "de s", "e r", "er t</w>", "des ert</w>", "h o", "ho t</w>"]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return {
+        "vocab_size": len(words),
+        "bos_token_id": len(words) - 2,
+        "eos_token_id": len(words) - 1,
+        "initializer_factor": 6.0,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }

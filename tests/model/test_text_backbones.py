@@ -55,34 +55,14 @@ def test_texts_that_cannot_be_read(minilm: MiniLM, texts: Any) -> None:
         minilm.encode(texts)
 
 
-def save_tokenizer(folder: Path) -> int:
-    """A small byte-level BPE in CLIP's layout; its size."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    letters = list(bytes_to_unicode().values())
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merges = ["d e", "de s", "e r", "er t</w>", "des ert</w>", "h o", "ho t</w>"]
-    words += [merge.replace(" ", "") for merge in merges]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return len(words)
-
-
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory, save_clip: Callable[..., Path]) -> Path:
+def clip(
+    tmp_path_factory: pytest.TempPathFactory,
+    save_clip: Callable[..., Path],
+    clip_tokenizer: Callable[[Path], dict[str, Any]],
+) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    size = save_tokenizer(folder)
-    text = {
-        "projection_dim": 40,
-        "vocab_size": size,
-        "bos_token_id": size - 2,
-        "eos_token_id": size - 1,
-        "initializer_factor": 6.0,
-    }
-    return save_clip(
-        folder, projection=40, text={**text, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    )
+    return save_clip(folder, projection=40, text={**clip_tokenizer(folder), "projection_dim": 40})
 
 
 def test_clip_text_equals_transformers(clip: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 from cyclopts import App
 
 from open_geoclip._version import __version__
-from open_geoclip.errors import ModelNameError, OpenGeoCLIPError, SettingsError
+from open_geoclip.errors import ModelNameError, OpenGeoCLIPError, SettingsError, TextError
 
 __all__ = ["app", "main"]
 
@@ -18,6 +18,7 @@ app = App(
 # Named as text, a command's module is imported when it is called; the help of each is its docstring's first line.
 for _name, _help in {
     "locate": "Say where photos were taken.",
+    "text": "Say where on Earth words lead.",
     "embed": "Give the location vector of each coordinate, not normalised.",
     "gallery": "Look at the places that answers are chosen from, and encode them.",
     "models": "List the models: what is on this machine, and what the others would cost.",
@@ -34,7 +35,7 @@ def main() -> None:
     """Run ``geoclip``. Exit status: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
     try:
         app()
-    except (ModelNameError, SettingsError) as error:
+    except (ModelNameError, SettingsError, TextError) as error:
         print(f"geoclip: {error}", file=sys.stderr)
         sys.exit(2)
     except OpenGeoCLIPError as error:

@@ -15,7 +15,7 @@ from open_geoclip.errors import ImageError
 if TYPE_CHECKING:
     from open_geoclip.search.locator import Answer
 
-__all__ = ["locate"]
+__all__ = ["FORMATS", "locate"]
 
 
 def locate(
@@ -33,6 +33,8 @@ def locate(
     engine: Literal["auto", "torch", "openvino"] = "auto",
     batch_size: int = 8,
     max_pixels: int | None = None,
+    text: str | None = None,
+    text_weight: float = 0.5,
 ) -> None:
     """Say where photos were taken.
 
@@ -53,6 +55,8 @@ def locate(
         batch_size: Pictures the model sees at once.
         max_pixels: Larger pictures are refused before they are decoded (JPEGs may have four times as many); about 89
             million when not given.
+        text: What is known beside the pictures, in words, such as "a hot desert".
+        text_weight: How much the text counts against the picture: 0 is the picture alone, 1 the text alone.
     """
     show_log()
     from open_geoclip._version import __version__
@@ -80,7 +84,7 @@ def locate(
     interrupted = False
     try:
         with progress_bar("locating") as progress:
-            for done, answer in enumerate(locator.stream(files, top_k), 1):
+            for done, answer in enumerate(locator.stream(files, top_k, text=text, text_weight=text_weight), 1):
                 answers.append(answer)
                 progress(done, len(files))
     except KeyboardInterrupt:  # what was found so far is not thrown away
@@ -89,7 +93,7 @@ def locate(
     for answer in answers:
         if answer.error is not None:
             print(f"geoclip: {answer.image}: {answer.error}", file=sys.stderr)
-    write_output({"table": _table, "json": _json, "csv": _csv}[format_](answers), output)
+    write_output(FORMATS[format_](answers), output)
     if map_ is not None:
         _draw(map_, answers)
     if interrupted:
@@ -109,7 +113,7 @@ def _csv(answers: "list[Answer]") -> str:
     for answer in answers:
         about = [answer.model, answer.gallery, answer.version]
         for rank, c in enumerate(answer.candidates, 1):
-            writer.writerow([answer.image, rank, c.lat, c.lon, c.score, c.probability, *about, ""])
+            writer.writerow([answer.name, rank, c.lat, c.lon, c.score, c.probability, *about, ""])
         if answer.error is not None:
             writer.writerow([answer.image, *[""] * 5, *about, answer.error])
     return file.getvalue()
@@ -119,7 +123,7 @@ def _table(answers: "list[Answer]") -> str:
     lines = []
     for answer in answers:
         if answer.error is None:
-            lines.append(answer.image)
+            lines.append(answer.name)
             lines += [
                 f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}   {100 * c.probability:6.2f} %"
                 for rank, c in enumerate(answer.candidates, 1)
@@ -129,6 +133,9 @@ def _table(answers: "list[Answer]") -> str:
         first = located[0]
         lines.append(f"estimates by {first.model}; {first.gallery}; open-geoclip {first.version}")
     return "".join(f"{line}\n" for line in lines)
+
+
+FORMATS = {"table": _table, "json": _json, "csv": _csv}
 
 
 def _draw(path: Path, answers: "list[Answer]") -> None:

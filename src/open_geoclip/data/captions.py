@@ -22,18 +22,20 @@ from open_geoclip.data.facts import Facts, facts_of
 __all__ = ["HELD_OUT", "captions", "held_out_in"]
 
 _HELD_OUT = (
-    "acacia alaska alpine amazon amazonian anatolia anatolian andean andes arabian arabs argentine argentinian "
-    "atacama australian badlands baobab bedouin boreal borneo brazilian bush bushland cactus camel camels "
-    "canadian caribou caucasus chaco chilean chinese colombian congolese dune dunes egyptian eskimo ethiopian "
-    "eucalyptus finnish fjord fjords french gaucho gauchos german glacier glaciers gobi greenlandic himalaya "
-    "himalayan himalayas iberia iberian iceberg icecap icelandic indian indonesian inuit iranian italian japanese "
-    "jungle jungles kalahari kangaroo kangaroos kazakh kenyan lapland larch libyan llama llamas malagasy mexican "
-    "mongol mongolian monsoon moroccan namib namibian nigerian nile nomads norwegian oases oasis olive olives "
-    "orangutan orangutans outback pakistani palm palms pampas panda pandas parrots patagonia patagonian penguins "
-    "permafrost persia persian peruvian pharaohs polish prairie prairies rainforest rainforests reindeer russian "
-    "sahara saharan sahel sami samurai sand sands sandy saudis savanna savannah savannahs savannas scandinavia "
-    "scandinavian siberia siberian spanish spruce steppe steppes sudanese sultan swedish taiga thai tibet tibetan "
-    "tsar tuareg tundra turkish ukrainian veld vietnamese vineyards yurt yurts"
+    "acacia alaska alpacas alpine amazon amazonian anatolia anatolian andean andes arabian arabs argentine "
+    "argentinian atacama australian badlands baobab baobabs bazaar bedouin bison boreal borneo brazilian bush "
+    "bushland cactus camel camels canadian caribou carpets caucasus chaco chilean chinese coffee colombian "
+    "congolese dune dunes egyptian emperors eskimo ethiopian eucalyptus finnish fjord fjords french gaucho "
+    "gauchos german glacier glaciers gobi greenlandic grove groves herd himalaya himalayan himalayas hunters "
+    "iberia iberian iceberg icebergs icecap icelandic indian indonesian inuit iranian italian japanese jungle "
+    "jungles kalahari kangaroo kangaroos kazakh kenyan lapland larch libyan llama llamas malagasy mexican "
+    "monasteries mongol mongolian monsoon moroccan namib namibian nigerian nile nomads norwegian oases oasis "
+    "olive olives orangutan orangutans outback pakistani palm palms pampas panda pandas parrots patagonia "
+    "patagonian penguins permafrost persia persian peruvian pharaohs polish prairie prairies rainforest "
+    "rainforests reindeer russian sahara saharan sahel sami samurai sand sands sandy saudis savanna savannah "
+    "savannahs savannas scandinavia scandinavian siberia siberian spanish spruce steppe steppes sudanese sultan "
+    "swedish taiga thai tibet tibetan tsar tuareg tundra turkish ukrainian veld vietnamese villa village villages "
+    "vineyards wheat yurt yurts"
 )
 HELD_OUT = frozenset(_HELD_OUT.split())
 """Words kept for the queries that measure the model: in no caption."""

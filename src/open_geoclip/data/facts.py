@@ -22,7 +22,7 @@ from open_geoclip.data.earth_views import basemap_file, land_grid
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
 
-__all__ = ["KOPPEN", "REGIONS", "Facts", "Height", "facts_of", "koppen", "region_of_country"]
+__all__ = ["KOPPEN", "REGIONS", "Facts", "Height", "country_codes", "facts_of", "koppen", "region_of_country"]
 
 Height = Literal["", "low", "high", "mountains"]
 
@@ -84,6 +84,11 @@ class Facts:
 def region_of_country(code: str) -> str:
     """The region of :data:`REGIONS` that a country lies in, empty when it is in none."""
     return _OF_COUNTRY.get(code, "")
+
+
+def country_codes(coordinates: Float[np.ndarray, "n 2"]) -> list[str]:
+    """The country of each (lat, lon) in degrees, an ISO 3166-1 code of two letters; empty where there is none."""
+    return _nearest(coordinates)[0]
 
 
 def koppen(coordinates: Float[np.ndarray, "n 2"]) -> list[str]:

@@ -8,7 +8,6 @@ for the rest, the mean picture.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +19,7 @@ from open_geoclip.errors import WeightsError
 from open_geoclip.model.backbones.clip_text import ClipText
 from open_geoclip.model.backbones.minilm import MiniLM
 
-__all__ = ["TextBackbone", "TextEncoder"]
-
-
-class TextBackbone(Protocol):
-    """What a text encoder asks of its backbone: ``dim``, and vectors of texts."""
-
-    dim: int
-
-    def encode(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Vectors of texts."""
-        ...
+__all__ = ["TextEncoder"]
 
 
 class TextEncoder:
@@ -43,7 +32,10 @@ class TextEncoder:
     """
 
     def __init__(
-        self, backbone: TextBackbone, projection: nn.Linear | None = None, picture: Float[Tensor, " p"] | None = None
+        self,
+        backbone: ClipText | MiniLM,
+        projection: nn.Linear | None = None,
+        picture: Float[Tensor, " p"] | None = None,
     ) -> None:
         assert (projection is None) == (picture is None)
         self.backbone = backbone

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +46,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for one picture, and by what. An estimate, not evidence.
+    """What was found for one picture or text, and by what. An estimate, not evidence.
 
     Attributes:
-        image: the picture's name.
+        image: the picture's name; empty for a text alone.
         model: the weights' name and version.
         gallery: the gallery's name, size and fingerprint.
         version: of this package.
         candidates: best first; empty when there is an error.
         error: why the picture could not be read, or None.
+        text: what was asked for in words, alone or beside the picture, or None.
     """
 
     image: str
@@ -63,13 +64,20 @@ class Answer:
     version: str
     candidates: tuple[Candidate, ...] = ()
     error: str | None = None
+    text: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The picture's name, or the text when there is no picture."""
+        return self.image or self.text or ""
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON-ready values; ``{"image", "error"}`` alone when the picture could not be read."""
         if self.error is not None:
             return {"image": self.image, "error": self.error}
+        asked = {"image": self.image, "text": self.text}
         return {
-            "image": self.image,
+            **{kind: asked[kind] for kind in asked if asked[kind]},
             "model": self.model,
             "gallery": self.gallery,
             "version": self.version,
@@ -169,25 +177,65 @@ class Locator:
         """The places that answers are chosen from."""
         return self.index.gallery
 
-    def locate(self, images: ImageSource | Iterable[ImageSource], top_k: int = 5) -> list[Answer]:
+    def locate(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        top_k: int = 5,
+        *,
+        text: str | None = None,
+        text_weight: float = 0.5,
+    ) -> list[Answer]:
         """The most likely places of each picture, in the order they were given.
 
         Args:
             images: pictures: paths, bytes, binary files, PIL images or arrays (h, w, 3) of uint8; one or many.
             top_k: candidates a picture.
+            text: what is known beside the pictures, in words. Logits become the weighted mean of the picture's and the
+                text's: the picture's times ``1 - text_weight`` plus the text's times ``text_weight``.
+            text_weight: from 0, the pictures alone, to 1, the text alone.
 
         Returns:
             One answer a picture. One that cannot be read has ``error`` set, and the rest is done all the same.
 
         Raises:
-            SettingsError: top_k is below 1 or above the gallery's size.
+            SettingsError: top_k is below 1 or above the gallery's size, or text_weight is not within 0 and 1.
+            TextError: the text is empty or too long.
+            WeightsError: a text, and the model has no text side.
         """
-        return list(self.stream(images, top_k))
+        return list(self.stream(images, top_k, text=text, text_weight=text_weight))
 
-    def stream(self, images: ImageSource | Iterable[ImageSource], top_k: int = 5) -> Iterator[Answer]:
+    def stream(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        top_k: int = 5,
+        *,
+        text: str | None = None,
+        text_weight: float = 0.5,
+    ) -> Iterator[Answer]:
         """As :meth:`locate`, answer by answer: for more pictures than fit into memory."""
         self._check_top_k(top_k)
-        return self._answers(iter(_listed(images)), top_k)
+        if not 0 <= text_weight <= 1:
+            raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
+        beside = None if text is None else _Beside(text, self.encode_text([text])[0], text_weight)
+        return self._answers(iter(_listed(images)), top_k, beside)
+
+    def locate_text(self, texts: Sequence[str], top_k: int = 5) -> list[Answer]:
+        """The most likely places of each text, such as "a hot desert", in the order they were given.
+
+        Raises:
+            SettingsError: top_k is below 1 or above the gallery's size.
+            TextError: a text is empty or too long.
+            WeightsError: the model has no text side.
+            MissingExtraError: the extra ``text`` is not installed.
+        """
+        self._check_top_k(top_k)
+        about = ("", self.model_name, self._gallery_name, __version__)
+        found = self._search(self.encode_text(texts), top_k)
+        return [Answer(*about, candidates, text=text) for text, candidates in zip(texts, found, strict=True)]
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
+        """Vectors of texts, of length 1, float32; errors are those of :meth:`locate_text`."""
+        return self.model.encode_text(texts)
 
     def encode(self, images: Iterable[ImageSource]) -> Float[Tensor, "n k"]:
         """Vectors of pictures, of length 1, float32.
@@ -211,7 +259,7 @@ class Locator:
         device = self.model.logit_scale.device
         return F.normalize(self.model.image_encoder(torch.stack(pixels).to(device)).float(), dim=1).cpu()
 
-    def _answers(self, sources: Iterator[ImageSource], top_k: int) -> Iterator[Answer]:
+    def _answers(self, sources: Iterator[ImageSource], top_k: int, beside: "_Beside | None") -> Iterator[Answer]:
         """Decode a batch ahead while the model runs on the one before."""
         numbered = enumerate(sources)
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
@@ -225,10 +273,12 @@ class Locator:
 
             batch, ahead = submit(), submit()
             while batch:
-                yield from self._batch(batch, top_k)
+                yield from self._batch(batch, top_k, beside)
                 batch, ahead = ahead, submit()
 
-    def _batch(self, batch: list[tuple[str, Future[Float[Tensor, "3 h w"]]]], top_k: int) -> Iterator[Answer]:
+    def _batch(
+        self, batch: list[tuple[str, Future[Float[Tensor, "3 h w"]]]], top_k: int, beside: "_Beside | None"
+    ) -> Iterator[Answer]:
         errors: dict[int, str] = {}
         pixels = []
         for number, (_, future) in enumerate(batch):
@@ -236,10 +286,14 @@ class Locator:
                 pixels.append(future.result())
             except ImageError as error:
                 errors[number] = error.reason
-        answers = iter(self._search(self._vectors(pixels), top_k) if pixels else ())
+        answers: Iterator[tuple[Candidate, ...]] = iter(())
+        if pixels:
+            vectors = self._vectors(pixels)
+            answers = iter(self._search(vectors if beside is None else beside.mixed(vectors), top_k))
+        text = None if beside is None else beside.text
         for number, (name, _) in enumerate(batch):
             about = (name, self.model_name, self._gallery_name, __version__)
-            yield Answer(*about, error=errors[number]) if number in errors else Answer(*about, next(answers))
+            yield Answer(*about, error=errors[number]) if number in errors else Answer(*about, next(answers), text=text)
 
     @property
     def _gallery_name(self) -> str:
@@ -258,6 +312,19 @@ class Locator:
             )
             for r, s, p in zip(found.rows.numpy(), scores.tolist(), probabilities.tolist(), strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A text that pictures are located with."""
+
+    text: str
+    vector: Float[Tensor, " k"]
+    weight: float
+
+    def mixed(self, pictures: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Vectors whose products with a place's are the weighted means of the picture's and the text's."""
+        return torch.lerp(pictures, self.vector.expand_as(pictures), self.weight)
 
 
 def _listed(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:

@@ -1,0 +1,76 @@
+"""``geoclip text``: where on Earth words lead."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.cli._shared import progress_bar, show_log, write_output
+
+if TYPE_CHECKING:
+    from open_geoclip.search.locator import Answer
+
+__all__ = ["text"]
+
+
+def text(
+    texts: list[str],
+    /,
+    *,
+    model: str = "earth",
+    backbone: str | None = None,
+    gallery: Path | None = None,
+    top_k: int = 5,
+    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    map_: Annotated[Path | None, Parameter(name="--map")] = None,
+) -> None:
+    """Say where on Earth words lead, such as "a hot desert".
+
+    Args:
+        texts: Texts, each in quotation marks.
+        model: earth (embedded), geoclip (released, with a CLIP as backbone), hub:org/repo@revision or dir:/folder.
+        backbone: Where the CLIP is whose text half is used, such as dir:/clip; the one that the model names when not
+            given.
+        gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
+        top_k: Candidates a text.
+        format_: A table to read, JSON or CSV.
+        output: A file to write instead of stdout.
+        map_: A PNG to draw the candidates into.
+    """
+    show_log()
+    from open_geoclip.cli.locate import FORMATS
+    from open_geoclip.search.locator import Locator
+
+    with progress_bar("encoding the gallery, once") as progress:
+        locator = Locator.from_pretrained(
+            model,
+            backbone=backbone,
+            gallery=gallery,
+            engine="torch",  # no picture is looked at: nothing to compile
+            progress=progress,
+        )
+    answers = locator.locate_text(texts, top_k)
+    write_output(FORMATS[format_](answers), output)
+    if map_ is not None:
+        _draw(map_, answers)
+
+
+def _draw(path: Path, answers: "list[Answer]") -> None:
+    import numpy as np
+
+    from open_geoclip.export.map import PlacedPicture, draw_answers
+
+    draw_answers(
+        path,
+        [
+            PlacedPicture(
+                image=None,
+                name=answer.name,
+                candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
+                probabilities=np.array([c.probability for c in answer.candidates]),
+            )
+            for answer in answers
+        ],
+        note=f"Estimates by {answers[0].model}, not evidence",
+    )
