@@ -54,7 +54,7 @@ def test_what_is_saved_in_float32_is_loaded_to_the_bit(release: Path) -> None:
     assert loaded.tensors.keys() == given_.keys()
     assert all(torch.equal(loaded.tensors[name], given_[name]) for name in given_)
     assert loaded.location_encoder == LOCATION
-    assert loaded.image_head == {"widths": WIDTHS}
+    assert loaded.image_head == {"widths": WIDTHS, "aligned": 0}
     assert loaded.backbone == "earth"
     assert loaded.preprocessing == {"resize": 8}
     assert loaded.gallery is not None
@@ -291,7 +291,7 @@ def hub_release(folder: Path, *, alone: bool = False, **config: Any) -> Path:
 def test_a_release_on_the_hub(tmp_path: Path) -> None:
     loaded = load(f"dir:{hub_release(tmp_path / ('c' * 40))}")
     assert loaded.location_encoder == LOCATION
-    assert loaded.image_head == {"widths": WIDTHS}
+    assert loaded.image_head == {"widths": WIDTHS, "aligned": 0}
     assert loaded.backbone == f"hub:org/clip@{'a' * 40}"
     assert loaded.gallery == tmp_path / ("c" * 40) / "gallery.csv"
     assert loaded.preprocessing == CLIP_PREPROCESSING
@@ -348,7 +348,7 @@ def test_the_released_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, r
     assert loaded.location_encoder == LocationSettings(
         sigmas=[1.0, 16.0, 256.0], features=256, width=1024, depth=3, output=512, projection="equal_earth"
     )
-    assert loaded.image_head == {"widths": [768, 768, 512]}
+    assert loaded.image_head == {"widths": [768, 768, 512], "aligned": 0}
     assert loaded.version == "1.3.0"
     assert loaded.backbone == CLIP_BACKBONE
     assert loaded.preprocessing == CLIP_PREPROCESSING

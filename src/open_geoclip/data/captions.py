@@ -210,7 +210,7 @@ _DRAWS = 10  # numbers drawn for each caption: so many templates and fillers at 
 
 def held_out_in(text: str) -> set[str]:
     """The held-out words in a text."""
-    return HELD_OUT.intersection(re.findall(r"[a-z]+", text.lower()))
+    return set(HELD_OUT.intersection(re.findall(r"[a-z]+", text.lower())))
 
 
 def captions(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, " n"], seed: int = 0) -> list[str]:

@@ -132,8 +132,9 @@ class TwoTowers(nn.Module):
             release, backbone = self._text_source
             self._text = TextEncoder.from_release(release, backbone=backbone)
         head = self.image_encoder.mlp
-        read = self._text(texts)
-        return F.normalize(head(read.to(head[0].weight)).float(), dim=1).cpu()
+        weight = next(head.parameters())
+        read = self._text(texts).to(weight.device, weight.dtype)
+        return F.normalize(head(read).float(), dim=1).cpu()
 
     @property
     def scale(self) -> float:

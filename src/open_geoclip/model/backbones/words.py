@@ -26,7 +26,7 @@ def check_texts(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str) or len(texts) == 0:
         raise TextError("texts are a list of one or more, such as ['a hot desert']")
     for number, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
+        if not text.strip():
             raise TextError(f"text {number + 1} of {len(texts)} is empty: say in words where, such as 'a hot desert'")
     return texts
 
