@@ -17,6 +17,7 @@ from open_geoclip._version import __version__
 if TYPE_CHECKING:
     from open_geoclip.errors import (
         CoordinateError,
+        DataError,
         GalleryError,
         ImageError,
         MissingExtraError,
@@ -39,6 +40,7 @@ _HOME = {
     "Answer": "search.locator",
     "Candidate": "search.locator",
     "CoordinateError": "errors",
+    "DataError": "errors",
     "Gallery": "search.gallery",
     "GalleryError": "errors",
     "GeoCLIP": "search.geoclip",
@@ -63,6 +65,7 @@ __all__ = [
     "Answer",
     "Candidate",
     "CoordinateError",
+    "DataError",
     "Gallery",
     "GalleryError",
     "GeoCLIP",

@@ -6,6 +6,7 @@
     ├── CoordinateError      (ValueError)   a coordinate that is not on Earth
     ├── ImageError           (ValueError)   a picture that cannot be read; names it
     ├── TextError            (ValueError)   a text that a model cannot read: empty or too long
+    ├── DataError            (ValueError)   photos and coordinates that cannot be used as data
     ├── SettingsError        (ValueError)   a setting that is unknown or out of range
     ├── GalleryError         (ValueError)   a gallery file that cannot be used
     ├── PredictionsError     (ValueError)   predictions that cannot be scored
@@ -19,6 +20,7 @@ Each message names the thing that is wrong and what to do about it.
 
 __all__ = [
     "CoordinateError",
+    "DataError",
     "GalleryError",
     "ImageError",
     "MissingExtraError",
@@ -51,6 +53,10 @@ class ImageError(OpenGeoCLIPError, ValueError):
 
 class TextError(OpenGeoCLIPError, ValueError):
     """A text that a model cannot read: empty, or longer than it was made for."""
+
+
+class DataError(OpenGeoCLIPError, ValueError):
+    """A table, folder or shard of photos that cannot be used; says which, where in it, and why."""
 
 
 class SettingsError(OpenGeoCLIPError, ValueError):

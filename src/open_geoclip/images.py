@@ -59,6 +59,7 @@ __all__ = [
     "find_images",
     "image_name",
     "load_image",
+    "read_exif",
 ]
 
 MAX_PIXELS = 89_478_485
@@ -142,6 +143,29 @@ def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int 
         raise ImageError(label, _why_undecoded(picture.format, error)) from error
     upright.info.clear()
     return upright
+
+
+def read_exif(source: ImageSource, *, name: str | None = None) -> Image.Exif:
+    """Read a picture's EXIF data without decoding its pixels; empty where it has none.
+
+    Args:
+        source: The picture; see `ImageSource`. An array has none.
+        name: What errors call the picture. By default as `image_name` says.
+
+    Raises:
+        ImageError: The picture is missing, damaged, or not one at all; its EXIF data are damaged.
+    """
+    label = image_name(source) if name is None else name
+    if isinstance(source, np.ndarray):
+        return Image.Exif()
+    picture = source if isinstance(source, Image.Image) else _open(_read(source, label), label, MAX_PIXELS)
+    try:
+        with _quiet(True):
+            exif = picture.getexif()
+            exif.get_ifd(0x8825)  # read now, so that damage shows here
+    except Exception as error:  # as in load_image
+        raise ImageError(label, f"its EXIF data are damaged: {_tell(error)}") from error
+    return exif
 
 
 def image_name(source: ImageSource, index: int | None = None) -> str:

@@ -34,6 +34,7 @@ __all__ = [
     "Look",
     "Split",
     "ViewBatch",
+    "drawn_cameras",
     "even_land",
     "is_land",
     "land_grid",
@@ -425,7 +426,7 @@ def views(
     centres = view_centres(split, n)
     for first in range(start, len(centres), batch_size):
         last = min(first + batch_size, len(centres))
-        width, turn, light = _drawn_cameras(split, first, last)
+        width, turn, light = drawn_cameras(split, first, last)
         if varied:
             images = _varied(earths, split, first, centres[first:last], width, turn, light)
         else:
@@ -459,10 +460,10 @@ def _varied(
 
 def view_widths(split: Split, n: int) -> Float[np.ndarray, " n"]:
     """How wide the first n views of a split are, in kilometres on the ground; nothing is rendered for it."""
-    return _drawn_cameras(split, 0, n)[0]
+    return drawn_cameras(split, 0, n)[0]
 
 
-def _drawn_cameras(
+def drawn_cameras(
     split: Split, first: int, last: int
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Light]:
     """Width, turn and light of views first to last: drawn in whole blocks, so that any range can be had."""

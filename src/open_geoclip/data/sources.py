@@ -1,0 +1,137 @@
+"""One way to name photos: ``open_source("photos.csv")``, ``"holiday/"``, ``"shards/{000..012}.tar"``..."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+from jaxtyping import Float64
+
+from open_geoclip.data.earth_views import LOOKS, Earth, Look, Split, drawn_cameras, view_centres
+from open_geoclip.data.exif import ExifPhotos
+from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource
+from open_geoclip.data.shards import SHARD_SUFFIXES, TarPhotos, expand_braces
+from open_geoclip.data.tables import TablePhotos, read_photo_table
+from open_geoclip.errors import DataError, SettingsError
+
+__all__ = ["EarthViewPhotos", "open_source"]
+
+_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
+_VERSION = 1  # raise it when views change
+_HOW = (
+    "a CSV or Parquet table, a folder of photos with EXIF GPS, tar shards (shards/{000..012}.tar, or a folder of "
+    "them), hf:NAME (a Hugging Face dataset) or earth-views:SPLIT:COUNT"
+)
+
+
+def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoSource:
+    """Open photos by name.
+
+    ========================================  ==============================================================
+    ``photos.csv``, ``.tsv``, ``.parquet``    a table of file, latitude, longitude, and perhaps a group
+    ``holiday/``                              a folder of photos that carry their GPS position
+    ``shards/{000..012}.tar``, ``shards/``    tar shards in WebDataset's format; also ``*`` and ``.tar.gz``
+    ``hf:NAME[:SPLIT]``                       a Hugging Face dataset, by name or folder; ``hf-stream:`` streams it
+    ``earth-views:SPLIT[:COUNT[:LOOK]]``      rendered views of the Earth: train, validation or test
+    ========================================  ==============================================================
+
+    Args:
+        spec: the name.
+        images: for a table, where its pictures lie when not beside it: a folder, or tar shards.
+
+    Raises:
+        DataError: it cannot be read, or holds nothing.
+        SettingsError: the name follows none of these forms.
+        MissingExtraError: an optional dependency is not installed.
+    """
+    text = str(spec)
+    if text.startswith("earth-views:"):
+        source: PhotoSource = _earth_views(text)
+    elif text.startswith(("hf:", "hf-stream:")):
+        from open_geoclip.data.hugging_face import open_dataset
+
+        source = open_dataset(text)
+    elif text.lower().endswith(_TABLES):
+        return _table(Path(text), images)
+    elif "{" in text or "*" in text or text.lower().endswith(SHARD_SUFFIXES):
+        source = TarPhotos.opened(text)
+    elif Path(text).is_dir():
+        source = TarPhotos.opened(text) if _holds_shards(Path(text)) else ExifPhotos.opened(Path(text))
+    elif Path(text).exists():
+        raise SettingsError(f"{text}: photos are named as {_HOW}")
+    else:
+        raise DataError(f"{text}: there is no such file or folder; photos are named as {_HOW}")
+    if images is not None:
+        raise SettingsError(f"{text} brings its own pictures; only a table has them elsewhere ({images})")
+    return source
+
+
+def _table(path: Path, images: str | Path | None) -> PhotoSource:
+    if images is None or (Path(images).is_dir() and not _holds_shards(Path(images))):
+        return TablePhotos.opened(path, None if images is None else Path(images))
+    if not str(images).lower().endswith(SHARD_SUFFIXES) and not any(
+        Path(p).exists() for p in expand_braces(str(images))
+    ):
+        raise DataError(f"{images}: there is no such folder of pictures or shards")
+    return TarPhotos.opened(images, read_photo_table(path))
+
+
+def _holds_shards(folder: Path) -> bool:
+    return any(child.name.lower().endswith(SHARD_SUFFIXES) for child in folder.iterdir())
+
+
+# --- Earth views ----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)  # a texture takes 175 MB
+def _earth(look: Look) -> Earth:
+    return Earth(look)
+
+
+@dataclass(frozen=True, eq=False)
+class EarthViewPhotos(IndexedPhotos):
+    """Views of a split of `earth_views`, rendered when their turn comes, 224 pixels a side.
+
+    Attributes:
+        split: ``train``, ``validation`` or ``test``.
+        look: which picture of the Earth.
+        centres: (lat, lon) in degrees, of all views.
+    """
+
+    split: Split
+    look: Look
+    centres: Float64[np.ndarray, "n 2"]
+
+    @staticmethod
+    def opened(split: Split, count: int | None = None, look: Look = "bluemarble") -> "EarthViewPhotos":
+        """The first views of a split.
+
+        Raises:
+            SettingsError: the split or the look does not exist, or the split is smaller.
+            MissingExtraError: the extra ``earth`` is not installed.
+        """
+        if look not in LOOKS:
+            raise SettingsError(f"unknown look of the Earth {look!r}: choose one of {', '.join(LOOKS)}")
+        if count is not None and count < 1:
+            raise SettingsError(f"earth-views: 1 view or more, not {count}")
+        centres = view_centres(split, count)
+        name = f"earth-views:{split}:{len(centres)}:{look}"
+        return EarthViewPhotos(name, f"{name}:v{_VERSION}", np.arange(len(centres)), split, look, centres)
+
+    def entry(self, row: int) -> Photo:
+        """A view; its picture is an array."""
+        width, turn, light = drawn_cameras(self.split, row, row + 1)
+        (picture,) = _earth(self.look).render(self.centres[row : row + 1], width, turn, light)
+        lat, lon = self.centres[row].tolist()
+        return Photo(f"{self.look}-{self.split}-{row:07d}", picture, lat, lon)
+
+
+def _earth_views(spec: str) -> EarthViewPhotos:
+    _, split, *rest = spec.split(":")
+    if len(rest) > 2 or (rest and rest[0] and not rest[0].isdecimal()):
+        raise SettingsError(f"{spec!r} is not earth-views:SPLIT[:COUNT[:LOOK]], such as earth-views:train:10000")
+    if split not in get_args(Split):
+        raise SettingsError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
+    look = rest[1] if len(rest) == 2 else "bluemarble"
+    return EarthViewPhotos.opened(cast("Split", split), int(rest[0]) if rest and rest[0] else None, cast("Look", look))
