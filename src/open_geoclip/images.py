@@ -60,6 +60,7 @@ __all__ = [
     "image_name",
     "load_image",
     "read_exif",
+    "sniff",
 ]
 
 MAX_PIXELS = 89_478_485
@@ -333,7 +334,12 @@ _OTHERS = {
 }
 
 
-def _sniff(data: bytes, name: str) -> str:
+def sniff(data: bytes, name: str) -> str:
+    """Tell a picture's format by its first bytes: JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP or HEIF.
+
+    Raises:
+        ImageError: it is none of them; says what it is instead, if that is known.
+    """
     start = data[:64]
     if start[4:8] == b"ftyp":  # AVIF, HEIC and MP4 share a container: the brands in its first box tell them apart
         start = start[: int.from_bytes(start[:4], "big")]
@@ -350,7 +356,7 @@ def _sniff(data: bytes, name: str) -> str:
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
-    kind = _sniff(data, name)
+    kind = sniff(data, name)
     if kind == "HEIF":
         try:
             from pillow_heif import HeifImageFile

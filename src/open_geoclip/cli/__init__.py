@@ -21,6 +21,7 @@ for _name, _help in {
     "text": "Say where on Earth words lead.",
     "embed": "Give the location vector of each coordinate, not normalised.",
     "gallery": "Look at the places that answers are chosen from, and encode them.",
+    "data": "Check, pack and split photos with coordinates.",
     "models": "List the models: what is on this machine, and what the others would cost.",
     "pull": "Bring a model, and the backbone that it needs, to this machine.",
     "score": "Score anybody's predictions: share within 1 to 2500 km, median, mean, GeoScore.",
@@ -28,7 +29,7 @@ for _name, _help in {
     "where": "Name the country and the nearest city of each coordinate, offline.",
     "render": "Render a view of the Earth as from orbit.",
 }.items():
-    app.command(f"open_geoclip.cli.{_name}:{'app' if _name == 'gallery' else _name}", name=_name, help=_help)
+    app.command(f"open_geoclip.cli.{_name}:{'app' if _name in ('data', 'gallery') else _name}", name=_name, help=_help)
 
 
 def main() -> None:

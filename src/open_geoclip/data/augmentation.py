@@ -8,6 +8,7 @@ view, so that a view is the same whichever worker makes it.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,19 +134,28 @@ class Augmentation:
         return (full_width - width) // 2, (full_height - height) // 2, width, height
 
     def _jittered(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        factors = [rng.uniform(1 - x, 1 + x) for x in (self.brightness, self.contrast, self.saturation)]
-        shift = rng.uniform(-self.hue, self.hue)
-        for step in rng.permutation(4):
-            match int(step):
-                case 0:
-                    image = ImageEnhance.Brightness(image).enhance(factors[0])
-                case 1:
-                    image = ImageEnhance.Contrast(image).enhance(factors[1])
-                case 2:
-                    image = ImageEnhance.Color(image).enhance(factors[2])
-                case _:
-                    image = _hue_shifted(image, shift)
-        return image
+        brightness, contrast, saturation = (
+            float(rng.uniform(1 - x, 1 + x)) for x in (self.brightness, self.contrast, self.saturation)
+        )
+        turns = float(rng.uniform(-self.hue, self.hue))
+        return _recoloured(image, brightness, contrast, saturation, turns, order=rng.permutation(4).tolist())
+
+
+def _recoloured(
+    image: Image.Image, brightness: float, contrast: float, saturation: float, turns: float, order: Sequence[int]
+) -> Image.Image:
+    """Change the colours by three factors and a turn of the hue, in an order: 0 for the first of them."""
+    for step in order:
+        match step:
+            case 0:
+                image = ImageEnhance.Brightness(image).enhance(brightness)
+            case 1:
+                image = ImageEnhance.Contrast(image).enhance(contrast)
+            case 2:
+                image = ImageEnhance.Color(image).enhance(saturation)
+            case _:
+                image = _hue_shifted(image, turns)
+    return image
 
 
 def _hue_shifted(image: Image.Image, turns: float) -> Image.Image:

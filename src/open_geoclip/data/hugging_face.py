@@ -27,14 +27,14 @@ def open_dataset(spec: str) -> PhotoSource:
         SettingsError: the name is empty.
         MissingExtraError: the extra ``hf`` is not installed.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("Reading a Hugging Face dataset", "hf") from error
     scheme, _, rest = spec.partition(":")
     name, _, split = rest.rpartition(":") if ":" in rest else (rest, "", "train")
     if not name:
         raise SettingsError(f"{spec!r} is not hf:NAME[:SPLIT], such as hf:osv5m/osv5m:test")
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("Reading a Hugging Face dataset", "hf") from error
     streaming = scheme == "hf-stream"
     try:
         if (Path(name) / "dataset_info.json").exists() or (Path(name) / "dataset_dict.json").exists():

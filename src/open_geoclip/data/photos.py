@@ -13,6 +13,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from typing import Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 
 import numpy as np
@@ -262,13 +263,14 @@ class Texts:
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._bytes = bytearray()
         self._ends = array("q", [0])
-        for text in texts:
-            self.append(text)
+        self.extend(texts)
 
-    def append(self, text: str) -> None:
-        """Add one at the end."""
-        self._bytes += text.encode(errors="surrogateescape")
-        self._ends.append(len(self._bytes))
+    def extend(self, texts: Iterable[str]) -> None:
+        """Add some at the end."""
+        encoded = [text.encode(errors="surrogateescape") for text in texts]
+        ends = accumulate(map(len, encoded), initial=self._ends[-1])
+        self._ends.extend(islice(ends, 1, None))
+        self._bytes += b"".join(encoded)
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -101,18 +101,16 @@ class EarthViewPhotos(IndexedPhotos):
 
     split: Split
     look: Look
-    centres: Float64[np.ndarray, "n 2"]
+    centres: Float64[np.ndarray, "m 2"]
 
     @staticmethod
     def opened(split: Split, count: int | None = None, look: Look = "bluemarble") -> "EarthViewPhotos":
         """The first views of a split.
 
         Raises:
-            SettingsError: the split or the look does not exist, or the split is smaller.
+            SettingsError: the split is smaller, or the count below 1.
             MissingExtraError: the extra ``earth`` is not installed.
         """
-        if look not in LOOKS:
-            raise SettingsError(f"unknown look of the Earth {look!r}: choose one of {', '.join(LOOKS)}")
         if count is not None and count < 1:
             raise SettingsError(f"earth-views: 1 view or more, not {count}")
         centres = view_centres(split, count)
@@ -134,4 +132,6 @@ def _earth_views(spec: str) -> EarthViewPhotos:
     if split not in get_args(Split):
         raise SettingsError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
     look = rest[1] if len(rest) == 2 else "bluemarble"
-    return EarthViewPhotos.opened(cast("Split", split), int(rest[0]) if rest and rest[0] else None, cast("Look", look))
+    if look not in LOOKS:
+        raise SettingsError(f"unknown look of the Earth {look!r}: choose one of {', '.join(LOOKS)}")
+    return EarthViewPhotos.opened(cast("Split", split), int(rest[0]) if rest and rest[0] else None, look)

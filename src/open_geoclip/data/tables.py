@@ -4,8 +4,11 @@ import csv
 import hashlib
 from _csv import Reader
 from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float64
@@ -17,6 +20,8 @@ from open_geoclip.errors import DataError, MissingExtraError
 __all__ = ["PhotoTable", "TablePhotos", "read_photo_table"]
 
 _DELIMITERS = ",;\t|"
+_NAN = float("nan")
+_Row: TypeAlias = tuple[str, str, float, float, str, str]  # file, key, latitude, longitude, group, note
 _NO_NUMBER = ("", "na", "n/a", "null", "none", "nan")
 _GUESSED_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # for tables that name a photo by its number alone
 
@@ -77,7 +82,7 @@ def read_photo_table(path: Path) -> PhotoTable:
 
 
 class _Rows:
-    """Rows as they come in; 40 bytes and their texts each."""
+    """Rows as they come in; 24 bytes and their texts each."""
 
     def __init__(self, path: Path, columns: PhotoColumns) -> None:
         self.path, self.columns = path, columns
@@ -87,15 +92,19 @@ class _Rows:
         self.values = array("d")
         self.notes: dict[int, str] = {}
 
-    def add(self, file: str, key: str, lat: float, lon: float, group: str | None, note: str | None = None) -> None:
-        if note is not None:
-            self.notes[len(self.files)] = note
-        self.files.append(file)
-        if self.keys is not self.files:
-            self.keys.append(key)
-        if self.groups is not None:
-            self.groups.append(group or "")
-        self.values.extend((lat, lon))
+    def take(self, rows: Iterable[_Row]) -> None:
+        """Add rows, some at a time: calls a row would take most of the time."""
+        rows = iter(rows)
+        while block := list(islice(rows, 8192)):
+            start = len(self.files)
+            files, keys, lats, lons, groups, notes = zip(*block, strict=True)
+            self.files.extend(files)
+            if self.keys is not self.files:
+                self.keys.extend(keys)
+            if self.groups is not None:
+                self.groups.extend(groups)
+            self.values.extend(chain.from_iterable(zip(lats, lons, strict=True)))
+            self.notes |= {start + i: note for i, note in enumerate(notes) if note}
 
     def table(self, fingerprint: str) -> PhotoTable:
         places = np.array(self.values, np.float64).reshape(-1, 2)
@@ -110,7 +119,7 @@ def _read_csv(path: Path, fingerprint: str) -> PhotoTable:
             reader = csv.reader(file, delimiter=delimiter)
             header = next(reader, [])
             rows = _Rows(path, PhotoColumns.found(header, str(path)))
-            _take_rows(reader, header, rows, "," if delimiter == ";" else "")
+            rows.take(_csv_rows(reader, header, rows.columns, "," if delimiter == ";" else ""))
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}: it is not UTF-8, {_where_not_utf8(path)}: save it as UTF-8 "
@@ -119,28 +128,27 @@ def _read_csv(path: Path, fingerprint: str) -> PhotoTable:
     return rows.table(fingerprint)
 
 
-def _take_rows(reader: Reader, header: list[str], rows: _Rows, comma: str) -> None:
-    columns = rows.columns
+def _csv_rows(reader: Reader, header: list[str], columns: PhotoColumns, comma: str) -> Iterator[_Row]:
     lat, lon, file, key = (header.index(name) for name in (columns.lat, columns.lon, columns.file, columns.key))
     group = None if columns.group is None else header.index(columns.group)
-    nan = float("nan")
     for row in reader:
         if not row:
             continue  # an empty line is no row
         if len(row) != len(header):
-            name = row[file] if file < len(row) else "?"
+            name, called = ((row[at].strip() if at < len(row) else "") for at in (file, key))
             note = f"line {reader.line_num}: {len(row)} cells, where the header has {len(header)}"
-            rows.add(name.strip(), row[key].strip() if key < len(row) else name, nan, nan, None, note)
+            yield name, called or name, _NAN, _NAN, "", note
             continue
         note = ""
         try:
-            place = _number(row[lat], comma), _number(row[lon], comma)
+            north, east = float(row[lat]), float(row[lon])
         except ValueError:
-            place = nan, nan
-            note = f"line {reader.line_num}: {row[lat]!r}, {row[lon]!r} are not two numbers in degrees"
-        rows.add(
-            row[file].strip(), row[key].strip(), *place, None if group is None else row[group].strip(), note or None
-        )
+            try:
+                north, east = _number(row[lat], comma), _number(row[lon], comma)
+            except ValueError:
+                north = east = _NAN
+                note = f"line {reader.line_num}: {row[lat]!r}, {row[lon]!r} are not two numbers in degrees"
+        yield row[file].strip(), row[key].strip(), north, east, "" if group is None else row[group].strip(), note
 
 
 def _delimiter(header: str) -> str:
@@ -171,27 +179,30 @@ def _read_parquet(path: Path, fingerprint: str) -> PhotoTable:
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError(f"Reading {path.name}", "parquet") from error
-    nan = float("nan")
     try:
         columns = PhotoColumns.found(parquet.read_schema(path).names, str(path))
         rows = _Rows(path, columns)
-        wanted = [columns.lat, columns.lon, columns.file, columns.key, columns.group]
+        wanted = [columns.file, columns.key, columns.lat, columns.lon, columns.group]
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=list(dict.fromkeys(name for name in wanted if name))):
-                cells = {name: batch.column(name).to_pylist() for name in batch.schema.names}
-                for i in range(batch.num_rows):
-                    lat, lon, name, key, group = (None if at is None else cells[at][i] for at in wanted)
-                    note = None
-                    try:
-                        place = (nan if lat is None else float(lat)), (nan if lon is None else float(lon))
-                    except (TypeError, ValueError):
-                        place = nan, nan
-                        note = f"row {len(rows.files)}: {lat!r}, {lon!r} are not two numbers in degrees"
-                    texts = ["" if value is None else str(value) for value in (name, key, group)]
-                    rows.add(texts[0], texts[1], *place, texts[2], note)
+                nothing = [None] * batch.num_rows
+                cells = [nothing if name is None else batch.column(name).to_pylist() for name in wanted]
+                rows.take(_parquet_rows(cells, len(rows.files)))
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: it cannot be read as Parquet: {error}") from error
     return rows.table(fingerprint)
+
+
+def _parquet_rows(cells: list[list[Any]], start: int) -> Iterator[_Row]:
+    for number, (*texts, lat, lon, group) in enumerate(zip(*cells, strict=True), start):
+        name, key, group = ("" if text is None else str(text) for text in (*texts, group))
+        note = ""
+        try:
+            north, east = (_NAN if value is None else float(value) for value in (lat, lon))
+        except (TypeError, ValueError):
+            north = east = _NAN
+            note = f"row {number}: {lat!r}, {lon!r} are not two numbers in degrees"
+        yield name, key, north, east, group, note
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 from open_geoclip.errors import DataError
 
@@ -64,7 +64,7 @@ def members(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Itera
 
 
 class _Archive:
-    def __init__(self, path: Path, file: "IO[bytes] | gzip.GzipFile") -> None:
+    def __init__(self, path: Path, file: BufferedIOBase) -> None:
         self.path, self.file, self.offset = path, file, 0
 
     def members(self, wanted: Callable[[str], bool]) -> Iterator[Member]:

@@ -1,0 +1,206 @@
+"""``geoclip data``: photos with coordinates, checked, packed and split."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from open_geoclip.cli._shared import progress_bar, show_log, write_output
+
+if TYPE_CHECKING:
+    from open_geoclip.data.checking import Check
+
+__all__ = ["app", "check", "pack", "split"]
+
+app = App(name="data", help="Photos with coordinates: check, pack and split them.")
+
+Format = Annotated[Literal["table", "json"], Parameter(name="--format")]
+Images = str | None
+
+
+@app.command
+def check(
+    source: str,
+    /,
+    *,
+    images: Images = None,
+    decode: bool = True,
+    workers: int = 2,
+    show: int = 10,
+    format_: Format = "table",
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+) -> None:
+    """Count the photos that can be used, and list those that cannot and why.
+
+    Exit status 1 if some cannot be used.
+
+    Args:
+        source: A table (CSV, Parquet), a folder of photos with GPS, tar shards (shards/{000..012}.tar or their folder),
+            hf:NAME or earth-views:SPLIT:COUNT.
+        images: Where the pictures of a table are, if not beside it: a folder, or tar shards.
+        decode: Decode each picture; else it is only seen whether files are there, and duplicates are not found.
+        workers: Threads that decode.
+        show: How many faults of each kind the table lists; JSON lists all.
+        format_: A table to read, or JSON.
+        output: A file to write instead of stdout.
+    """
+    show_log()
+    from open_geoclip.data.checking import check_source
+    from open_geoclip.data.sources import open_source
+
+    opened = open_source(source, images=images)
+    with progress_bar("checking") as progress:
+        found = check_source(opened, decode=decode, workers=workers, progress=progress)
+    text = json.dumps(found.to_dict(), indent=2) + "\n" if format_ == "json" else _table(found, show)
+    write_output(text, output)
+    if found.faults:
+        sys.exit(1)
+
+
+def _table(found: "Check", show: int) -> str:
+    lines = [f"{found.source}: {found.usable:,} of {found.entries:,} photos can be used"]
+    if found.bounds is not None:
+        south, west, north, east = found.bounds
+        lines.append(f"  {found.places:,} places, {south:.4f} to {north:.4f} N, {west:.4f} to {east:.4f} E")
+        lines.append(f"  {found.sharing_a_place:,} photos share their very coordinates with another")
+        lines.append(f"  {found.groups:,} groups" if found.groups else "  no groups")
+    if not found.decoded:
+        lines.append("  pictures were not decoded")
+    for kind, count in found.counts.items():
+        lines += ["", f"{count:,} {kind}"]
+        of_kind = [fault for fault in found.faults if fault.kind == kind]
+        lines += [f"  {_printable(str(fault))}" for fault in of_kind[:show]]
+        if count > show:
+            lines.append(f"  and {count - show:,} more (--show, or --format json)")
+    return "\n".join(lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@app.command
+def pack(
+    source: str,
+    folder: Path,
+    /,
+    *,
+    images: Images = None,
+    shard_mb: float = 256,
+    resize: int | None = None,
+    quality: int = 92,
+    verify: bool = True,
+    workers: int = 2,
+    format_: Format = "table",
+) -> None:
+    """Write photos as tar shards in WebDataset's format, with an index.json.
+
+    Interrupted, the same command goes on where it was. Photos that cannot be used are left out, named in index.json and
+    counted.
+
+    Args:
+        source: As for geoclip data check.
+        folder: Where the shards go.
+        images: Where the pictures of a table are, if not beside it: a folder, or tar shards.
+        shard_mb: A shard is closed when it is this large, in MB.
+        resize: Reduce larger photos so that their shorter side has this many pixels, and save them as JPEG; else files
+            are packed byte for byte.
+        quality: Of those JPEGs.
+        verify: Decode each photo first, so that only readable ones are packed.
+        workers: Threads that read and decode.
+        format_: A sentence to read, or JSON.
+    """
+    show_log()
+    from open_geoclip.data.packing import PackSettings
+    from open_geoclip.data.packing import pack as write_shards
+    from open_geoclip.data.sources import open_source
+
+    settings = PackSettings(shard_mb=shard_mb, resize=resize, quality=quality, verify=verify)
+    opened = open_source(source, images=images)
+    with progress_bar("packing") as progress:
+        done = write_shards(opened, folder, settings, workers=workers, progress=progress)
+    if done.resumed_at:
+        print(f"geoclip: went on at entry {done.resumed_at:,}", file=sys.stderr)
+    facts: dict[str, Any] = {
+        "folder": str(done.folder),
+        "shards": done.shards,
+        "photos": done.photos,
+        "bytes": done.bytes,
+        "left_out": done.left_out,
+    }
+    if format_ == "json":
+        write_output(json.dumps(facts, indent=2) + "\n", None)
+        return
+    size = f"{done.bytes / 1e6:,.1f} MB"
+    write_output(f"{done.photos:,} photos in {done.shards:,} shards, {size}, in {done.folder}\n", None)
+    if done.left_out:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in done.left_out.items())
+        print(f"geoclip: left out: {kinds}; which ones is in {done.folder / 'index.json'}", file=sys.stderr)
+
+
+@app.command
+def split(
+    source: str,
+    folder: Path,
+    /,
+    *,
+    images: Images = None,
+    shares: str = "train=0.8,validation=0.1,test=0.1",
+    buffer_km: float = 1.0,
+    groups: bool = True,
+    leave_out: bool = False,
+    square_km: float = 50.0,
+    seed: int = 0,
+    format_: Format = "table",
+) -> None:
+    """Split photos into tables for training, validation and test, never a place or a group on both sides.
+
+    Args:
+        source: As for geoclip data check; photos in files or in shards.
+        folder: Where train.csv, validation.csv and test.csv go.
+        images: Where the pictures of a table are, if not beside it: a folder, or tar shards.
+        shares: Name and share of each side.
+        buffer_km: No photo is nearer than this to one of another side.
+        groups: Keep the photos of a group (author, sequence) on one side.
+        leave_out: Split by squares of the Earth and leave out photos between the sides, where all hang together else.
+        square_km: The side of those squares.
+        seed: Of the draw; the same seed gives the same split.
+        format_: A table to read, or JSON.
+    """
+    show_log()
+    from open_geoclip.data.photos import FaultLog
+    from open_geoclip.data.sources import open_source
+    from open_geoclip.data.splitting import SplitSettings, write_splits
+
+    settings = SplitSettings(_shares(shares), buffer_km, groups, leave_out, square_km, seed)
+    opened = open_source(source, images=images)
+    log = FaultLog(opened.name)
+    done = write_splits(opened, folder, settings, on_fault=log)
+    log.close()
+    if format_ == "json":
+        sides = {name: {"file": str(path), "photos": done.counts[name]} for name, path in done.files.items()}
+        facts = {"sides": sides, "left_out": done.left_out, "unusable": done.unusable}
+        write_output(json.dumps(facts, indent=2) + "\n", None)
+        return
+    total = sum(done.counts.values())
+    rows = [
+        f"{done.counts[name]:>10,}  {done.counts[name] / total:6.1%}  {path}\n" for name, path in done.files.items()
+    ]
+    rows += [f"{done.left_out:>10,}  left out between them\n"] if done.left_out else []
+    rows += [f"{done.unusable:>10,}  cannot be used (geoclip data check says why)\n"] if done.unusable else []
+    write_output("".join(rows), None)
+
+
+def _shares(text: str) -> dict[str, float]:
+    from open_geoclip.errors import SettingsError
+
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        shares = {name.strip(): float(share) for name, share in pairs}
+    except ValueError as error:
+        raise SettingsError(f"--shares {text}: write train=0.8,validation=0.1,test=0.1") from error
+    if not all(name.isidentifier() for name in shares):
+        raise SettingsError(f"--shares {text}: names are letters, digits and _, as they name files")
+    return shares

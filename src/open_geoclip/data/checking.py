@@ -1,0 +1,143 @@
+"""What of a source can be used, and what cannot and why."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from open_geoclip.data.decoding import mapped
+from open_geoclip.data.photos import FAULT_KINDS, Fault, Photo, PhotoSource
+from open_geoclip.data.shards import TarPhotos
+from open_geoclip.errors import ImageError
+from open_geoclip.images import load_image
+
+__all__ = ["Check", "check_source"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found in a source.
+
+    Attributes:
+        source: its name.
+        fingerprint: its fingerprint.
+        entries: how many photos it speaks of.
+        usable: how many of them can be used.
+        faults: the others, in order.
+        places: how many different coordinates the usable ones have.
+        sharing_a_place: how many of the usable ones have another one's very coordinates; that is no fault.
+        groups: how many groups the usable ones are in.
+        bounds: south, west, north, east of the usable ones, in degrees; None where there are none.
+        decoded: whether pictures were decoded; else only looked for.
+    """
+
+    source: str
+    fingerprint: str
+    entries: int
+    usable: int
+    faults: tuple[Fault, ...]
+    places: int
+    sharing_a_place: int
+    groups: int
+    bounds: tuple[float, float, float, float] | None
+    decoded: bool
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many faults of each kind there are."""
+        found = Counter(fault.kind for fault in self.faults)
+        return {kind: found[kind] for kind in FAULT_KINDS if found[kind]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "entries": self.entries,
+            "usable": self.usable,
+            "unusable": self.counts,
+            "places": self.places,
+            "sharing_a_place": self.sharing_a_place,
+            "groups": self.groups,
+            "bounds": self.bounds,
+            "decoded": self.decoded,
+            "faults": [{"key": fault.key, "kind": fault.kind, "reason": fault.reason} for fault in self.faults],
+        }
+
+
+def check_source(
+    source: PhotoSource,
+    *,
+    decode: bool = True,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Check:
+    """Go through a source once.
+
+    A photo with the same pixels as one before it is a duplicate, whatever its name, its metadata and its coordinates.
+
+    Args:
+        source: the photos.
+        decode: decode each picture. Else it is only seen whether files are there, and duplicates are not found.
+        workers: threads that decode.
+        progress: called with how many entries are done, and of how many, if that is known beforehand.
+    """
+    faults: list[Fault] = []
+    first: dict[bytes, str] = {}
+    seen: set[str] = set()
+    groups: set[str] = set()
+    coordinates: Counter[tuple[float, float]] = Counter()
+    entries = 0
+    for result in mapped(source, _digest if decode else _look, workers=workers):
+        entries += 1
+        if isinstance(result, Fault):
+            faults.append(result)
+            seen.add(result.key)
+        else:
+            photo, digest = result
+            seen.add(photo.key)
+            if digest and digest in first:
+                faults.append(Fault(photo.key, "duplicate", f"it has the pixels of {first[digest]}"))
+            else:
+                first[digest] = photo.key
+                coordinates[photo.lat, photo.lon] += 1
+                if photo.group is not None:
+                    groups.add(photo.group)
+        if progress is not None and source.count is not None:
+            progress(entries, source.count)
+    if isinstance(source, TarPhotos) and source.table is not None:
+        absent = [key for key in source.table.keys if key not in seen]
+        entries += len(absent)
+        faults += [Fault(key, "missing", "it is in the table and in none of the shards") for key in absent]
+    places = np.array(list(coordinates), np.float64).reshape(-1, 2)
+    bounds = (*places.min(axis=0).tolist(), *places.max(axis=0).tolist()) if len(places) else None
+    return Check(
+        source=source.name,
+        fingerprint=source.fingerprint,
+        entries=entries,
+        usable=coordinates.total(),
+        faults=tuple(faults),
+        places=len(coordinates),
+        sharing_a_place=sum(count for count in coordinates.values() if count > 1),
+        groups=len(groups),
+        bounds=bounds,
+        decoded=decode,
+    )
+
+
+def _digest(photo: Photo) -> bytes:
+    pixels = np.ascontiguousarray(load_image(photo.image, name=photo.key))
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(pixels.data)
+    return digest.digest()
+
+
+def _look(photo: Photo) -> bytes:
+    if isinstance(photo.image, (str, os.PathLike)) and not Path(photo.image).is_file():
+        raise ImageError(photo.key, "there is no such file")
+    return b""

@@ -1,0 +1,294 @@
+"""Photos packed into tar shards, as WebDataset names them: large files that a disk or a network reads in one go."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from open_geoclip.data.decoding import mapped
+from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.data.shards import INDEX
+from open_geoclip.errors import DataError, ImageError, SettingsError
+from open_geoclip.images import load_image, sniff
+
+__all__ = ["PackSettings", "Packed", "pack"]
+
+_VERSION = 1
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How photos are packed.
+
+    Attributes:
+        shard_mb: a shard is closed when it is this large, in MB of 10^6 bytes.
+        resize: length of the shorter side that larger photos are reduced to, in pixels, saved as JPEG; files are packed
+            byte for byte when not given.
+        quality: of those JPEGs.
+        verify: decode each photo, so that only readable ones are packed; with ``resize`` they are decoded anyway.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    shard_mb: float = 256.0
+    resize: int | None = None
+    quality: int = 92
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shard_mb <= 100_000:
+            raise SettingsError(f"shard_mb: above 0 and at most 100,000, not {self.shard_mb}")
+        if self.resize is not None and self.resize < 1:
+            raise SettingsError(f"resize: 1 pixel or more, not {self.resize}")
+        if not 1 <= self.quality <= 95:
+            raise SettingsError(f"quality: 1 to 95, not {self.quality}")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed.
+
+    Attributes:
+        folder: where the shards are.
+        shards: how many.
+        photos: in them.
+        bytes: they take.
+        left_out: how many entries of each kind of fault are not in them; which ones is in ``index.json``.
+        resumed_at: the entry that an earlier call had come to; 0 if this was the first.
+    """
+
+    folder: Path
+    shards: int
+    photos: int
+    bytes: int
+    left_out: dict[str, int]
+    resumed_at: int
+
+
+def pack(
+    source: PhotoSource,
+    folder: Path,
+    settings: PackSettings | None = None,
+    *,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Packed:
+    """Write a source as shards ``000000.tar``, ``000001.tar``..., and ``index.json`` beside them.
+
+    Each shard is written beside its goal and renamed when it is whole; then the index is. A call that was
+    interrupted, by whatever, is taken up by the same call, and the shards are the same to the byte as in one go.
+
+    Args:
+        source: the photos, in the order that they are packed in.
+        folder: is made if it is not there.
+        settings: how.
+        workers: threads that read and decode.
+        progress: called with how many entries are done, and of how many, if that is known beforehand.
+
+    Raises:
+        DataError: the folder cannot be written, holds shards of another source or other settings; no photo is usable.
+    """
+    settings = PackSettings() if settings is None else settings
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            for left in folder.glob(".*.tar.part"):  # by a call that was killed
+                left.unlink()
+            index = _opened_index(folder, source, settings)
+            resumed_at = index["shards"][-1]["entries_until"] if index["shards"] else 0
+            if not index["finished"]:
+                _write_shards(source, folder, settings, index, workers, progress)
+    except Timeout as error:
+        raise DataError(f"{folder}: another process is packing into it") from error
+    except OSError as error:
+        what = f"the shards in {folder} cannot be written: {error.strerror or error}"
+        raise DataError(f"{what}; what is whole is kept, and the same command goes on from there") from error
+    shards = index["shards"]
+    if not any(shard["count"] for shard in shards):
+        raise DataError(f"{source.name}: none of its photos can be used, so there is nothing to pack")
+    left_out = Counter(kind for shard in shards for _, kind, _ in shard["left_out"])
+    sizes = sum(shard["bytes"] for shard in shards)
+    return Packed(folder, len(shards), sum(s["count"] for s in shards), sizes, dict(left_out), resumed_at)
+
+
+def _opened_index(folder: Path, source: PhotoSource, settings: PackSettings) -> dict[str, Any]:
+    fresh = {
+        "version": _VERSION,
+        "source": source.name,
+        "fingerprint": source.fingerprint,
+        "settings": asdict(settings),
+        "finished": False,
+        "shards": [],
+    }
+    path = folder / INDEX
+    if not path.exists():
+        if any(folder.glob("*.tar")):
+            raise DataError(f"{folder}: it holds shards without an {INDEX}; choose an empty folder")
+        return fresh
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in ("version", "fingerprint", "settings") if index[key] != fresh[key]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: it is no index of shards ({error}); choose an empty folder") from error
+    if different:
+        of = f"of {index['source']}"
+        raise DataError(f"{folder}: it holds shards {of} with another {' and '.join(different)}; choose another folder")
+    return index
+
+
+def _write_shards(
+    source: PhotoSource,
+    folder: Path,
+    settings: PackSettings,
+    index: dict[str, Any],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    done = index["shards"][-1]["entries_until"] if index["shards"] else 0
+    results = mapped(source, _Packing(settings), workers=workers, start=done)
+    try:
+        shard: _Shard | None = None
+        try:
+            for result in results:
+                if shard is None:
+                    shard = _Shard(folder, len(index["shards"]))
+                done += 1
+                shard.add(result, done)
+                if shard.size >= settings.shard_mb * 1e6:
+                    index["shards"].append(shard.close(done))
+                    shard = None
+                    _write_index(folder, index)
+                if progress is not None and source.count is not None:
+                    progress(done, source.count)
+            if shard is not None:
+                index["shards"].append(shard.close(done))
+                shard = None
+        finally:
+            if shard is not None:
+                shard.discard()
+    finally:
+        results.close()  # type: ignore[attr-defined]  # a generator: stops its workers
+    index["finished"] = True
+    _write_index(folder, index)
+
+
+class _Packing:
+    """What a worker does with a photo: its bytes, and the suffix they have in the shard."""
+
+    def __init__(self, settings: PackSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, photo: Photo) -> tuple[str, bytes]:
+        settings = self.settings
+        if isinstance(photo.image, (str, os.PathLike, bytes)):
+            data = photo.image if isinstance(photo.image, bytes) else _bytes_of(Path(photo.image), photo.key)
+            kind = sniff(data, photo.key)
+            if settings.resize is None and not settings.verify:
+                return _SUFFIXES.get(kind, kind.lower()), data
+            picture = load_image(data, name=photo.key)
+            if settings.resize is None or min(picture.size) <= settings.resize:
+                return _SUFFIXES.get(kind, kind.lower()), data
+        else:
+            picture = load_image(photo.image, name=photo.key)
+        out = io.BytesIO()
+        if settings.resize is None:
+            picture.save(out, "PNG", compress_level=1)  # a picture that was rendered is kept to the last bit
+            return "png", out.getvalue()
+        factor = min(1.0, settings.resize / min(picture.size))
+        width, height = (max(settings.resize, round(side * factor)) for side in picture.size)
+        if factor < 1:
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(out, "JPEG", quality=settings.quality, subsampling=0)
+        return "jpg", out.getvalue()
+
+
+def _bytes_of(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(key, "there is no such file") from error
+    except OSError as error:
+        raise ImageError(key, f"cannot be read: {error.strerror or error}") from error
+
+
+class _Hashing:
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        if self.file.closed:  # a shard that was given up; its tar still writes an end when it is collected
+            return len(data)
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+
+class _Shard:
+    """A shard that is being written."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"{number:06d}.tar"
+        self.part = folder / f".{self.path.name}.part"
+        self.file = self.part.open("wb")
+        self.hashing = _Hashing(self.file)
+        self.tar = tarfile.open(fileobj=self.hashing, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]  # noqa: SIM115
+        self.size = self.count = 0
+        self.left_out: list[tuple[str, str, str]] = []
+
+    def add(self, result: Fault | tuple[Photo, tuple[str, bytes]], number: int) -> None:
+        if isinstance(result, Fault):
+            self.left_out.append((result.key, result.kind, result.reason))
+            return
+        photo, (suffix, data) = result
+        facts: dict[str, Any] = {"key": photo.key, "lat": photo.lat, "lon": photo.lon}
+        if photo.group is not None:
+            facts["group"] = photo.group
+        self._file(f"{number:09d}.{suffix}", data)
+        self._file(f"{number:09d}.json", json.dumps(facts).encode())
+        self.count += 1
+
+    def _file(self, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self.tar.addfile(info, io.BytesIO(data))
+        self.size += 512 + len(data) + -len(data) % 512
+
+    def close(self, entries_until: int) -> dict[str, Any]:
+        try:
+            self.tar.close()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            self.part.replace(self.path)
+        except BaseException:
+            self.discard()
+            raise
+        return {
+            "name": self.path.name,
+            "count": self.count,
+            "bytes": self.hashing.size,
+            "sha256": self.hashing.digest.hexdigest(),
+            "entries_until": entries_until,
+            "left_out": self.left_out,
+        }
+
+    def discard(self) -> None:
+        self.file.close()
+        self.part.unlink(missing_ok=True)
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    part = folder / f".{INDEX}.part"
+    part.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / INDEX)

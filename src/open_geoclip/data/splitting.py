@@ -1,0 +1,335 @@
+"""Training, validation and test photos, never a place or a photographer on both sides.
+
+Two ways. *Whole clusters* (the default): photos of one group, and photos within the buffer of each other, hang
+together, and so do those that hang together with the same one; a cluster goes to one side as a whole, and nothing is
+lost. Where photos lie as dense as in Europe, one cluster may hold half of them. *Leaving out*: squares of the Earth go
+to one side, and then photos are left out that are too near to, or share a group with, a photo of a smaller side.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from open_geoclip.data.photos import Fault, OnFault, PhotoSource
+from open_geoclip.data.shards import TarPhotos
+from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.sphere import EARTH_RADIUS_KM, unit_vectors
+
+__all__ = ["SplitReport", "SplitSettings", "clusters", "split", "write_splits"]
+
+_LEAST_BUFFER_KM = 0.02  # so that a cell's three numbers fit into 63 bits
+
+
+def _default_shares() -> dict[str, float]:
+    return {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How photos are split.
+
+    Attributes:
+        shares: of each side, by name; they need not add up to 1.
+        buffer_km: no photo of one side is nearer than this to one of another; 0 keeps only equal coordinates together.
+        groups: keep the photos of a group on one side.
+        leave_out: split by squares, and leave out what is then too near; see the top of this module.
+        square_km: about the side of those squares.
+        seed: of everything that is drawn.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    shares: Mapping[str, float] = field(default_factory=_default_shares)
+    buffer_km: float = 1.0
+    groups: bool = True
+    leave_out: bool = False
+    square_km: float = 50.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.shares) < 2 or not all(share > 0 for share in self.shares.values()):
+            raise SettingsError(f"shares: two sides or more, each above 0, not {dict(self.shares)}")
+        if self.buffer_km != 0 and not _LEAST_BUFFER_KM <= self.buffer_km <= 1000:
+            raise SettingsError(f"buffer_km: 0, or {_LEAST_BUFFER_KM} to 1000 km, not {self.buffer_km}")
+        if not 1 <= self.square_km <= 5000:
+            raise SettingsError(f"square_km: 1 to 5000 km, not {self.square_km}")
+
+
+def split(
+    coordinates: Float64[np.ndarray, "n 2"], groups: Sequence[str | None], settings: SplitSettings
+) -> Int64[np.ndarray, " n"]:
+    """The side of each photo: 0, 1, 2... in the order of the shares, or -1 for one that is left out.
+
+    The same for the same photos in the same order, settings and seed.
+
+    Args:
+        coordinates: (lat, lon) in degrees.
+        groups: what each photo belongs to; None for nothing.
+        settings: how.
+
+    Raises:
+        DataError: a side stays empty.
+    """
+    codes = _group_codes(groups if settings.groups else [None] * len(coordinates))
+    if settings.leave_out:
+        units = _squares(coordinates, settings.square_km)
+    else:
+        units = clusters(coordinates, codes, settings.buffer_km)
+    sides = _given_out(units, settings)
+    if settings.leave_out:
+        _leave_out(sides, coordinates, codes, settings)
+    empty = [name for side, name in enumerate(settings.shares) if not np.any(sides == side)]
+    if empty:
+        largest = int(np.bincount(units).max()) if len(units) else 0
+        raise DataError(
+            f"no photo is left for {' and '.join(empty)}: {len(coordinates):,} photos hang together in "
+            f"{len(np.unique(units)):,} clusters, the largest of {largest:,}; take a smaller buffer, ignore the "
+            "groups, or leave out what lies between (--leave-out)"
+        )
+    return sides
+
+
+def _group_codes(groups: Sequence[str | None]) -> Int64[np.ndarray, " n"]:
+    """A number for each group, -1 for none."""
+    numbers: dict[str, int] = {}
+    return np.array([-1 if group is None else numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
+
+
+# --- who hangs together ---------------------------------------------------------------------------
+
+
+class _Union:
+    """Disjoint sets with path halving."""
+
+    def __init__(self, n: int) -> None:
+        self.parent = list(range(n))
+
+    def find(self, a: int) -> int:
+        parent = self.parent
+        while parent[a] != a:
+            parent[a] = parent[parent[a]]
+            a = parent[a]
+        return a
+
+    def join(self, a: int, b: int) -> None:
+        a, b = self.find(a), self.find(b)
+        if a != b:
+            self.parent[max(a, b)] = min(a, b)
+
+
+def clusters(
+    coordinates: Float64[np.ndarray, "n 2"], codes: Int64[np.ndarray, " n"], buffer_km: float
+) -> Int64[np.ndarray, " n"]:
+    """Number the clusters: photos nearer than the buffer, or of one group, are in one, and so on without end.
+
+    Points are put into cubes whose diagonal is the buffer, so that those of one cube hang together unseen; only
+    cubes in reach of each other are compared, and those that hang together already are not. A hundred thousand photos
+    of one square are no trouble, which they would be pair by pair.
+
+    Args:
+        coordinates: (lat, lon) in degrees.
+        codes: a number a group, -1 for none.
+        buffer_km: how near.
+
+    Returns:
+        A number a photo, from 0, in order of first appearance.
+    """
+    union = _Union(len(coordinates))
+    cells = _Cells(coordinates, buffer_km)
+    for rows in cells.rows:
+        for row in rows[1:].tolist():
+            union.join(int(rows[0]), row)
+    order = np.argsort(codes, kind="stable")
+    same = (codes[order][1:] == codes[order][:-1]) & (codes[order][1:] >= 0)
+    for a, b in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
+        union.join(a, b)
+    for a, b in cells.neighbours():
+        first, second = cells.rows[a], cells.rows[b]
+        if union.find(int(first[0])) != union.find(int(second[0])) and cells.near(first, second).any():
+            union.join(int(first[0]), int(second[0]))
+    roots = np.array([union.find(row) for row in range(len(coordinates))], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+class _Cells:
+    """Points in cubes whose diagonal is a distance."""
+
+    def __init__(self, coordinates: Float64[np.ndarray, "n 2"], distance_km: float) -> None:
+        self.points = unit_vectors(np.ascontiguousarray(coordinates))
+        # A little more than the distance, so that rounding errs towards the safe side.
+        self.chord = 2 * np.sin(min(distance_km / EARTH_RADIUS_KM / 2, np.pi / 2)) * (1 + 1e-9) + 1e-12
+        if distance_km == 0:
+            turned = coordinates.copy()
+            turned[:, 1] = np.where(turned[:, 1] == -180, 180, turned[:, 1]) + 0.0
+            turned[np.abs(turned[:, 0]) == 90, 1] = 0
+            keys = np.unique(turned, axis=0, return_inverse=True)[1].ravel()
+            self.corners: Int64[np.ndarray, "m 3"] | None = None
+        else:
+            side = self.chord / np.sqrt(3)
+            self.width = int(2.1 / side) + 6
+            corners = np.floor(self.points / side).astype(np.int64) + self.width // 2
+            keys = self._key(corners)
+        order = np.argsort(keys, kind="stable")
+        self.keys, starts = np.unique(keys[order], return_index=True)
+        self.rows = np.split(order, starts[1:])
+        if distance_km > 0:
+            self.corners = corners[order[starts]]
+
+    def _key(self, corners: Int64[np.ndarray, "m 3"]) -> Int64[np.ndarray, " m"]:
+        return (corners[:, 0] * self.width + corners[:, 1]) * self.width + corners[:, 2]
+
+    def neighbours(self) -> Iterator[tuple[int, int]]:
+        """Pairs of cells that may hold points in reach of each other; each pair once."""
+        if self.corners is None:
+            return
+        steps = [(x, y, z) for x in range(-2, 3) for y in range(-2, 3) for z in range(-2, 3)]
+        for step in steps[: len(steps) // 2]:  # the other half are the same pairs the other way around
+            keys = self._key(self.corners + np.array(step, np.int64))
+            at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+            found = np.flatnonzero(self.keys[at] == keys)
+            yield from zip(found.tolist(), at[found].tolist(), strict=True)
+
+    def near(self, first: Int64[np.ndarray, " a"], second: Int64[np.ndarray, " b"]) -> np.ndarray:
+        """Which of the first points have one of the second in reach."""
+        out = np.zeros(len(first), bool)
+        step = max(1, 2**20 // len(second))
+        for start in range(0, len(first), step):
+            part = slice(start, start + step)
+            gaps = self.points[first[part], None] - self.points[None, second]
+            out[part] = ((gaps**2).sum(axis=2) <= self.chord**2).any(axis=1)
+        return out
+
+
+# --- who goes where -------------------------------------------------------------------------------
+
+
+def _squares(coordinates: Float64[np.ndarray, "n 2"], square_km: float) -> Int64[np.ndarray, " n"]:
+    """Number the squares that photos lie in: rows of latitude, cut into parts of about equal width."""
+    height = np.rad2deg(square_km / EARTH_RADIUS_KM)
+    row = np.floor((coordinates[:, 0] + 90) / height).astype(np.int64)
+    middle = np.deg2rad((row + 0.5) * height - 90)
+    across = np.maximum(1, np.round(360 * np.cos(middle).clip(0) / height)).astype(np.int64)
+    column = np.floor((coordinates[:, 1] + 180) % 360 / 360 * across).astype(np.int64)
+    return np.unique(np.stack([row, column]), axis=1, return_inverse=True)[1].ravel().astype(np.int64)
+
+
+def _given_out(units: Int64[np.ndarray, " n"], settings: SplitSettings) -> Int64[np.ndarray, " n"]:
+    """Give whole units to sides, in random order, each to a side that has room, drawn by how much it lacks."""
+    rng = np.random.default_rng(settings.seed)
+    shares = np.array(list(settings.shares.values()), np.float64)
+    lacking = shares / shares.sum() * len(units)
+    sizes = np.bincount(units) if len(units) else np.empty(0, np.int64)
+    side_of = np.empty(len(sizes), np.int64)
+    for unit in rng.permutation(len(sizes)):
+        size = sizes[unit]
+        room = np.where(lacking >= size - 0.5, lacking.clip(0), 0)
+        side = int(rng.choice(len(room), p=room / room.sum())) if room.sum() > 0 else int(lacking.argmax())
+        side_of[unit] = side
+        lacking[side] -= size
+    return side_of[units] if len(units) else units
+
+
+def _leave_out(
+    sides: Int64[np.ndarray, " n"],
+    coordinates: Float64[np.ndarray, "n 2"],
+    codes: Int64[np.ndarray, " n"],
+    settings: SplitSettings,
+) -> None:
+    """Take away (-1) photos of larger sides that are near to, or share a group with, one of a smaller side."""
+    by_share = sorted(range(len(settings.shares)), key=lambda side: -list(settings.shares.values())[side])
+    cells = _Cells(coordinates, settings.buffer_km)
+    pairs = [(cell, cell) for cell in range(len(cells.rows))] + list(cells.neighbours())
+    for number, side in enumerate(by_share):
+        smaller = np.isin(sides, by_share[number + 1 :])
+        shared = np.isin(codes, codes[smaller & (codes >= 0)])
+        sides[(sides == side) & shared & (codes >= 0)] = -1
+        mine = sides == side
+        for one, other in pairs:
+            for a, b in ((one, other), (other, one)) if one != other else ((one, one),):
+                rows, others = cells.rows[a], cells.rows[b]
+                rows, others = rows[mine[rows]], others[smaller[others]]
+                if len(rows) and len(others):
+                    near = cells.near(rows, others) if cells.corners is not None else np.ones(len(rows), bool)
+                    sides[rows[near]] = -1
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What was written.
+
+    Attributes:
+        files: the table of each side.
+        counts: photos of each side.
+        left_out: photos between the sides.
+        unusable: entries that were no photos.
+    """
+
+    files: dict[str, Path]
+    counts: dict[str, int]
+    left_out: int
+    unusable: int
+
+
+def write_splits(
+    source: PhotoSource, folder: Path, settings: SplitSettings, *, on_fault: OnFault | None = None
+) -> SplitReport:
+    """Write a table (IMG_ID, IMG_FILE, LAT, LON, GROUP) of each side: ``train.csv``, ``validation.csv``...
+
+    File names are relative to ``folder``. Photos in shards are named by their key; the table is then opened with
+    ``images=`` the shards.
+
+    Args:
+        source: photos in files or in shards.
+        folder: is made if it is not there.
+        settings: how.
+        on_fault: called with each entry that cannot be used.
+
+    Raises:
+        DataError: no photo is usable, a side stays empty, the photos are neither in files nor in shards, or the
+            folder cannot be written.
+    """
+    rows: list[tuple[str, str, float, float, str | None]] = []
+    unusable = 0
+    for entry in source.entries():
+        if isinstance(entry, Fault):
+            unusable += 1
+            if on_fault is not None:
+                on_fault(entry)
+            continue
+        if isinstance(entry.image, (str, Path)):
+            file = Path(os.path.relpath(entry.image, folder)).as_posix()
+        elif isinstance(source, TarPhotos):
+            file = entry.key
+        else:
+            raise DataError(f"{source.name}: its photos are no files that a table could name; pack them first")
+        rows.append((entry.key, file, entry.lat, entry.lon, entry.group))
+    if not rows:
+        raise DataError(f"{source.name}: it holds no photo that can be used")
+    places = np.array([(lat, lon) for _, _, lat, lon, _ in rows], np.float64)
+    sides = split(places, [group for *_, group in rows], settings)
+    files, counts = {}, {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for side, name in enumerate(settings.shares):
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["IMG_ID", "IMG_FILE", "LAT", "LON", "GROUP"])
+            chosen = np.flatnonzero(sides == side).tolist()
+            writer.writerows([*rows[row][:4], rows[row][4] or ""] for row in chosen)
+            files[name], counts[name] = folder / f"{name}.csv", len(chosen)
+            part = folder / f".{name}.csv.part"
+            part.write_text(text.getvalue(), encoding="utf-8")
+            part.replace(files[name])
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
+    return SplitReport(files, counts, int((sides < 0).sum()), unusable)
