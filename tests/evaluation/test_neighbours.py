@@ -32,6 +32,11 @@ class TestNearestPictures:
         _, rows = nearest_pictures(known, torch.tensor([[-1.0, 1000.0]]), 1)
         assert rows.item() == 3
 
+    def test_a_single_known_picture_is_the_answer(self) -> None:
+        cosines, rows = nearest_pictures(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0], [1.0, 2.0]]), 1)
+        assert rows.tolist() == [[0], [0]]
+        assert torch.isfinite(cosines).all()
+
     def test_a_picture_finds_itself_among_half_precision_features(self) -> None:
         known = torch.randn(20, 8).half()
         cosines, rows = nearest_pictures(known, known, 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 from open_geoclip.errors import SettingsError, WeightsError
@@ -146,6 +146,21 @@ def test_preprocessing_equals_clips_own_to_the_last_bit(processor: Any, width: i
     image = Image.fromarray(pixels)
     expected = processor(images=image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(CLIP(image), expected)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (57, 91), (1000, 400), (256, 256)])
+def test_ten_crops_are_corners_and_middle_and_their_mirror_images(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    width, height = size
+    scale = 256 / min(size)
+    big = image.resize((256, int(height * scale)) if width <= height else (int(width * scale), 256), 3)
+    plain = Preprocessing(224, 224, "bicubic", CLIP.mean, CLIP.std)  # of a crop it changes only the values
+    expected = []
+    for side in (big, ImageOps.mirror(big)):
+        right, below = side.width - 224, side.height - 224
+        for x, y in ((0, 0), (right, 0), (0, below), (right, below), (round(right / 2), round(below / 2))):
+            expected.append(plain(side.crop((x, y, x + 224, y + 224))))
+    assert torch.equal(CLIP.ten_crops(image), torch.stack(expected))
 
 
 def test_preprocessing_pads_what_is_smaller_than_the_crop(processor: Any) -> None:

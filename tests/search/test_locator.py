@@ -155,6 +155,22 @@ def test_batches_do_not_show(clip: Path, part: Path, photos: list[Path], locator
         assert places(one) == places(other)
 
 
+def test_ten_crops_average_the_logits(locator: Locator, photos: list[Path], cache: Path) -> None:
+    ten = Locator(locator.model, locator.gallery, crops=10, batch_size=3, cache=cache)
+    places = locator.model.location_encoder.encode(torch.from_numpy(locator.gallery.coordinates))
+    for photo, answer in zip(photos[:4], ten.stream(photos[:4], 3), strict=True):
+        with Image.open(photo) as picture, torch.inference_mode():
+            crops = locator.model.image_encoder.preprocessing.ten_crops(picture.convert("RGB"))
+            each = torch.nn.functional.normalize(locator.model.image_encoder(crops), dim=1)
+        logits = (locator.model.scale * each @ places.T).mean(dim=0)
+        probabilities = (logits + torch.from_numpy(locator.gallery.weights).log()).softmax(dim=0)
+        assert answer.candidates[0].score * locator.model.scale == pytest.approx(float(logits.max()), abs=1e-4)
+        best = int(logits.argmax())
+        assert answer.candidates[0].probability == pytest.approx(float(probabilities[best]), rel=1e-3)
+    with pytest.raises(SettingsError, match="crops: 1 or 10, not 5"):
+        Locator(locator.model, locator.gallery, crops=5, cache=cache)
+
+
 def test_a_bad_picture_is_reported_and_the_rest_is_done(locator: Locator, photos: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_text("not a picture")

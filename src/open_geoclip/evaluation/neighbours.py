@@ -30,7 +30,10 @@ def nearest_pictures(
         k: neighbours a picture.
         chunk: known pictures at a time.
     """
-    mean, std = known[:4096].float().mean(dim=0), known[:4096].float().std(dim=0) + 1e-3
+    sample = known[:4096].float()
+    mean = sample.mean(dim=0)
+    # A single picture has no spread: its channels stay as they are.
+    std = sample.std(dim=0) + 1e-3 if len(sample) > 1 else torch.ones_like(mean)
 
     def unit(features: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
         return F.normalize((features.float() - mean) / std, dim=1)

@@ -107,12 +107,33 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 crop crop"]:
         """The tensor of an upright RGB picture."""
+        return self._normalised(_middle(self._resized(image, self.resize), self.crop))
+
+    def ten_crops(self, image: Image.Image) -> Float[Tensor, "10 3 crop crop"]:
+        """Ten crops of an upright RGB picture: corners and middle, and the same mirrored.
+
+        The published evaluation's: the shortest edge becomes 256 pixels for crops of 224 (as much larger for other
+        crops), by the filter that the weights were trained with.
+        """
+        crop = self.crop
+        pixels = self._resized(image, round(crop * 256 / 224))
+        crops = []
+        for side in (pixels, pixels[:, ::-1]):
+            height, width, _ = side.shape
+            corners = [(y, x) for y in (0, height - crop) for x in (0, width - crop)]
+            # To an even number where there is no middle, as torchvision's TenCrop has it.
+            corners.append((round((height - crop) / 2), round((width - crop) / 2)))
+            crops += [self._normalised(side[y : y + crop, x : x + crop]) for y, x in corners]
+        return torch.stack(crops)
+
+    def _resized(self, image: Image.Image, shortest: int) -> UInt8[np.ndarray, "h w 3"]:
         width, height = image.size
         short, long = min(width, height), max(width, height)
-        scaled = int(self.resize * long / short)
-        size = (self.resize, scaled) if width <= height else (scaled, self.resize)
-        pixels = np.asarray(image.resize(size, _RESAMPLE[self.resample]))
-        pixels = _middle(pixels, self.crop)
+        scaled = int(shortest * long / short)
+        size = (shortest, scaled) if width <= height else (scaled, shortest)
+        return np.asarray(image.resize(size, _RESAMPLE[self.resample]))
+
+    def _normalised(self, pixels: UInt8[np.ndarray, "crop crop 3"]) -> Float[Tensor, "3 crop crop"]:
         table = self._table
         return torch.from_numpy(np.stack([table[channel][pixels[..., channel]] for channel in range(3)]))
 

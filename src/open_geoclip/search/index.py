@@ -152,7 +152,7 @@ class GalleryIndex:
         encoder's own precision and ordered by that, so that rounding on disk does not show in an answer.
 
         Args:
-            queries: unit vectors of pictures.
+            queries: vectors of pictures, of length 1 or less.
             scale: the temperature: logits are scale times cosine.
             top_k: places a query, at most the gallery's size.
         """

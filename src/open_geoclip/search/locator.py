@@ -94,6 +94,8 @@ class Locator:
         model_name: what an answer calls the model.
         batch_size: photos the model sees at once; the next ones are decoded meanwhile.
         max_pixels: larger pictures are refused before they are decoded; see :mod:`open_geoclip.images`.
+        crops: 1, or 10 as in the published evaluation: corners and middle, mirrored too, their logits averaged. Takes
+            ten times as long.
         cache: folder of the location vectors; the user's cache folder when not given.
         progress: called while location vectors are computed, which happens once for a model and a gallery.
     """
@@ -106,15 +108,19 @@ class Locator:
         model_name: str = "custom",
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
+        crops: int = 1,
         cache: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         if batch_size < 1:
             raise SettingsError(f"batch_size: 1 or more, not {batch_size}")
+        if crops not in (1, 10):
+            raise SettingsError(f"crops: 1 or 10, not {crops}")
         self.model = model.eval()
         self.model_name = model_name
         self.batch_size = batch_size
         self.max_pixels = max_pixels
+        self.crops = crops
         self.index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
 
     @classmethod
@@ -129,6 +135,7 @@ class Locator:
         device: str = "cpu",
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
+        crops: int = 1,
         cache: Path | None = None,
         progress: Progress | None = None,
     ) -> "Locator":
@@ -144,6 +151,7 @@ class Locator:
             device: where to compute, such as ``cpu`` or ``cuda``.
             batch_size: see the class.
             max_pixels: see the class.
+            crops: see the class.
             cache: see the class.
             progress: see the class.
 
@@ -168,6 +176,7 @@ class Locator:
             model_name=f"{name} {release.version}",
             batch_size=batch_size,
             max_pixels=max_pixels,
+            crops=crops,
             cache=cache,
             progress=progress,
         )
@@ -238,7 +247,7 @@ class Locator:
         return self.model.encode_text(texts)
 
     def encode(self, images: Iterable[ImageSource]) -> Float[Tensor, "n k"]:
-        """Vectors of pictures, of length 1, float32.
+        """Vectors of pictures, float32: of length 1, or the mean of ten such.
 
         Raises:
             ImageError: a picture cannot be read.
@@ -251,20 +260,25 @@ class Locator:
         if not 1 <= top_k <= len(self.gallery):
             raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")
 
-    def _prepared(self, source: ImageSource, name: str) -> Float[Tensor, "3 h w"]:
-        return self.model.image_encoder.preprocessing(load_image(source, name=name, max_pixels=self.max_pixels))
+    def _prepared(self, source: ImageSource, name: str) -> Float[Tensor, "crops 3 h w"]:
+        preprocessing = self.model.image_encoder.preprocessing
+        image = load_image(source, name=name, max_pixels=self.max_pixels)
+        return preprocessing(image)[None] if self.crops == 1 else preprocessing.ten_crops(image)
 
     @torch.inference_mode()
-    def _vectors(self, pixels: list[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n k"]:
+    def _vectors(self, pixels: list[Float[Tensor, "crops 3 h w"]]) -> Float[Tensor, "n k"]:
+        """One vector a picture. The logits are linear in it, so the mean vector's are the mean of the crops' logits."""
         device = self.model.logit_scale.device
-        return F.normalize(self.model.image_encoder(torch.stack(pixels).to(device)).float(), dim=1).cpu()
+        vectors = [self.model.image_encoder(part.to(device)) for part in torch.cat(pixels).split(self.batch_size)]
+        unit = F.normalize(torch.cat(vectors).float(), dim=1).cpu()
+        return unit if self.crops == 1 else unit.view(len(pixels), self.crops, -1).mean(dim=1)
 
     def _answers(self, sources: Iterator[ImageSource], top_k: int, beside: "_Beside | None") -> Iterator[Answer]:
         """Decode a batch ahead while the model runs on the one before."""
         numbered = enumerate(sources)
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
 
-            def submit() -> list[tuple[str, Future[Float[Tensor, "3 h w"]]]]:
+            def submit() -> list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]]:
                 batch = []
                 for number, source in itertools.islice(numbered, self.batch_size):
                     name = image_name(source, number)
@@ -279,6 +293,7 @@ class Locator:
     def _batch(
         self, batch: list[tuple[str, Future[Float[Tensor, "3 h w"]]]], top_k: int, beside: "_Beside | None"
     ) -> Iterator[Answer]:
+    def _batch(self, batch: list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]], top_k: int) -> Iterator[Answer]:
         errors: dict[int, str] = {}
         pixels = []
         for number, (_, future) in enumerate(batch):
