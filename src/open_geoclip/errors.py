@@ -10,6 +10,7 @@
     ├── SettingsError        (ValueError)   a setting that is unknown or out of range
     ├── GalleryError         (ValueError)   a gallery file that cannot be used
     ├── PredictionsError     (ValueError)   predictions that cannot be scored
+    ├── BenchmarkError       (ValueError)   labels or photos of a benchmark that cannot be used
     ├── ModelNameError       (ValueError)   a model name that does not follow the grammar
     ├── WeightsError         (ValueError)   weights that are damaged or of another layout
     │   └── MissingWeightsError             weights that are not on this machine yet
@@ -19,6 +20,7 @@ Each message names the thing that is wrong and what to do about it.
 """
 
 __all__ = [
+    "BenchmarkError",
     "CoordinateError",
     "DataError",
     "GalleryError",
@@ -69,6 +71,10 @@ class GalleryError(OpenGeoCLIPError, ValueError):
 
 class PredictionsError(OpenGeoCLIPError, ValueError):
     """Predictions that cannot be scored; says which file, which row and why."""
+
+
+class BenchmarkError(OpenGeoCLIPError, ValueError):
+    """Labels or photos of a benchmark that cannot be used, or a gallery that knows the answers."""
 
 
 class ModelNameError(OpenGeoCLIPError, ValueError):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._shared import progress_bar, write_output
-from open_geoclip.cli.score import TITLES
 
 if TYPE_CHECKING:
     from open_geoclip.evaluation.compare import Comparison
@@ -66,6 +65,8 @@ def _csv(found: "Comparison") -> str:
 
 
 def _table(found: "Comparison") -> str:
+    from open_geoclip.evaluation.report import TITLES
+
     by = "photos" if found.groups is None else f"{found.groups:,} groups"
     lines = [
         f"A  {found.a}",

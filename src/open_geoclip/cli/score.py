@@ -11,9 +11,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._shared import progress_bar, write_output
 
-__all__ = ["TITLES", "score"]
-
-TITLES = {"median_km": "median", "mean_km": "mean", "geoscore": "GeoScore"}
+__all__ = ["score"]
 
 
 def score(
@@ -61,9 +59,7 @@ def score(
 def _rows(found: dict[str, Any]) -> list[tuple[str, float, list[float] | None, float]]:
     """Name, figure, interval and best constant answer, a figure a row."""
     from open_geoclip.evaluation.metrics import FIGURES
-
-    def flat(figures: dict[str, Any]) -> list[Any]:
-        return [*figures["within_km"].values(), *(figures[name] for name in ("median_km", "mean_km", "geoscore"))]
+    from open_geoclip.evaluation.report import flat
 
     intervals = flat(found["intervals"]) if found["intervals"] else [None] * len(FIGURES)
     return list(zip(FIGURES, flat(found), intervals, flat(found["best_constant"]), strict=True))
@@ -79,8 +75,7 @@ def _csv(found: dict[str, Any], name: str) -> str:
 
 
 def _table(found: dict[str, Any], name: str) -> str:
-    def shown(figure: str, value: float) -> str:
-        return f"{value:.2f} %" if figure.startswith("within") else f"{value:,.1f}" + " km" * figure.endswith("km")
+    from open_geoclip.evaluation.report import TITLES, shown
 
     lines = [f"{found['n']:,} photos of {name}", "", f"{'':16}{'':>13}   {'95 % interval':^25}{'best constant':>16}"]
     for figure, value, interval, constant in _rows(found):

@@ -1,16 +1,14 @@
 """Anybody's predictions, read from a table: true and predicted places, one photo a row."""
 
-import csv
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from open_geoclip.errors import CoordinateError, MissingExtraError, PredictionsError
+from open_geoclip.errors import CoordinateError, PredictionsError
+from open_geoclip.evaluation.table import Table, read_table, rows_have, shown
 from open_geoclip.sphere import MAX_LONGITUDE_DEG, check_coordinates, haversine_km
 
 __all__ = ["ID_COLUMNS", "Predictions", "read_predictions"]
@@ -74,102 +72,21 @@ def read_predictions(path: str | Path, *, group: str | None = None) -> Predictio
         MissingExtraError: a Parquet file without the extra ``parquet``.
     """
     path = Path(path)
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise PredictionsError(f"predictions {path}: a file name that ends in {' or '.join(readers)} is needed")
-    try:
-        table = readers[path.suffix.lower()](path, group)
-    except FileNotFoundError as error:
-        raise PredictionsError(f"predictions {path}: there is no such file") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PredictionsError(f"predictions {path}: it cannot be read: {error}") from error
-    if not table.where:
-        raise PredictionsError(f"predictions {path}: it holds no predictions, only the names of columns")
+    needed = {name: (name,) for name in (*_TRUTH, *_ANSWER, *([group] if group else []))}
+    optional = {name: (name,) for name in ID_COLUMNS if name not in needed}
+    table = read_table(path, needed, optional, what="predictions", error=PredictionsError)
     ids = {name: table.texts(name) for name in ID_COLUMNS if name in table.cells}
     for name, names in ids.items():
         table.refuse_doubles(name, names)
-    truth = table.places(_TRUTH, "true")
-    predicted = table.places(_ANSWER, "predicted")
+    truth = _places(table, _TRUTH, "true", "leave photos out whose place is not known")
+    predicted = _places(
+        table,
+        _ANSWER,
+        "predicted",
+        "give every photo an answer (a place far away counts as wrong), or leave it out of the file and say so",
+    )
     _refuse_exchanged(path, truth, predicted)
     return Predictions(path.name, truth, predicted, ids, None if group is None else table.texts(group))
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The cells of the columns that matter, and where each row stands in the file."""
-
-    path: Path
-    cells: Mapping[str, Sequence[Any]]
-    where: Sequence[str]
-
-    def name_of(self, row: int) -> str:
-        """Where a row is, with the photo's name if it has one: ``line 17 (idx 15)``."""
-        ids = [f"{name} {self.cells[name][row]}" for name in ID_COLUMNS if name in self.cells]
-        return f"{self.where[row]} ({', '.join(ids)})" if ids else self.where[row]
-
-    def texts(self, column: str) -> list[str]:
-        # NaN is not itself. The text "NA" is a name: Namibia, for one.
-        texts = ["" if cell is None or cell != cell else str(cell).strip() for cell in self.cells[column]]
-        empty = [row for row, text in enumerate(texts) if not text]
-        if empty:
-            raise PredictionsError(
-                f"predictions {self.path}: {_rows(len(empty), len(texts))} no {column}; "
-                f"the first is {self.where[empty[0]]}"
-            )
-        return texts
-
-    def refuse_doubles(self, column: str, names: Sequence[str]) -> None:
-        twice = [name for name, times in Counter(names).items() if times > 1]
-        if twice:
-            rows = [self.where[row] for row, name in enumerate(names) if name == twice[0]]
-            raise PredictionsError(
-                f"predictions {self.path}: {len(twice):,} of the photos in column {column} stand there more than "
-                f"once; the first is {twice[0]}, at {' and '.join(rows[:2])}: one row a photo is needed"
-            )
-
-    def places(self, columns: tuple[str, str], kind: str) -> Float64[np.ndarray, "n 2"]:
-        """The coordinates in two columns.
-
-        Raises:
-            PredictionsError: a cell holds no number, or a row is not a place on Earth.
-        """
-        table = np.column_stack([[_number(cell) for cell in self.cells[column]] for column in columns])
-        wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
-        if len(wrong):
-            row = int(wrong[0])
-            held = ", ".join(f"{column} is {_shown(self.cells[column][row])}" for column in columns)
-            advice = (
-                "give every photo an answer (a place far away counts as wrong), or leave it out of the file and say so"
-                if columns == _ANSWER
-                else "leave photos out whose place is not known"
-            )
-            raise PredictionsError(
-                f"predictions {self.path}: {_rows(len(wrong), len(table))} no {kind} place; "
-                f"the first is {self.name_of(row)}, where {held}: {advice}"
-            )
-        try:
-            return check_coordinates(table)
-        except CoordinateError as error:
-            first = int(np.argmax((np.abs(table) > (90, MAX_LONGITUDE_DEG)).any(axis=1)))
-            raise PredictionsError(
-                f"predictions {self.path}, {' and '.join(columns)}: {error}. That row is {self.name_of(first)}"
-            ) from error
-
-
-def _rows(count: int, of: int) -> str:
-    return f"{count:,} of {of:,} rows {'has' if count == 1 else 'have'}"
-
-
-def _number(cell: Any) -> float:
-    """The number in a cell, NaN when there is none."""
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return float("nan")
-
-
-def _shown(cell: object) -> str:
-    return "empty" if cell is None or cell == "" else repr(cell) if isinstance(cell, str) else str(cell)
 
 
 def _refuse_exchanged(path: Path, truth: Float64[np.ndarray, "n 2"], predicted: Float64[np.ndarray, "n 2"]) -> None:
@@ -188,62 +105,27 @@ def _refuse_exchanged(path: Path, truth: Float64[np.ndarray, "n 2"], predicted: 
         )
 
 
-def _chosen(names: Sequence[str], path: Path, group: str | None) -> dict[str, int]:
-    """Which column (its number) holds what (our name for it)."""
-    plain = [name.strip().lower() for name in names]
-    chosen: dict[str, int] = {}
-    for wanted in (*_TRUTH, *_ANSWER, *ID_COLUMNS, *([group] if group else [])):
-        held = [i for i, name in enumerate(names) if name.strip() == wanted]
-        held = held or [i for i, name in enumerate(plain) if name == wanted.lower()]
-        if len(held) > 1:
-            raise PredictionsError(f"predictions {path}: it has {len(held)} columns named {wanted}")
-        if held:
-            chosen[wanted] = held[0]
-    missing = [name for name in (*_TRUTH, *_ANSWER, *([group] if group else [])) if name not in chosen]
-    if missing:
-        hint = ""
-        if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
-            hint = "; columns are separated by commas"
+def _places(table: Table, columns: tuple[str, str], kind: str, advice: str) -> Float64[np.ndarray, "n 2"]:
+    """The coordinates in two columns, each of them a number.
+
+    Raises:
+        PredictionsError: a cell holds no number, or a row is not a place on Earth.
+    """
+    numbers = table.numbers(columns)
+    wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    if len(wrong):
+        row = int(wrong[0])
+        held = ", ".join(f"{column} is {shown(table.cells[column][row])}" for column in columns)
+        names = [name for name in ID_COLUMNS if name in table.cells]
         raise PredictionsError(
-            f"predictions {path}: no column {' or '.join(missing)}; it has {', '.join(plain) or 'none'}{hint}"
+            f"predictions {table.path}: {rows_have(len(wrong), len(numbers))} no {kind} place; "
+            f"the first is {table.name_of(row, names)}, where {held}: {advice}"
         )
-    return chosen
-
-
-def _read_csv(path: Path, group: str | None) -> _Table:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        names = next(reader, None)
-        if names is None:
-            raise PredictionsError(f"predictions {path}: it is empty")
-        chosen = _chosen(names, path, group)
-        rows, where = [], []
-        for row in _filled(reader):
-            if len(row) != len(names):
-                raise PredictionsError(
-                    f"predictions {path}, line {reader.line_num}: {len(row)} cells under {len(names)} names of "
-                    "columns; a comma inside a cell needs quotes around the cell"
-                )
-            rows.append(row)
-            where.append(f"line {reader.line_num}")
-    return _Table(path, {name: [row[at] for row in rows] for name, at in chosen.items()}, where)
-
-
-def _filled(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    return (row for row in rows if row)  # a blank line, often the last one, holds nothing
-
-
-def _read_parquet(path: Path, group: str | None) -> _Table:
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(f"Reading {path.name}", "parquet") from error
-    try:
-        names = parquet.read_schema(path).names
-        chosen = _chosen(names, path, group)
-        table = parquet.read_table(path, columns=sorted({names[at] for at in chosen.values()}))
-        cells = {name: table[names[at]].to_pylist() for name, at in chosen.items()}
-    except pyarrow.ArrowException as error:
-        raise PredictionsError(f"predictions {path}: it cannot be read as Parquet: {error}") from error
-    return _Table(path, cells, [f"row {row}" for row in range(table.num_rows)])
+        return check_coordinates(numbers)
+    except CoordinateError as error:
+        first = int(np.argmax((np.abs(numbers) > (90, MAX_LONGITUDE_DEG)).any(axis=1)))
+        names = [name for name in ID_COLUMNS if name in table.cells]
+        raise PredictionsError(
+            f"predictions {table.path}, {' and '.join(columns)}: {error}. That row is {table.name_of(first, names)}"
+        ) from error

@@ -1,0 +1,258 @@
+"""``geoclip evaluate``: a model on photos whose places are known."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.errors import MissingExtraError, SettingsError
+
+if TYPE_CHECKING:
+    from open_geoclip.evaluation.benchmarks import Labelled
+    from open_geoclip.evaluation.evaluate import Evaluation
+
+__all__ = ["evaluate", "run", "write_results"]
+
+_EVERY_S = 30.0  # between two lines of progress where there is no terminal
+
+
+def evaluate(
+    benchmark: Literal["im2gps", "im2gps3k", "yfcc4k", "yfcc26k", "gws15k", "osv5m"] | None = None,
+    /,
+    *,
+    data: Path,
+    table: Path | None = None,
+    model: str = "earth",
+    backbone: str | None = None,
+    gallery: Path | None = None,
+    crops: Literal[1, 10] = 1,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    distance: Literal["haversine", "geodesic"] = "haversine",
+    bootstrap: int = 1000,
+    group: str | None = None,
+    allow_leak: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    engine: Literal["auto", "torch", "openvino"] = "auto",
+    batch_size: int = 8,
+    max_pixels: int | None = None,
+) -> None:
+    """Measure a model on photos whose places are known: any table and folder, or a published benchmark.
+
+    A report with figures, predictions.csv (for geoclip score and geoclip compare) and evaluation.json are written into
+    a folder. Answers are kept there as they come: the same command goes on where one was killed.
+
+    Args:
+        benchmark: The layout of the data; any table and folder when not given.
+        data: The folder of the photos. Nothing is downloaded.
+        table: CSV or Parquet of names and places (columns such as IMG_ID, LAT, LON); looked for in the folder when not
+            given.
+        model: earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or
+            dir:/folder.
+        backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
+        gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
+        crops: 1, or 10 as in the paper, which takes ten times as long.
+        output: The folder of results; evaluation-NAME when not given.
+        format_: What is printed: a table, or JSON as geoclip score gives it, with more.
+        distance: On a sphere of 6371.0088 km, as papers do, or on the WGS84 ellipsoid.
+        bootstrap: Resamples for the 95 % intervals; 0 for none.
+        group: The column of what is resampled together; the author's when the table has one.
+        allow_leak: Go on with a gallery that holds the test's coordinates; the report says so.
+        dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
+        engine: What runs a CLIP backbone; auto is openvino where the extra fast is installed.
+        batch_size: Pictures the model sees at once.
+        max_pixels: Larger pictures are refused before they are decoded.
+    """
+    from open_geoclip.evaluation.benchmarks import read_labelled
+
+    labelled = read_labelled(data, benchmark=benchmark, table=table, group=group)
+    folder = Path(f"evaluation-{benchmark or labelled.name}") if output is None else output
+    found = run(
+        labelled,
+        folder,
+        model=model,
+        backbone=backbone,
+        gallery=gallery,
+        crops=crops,
+        distance=distance,
+        bootstrap=bootstrap,
+        allow_leak=allow_leak,
+        dtype=dtype,
+        engine=engine,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+    )
+    write_results(found, folder)
+    write_output(
+        json.dumps(found.figures, indent=2) + "\n" if format_ == "json" else _table(found.figures, folder), None
+    )
+    for one in found.figures["broken"]:
+        print(f"geoclip: {one['image']}: {one['error']}", file=sys.stderr)
+    if found.figures["counts"]["photos_broken"]:
+        sys.exit(1)
+
+
+def run(
+    labelled: "Labelled",
+    folder: Path,
+    *,
+    model: str,
+    backbone: str | None = None,
+    gallery: Path | None = None,
+    crops: int = 1,
+    distance: Literal["haversine", "geodesic"] = "haversine",
+    bootstrap: int = 1000,
+    allow_leak: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    engine: Literal["auto", "torch", "openvino"] = "auto",
+    batch_size: int = 8,
+    max_pixels: int | None = None,
+) -> "Evaluation":
+    """Evaluate with progress on stderr, and say what was left out."""
+    show_log()
+    from open_geoclip.evaluation import evaluate as evaluation
+    from open_geoclip.evaluation.benchmarks import describe_counts
+    from open_geoclip.images import MAX_PIXELS
+    from open_geoclip.search.locator import Locator
+
+    if bootstrap < 0:
+        raise SettingsError(f"--bootstrap is a number of resamples, 0 or more, not {bootstrap}")
+    for text in (*describe_counts(labelled.counts), *labelled.notes):
+        print(f"geoclip: {text}", file=sys.stderr)
+    with progress_bar("encoding the gallery, once") as encoding:
+        locator = Locator.from_pretrained(
+            model,
+            backbone=backbone,
+            gallery=gallery,
+            dtype=dtype,
+            engine=engine,
+            batch_size=batch_size,
+            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+            crops=crops,
+            progress=encoding,
+        )
+    try:
+        with progress_bar("locating") as bar:
+            return evaluation.evaluate(
+                locator,
+                labelled,
+                folder,
+                distance=distance,
+                resamples=bootstrap,
+                allow_leak=allow_leak,
+                settings={"dtype": dtype},
+                progress=_progress(bar),
+            )
+    except KeyboardInterrupt:
+        print(f"geoclip: what is done is kept in {folder}: run the same command again to go on", file=sys.stderr)
+        raise
+
+
+def _progress(bar: Callable[[int, int], None]) -> Callable[[int, int, int], None]:
+    """The bar on a terminal, a line of progress and rate now and then elsewhere."""
+    started = last = time.monotonic()
+
+    def tell(done: int, total: int, resumed: int) -> None:
+        nonlocal last
+        bar(done, total)
+        now = time.monotonic()
+        if done == resumed and resumed:
+            print(f"geoclip: {resumed:,} of {total:,} photos were answered before", file=sys.stderr)
+        if now - last >= _EVERY_S and not sys.stderr.isatty() and done > resumed:
+            last = now
+            rate = (done - resumed) / (now - started)
+            left = (total - done) / rate / 60
+            text = f"{done:,} of {total:,} photos, {rate:.1f} a second, {left:.0f} minutes left"
+            print(f"geoclip: {text}", file=sys.stderr)
+
+    return tell
+
+
+def write_results(found: "Evaluation", folder: Path) -> None:
+    """evaluation.json, predictions.csv (and .parquet where it can be written), report.md and its figures."""
+    import shlex
+
+    from open_geoclip.evaluation.report import markdown
+
+    write_output(json.dumps(found.figures, indent=2) + "\n", folder / "evaluation.json")
+    write_output(_csv(found.table), folder / "predictions.csv")
+    _write_parquet(found.table, folder / "predictions.parquet")
+    command = shlex.join(["geoclip", *sys.argv[1:]])
+    write_output(markdown(found.figures, command=command, pictures=_pictures(found, folder)), folder / "report.md")
+
+
+def _pictures(found: "Evaluation", folder: Path) -> list[tuple[str, str]]:
+    import numpy as np
+
+    from open_geoclip.export.figures import draw_error_curve, draw_error_map
+
+    figures = found.figures
+    title = f"{figures['model']} on {figures['data']}, {figures['n']:,} photos"
+    try:
+        draw_error_curve(
+            folder / "curve.png",
+            found.distance_km,
+            title=title,
+            ceiling_km=np.array(found.table["gallery_nearest_km"]),
+            others={
+                "best constant": list(figures["best_constant"]["within_km"].values()),
+                "random gallery place": list(figures["gallery_random_place"]["within_km"].values()),
+            },
+        )
+        draw_error_map(folder / "map.png", found.truth, found.distance_km, title=title)
+    except MissingExtraError as error:
+        print(f"geoclip: the report has no figures: {error}", file=sys.stderr)
+        return []
+    return [("curve.png", "Percent of answers within a distance"), ("map.png", "Where the answers are how far off")]
+
+
+def _csv(table: dict[str, list[Any]]) -> str:
+    import csv
+    import io
+
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    return file.getvalue()
+
+
+def _write_parquet(table: dict[str, list[Any]], path: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:  # the CSV holds the same
+        return
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        parquet.write_table(pyarrow.table(table), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _table(found: dict[str, Any], folder: Path) -> str:
+    from open_geoclip.evaluation.metrics import FIGURES
+    from open_geoclip.evaluation.report import TITLES, flat, shown
+
+    intervals = flat(found["intervals"]) if found["intervals"] else [None] * len(FIGURES)
+    lines = [
+        f"{found['model']} on {found['data']}: {found['n']:,} photos",
+        "",
+        f"{'':16}{'':>13}   {'95 % interval':^25}{'best constant':>16}{'random place':>15}{'ceiling':>13}",
+    ]
+    columns = [flat(found[name]) for name in ("best_constant", "gallery_random_place", "gallery_ceiling")]
+    for figure, value, ends, *others in zip(FIGURES, flat(found), intervals, *columns, strict=True):
+        between = " to ".join(shown(figure, end) for end in ends) if ends else "-"
+        cells = "".join(f"{shown(figure, other):>{width}}" for other, width in zip(others, (16, 15, 13), strict=True))
+        title = TITLES.get(figure, figure.replace("_", " "))
+        lines.append(f"{title:<16}{shown(figure, value):>13}   {between:^25}{cells}")
+    if found.get("country", {}).get("n"):
+        lines.append(f"{'right country':<16}{found['country']['percent']:>11.2f} %")
+    lines += ["", *found["notes"], f"report, predictions and figures are in {folder}"]
+    return "".join(f"{line.rstrip()}\n" for line in lines)

@@ -1,0 +1,284 @@
+"""A model on photos whose places are known: answers, figures, and all that one must know to quote them."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from PIL import Image
+
+from open_geoclip._version import __version__
+from open_geoclip.errors import BenchmarkError
+from open_geoclip.evaluation.benchmarks import Labelled
+from open_geoclip.evaluation.bounds import LEAK_M, LEAK_SHARE, ceiling, nearest_km, random_place
+from open_geoclip.evaluation.journal import Journal
+from open_geoclip.evaluation.metrics import (
+    LEVEL,
+    Distance,
+    bootstrap,
+    distances_km,
+    interval,
+    score,
+    summary,
+)
+from open_geoclip.search.index import index_key
+from open_geoclip.search.locator import Locator
+
+__all__ = ["Evaluation", "Names", "evaluate", "leaks"]
+
+Names = Callable[[Float[np.ndarray, "n 2"]], Sequence[str | None]]
+"""Gives the name of the country, or of the continent, that each place lies in; None at sea."""
+
+_FAR_KM = 20_000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What :func:`evaluate` found.
+
+    Attributes:
+        figures: everything, ready for JSON; see docs/evaluation.md.
+        table: a column a name, a row an answered photo, as :func:`~.predictions.read_predictions` reads it.
+        truth: (lat, lon) of the answered photos.
+        predicted: their answers.
+        distance_km: between the two.
+    """
+
+    figures: dict[str, Any]
+    table: dict[str, list[Any]]
+    truth: Float64[np.ndarray, "n 2"]
+    predicted: Float64[np.ndarray, "n 2"]
+    distance_km: Float64[np.ndarray, " n"]
+
+
+def leaks(nearest: Float64[np.ndarray, " n"], gallery: str, *, allowed: bool = False) -> dict[str, Any]:
+    """Count the photos whose very coordinate is in the gallery.
+
+    Args:
+        nearest: of each true place from the gallery, km.
+        gallery: its name, for the message.
+        allowed: go on all the same.
+
+    Raises:
+        BenchmarkError: there are more than :data:`~.bounds.LEAK_SHARE`, and it is not allowed.
+    """
+    count = int(np.count_nonzero(nearest <= LEAK_M / 1000))
+    found = {"photos": count, "percent": 100 * count / len(nearest), "within_m": LEAK_M, "allowed": allowed}
+    if count > LEAK_SHARE * len(nearest) and not allowed:
+        raise BenchmarkError(
+            f"the gallery {gallery} holds the very coordinates of {count:,} of the {len(nearest):,} test photos "
+            f"(within {LEAK_M:g} m), so that the model would only choose among the answers: take a gallery of "
+            "other photos, or say --allow-leak, and the report says so, too"
+        )
+    return found
+
+
+def evaluate(
+    locator: Locator,
+    labelled: Labelled,
+    folder: Path,
+    *,
+    distance: Distance = "haversine",
+    resamples: int = 1000,
+    allow_leak: bool = False,
+    countries: Names | None = None,
+    continents: Names | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Evaluation:
+    """Locate all photos and measure how far off the answers are.
+
+    Answers are kept in the folder as they come; the same call goes on where one was killed.
+
+    Args:
+        locator: the model and its gallery.
+        labelled: photos and their places.
+        folder: where answers are kept.
+        distance: see :func:`~.metrics.distances_km`.
+        resamples: for the intervals; 0 for none.
+        allow_leak: go on with a gallery that holds the test's coordinates.
+        countries: for country accuracy, if wanted.
+        continents: for a table by continent, if wanted.
+        settings: of the locator that it does not tell itself, such as its numbers' type; answers of other settings are
+            not taken over.
+        progress: called with photos done, photos in all, and how many were done before.
+
+    Raises:
+        BenchmarkError: the gallery holds the test's coordinates, no photo can be read, the folder cannot be written.
+    """
+    gallery = locator.gallery
+    nearest = nearest_km(labelled.truth, gallery)
+    leak = leaks(nearest, gallery.name, allowed=allow_leak)
+    settings = _settings(locator) | (settings or {})
+    started = time.perf_counter()
+    with Journal.opened(folder, settings, _probe(locator)) as journal:
+        lines, resumed = _answered(locator, labelled, journal, progress)
+    seconds = time.perf_counter() - started
+    good = np.array([row for row, line in enumerate(lines) if "error" not in line], np.int64)
+    broken = [line for line in lines if "error" in line]
+    if len(good) == 0:
+        raise BenchmarkError(
+            f"none of the {len(lines):,} photos can be read; the first is {broken[0]['image']}: {broken[0]['error']}"
+        )
+    truth = labelled.truth[good]
+    predicted = np.array([(lines[row]["lat"], lines[row]["lon"]) for row in good], np.float64)
+    groups = None if labelled.groups is None else [labelled.groups[row] for row in good]
+    drawn = groups if groups is not None and len(set(groups)) > 1 else None
+    resamples = resamples if len(good) > 1 else 0
+    km = distances_km(truth, predicted, distance)
+    figures = score(truth, predicted, distance=distance, resamples=resamples, groups=drawn)
+    counts = dict(labelled.counts) | {"photos_broken": len(broken), "photos_answered": len(good)}
+    asked = len(good) + len(broken) + counts["photos_missing"]
+    figures |= {
+        "within_km_of_all": {key: value * len(good) / asked for key, value in figures["within_km"].items()},
+        "data": labelled.name,
+        "model": locator.model_name,
+        "version": __version__,
+        "settings": settings,
+        "gallery": {"name": gallery.name, "places": len(gallery), "sha256": gallery.fingerprint},
+        "gallery_ceiling": ceiling(nearest[good]),
+        "gallery_random_place": random_place(truth, gallery),
+        "leak": leak,
+        "counts": counts,
+        "missing": list(labelled.missing[:20]),
+        "broken": [{"image": line["image"], "error": line["error"]} for line in broken[:20]],
+        "labels": {
+            "file": labelled.table.name,
+            "sha256": labelled.table_sha256,
+            "places_sha256": labelled.places_sha256,
+            "group": labelled.group_column,
+        },
+        "photos_sha256": _photos_sha256(lines),
+        "seconds": seconds,
+        "photos_per_second": (len(lines) - resumed) / seconds if len(lines) > resumed else None,
+        "resumed": resumed,
+        "notes": [*labelled.notes, *_loud(leak, len(labelled))],
+    }
+    table: dict[str, list[Any]] = {
+        "id": [labelled.ids[row] for row in good],
+        "image": [labelled.images[row] for row in good],
+        "idx": labelled.rows[good].tolist(),
+        **({} if groups is None else {"group": groups}),
+        "true_lat": truth[:, 0].tolist(),
+        "true_lon": truth[:, 1].tolist(),
+        "pred_lat": predicted[:, 0].tolist(),
+        "pred_lon": predicted[:, 1].tolist(),
+        "distance_km": km.tolist(),
+        "gallery_nearest_km": nearest[good].tolist(),
+        "score": [lines[row]["score"] for row in good],
+        "probability": [lines[row]["probability"] for row in good],
+        "sha256": [lines[row]["sha256"] for row in good],
+    }
+    for name, names in (("country", countries), ("continent", continents)):
+        if names is not None:
+            true, answered = list(names(truth)), list(names(predicted))
+            table |= {f"true_{name}": true, f"pred_{name}": answered}
+            figures[name] = _agreement(true, answered, resamples, drawn) | {"by": _by_name(true, answered, km)}
+    return Evaluation(figures, table, truth, predicted, km)
+
+
+def _answered(
+    locator: Locator,
+    labelled: Labelled,
+    journal: Journal,
+    progress: Callable[[int, int, int], None] | None,
+) -> tuple[list[dict[str, Any]], int]:
+    """One line a photo, from the journal or by the model."""
+    lines = [journal.answer(*photo) for photo in zip(labelled.photos, labelled.images, strict=True)]
+    todo = [row for row, line in enumerate(lines) if line is None]
+    resumed = done = len(lines) - len(todo)
+    if progress is not None:
+        progress(done, len(lines), resumed)
+    for row, answer in zip(todo, locator.stream([labelled.photos[row] for row in todo], 1), strict=True):
+        if answer.error is None:
+            best = answer.candidates[0]
+            told: dict[str, Any] = {
+                "lat": best.lat,
+                "lon": best.lon,
+                "score": best.score,
+                "probability": best.probability,
+            }
+        else:
+            told = {"error": answer.error}
+        lines[row] = journal.add(labelled.photos[row], labelled.images[row], told)
+        done += 1
+        if progress is not None:
+            progress(done, len(lines), resumed)
+    return [line for line in lines if line is not None], resumed
+
+
+def _settings(locator: Locator) -> dict[str, Any]:
+    """What answers depend on, but for the backbone's weights, which the probe tells apart."""
+    head = hashlib.sha256()
+    for name, tensor in sorted(locator.model.image_encoder.mlp.state_dict().items()):
+        head.update(name.encode())
+        head.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    encoder = locator.model.image_encoder
+    return {
+        "model": locator.model_name,
+        "backbone": encoder.backbone_name,
+        "engine": type(encoder.backbone).__name__,
+        "image_head_sha256": head.hexdigest(),
+        "places_and_location_encoder_sha256": index_key(locator.model.location_encoder, locator.gallery),
+        "weights_sha256": locator.gallery.fingerprint,
+        "scale": round(locator.model.scale, 6),
+        "crops": locator.crops,
+        "max_pixels": locator.max_pixels,
+    }
+
+
+def _probe(locator: Locator) -> Float[np.ndarray, " k"]:
+    """The vector of a picture of coloured blocks, the same on every machine."""
+    blocks = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(blocks).resize((224, 224), Image.Resampling.NEAREST)
+    return np.asarray(locator.encode([picture])[0])
+
+
+def _photos_sha256(lines: Sequence[dict[str, Any]]) -> str:
+    """One sha256 over all photos: of "sha256  name" lines in the order of names, as sha256sum prints them."""
+    listed = sorted((line["image"], line["sha256"]) for line in lines)
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in listed).encode()).hexdigest()
+
+
+def _loud(leak: dict[str, Any], photos: int) -> list[str]:
+    if leak["photos"] == 0:
+        return []
+    held = f"the gallery holds the very coordinate of {leak['photos']:,} of {photos:,} photos (within {LEAK_M:g} m)"
+    if leak["photos"] > LEAK_SHARE * photos:
+        return [f"LEAK: {held}: these figures say nothing about other photos and must not be quoted"]
+    return [f"{held}: so few that landmarks explain them"]
+
+
+def _agreement(
+    true: Sequence[str | None], answered: Sequence[str | None], resamples: int, groups: Sequence[str] | None
+) -> dict[str, Any]:
+    """Percent of photos on land whose answer bears the same name, and its interval."""
+    land = [row for row, name in enumerate(true) if name is not None]
+    right = np.array([true[row] == answered[row] for row in land], bool)
+    found: dict[str, Any] = {"n": len(land), "percent": 100 * float(right.mean()) if land else None, "interval": None}
+    units = None if groups is None else [groups[row] for row in land]
+    if resamples and len(land if units is None else set(units)) > 1:
+        # As distances, right ones are within any threshold and wrong ones within none.
+        draws = bootstrap(np.where(right, 0.0, _FAR_KM)[None], resamples, groups=units)[0]
+        found |= {"interval": interval(draws)[0], "level": LEVEL}
+    return found
+
+
+def _by_name(
+    true: Sequence[str | None], answered: Sequence[str | None], km: Float64[np.ndarray, " n"]
+) -> dict[str, dict[str, Any]]:
+    """Figures of the photos of each name, most photos first."""
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(true):
+        rows_of.setdefault(name or "at sea", []).append(row)
+    found = {}
+    for name, rows in sorted(rows_of.items(), key=lambda item: (-len(item[1]), item[0])):
+        figures = summary(km[rows])
+        right = sum(answered[row] == true[row] for row in rows) if name != "at sea" else None
+        found[name] = figures | {"percent": None if right is None else 100 * right / len(rows)}
+    return found

@@ -1,0 +1,119 @@
+"""Answers on disk, line by line: a run that was killed goes on where it ended."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import Float
+
+from open_geoclip.errors import BenchmarkError
+
+__all__ = ["Journal"]
+
+_SAME = 0.9999  # cosine of two vectors of one picture by one model; another model is far below
+
+
+class Journal:
+    """A JSONL file of answers by one model, gallery and settings. Open it with :meth:`opened`.
+
+    A line is an answer with the file's size, time and sha256, so that a photo that was changed is answered again.
+
+    Args:
+        path: the file.
+        settings: what all its answers depend on.
+        probe: the vector of a picture that is the same for everybody: it tells another backbone of the same name.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], probe: Float[np.ndarray, " k"]) -> None:
+        self.path = path
+        self.resumed = 0
+        self._known: dict[str, dict[str, Any]] = {}
+        header = {"settings": dict(settings), "probe": [round(float(value), 7) for value in probe]}
+        self._read(header)
+        self._file = path.open("a", encoding="utf-8")
+        if path.stat().st_size == 0:
+            self._append(header)
+
+    @classmethod
+    @contextmanager
+    def opened(cls, folder: Path, settings: Mapping[str, Any], probe: Float[np.ndarray, " k"]) -> Iterator["Journal"]:
+        """The journal of these settings in a folder, locked against a second run.
+
+        Raises:
+            BenchmarkError: the folder cannot be written, or another run is writing there.
+        """
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            journal = cls(folder / f"answers-{key}.jsonl", settings, probe)
+        except Timeout as error:
+            raise BenchmarkError(
+                f"{folder}: another run is writing there: wait for it or name another folder"
+            ) from error
+        except OSError as error:
+            lock.release()
+            raise BenchmarkError(f"{folder} cannot be written: {error.strerror or error}") from error
+        try:
+            yield journal
+        finally:
+            journal._file.close()
+            lock.release()
+
+    def answer(self, photo: Path, image: str) -> dict[str, Any] | None:
+        """What is known of a photo, if its file is still the one that was answered."""
+        line = self._known.get(image)
+        if line is None or not photo.is_file():
+            return None
+        status = photo.stat()
+        same = (status.st_size, status.st_mtime_ns) == (line["bytes"], line["mtime_ns"])
+        return line if same or _sha256(photo) == line["sha256"] else None
+
+    def add(self, photo: Path, image: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Write an answer down; it is safe when this returns, unless the whole machine fails."""
+        size, mtime_ns, sha256 = 0, 0, ""
+        if photo.is_file():
+            status = photo.stat()
+            size, mtime_ns, sha256 = status.st_size, status.st_mtime_ns, _sha256(photo)
+        line = {"image": image, **answer, "bytes": size, "mtime_ns": mtime_ns, "sha256": sha256}
+        self._append(line)
+        return line
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def _read(self, header: Mapping[str, Any]) -> None:
+        """Take over what is there; cut off a line that was being written when the run was killed."""
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        lines = [json.loads(line) for line in data[:whole].splitlines()]
+        if not lines or not _alike(lines[0]["probe"], header["probe"]):
+            self.path.write_bytes(b"")  # another backbone of the same name
+            return
+        if whole < len(data):
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+        self._known = {line["image"]: line for line in lines[1:]}
+
+
+def _alike(a: Sequence[float], b: Sequence[float]) -> bool:
+    if len(a) != len(b):
+        return False
+    return float(np.dot(a, b)) >= _SAME * float(np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # the answer says already that it cannot be read
+        return ""
