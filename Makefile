@@ -34,6 +34,7 @@ format: $(STAMP)
 	$(BIN)/ruff format src tests benchmarks
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/metrics_speed.py
 	$(BIN)/python benchmarks/released_package.py
 
 earth-model: $(STAMP)

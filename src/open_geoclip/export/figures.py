@@ -43,7 +43,7 @@ def draw_error_curve(
         OpenGeoCLIPError: the file cannot be written.
     """
     figure = _figure((7.2, 4.4))
-    axes = figure.add_axes((0.09, 0.12, 0.88, 0.76))
+    axes = figure.add_axes((0.09, 0.12, 0.86, 0.76))
     for tick in _TICKS:
         axes.axvline(tick, color="#E3E8EB", linewidth=0.8, zorder=0)
     percent = 100 * np.arange(1, len(distance_km) + 1) / len(distance_km)
@@ -85,16 +85,23 @@ def draw_error_map(
     axes.axis("off")
     draw_world(axes)
     kinds = np.searchsorted(_TICKS, distance_km)
-    size = float(np.clip(3000 / len(distance_km), 3, 24))
+    size = float(np.clip(9000 / len(distance_km), 5, 24))
     for kind, colour in enumerate(_COLOURS):
         rows = kinds == kind
-        name = f"within {_TICKS[kind]:,} km" if kind < len(_TICKS) else f"over {_TICKS[-1]:,} km"
+        near = f"{_TICKS[kind - 1]:,} to " if kind else "up to "
+        name = f"{near}{_TICKS[kind]:,} km" if kind < len(_TICKS) else f"over {_TICKS[-1]:,} km"
         share = 100 * np.count_nonzero(rows) / len(rows)
         places = equal_earth(np.asarray(truth, np.float64)[rows])
         label = f"{name}: {share:.0f} %"
         axes.scatter(places[:, 0], places[:, 1], s=size, color=colour, linewidths=0, alpha=0.85, zorder=5, label=label)
     figure.legend(
-        frameon=False, fontsize=9, loc="lower center", ncols=len(_COLOURS), handletextpad=0.1, markerscale=1.5
+        frameon=False,
+        fontsize=8,
+        loc="lower center",
+        ncols=len(_COLOURS),
+        handletextpad=0,
+        columnspacing=1,
+        markerscale=1.5,
     )
     figure.text(0.05, 0.94, title, fontsize=11, color=_INK)
     _save(figure, path)

@@ -1,0 +1,129 @@
+"""``geoclip reproduce``: the released weights on the user's copy of a benchmark, held against what was published."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.cli._shared import progress_bar, write_output
+
+if TYPE_CHECKING:
+    from open_geoclip.evaluation.predictions import Predictions
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    benchmark: Literal["im2gps3k"],
+    /,
+    *,
+    data: Path,
+    table: Path | None = None,
+    published: Path | None = None,
+    model: str = "geoclip",
+    backbone: str | None = None,
+    gallery: Path | None = None,
+    crops: Literal[1, 10] = 1,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32",
+    engine: Literal["auto", "torch", "openvino"] = "auto",
+    batch_size: int = 8,
+) -> None:
+    """Run the released weights on your copy of a benchmark, and hold the result against published figures and answers.
+
+    Exit status 1 when a figure differs by more than chance. It goes on where it was killed, as geoclip evaluate does.
+
+    Args:
+        benchmark: im2gps3k.
+        data: The folder of its photos.
+        table: Its table; im2gps3k_places365.csv in the folder when not given.
+        published: Somebody's answers by the same weights, photo by photo: CSV with true_lat, true_lon, pred_lat,
+            pred_lon and IMG_ID or idx, the number of the row in the benchmark's table from 0.
+        model: The weights.
+        backbone: Where the image backbone is, such as dir:/clip.
+        gallery: Places to choose from; the model's own when not given.
+        crops: 1, which the published answers were made with, or 10 as in the paper.
+        output: The folder of results; reproduce-NAME when not given.
+        format_: What is printed: a table, or JSON.
+        dtype: What the backbone computes in.
+        engine: What runs a CLIP backbone.
+        batch_size: Pictures the model sees at once.
+    """
+    from open_geoclip.cli.evaluate import run, write_results
+    from open_geoclip.evaluation.benchmarks import BENCHMARKS, read_labelled
+    from open_geoclip.evaluation.predictions import read_predictions
+    from open_geoclip.evaluation.reproduce import agreement, figures_agree
+
+    theirs = None if published is None else _named(read_predictions(published))
+    labelled = read_labelled(data, benchmark=benchmark, table=table)
+    folder = Path(f"reproduce-{benchmark}") if output is None else output
+    found = run(
+        labelled,
+        folder,
+        model=model,
+        backbone=backbone,
+        gallery=gallery,
+        crops=crops,
+        dtype=dtype,
+        engine=engine,
+        batch_size=batch_size,
+    )
+    write_results(found, folder)
+    figures = figures_agree(found.figures["within_km"], found.figures["n"], BENCHMARKS[benchmark].published[crops])
+    result: dict[str, Any] = {"figures": figures, "answers": None}
+    if theirs is not None:
+        with progress_bar("resampling") as progress:
+            result["answers"] = agreement(
+                read_predictions(folder / "predictions.csv"), theirs, progress=progress
+            ).to_dict()
+    write_output(json.dumps(result, indent=2) + "\n", folder / "reproduce.json")
+    shown = json.dumps(result, indent=2) + "\n" if format_ == "json" else _table(result, found.figures)
+    write_output(shown, None)
+    agree = all(one["agrees"] for one in figures.values()) if theirs is None else not result["answers"]["differing"]
+    if not agree:
+        sys.exit(1)
+
+
+def _named(published: "Predictions") -> "Predictions":
+    """Published answers without names of photos are in the order of the table."""
+    from dataclasses import replace
+
+    if "IMG_ID" in published.ids:
+        return replace(published, ids={"id": published.ids["IMG_ID"]})
+    if published.ids:
+        return published
+    print(f"geoclip: {published.name} names no photos: it is taken to be in the table's order", file=sys.stderr)
+    return replace(published, ids={"idx": [str(row) for row in range(len(published))]})
+
+
+def _table(result: dict[str, Any], found: dict[str, Any]) -> str:
+    crops = found["settings"]["crops"]
+    lines = [
+        f"{found['model']} on {found['data']}: {found['n']:,} photos, {crops} crop{'s' * (crops > 1)}",
+        "",
+        f"{'':16}{'here':>9}{'published':>12}{'std. error':>12}",
+    ]
+    for key, one in result["figures"].items():
+        verdict = "within three standard errors" if one["agrees"] else "DIFFERS"
+        cells = f"{one['here']:>7.2f} %{one['published']:>10.2f} %{one['standard_error']:>12.2f}"
+        lines.append(f"within {key + ' km':<9}{cells}   {verdict}")
+    answers = result["answers"]
+    if answers is None:
+        return "\n".join([*lines, "", "for a check photo by photo give the published answers: --published FILE"]) + "\n"
+    within = ", ".join(f"{value:.2f} % within {key} km" for key, value in answers["answers_within_km"].items())
+    only = f"{answers['only_here']:,} only here, {answers['only_published']:,} only published"
+    verdict = (
+        "no figure differs by more than chance (McNemar and paired bootstrap, Holm, 5 %)"
+        if answers["within_sampling_error"]
+        else f"MORE THAN CHANCE in {', '.join(answers['differing'])}"
+    )
+    lines += [
+        "",
+        f"the same answer for {answers['same_answer']:.2f} % of {answers['n']:,} photos ({only})",
+        f"answers apart: median {answers['answers_median_km']:,.1f} km; {within}",
+        verdict,
+    ]
+    return "\n".join(lines) + "\n"
