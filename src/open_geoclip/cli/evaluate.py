@@ -13,8 +13,11 @@ from open_geoclip.cli._shared import progress_bar, show_log, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
     from open_geoclip.evaluation.benchmarks import Labelled
-    from open_geoclip.evaluation.evaluate import Evaluation
+    from open_geoclip.evaluation.evaluate import Evaluation, Names
 
 __all__ = ["evaluate", "run", "write_results"]
 
@@ -120,6 +123,7 @@ def run(
     from open_geoclip.images import MAX_PIXELS
     from open_geoclip.search.locator import Locator
 
+    countries, continents = _names()
     if bootstrap < 0:
         raise SettingsError(f"--bootstrap is a number of resamples, 0 or more, not {bootstrap}")
     for text in (*describe_counts(labelled.counts), *labelled.notes):
@@ -145,12 +149,36 @@ def run(
                 distance=distance,
                 resamples=bootstrap,
                 allow_leak=allow_leak,
+                countries=countries,
+                continents=continents,
                 settings={"dtype": dtype},
                 progress=_progress(bar),
             )
     except KeyboardInterrupt:
         print(f"geoclip: what is done is kept in {folder}: run the same command again to go on", file=sys.stderr)
         raise
+
+
+def _names() -> "tuple[Names, Names] | tuple[None, None]":
+    """What gives countries and continents their names, where the extra is installed."""
+    import numpy as np
+
+    from open_geoclip.places import Places
+
+    places = Places()
+
+    def countries(coordinates: "Float[np.ndarray, 'n 2']") -> list[str | None]:
+        return [places.country_name(code) or None for code in places.countries(coordinates).tolist()]
+
+    def continents(coordinates: "Float[np.ndarray, 'n 2']") -> list[str | None]:
+        return [name or None for name in places.continents(coordinates).tolist()]
+
+    try:
+        countries(np.array([[0.0, 0.0]]))
+    except MissingExtraError as error:
+        print(f"geoclip: there will be no country accuracy: {error}", file=sys.stderr)
+        return None, None
+    return countries, continents
 
 
 def _progress(bar: Callable[[int, int], None]) -> Callable[[int, int, int], None]:
