@@ -101,8 +101,10 @@ def test_reproduce_holds_answers_against_published_ones(
     assert found["figures"]["1"]["published"] == 13.01
     with pytest.raises(SystemExit) as end:
         app(call)
-    assert end.value.code == 1  # views of the Earth are no photos
-    assert "for a check photo by photo" in capsys.readouterr().out
+    assert end.value.code == 1
+    printed = capsys.readouterr().out
+    assert "these are not the benchmark's labels" in printed
+    assert "for a check photo by photo" in printed
 
 
 def test_what_is_refused(app: App, data: Path, out: Path, tmp_path: Path) -> None:

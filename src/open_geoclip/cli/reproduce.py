@@ -34,7 +34,7 @@ def reproduce(
 ) -> None:
     """Run the released weights on your copy of a benchmark, and hold the result against published figures and answers.
 
-    Exit status 1 when a figure differs by more than chance. It goes on where it was killed, as geoclip evaluate does.
+    Exit status 1 when a figure differs by more than chance, or when there is nothing to tell by. It goes on where it was killed, as geoclip evaluate does.
 
     Args:
         benchmark: im2gps3k.
@@ -73,7 +73,8 @@ def reproduce(
     )
     write_results(found, folder)
     figures = figures_agree(found.figures["within_km"], found.figures["n"], BENCHMARKS[benchmark].published[crops])
-    result: dict[str, Any] = {"figures": figures, "answers": None}
+    whole = labelled.places_sha256 == BENCHMARKS[benchmark].places_sha256
+    result: dict[str, Any] = {"labels_are_the_benchmarks": whole, "figures": figures, "answers": None}
     if theirs is not None:
         with progress_bar("resampling") as progress:
             result["answers"] = agreement(
@@ -82,7 +83,10 @@ def reproduce(
     write_output(json.dumps(result, indent=2) + "\n", folder / "reproduce.json")
     shown = json.dumps(result, indent=2) + "\n" if format_ == "json" else _table(result, found.figures)
     write_output(shown, None)
-    agree = all(one["agrees"] for one in figures.values()) if theirs is None else not result["answers"]["differing"]
+    if theirs is None:
+        agree = whole and all(one["agrees"] for one in figures.values())
+    else:
+        agree = not result["answers"]["differing"]
     if not agree:
         sys.exit(1)
 
@@ -110,6 +114,8 @@ def _table(result: dict[str, Any], found: dict[str, Any]) -> str:
         verdict = "within three standard errors" if one["agrees"] else "DIFFERS"
         cells = f"{one['here']:>7.2f} %{one['published']:>10.2f} %{one['standard_error']:>12.2f}"
         lines.append(f"within {key + ' km':<9}{cells}   {verdict}")
+    if not result["labels_are_the_benchmarks"]:
+        lines.append("these are not the benchmark's labels: the published figures say nothing about them")
     answers = result["answers"]
     if answers is None:
         return "\n".join([*lines, "", "for a check photo by photo give the published answers: --published FILE"]) + "\n"

@@ -291,9 +291,8 @@ class Locator:
                 batch, ahead = ahead, submit()
 
     def _batch(
-        self, batch: list[tuple[str, Future[Float[Tensor, "3 h w"]]]], top_k: int, beside: "_Beside | None"
+        self, batch: list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]], top_k: int, beside: "_Beside | None"
     ) -> Iterator[Answer]:
-    def _batch(self, batch: list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]], top_k: int) -> Iterator[Answer]:
         errors: dict[int, str] = {}
         pixels = []
         for number, (_, future) in enumerate(batch):
