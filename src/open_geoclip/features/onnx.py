@@ -24,7 +24,7 @@ import numpy as np
 
 from open_geoclip import pretrained
 from open_geoclip._version import __version__
-from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError
+from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError, SettingsError
 from open_geoclip.sphere import MAX_LONGITUDE_DEG
 
 try:
@@ -75,8 +75,14 @@ def location_tower(release: "Release", *, normalize: bool = False) -> onnx.Model
 
     Metadata: ``model``, ``version`` and ``fingerprint`` of the weights, ``settings`` of the encoder as JSON,
     ``normalized``.
+
+    Raises:
+        SettingsError: the encoder is not one of random Fourier features and ReLU.
     """
     settings = release.location_encoder
+    if settings.get("encoding", "fourier") != "fourier" or settings.get("network", "relu") != "relu":
+        kind = f"{settings.get('encoding', 'fourier')} and {settings.get('network', 'relu')}"
+        raise SettingsError(f"{release.name}: the ONNX export is for Fourier features and ReLU, not {kind}")
     graph = _Graph()
     places, valid = _checked(graph)
     position = _equal_earth(graph, places) if settings["projection"] == "equal_earth" else _unit_vector(graph, places)

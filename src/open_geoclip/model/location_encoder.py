@@ -7,11 +7,12 @@ each resolution has a network of its own; their outputs are summed (Vivanco Cepe
 Two projections. ``equal_earth`` is the published one: a flat map in which +180 and -180 degrees are far
 apart and each pole is a line. ``sphere`` takes the Fourier features of the three-dimensional unit vector, so it
 has no seam and each pole is one point.
+
+Other encodings of a place, to compare with, are in :mod:`open_geoclip.model.positional`. They have one level.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,16 @@ from torch import Tensor, nn
 
 from open_geoclip import pretrained
 from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.model.positional import FourierFeatures, Harmonics, Sine, Space2Vec, Sphere2Vec, Wrapped, siren_
+from open_geoclip.pretrained.config import PROJECTIONS, SETTINGS_OF, input_size
 from open_geoclip.sphere import check_coordinates, equal_earth, unit_vectors
 
 __all__ = ["LocationEncoder", "LocationSettings"]
 
 Projection = Literal["equal_earth", "sphere"]
-_INPUT_SIZE: dict[str, int] = {"equal_earth": 2, "sphere": 3}
+Encoding = Literal["fourier", "harmonics", "space2vec", "sphere2vec", "wrapped", "unit"]
+Network = Literal["relu", "siren"]
+_FIRST_W0 = 30.0  # of a SIREN's first layer; 1 in the others, as in SatCLIP
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,15 @@ class LocationSettings:
         depth: hidden layers a level.
         output: length of the vector.
         projection: ``equal_earth`` or ``sphere``.
+        encoding: what the networks see of a place; ``fourier`` is the published one. ``sigmas``, ``features`` and
+            ``projection`` are its settings.
+        network: ``relu``, or ``siren``: sines between the layers.
+        degree: highest degree of ``harmonics``.
+        scales: how many ``space2vec`` and ``sphere2vec`` have, from a full turn down to ``finest_deg``.
+        finest_deg: the shortest wavelength of these, in degrees.
 
     Raises:
-        SettingsError: a setting is out of range.
+        SettingsError: a setting is out of range, or is none of the encoding's.
     """
 
     sigmas: tuple[float, ...] = (2.0**0, 2.0**4, 2.0**8)
@@ -51,36 +62,34 @@ class LocationSettings:
     depth: int = 3
     output: int = 512
     projection: Projection = "equal_earth"
+    encoding: Encoding = "fourier"
+    network: Network = "relu"
+    degree: int = 40
+    scales: int = 16
+    finest_deg: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.sigmas or min(self.sigmas) <= 0:
             raise SettingsError(f"sigmas: one or more numbers above 0, not {self.sigmas}")
-        if self.projection not in _INPUT_SIZE:
-            raise SettingsError(f"projection: one of {', '.join(_INPUT_SIZE)}, not {self.projection!r}")
-        for name in ("features", "width", "depth", "output"):
+        choices = {"projection": PROJECTIONS, "encoding": SETTINGS_OF, "network": ("relu", "siren")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise SettingsError(f"{name}: one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("features", "width", "depth", "output", "degree", "scales"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}: 1 or more, not {getattr(self, name)}")
+        if not 0 < self.finest_deg <= 360:
+            raise SettingsError(f"finest_deg: above 0 and at most 360, not {self.finest_deg}")
+        defaults = {field.name: field.default for field in fields(self)}
+        for encoding, names in SETTINGS_OF.items():
+            for name in names:
+                if name not in SETTINGS_OF[self.encoding] and getattr(self, name) != defaults[name]:
+                    raise SettingsError(f"{name} is a setting of {encoding}; {self.encoding} has no use for it")
 
-
-class FourierFeatures(nn.Module):
-    """[cos 2πBv, sin 2πBv] with B drawn once from N(0, sigma²) and stored with the weights (section 3.1)."""
-
-    b: Tensor
-
-    def __init__(self, sigma: float, input_size: int, features: int) -> None:
-        super().__init__()
-        self.register_buffer("b", torch.randn(features, input_size) * sigma)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FourierFeatures":
-        # Frequencies keep their float32 when the network is cast: .to(torch.bfloat16), .half().
-        b = self.b
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.b = b.to(self.b.device)
-        return self
-
-    def forward(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n two_m"]:
-        phase = (2 * torch.pi * v) @ self.b.to(v.dtype).T
-        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+    @property
+    def levels(self) -> int:
+        """How many networks there are."""
+        return len(self.sigmas) if self.encoding == "fourier" else 1
 
 
 class Level(nn.Module):
@@ -88,19 +97,30 @@ class Level(nn.Module):
 
     def __init__(self, sigma: float, settings: LocationSettings) -> None:
         super().__init__()
-        layers: list[nn.Module] = [
-            FourierFeatures(sigma, _INPUT_SIZE[settings.projection], settings.features),
-            nn.Linear(2 * settings.features, settings.width),
-            nn.ReLU(),
-        ]
-        for _ in range(settings.depth - 1):
-            layers += [nn.Linear(settings.width, settings.width), nn.ReLU()]
+        layers: list[nn.Module] = [_positional(sigma, settings)]
+        size: Any = asdict(settings)
+        for i in range(settings.depth):
+            layers.append(nn.Linear(settings.width if i else input_size(size), settings.width))
+            layers.append(nn.ReLU() if settings.network == "relu" else Sine(1.0 if i else _FIRST_W0))
         self.capsule = nn.Sequential(*layers)
+        if settings.network == "siren":
+            siren_(self.capsule)
         self.head = nn.Sequential(nn.Linear(settings.width, settings.output))
 
     def forward(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         x = self.capsule[0](v).to(next(self.parameters()).dtype)
         return self.head(self.capsule[1:](x))
+
+
+def _positional(sigma: float, settings: LocationSettings) -> nn.Module:
+    if settings.encoding == "fourier":
+        return FourierFeatures(sigma, PROJECTIONS[settings.projection], settings.features)
+    if settings.encoding == "harmonics":
+        return Harmonics(settings.degree)
+    if settings.encoding in ("space2vec", "sphere2vec"):
+        multiscale = Space2Vec if settings.encoding == "space2vec" else Sphere2Vec
+        return multiscale(settings.scales, settings.finest_deg)
+    return Wrapped() if settings.encoding == "wrapped" else nn.Identity()
 
 
 class LocationEncoder(nn.Module):
@@ -116,7 +136,7 @@ class LocationEncoder(nn.Module):
     def __init__(self, settings: LocationSettings | None = None) -> None:
         super().__init__()
         self.settings = LocationSettings() if settings is None else settings
-        for i, sigma in enumerate(self.settings.sigmas):
+        for i, sigma in enumerate(self.settings.sigmas[: self.settings.levels]):
             self.add_module(f"LocEnc{i}", Level(sigma, self.settings))
 
     @property
@@ -158,10 +178,12 @@ class LocationEncoder(nn.Module):
         return encoder.eval()
 
     def project(self, coordinates: Float[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
-        """Coordinates laid out for the Fourier features: a flat map, or points on the unit sphere."""
-        if self.settings.projection == "sphere":
+        """Coordinates laid out for the encoding: a flat map, points on the unit sphere, or angles in radians."""
+        if self.settings.encoding == "harmonics":  # up to 40 waves a turn multiply the rounding of float32
+            return unit_vectors(coordinates.double())
+        if self.settings.encoding == "unit" or self.settings.projection == "sphere":
             return unit_vectors(coordinates)
-        return equal_earth(coordinates)
+        return equal_earth(coordinates) if self.settings.encoding == "fourier" else torch.deg2rad(coordinates)
 
     def forward(self, coordinates: Float[Tensor, "n 2"]) -> Float[Tensor, "n k"]:
         """Vectors, not normalised, as the released package gives them.

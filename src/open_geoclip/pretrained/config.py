@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from open_geoclip.errors import ModelNameError, WeightsError
 from open_geoclip.pretrained.names import parse_name
@@ -12,6 +12,7 @@ __all__ = [
     "GIVEN",
     "HUB_TYPES",
     "PROJECTIONS",
+    "SETTINGS_OF",
     "TEXT_WIDTHS",
     "HeadSettings",
     "LocationSettings",
@@ -20,6 +21,7 @@ __all__ = [
     "check_keys",
     "given_keys",
     "hub_backbone",
+    "input_size",
     "read_settings",
     "read_sigmas",
 ]
@@ -37,13 +39,27 @@ MOST_LAYERS = 64
 PROJECTIONS = {"equal_earth": 2, "sphere": 3}
 """Each projection, and how many numbers a place is after it."""
 
+SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "fourier": ("sigmas", "features", "projection"),
+    "harmonics": ("degree",),
+    "space2vec": ("scales", "finest_deg"),
+    "sphere2vec": ("scales", "finest_deg"),
+    "wrapped": (),
+    "unit": (),
+}
+"""Each encoding of a place, and the settings that only it and its like have."""
+
+_LATER = {"encoding": "fourier", "network": "relu", "degree": 40, "scales": 16, "finest_deg": 1.0}
+"""Settings that configurations of before 0.2 do not have, and what they mean by that."""
+
 
 class LocationSettings(TypedDict):
     """What is needed to build a location encoder.
 
     ``sigmas``: one a level. ``features``: random Fourier features a level; the network sees twice as many
     numbers. ``width``: of the hidden layers. ``depth``: the number of hidden layers (Linear and ReLU).
-    ``output``: the length of a location vector. ``projection``: ``equal_earth`` or ``sphere``.
+    ``output``: the length of a location vector. ``projection``: ``equal_earth`` or ``sphere``. The others are there
+    only where they differ from the published model's; ``LocationSettings`` of the model tells what they are.
     """
 
     sigmas: list[float]
@@ -52,6 +68,23 @@ class LocationSettings(TypedDict):
     depth: int
     output: int
     projection: str
+    encoding: NotRequired[str]
+    network: NotRequired[str]
+    degree: NotRequired[int]
+    scales: NotRequired[int]
+    finest_deg: NotRequired[float]
+
+
+def input_size(location: LocationSettings) -> int:
+    """How many numbers a network of these settings sees of a place."""
+    encoding = location.get("encoding", "fourier")
+    if encoding == "fourier":
+        return 2 * location["features"]
+    if encoding == "harmonics":
+        return int((location.get("degree", 40) + 1) ** 2)
+    if encoding in ("space2vec", "sphere2vec"):
+        return {"space2vec": 4, "sphere2vec": 3}[encoding] * location.get("scales", 16)
+    return {"wrapped": 4, "unit": 3}[encoding]
 
 
 TEXT_WIDTHS = {"minilm": 384}
@@ -88,7 +121,10 @@ def read_settings(config: Mapping[str, Any], what: str) -> OwnSettings:
         WeightsError: A setting is unknown, missing or out of range; the message names it.
     """
     where = f"{what}: location_encoder"
-    given = check_keys(config["location_encoder"], tuple(LocationSettings.__annotations__), where)
+    entry = config["location_encoder"]
+    if isinstance(entry, Mapping):
+        entry = _LATER | dict(entry)
+    given = check_keys(entry, tuple(LocationSettings.__annotations__), where)
     if given["projection"] not in PROJECTIONS:
         raise WeightsError(f"{where}: projection {given['projection']!r} is not one of {', '.join(PROJECTIONS)}")
     location = LocationSettings(
@@ -99,6 +135,7 @@ def read_settings(config: Mapping[str, Any], what: str) -> OwnSettings:
         output=_count(given["output"], f"{where}: output"),
         projection=given["projection"],
     )
+    location.update(_later_settings(given, where))
     head, backbone, text = None, None, None
     if config["image_encoder"] is not None:
         where = f"{what}: image_encoder"
@@ -126,6 +163,21 @@ def read_settings(config: Mapping[str, Any], what: str) -> OwnSettings:
 def given_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
     """:data:`GIVEN`, and ``text_encoder`` if the configuration has it."""
     return (*GIVEN, "text_encoder") if "text_encoder" in config else GIVEN
+
+
+def _later_settings(given: Mapping[str, Any], where: str) -> LocationSettings:
+    """Those that differ from the published model's; of the others the fingerprint of older weights knows nothing."""
+    if given["encoding"] not in SETTINGS_OF:
+        raise WeightsError(f"{where}: encoding {given['encoding']!r} is not one of {', '.join(SETTINGS_OF)}")
+    if given["network"] not in ("relu", "siren"):
+        raise WeightsError(f"{where}: network {given['network']!r} is not one of relu, siren")
+    _count(given["degree"], f"{where}: degree", most=200)
+    _count(given["scales"], f"{where}: scales", most=1000)
+    finest = given["finest_deg"]
+    if not isinstance(finest, int | float) or isinstance(finest, bool) or not 0 < finest <= 360:
+        raise WeightsError(f"{where}: finest_deg must be above 0 and at most 360, not {finest!r}")
+    changed: Any = {name: given[name] for name, default in _LATER.items() if given[name] != default}
+    return changed
 
 
 def check_keys(value: object, expected: Sequence[str], what: str) -> dict[str, Any]:

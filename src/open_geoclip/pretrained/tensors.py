@@ -3,8 +3,8 @@
 The names are those of the released weights, and stay ours::
 
     logit_scale                                                ()
-    location_encoder.LocEnc{i}.capsule.0.b                     (features, 2 or 3)   of level i
-    location_encoder.LocEnc{i}.capsule.{1,3,...}.weight, bias  (width, 2 * features), then (width, width)
+    location_encoder.LocEnc{i}.capsule.0.b                     (features, 2 or 3)   of level i; Fourier only
+    location_encoder.LocEnc{i}.capsule.{1,3,...}.weight, bias  (width, input_size), then (width, width)
     location_encoder.LocEnc{i}.head.0.weight, bias             (output, width)
     image_encoder.mlp.{0,2,...}.weight, bias                   (widths[1], widths[0]), ...
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from open_geoclip.errors import WeightsError
-from open_geoclip.pretrained.config import PROJECTIONS, TEXT_WIDTHS, LocationSettings
+from open_geoclip.pretrained.config import PROJECTIONS, TEXT_WIDTHS, LocationSettings, input_size
 
 __all__ = ["check_tensors", "expected_shapes", "fingerprint", "infer_location", "infer_widths", "is_finite"]
 
@@ -107,11 +107,13 @@ def expected_shapes(
             shapes[f"image_encoder.mlp.{2 * layer}.weight"] = (leaving, entering)
             shapes[f"image_encoder.mlp.{2 * layer}.bias"] = (leaving,)
     width, features = location["width"], location["features"]
-    for level in range(len(location["sigmas"])):
+    fourier = location.get("encoding", "fourier") == "fourier"
+    for level in range(len(location["sigmas"]) if fourier else 1):
         start = f"location_encoder.LocEnc{level}."
-        shapes[start + "capsule.0.b"] = (features, PROJECTIONS[location["projection"]])
+        if fourier:
+            shapes[start + "capsule.0.b"] = (features, PROJECTIONS[location["projection"]])
         for layer in range(location["depth"]):
-            shapes[f"{start}capsule.{2 * layer + 1}.weight"] = (width, width if layer else 2 * features)
+            shapes[f"{start}capsule.{2 * layer + 1}.weight"] = (width, width if layer else input_size(location))
             shapes[f"{start}capsule.{2 * layer + 1}.bias"] = (width,)
         shapes[start + "head.0.weight"] = (location["output"], width)
         shapes[start + "head.0.bias"] = (location["output"],)
