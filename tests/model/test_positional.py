@@ -114,8 +114,6 @@ def test_seams_and_poles() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"encoding": "geohash"}, "encoding: one of fourier"),
-        ({"network": "tanh"}, "network: one of relu, siren"),
         ({"encoding": "harmonics", "degree": 0}, "degree: 1 or more"),
         ({"encoding": "space2vec", "finest_deg": 0.0}, "finest_deg"),
         ({"encoding": "unit", "sigmas": (4.0,)}, "sigmas is a setting of fourier; unit has no use"),

