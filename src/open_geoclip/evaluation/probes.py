@@ -22,7 +22,7 @@ Probe = Literal["linear", "knn", "mlp"]
 PROBES: tuple[Probe, ...] = ("linear", "knn", "mlp")
 _ALPHAS = tuple(10.0**k for k in range(-4, 4))
 _NEIGHBOURS = (1, 3, 5, 10, 20)
-_HIDDEN, _EPOCHS, _BATCH, _RATE = 32, 15, 256, 1e-2
+_HIDDEN, _EPOCHS, _BATCH, _RATE = 32, 10, 256, 1e-2
 
 Task = np.ndarray
 """Of each row its class (whole numbers, -1 for none) or its number (NaN for none)."""
