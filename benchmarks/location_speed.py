@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, nargs="+", default=[4096, 1_000_000], help="rows for geoclip embed")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/location_speed.json too")
     options = parser.parse_args()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     with tempfile.TemporaryDirectory() as name:
         report = {
             "command": " ".join(["python benchmarks/location_speed.py", *sys.argv[1:]]),

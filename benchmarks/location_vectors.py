@@ -29,6 +29,7 @@ from open_geoclip.sphere import equal_earth_inverse, unit_vectors
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "location-benchmark"
+KEPT = BUILD / "scores.jsonl"
 RESULTS = ROOT / "benchmarks" / "results" / "location_vectors.json"
 PAGE = ROOT / "docs" / "location-vectors.md"
 MAPS = ROOT / "docs" / "location-vectors.png"
@@ -117,12 +118,11 @@ def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.
 
 def measured(places: Known, seeds: int) -> dict[str, Any]:
     """All scores: of each kind of vector, split and seed, for each probe and task; taken up where they ended."""
-    kept = BUILD / "scores.jsonl"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(places.coordinates.tobytes()).hexdigest()[:12]
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    mark = mark_of(places)
     tasks = places.labels | places.values
     for name, encode in encoders():
-        done = kept_scores(kept, mark)  # again, since two processes may share the work
+        done = kept_scores(mark)  # again, since two processes may share the work
         wanted = [(kind, seed) for kind in SPLIT_KINDS for seed in range(seeds)]
         left = [(kind, seed) for kind, seed in wanted if f"{name}|{kind}|{seed}" not in done]
         if not left:
@@ -132,15 +132,20 @@ def measured(places: Known, seeds: int) -> dict[str, Any]:
         for kind, seed in left:
             rows = split(places.coordinates, kind, seed)
             scores = {which: probe(table, tasks, rows, which, seed=seed) for which in PROBES}
-            with kept.open("a") as file:
+            with KEPT.open("a") as file:
                 file.write(json.dumps({"places": mark, "run": f"{name}|{kind}|{seed}", "scores": scores}) + "\n")
         say(f"{name}: {time.monotonic() - began:.0f} s")
-    return kept_scores(kept, mark)
+    return kept_scores(mark)
 
 
-def kept_scores(kept: Path, mark: str) -> dict[str, Any]:
+def mark_of(places: Known) -> str:
+    """Tells places from other ones."""
+    return hashlib.sha256(places.coordinates.tobytes()).hexdigest()[:12]
+
+
+def kept_scores(mark: str) -> dict[str, Any]:
     """What was computed for these places."""
-    lines = kept.read_text().splitlines() if kept.exists() else []
+    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
     entries = [json.loads(line) for line in lines]
     return {entry["run"]: entry["scores"] for entry in entries if entry["places"] == mark}
 
@@ -149,6 +154,9 @@ def summary(done: dict[str, Any], seeds: int) -> dict[str, Any]:
     """Mean and spread over the seeds: names, splits, probes, tasks."""
     out: dict[str, Any] = {}
     for name, _ in encoders():
+        if any(f"{name}|{kind}|{seed}" not in done for kind in SPLIT_KINDS for seed in range(seeds)):
+            say(f"{name}: not finished, left out")
+            continue
         for kind in SPLIT_KINDS:
             runs = [done[f"{name}|{kind}|{seed}"] for seed in range(seeds)]
             for which in PROBES:
@@ -245,6 +253,7 @@ def main() -> None:
     parser.add_argument("--sea", type=int, default=SEA, help="places at sea")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="splits of each kind")
     parser.add_argument("--write", action="store_true", help="write results, tables in docs/ and maps too")
+    parser.add_argument("--report", action="store_true", help="tell what is kept, and compute nothing")
     parser.add_argument("--maps", action="store_true", help="draw the maps only")
     parser.add_argument("--map-width", type=int, default=320, help="pixels")
     options = parser.parse_args()
@@ -254,7 +263,7 @@ def main() -> None:
     began = time.monotonic()
     places = draw_places(options.land, options.sea)
     say(f"{len(places)} places: {time.monotonic() - began:.0f} s")
-    done = measured(places, options.seeds)
+    done = kept_scores(mark_of(places)) if options.report else measured(places, options.seeds)
     report = {
         "command": "python benchmarks/location_vectors.py --write",
         "land": options.land,
@@ -276,7 +285,8 @@ def main() -> None:
         part = PAGE.with_suffix(".part")
         part.write_text(before + begin + tables + "\n" + end + rest.split(end)[1])
         part.replace(PAGE)
-        draw_maps(MAPS, options.map_width)
+        if not options.report:
+            draw_maps(MAPS, options.map_width)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ The cells (# %%) can be run one by one in an editor that knows them.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,8 @@ def accuracy(
     own = [p for n, p in model.named_parameters() if not n.startswith("tower.")]
     tower = [p for n, p in model.named_parameters() if n.startswith("tower.") and p.requires_grad]
     # A trained tower moves slowly, so that it does not lose what it knows.
-    optimizer = torch.optim.AdamW([{"params": own}, {"params": tower, "lr": rate / 20}], lr=rate, weight_decay=0.05)
+    groups: list[dict[str, Any]] = [{"params": own}, {"params": tower, "lr": rate / 20}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
     train, validation, test = (torch.from_numpy(part) for part in (rows.train, rows.validation, rows.test))
 
     def right(part: Tensor) -> float:

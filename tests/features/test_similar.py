@@ -57,7 +57,7 @@ def test_a_map_is_one_where_the_place_is(sphere: LocationEncoder) -> None:
     picture = similarity_map(sphere, (0.0, 0.0), 101)
     assert picture.shape == (49, 101)
     assert np.isnan(picture[0, 0]), "beside the map"
-    assert np.unravel_index(np.nanargmax(picture), picture.shape) == (24, 50)
+    assert int(np.nanargmax(picture)) == 24 * 101 + 50
     assert picture[24, 50] == pytest.approx(1, abs=1e-5)
     north = similarity_map(sphere, (60.0, 0.0), 101)
     assert np.unravel_index(np.nanargmax(north), north.shape)[0] < 24, "north is up"

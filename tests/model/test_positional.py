@@ -57,7 +57,7 @@ def test_harmonics_are_as_long_everywhere_and_have_gradients() -> None:
     for degree in (0, 1, 2, 40, 100):
         squares = (values[:, degree**2 : (degree + 1) ** 2] ** 2).sum(dim=1)
         torch.testing.assert_close(squares, torch.full_like(squares, (2 * degree + 1) / (4 * np.pi)))
-    values.sum().backward()  # type: ignore[no-untyped-call]
+    values.sum().backward()
     assert points.grad is not None
     assert points.grad.isfinite().all()
 

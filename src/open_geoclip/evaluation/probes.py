@@ -44,8 +44,8 @@ def probe(
         seed: of the networks' first weights and batches.
     """
     known = {name: labels >= 0 if labels.dtype == np.int64 else np.isfinite(labels) for name, labels in tasks.items()}
-    mean, std = vectors[split.train].mean(axis=0), vectors[split.train].std(axis=0) + 1e-6
-    x = torch.from_numpy((vectors - mean) / std).float()
+    train = vectors[split.train]
+    x = torch.from_numpy((vectors - train.mean(axis=0)) / (train.std(axis=0) + 1e-6)).float()
     whole = (split.train, split.validation, split.test)
     if kind == "mlp":
         goals = [_Goal(labels, split.train[known[name][split.train]]) for name, labels in tasks.items()]
@@ -72,7 +72,8 @@ class _Goal:
     def __init__(self, labels: Task, train: np.ndarray) -> None:
         self.labels = labels
         self.classes = labels.dtype == np.int64
-        self.mean, self.std = (0.0, 1.0) if self.classes else (labels[train].mean(), labels[train].std() + 1e-9)
+        self.mean = 0.0 if self.classes else float(labels[train].mean())
+        self.std = 1.0 if self.classes else float(labels[train].std()) + 1e-9
         self.width = int(labels.max()) + 1 if self.classes else 1
 
     def columns(self, rows: np.ndarray) -> Float[Tensor, "m w"]:
@@ -166,7 +167,7 @@ def _mlp(x: Tensor, goals: list[_Goal], parts: tuple[np.ndarray, ...], seed: int
                 for goal, answer in zip(goals, run(inputs[0][rows]), strict=True):
                     loss = loss + goal.loss(answer, train[rows.numpy()])
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
             with torch.no_grad():
                 told, tested = run(inputs[1]), run(inputs[2])

@@ -71,7 +71,7 @@ class LocationSettings:
     def __post_init__(self) -> None:
         if not self.sigmas or min(self.sigmas) <= 0:
             raise SettingsError(f"sigmas: one or more numbers above 0, not {self.sigmas}")
-        choices = {"projection": PROJECTIONS, "encoding": SETTINGS_OF, "network": ("relu", "siren")}
+        choices = {"projection": list(PROJECTIONS), "encoding": list(SETTINGS_OF), "network": ["relu", "siren"]}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"{name}: one of {', '.join(known)}, not {getattr(self, name)!r}")
