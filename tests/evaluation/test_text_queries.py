@@ -1,6 +1,5 @@
 """The measure of text queries, on a model that knows where it points."""
 
-
 import pytest
 
 from open_geoclip.errors import SettingsError

