@@ -171,3 +171,55 @@ def _save_tokenizer(folder: Path) -> dict[str, Any]:
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
     }
+
+
+@pytest.fixture(scope="session")
+def save_text_release() -> Callable[..., Path]:
+    """Return a function that writes a model with a text side, small and random, in our own layout."""
+    return _save_text_release
+
+
+def _save_text_release(folder: Path, **changes: Any) -> Path:
+    """Write a release and, beside it, its gallery of 300 places."""
+    from open_geoclip.pretrained import save_release
+
+    aligned, picture, sentence, output = 8, 3888, 384, 16
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    tensors = {
+        "logit_scale": torch.tensor(3.0),
+        "image_encoder.projection.weight": random(aligned, picture) / 60,
+        "image_encoder.projection.bias": random(aligned) / 60,
+        "text_encoder.projection.weight": random(aligned, sentence),
+        "text_encoder.projection.bias": random(aligned) / 60,
+        "text_encoder.picture": random(picture),
+        "image_encoder.mlp.0.weight": random(output, aligned + picture)
+        * torch.tensor([1.0] * aligned + [0.02] * picture),
+        "image_encoder.mlp.0.bias": random(output),
+        "location_encoder.LocEnc0.capsule.0.b": random(8, 3),
+        "location_encoder.LocEnc0.capsule.1.weight": random(16, 16),
+        "location_encoder.LocEnc0.capsule.1.bias": random(16),
+        "location_encoder.LocEnc0.head.0.weight": random(output, 16),
+        "location_encoder.LocEnc0.head.0.bias": random(output),
+    }
+    config = {
+        "location_encoder": {
+            "sigmas": [1.0],
+            "features": 8,
+            "width": 16,
+            "depth": 1,
+            "output": output,
+            "projection": "sphere",
+        },
+        "image_encoder": {"backbone": "earth", "aligned": aligned, "widths": [aligned + picture, output]},
+        "text_encoder": {"backbone": "minilm"},
+        "preprocessing": None,
+        "card": {},
+    }
+    gallery = folder.with_suffix(".csv")
+    places = np.random.default_rng(0).uniform((-60, -180), (75, 180), (300, 2)).round(3)
+    gallery.write_text("lat,lon\n" + "".join(f"{lat},{lon}\n" for lat, lon in places))
+    return save_release(folder, tensors, config | changes, gallery=gallery, dtype="float32")

@@ -15,50 +15,15 @@ from open_geoclip.errors import SettingsError, TextError, WeightsError
 from open_geoclip.model.backbones.clip_text import ClipText
 from open_geoclip.model.backbones.minilm import MiniLM
 from open_geoclip.pretrained import load, save_release
+from open_geoclip.search.locator import _Beside
 
-ALIGNED, PICTURE, SENTENCE, OUTPUT = 8, 3888, 384, 16
-LOCATION = {"sigmas": [1.0], "features": 8, "width": 16, "depth": 1, "output": OUTPUT, "projection": "sphere"}
-
-
-def small_release(folder: Path, **changes: Any) -> Path:
-    """A model with a text side, small and random."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    tensors = {
-        "logit_scale": torch.tensor(3.0),
-        "image_encoder.projection.weight": random(ALIGNED, PICTURE) / 60,
-        "image_encoder.projection.bias": random(ALIGNED) / 60,
-        "text_encoder.projection.weight": random(ALIGNED, SENTENCE),
-        "text_encoder.projection.bias": random(ALIGNED) / 60,
-        "text_encoder.picture": random(PICTURE),
-        "image_encoder.mlp.0.weight": random(OUTPUT, ALIGNED + PICTURE)
-        * torch.tensor([1.0] * ALIGNED + [0.02] * PICTURE),
-        "image_encoder.mlp.0.bias": random(OUTPUT),
-        "location_encoder.LocEnc0.capsule.0.b": random(8, 3),
-        "location_encoder.LocEnc0.capsule.1.weight": random(16, 16),
-        "location_encoder.LocEnc0.capsule.1.bias": random(16),
-        "location_encoder.LocEnc0.head.0.weight": random(OUTPUT, 16),
-        "location_encoder.LocEnc0.head.0.bias": random(OUTPUT),
-    }
-    config = {
-        "location_encoder": LOCATION,
-        "image_encoder": {"backbone": "earth", "aligned": ALIGNED, "widths": [ALIGNED + PICTURE, OUTPUT]},
-        "text_encoder": {"backbone": "minilm"},
-        "preprocessing": None,
-        "card": {},
-    }
-    gallery = folder.with_suffix(".csv")
-    places = np.random.default_rng(0).uniform((-60, -180), (75, 180), (300, 2)).round(3)
-    gallery.write_text("lat,lon\n" + "".join(f"{lat},{lon}\n" for lat, lon in places))
-    return save_release(folder, tensors, config | changes, gallery=gallery, dtype="float32")
+SaveRelease = Callable[..., Path]
+ALIGNED, PICTURE, OUTPUT = 8, 3888, 16
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_release(tmp_path_factory.mktemp("text") / "release")
+def release(tmp_path_factory: pytest.TempPathFactory, save_text_release: SaveRelease) -> Path:
+    return save_text_release(tmp_path_factory.mktemp("text") / "release")
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +70,22 @@ def test_texts_are_answered_in_order(locator: Locator) -> None:
 
 
 def test_logits_beside_a_picture_are_the_weighted_mean(locator: Locator, picture: Image.Image) -> None:
-    everywhere = len(locator.gallery)
+    pictures, words = locator.encode([picture]), locator.encode_text(["ice"])
+    places = locator.model.location_encoder.encode(torch.from_numpy(locator.gallery.coordinates))
+    mixed = _Beside("ice", words[0], 0.25).mixed(pictures) @ places.T
+    torch.testing.assert_close(mixed, 0.75 * pictures @ places.T + 0.25 * words @ places.T, rtol=0, atol=1e-5)
 
-    def scores(answer: Any) -> dict[tuple[float, float], float]:
-        return {(c.lat, c.lon): c.score for c in answer.candidates}
+    def first(**beside: Any) -> tuple[float, float]:
+        candidate = locator.locate(picture, 5, **beside)[0].candidates[0]
+        return candidate.lat, candidate.lon
 
-    alone = scores(locator.locate(picture, everywhere)[0])
-    words = scores(locator.locate_text(["ice"], everywhere)[0])
-    both = locator.locate(picture, everywhere, text="ice", text_weight=0.25)[0]
+    alone, ice = first(), locator.locate_text(["ice"])[0].candidates[0]
+    assert alone != (ice.lat, ice.lon)
+    assert first(text="ice", text_weight=0.0) == alone
+    assert first(text="ice", text_weight=1.0) == (ice.lat, ice.lon)
+    both = locator.locate(picture, 5, text="ice", text_weight=0.25)[0]
     assert both.text == "ice"
     assert {"image", "text"} <= both.to_dict().keys()
-    for place, score in scores(both).items():
-        assert score == pytest.approx(0.75 * alone[place] + 0.25 * words[place], abs=1e-3)
-    assert scores(locator.locate(picture, 5, text="ice", text_weight=0)[0]) == scores(locator.locate(picture, 5)[0])
     with pytest.raises(SettingsError, match=r"text_weight: from 0 to 1, not 1\.5"):
         locator.locate(picture, text="ice", text_weight=1.5)
     with pytest.raises(TextError, match="empty"):
@@ -150,7 +118,7 @@ def test_models_without_a_text_side_say_so(release: Path, tmp_path: Path) -> Non
         if "projection" not in name and "text" not in name
     }
     plain = {
-        "location_encoder": LOCATION,
+        "location_encoder": json.loads((release / "config.json").read_text())["location_encoder"],
         "image_encoder": {"backbone": "earth", "widths": [PICTURE, OUTPUT]},
         "preprocessing": None,
         "card": {},
@@ -171,6 +139,8 @@ def test_models_without_a_text_side_say_so(release: Path, tmp_path: Path) -> Non
         ({"image_encoder": {"backbone": "earth", "aligned": 9, "widths": [3896, 16]}}, "has shape"),
     ],
 )
-def test_settings_of_a_text_side_are_checked(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_settings_of_a_text_side_are_checked(
+    tmp_path: Path, save_text_release: SaveRelease, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(WeightsError, match=message):
-        small_release(tmp_path / "release", **changes)
+        save_text_release(tmp_path / "release", **changes)

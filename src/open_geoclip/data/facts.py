@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 
 from open_geoclip.data.earth_views import basemap_file, land_grid
@@ -129,15 +129,14 @@ def facts_of(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, 
     height: list[Height] = []
     for low, high, rough in zip(*(_at(band, coordinates) for band in relief), strict=True):
         height.append("low" if low else "mountains" if high and rough else "high" if high else "")
-    land = land_grid()[::-1]
     return Facts(
         coordinates,
         [places.country_name(code) for code in codes],
         continents,
         regions,
         koppen(coordinates),
-        _share(land == 0, coordinates, width_km),
-        _share(land == 2, coordinates, width_km),
+        _share(0, coordinates, width_km),
+        _share(2, coordinates, width_km),
         height,
         _big_cities(coordinates, width_km / 2),
     )
@@ -206,24 +205,34 @@ def _at(grid: np.ndarray, coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
     return np.asarray(grid[row, column])
 
 
+@cache
+def _sums(value: int) -> Int64[np.ndarray, "h w"]:
+    """How many cells of the land grid have this value, north and west of each corner."""
+    mask = land_grid()[::-1] == value
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
+    np.cumsum(np.cumsum(mask, axis=0), axis=1, out=sums[1:, 1:])
+    return sums
+
+
 def _share(
-    mask: Bool[np.ndarray, "h w"], coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, " n"]
+    value: int, coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Share of each view that lies in the mask; views are boxes of latitude and longitude here, so about."""
-    height, width = mask.shape
-    total = np.zeros((height + 1, 3 * width + 1))
-    np.cumsum(np.cumsum(np.tile(mask, 3), axis=0), axis=1, out=total[1:, 1:])
+    """Share of each view that has a value of the land grid; about, views being boxes of latitude and longitude here."""
+    sums = _sums(value)
+    height, width = sums.shape[0] - 1, sums.shape[1] - 1
     half = width_km / 111.2 / 2
     lat, lon = coordinates.T
     half_lon = np.minimum(half / np.cos(np.deg2rad(np.clip(lat, -85, 85))), 180)
+    top, bottom = (
+        np.clip((90 - edge) / 180 * height, 0, height).round().astype(np.int64) for edge in (lat + half, lat - half)
+    )
+    left, right = (((edge + 180) / 360 * width).round().astype(np.int64) for edge in (lon - half_lon, lon + half_lon))
+    top = np.minimum(top, height - 1)
+    bottom, right = np.maximum(bottom, top + 1), np.maximum(right, left + 1)
 
-    def row(value: Float[np.ndarray, " n"]) -> np.ndarray:
-        return np.clip((90 - value) / 180 * height, 0, height).round().astype(np.int64)
+    def before(row: Int64[np.ndarray, " n"], column: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        turns, rest = np.divmod(column, width)  # views may reach over 180 degrees
+        return np.asarray(turns * sums[row, width] + sums[row, rest])
 
-    def column(value: Float[np.ndarray, " n"]) -> np.ndarray:
-        return ((value + 180) / 360 * width).round().astype(np.int64) + width
-
-    top, bottom = row(lat + half), np.maximum(row(lat - half), row(lat + half) + 1)
-    left, right = column(lon - half_lon), np.maximum(column(lon + half_lon), column(lon - half_lon) + 1)
-    inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+    inside = before(bottom, right) - before(top, right) - before(bottom, left) + before(top, left)
     return np.asarray(inside / ((bottom - top) * (right - left)))

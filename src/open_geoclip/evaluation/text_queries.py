@@ -143,7 +143,7 @@ class QueryResult:
     ceiling: float
 
 
-def in_region(query: TextQuery, countries: Sequence[str], climates: Sequence[str]) -> Bool[np.ndarray, " n"]:
+def in_region(query: TextQuery, countries: np.ndarray, climates: np.ndarray) -> Bool[np.ndarray, " n"]:
     """Which places lie in the region of a query.
 
     Args:
@@ -152,8 +152,8 @@ def in_region(query: TextQuery, countries: Sequence[str], climates: Sequence[str
         climates: of the same, Köppen classes.
     """
     if query.countries:
-        return np.isin(np.array(countries, dtype=str), query.countries.split())
-    return np.isin(np.array(climates, dtype=str), query.climates.split())
+        return np.isin(countries, query.countries.split())
+    return np.isin(climates, query.climates.split())
 
 
 def evaluate_text(locator: Locator, queries: Sequence[TextQuery] = QUERIES, best: int = BEST) -> list[QueryResult]:
@@ -168,22 +168,18 @@ def evaluate_text(locator: Locator, queries: Sequence[TextQuery] = QUERIES, best
         SettingsError: ``best`` is out of range.
         WeightsError: the model has no text side.
     """
-    gallery = locator.gallery.coordinates
-    countries, climates = country_codes(gallery), koppen(gallery)
+    if not 1 <= best <= len(locator.gallery):
+        raise SettingsError(f"best: from 1 to the gallery's {len(locator.gallery):,} places, not {best}")
+    # Rows of the gallery, not candidates: these may be merged and decoded, and a region may hold many near each other.
+    vectors = locator.encode_text([query.text for query in queries])
+    rows = locator.index.search(vectors, locator.model.scale, best).rows.numpy()
+    gallery = locator.gallery.coordinates.astype(np.float64)
+    countries, climates = np.array(country_codes(gallery)), np.array(koppen(gallery))
     results = []
-    answers = locator.locate_text([query.text for query in queries], best)
-    for query, answer in zip(queries, answers, strict=True):
+    for query, found in zip(queries, rows, strict=True):
         inside = in_region(query, countries, climates)
-        found = np.array([(candidate.lat, candidate.lon) for candidate in answer.candidates])
-        hits = in_region(query, country_codes(found), koppen(found))
-        results.append(
-            QueryResult(
-                query,
-                float(hits.mean()),
-                float(inside.mean()),
-                min(1.0, float(inside.sum()) / best),
-            )
-        )
+        hits = float(inside[found].mean())
+        results.append(QueryResult(query, hits, float(inside.mean()), min(1.0, float(inside.sum()) / best)))
     return results
 
 
