@@ -55,7 +55,9 @@ def similar(
     from open_geoclip.model.location_encoder import LocationEncoder
     from open_geoclip.search.gallery import Gallery
 
-    candidates = even_land(_SPACING_KM) if gallery is None else Gallery.from_file(gallery).coordinates.astype(np.float64)
+    candidates = (
+        even_land(_SPACING_KM) if gallery is None else Gallery.from_file(gallery).coordinates.astype(np.float64)
+    )
     names = [model] if map_ is None or beside in ("none", model) else [model, beside]
     answers: list[dict[str, Any]] = []
     maps: list[Any] = []
