@@ -85,7 +85,7 @@ def main() -> None:
         "the same, pair by pair (pyproj)": karney,
         "this package, haversine": lambda: summary(distances_km(truth, predicted, "haversine")),
     }
-    times: dict[str, list[float]] = {"released": []} | {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in ("released", *sides)}
     for number in range(ROUNDS):
         print(f"round {number + 1} of {ROUNDS}", file=sys.stderr)
         times["released"] += _timed(released, 1)

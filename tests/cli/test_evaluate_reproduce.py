@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(folder / "images" / f"{number}.jpg")
     broken = folder / "images" / "broken.jpg"
     broken.write_bytes((folder / "images" / "0.jpg").read_bytes()[:1000])
-    rows += [("broken.jpg", "9@N00", 1, 2), ("gone.jpg", "9@N00", 1, 2), ("0.jpg", "", "NaN", "NaN")]
+    rows += [("broken.jpg", "9@N00", "1", "2"), ("gone.jpg", "9@N00", "1", "2"), ("0.jpg", "", "NaN", "NaN")]
     with (folder / "im2gps3k_places365.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("IMG_ID", "AUTHOR", "LAT", "LON"), *rows])
     return folder

@@ -34,7 +34,8 @@ def reproduce(
 ) -> None:
     """Run the released weights on your copy of a benchmark, and hold the result against published figures and answers.
 
-    Exit status 1 when a figure differs by more than chance, or when there is nothing to tell by. It goes on where it was killed, as geoclip evaluate does.
+    Exit status 1 when a figure differs by more than chance, or when there is nothing to tell by. It goes on where it
+    was killed, as geoclip evaluate does.
 
     Args:
         benchmark: im2gps3k.
