@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +43,12 @@ def test_no_caption_holds_a_held_out_word(facts: Facts) -> None:
 
 def test_a_name_with_a_held_out_word_is_left_out() -> None:
     there = facts_of(np.array([[24.2, -13.5]]), np.array([400.0]))
-    named = Facts(**{**vars(there), "country": ["Western Sahara"], "city": ["Sand City"]})
-    said = " ".join(sentences(Facts(**{k: v * 200 if isinstance(v, list) else np.repeat(v, 200, axis=0)
-                                       for k, v in vars(named).items()})))  # fmt: skip
+    named = replace(there, country=["Western Sahara"], city=["Sand City"])
+    many: dict[str, Any] = {
+        name: value * 200 if isinstance(value, list) else np.repeat(value, 200, axis=0)
+        for name, value in vars(named).items()
+    }
+    said = " ".join(sentences(Facts(**many)))
     assert "desert" in said
     assert "Sahara" not in said
     assert "Sand City" not in said
