@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from open_geoclip.cli import app, main
+from open_geoclip.cli import app
+from open_geoclip.errors import TextError
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +43,17 @@ def test_formats(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
         assert min(drawn.size) > 500
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("", "text 1 of 1 is empty"), ("word " * 300, "has 302 tokens, the model reads 256 at most")]
-)
-def test_texts_that_cannot_be_located_are_wrong_use(
-    model: str, text: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["geoclip", "text", text, "--model", model])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert message in said.err
+def test_an_empty_text_is_wrong_use(model: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "open_geoclip.cli", "text", "", "--model", model],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "geoclip: text 1 of 1 is empty: say in words where, such as 'a hot desert'\n"
+
+
+def test_a_text_that_is_too_long_is_not_cut(model: str) -> None:
+    with pytest.raises(TextError, match="has 302 tokens, the model reads 256 at most: shorten it"):
+        run("word " * 300, "--model", model)
