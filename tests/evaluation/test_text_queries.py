@@ -10,7 +10,15 @@ import torch
 from open_geoclip import Locator
 from open_geoclip.data.facts import koppen
 from open_geoclip.errors import SettingsError
-from open_geoclip.evaluation.text_queries import QUERIES, QueryResult, TextQuery, evaluate_text, in_region, report
+from open_geoclip.evaluation.text_queries import (
+    QUERIES,
+    QueryResult,
+    TextQuery,
+    deserts_lit,
+    evaluate_text,
+    in_region,
+    report,
+)
 
 
 def test_there_are_enough_queries_of_both_kinds() -> None:
@@ -31,7 +39,8 @@ def test_a_region_is_countries_or_climates() -> None:
 
 def test_the_page_gives_shares_and_chance() -> None:
     first, second = QUERIES[0], QUERIES[-1]
-    page = report([QueryResult(first, 0.8, 0.1, 1.0), QueryResult(second, 0.0, 0.02, 1.0)], "Model x")
+    page = report([QueryResult(first, 0.8, 0.1, 1.0), QueryResult(second, 0.0, 0.02, 1.0)], {"Gobi": (3, 4)}, "Model x")
+    assert "| Gobi |\n| ---: |\n| 75 % of 4 |" in page
     assert "2 queries: 40.0 % of the best places" in page
     assert "against 6.0 % by chance" in page
     assert "1 of 2 queries do better than chance, 1 five times better; 1 find nothing" in page
@@ -51,5 +60,12 @@ def test_shares_are_of_the_gallerys_best_places(save_text_release: Callable[...,
     four = locator.gallery.coordinates[cosines[0].topk(4).indices.numpy()].astype(np.float64)
     assert best.share == np.isin(koppen(four), query.climates.split()).mean()
     assert best.ceiling == 1.0
+    lit = deserts_lit(locator)
+    places = locator.gallery.coordinates.astype(np.float64)
+    deserts = np.isin(koppen(places), ["BWh", "BWk"])
+    assert lit["everywhere"] == (deserts.sum(), 300)
+    inside = (np.abs(places - (-25, 130)) <= (5, 10)).all(axis=1)
+    assert lit["Australia"][1] == inside.sum() > 0
+    assert all(0 <= some <= of for some, of in lit.values())
     with pytest.raises(SettingsError, match="best: from 1 to"):
         evaluate_text(locator, [query], best=301)

@@ -11,7 +11,7 @@ words occur in no caption (:data:`open_geoclip.data.captions.HELD_OUT`; a test p
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,17 @@ from open_geoclip.data.facts import country_codes, koppen
 from open_geoclip.errors import SettingsError
 from open_geoclip.search.locator import Locator
 
-__all__ = ["BEST", "QUERIES", "QueryResult", "TextQuery", "evaluate_text", "in_region", "report"]
+__all__ = [
+    "BEST",
+    "DESERTS",
+    "QUERIES",
+    "QueryResult",
+    "TextQuery",
+    "deserts_lit",
+    "evaluate_text",
+    "in_region",
+    "report",
+]
 
 BEST = 100
 """So many places of the gallery are looked at for each query."""
@@ -143,6 +153,41 @@ class QueryResult:
     ceiling: float
 
 
+DESERTS = {
+    "Sahara": (18, -10, 30, 30),
+    "Arabia": (17, 42, 28, 54),
+    "Australia": (-30, 120, -20, 140),
+    "Gobi": (40, 95, 45, 110),
+    "Atacama": (-27, -70.5, -19, -68),
+}
+"""The inner part of each desert, as south, west, north and east in degrees."""
+
+
+def deserts_lit(locator: Locator, text: str = "a desert") -> dict[str, tuple[int, int]]:
+    """How much of each desert a text lights up.
+
+    As many places of the gallery are lit as lie in desert climates (BWh, BWk): those that the model finds best.
+
+    Args:
+        locator: any whose model has a text side.
+        text: what to ask for.
+
+    Returns:
+        For each of :data:`DESERTS`, how many of its places are lit, and how many it has; under ``everywhere`` the same
+        of the whole gallery, which is what chance gives.
+    """
+    places = locator.gallery.coordinates.astype(np.float64)
+    count = int(np.isin(koppen(places), ["BWh", "BWk"]).sum())
+    rows = locator.index.search(locator.encode_text([text]), locator.model.scale, max(1, count)).rows[0].numpy()
+    lit = np.zeros(len(places), bool)
+    lit[rows] = True
+    found = {"everywhere": (int(lit.sum()), len(lit))}
+    for name, (south, west, north, east) in DESERTS.items():
+        inside = (places >= (south, west)).all(axis=1) & (places <= (north, east)).all(axis=1)
+        found[name] = (int(lit[inside].sum()), int(inside.sum()))
+    return found
+
+
 def in_region(query: TextQuery, countries: np.ndarray, climates: np.ndarray) -> Bool[np.ndarray, " n"]:
     """Which places lie in the region of a query.
 
@@ -183,8 +228,8 @@ def evaluate_text(locator: Locator, queries: Sequence[TextQuery] = QUERIES, best
     return results
 
 
-def report(results: Sequence[QueryResult], title: str) -> str:
-    """A page in Markdown: the figures over all queries, and a table of each."""
+def report(results: Sequence[QueryResult], deserts: Mapping[str, tuple[int, int]], title: str) -> str:
+    """A page in Markdown: the figures over all queries, deserts, and a table of each query."""
     share, chance = (np.array([getattr(result, name) for result in results]) for name in ("share", "chance"))
     low, high = _interval(share)
     lines = [
@@ -197,6 +242,12 @@ def report(results: Sequence[QueryResult], title: str) -> str:
         f"over queries {100 * low:.1f} to {100 * high:.1f} %), against {100 * chance.mean():.1f} % by chance.",
         f"- {int((share > chance).sum())} of {len(results)} queries do better than chance, "
         f"{int((share > 5 * chance).sum())} five times better; {int((share == 0).sum())} find nothing.",
+        "",
+        'For "a desert", as many places are lit as lie in desert climates; of these lie in',
+        "",
+        "| " + " | ".join(deserts) + " |",
+        "|" + " ---: |" * len(deserts),
+        "| " + " | ".join(f"{100 * lit / max(1, of):.0f} % of {of:,}" for lit, of in deserts.values()) + " |",
         "",
         "| query | region | share | chance |",
         "| --- | --- | ---: | ---: |",
@@ -223,7 +274,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a file instead of stdout")
     options = parser.parse_args(arguments)
     locator = Locator.from_pretrained(options.model, backbone=options.backbone, gallery=options.gallery, engine="torch")
-    page = report(evaluate_text(locator), f"Model {locator.model_name}, gallery of {len(locator.gallery):,} places")
+    page = report(
+        evaluate_text(locator),
+        deserts_lit(locator),
+        f"Model {locator.model_name}, gallery of {len(locator.gallery):,} places",
+    )
     if options.output is None:
         sys.stdout.write(page)
     else:
