@@ -243,7 +243,7 @@ def report(results: Sequence[QueryResult], deserts: Mapping[str, tuple[int, int]
         f"- {int((share > chance).sum())} of {len(results)} queries do better than chance, "
         f"{int((share > 5 * chance).sum())} five times better; {int((share == 0).sum())} find nothing.",
         "",
-        'For "a desert", as many places are lit as lie in desert climates; of these lie in',
+        'For "a desert", as many places are lit as lie in desert climates. Of each desert is lit:',
         "",
         "| " + " | ".join(deserts) + " |",
         "|" + " ---: |" * len(deserts),
