@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format bench location-benchmark earth-model places clean
+.PHONY: accuracy demo test check format bench location-benchmark earth-model places clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -41,6 +41,9 @@ bench: $(STAMP)
 location-benchmark: $(STAMP)
 	$(PIP) --no-deps itur==0.4.0
 	$(BIN)/python benchmarks/location_vectors.py --write
+
+accuracy: $(STAMP)
+	$(BIN)/python -m open_geoclip.training.accuracy
 
 earth-model: $(STAMP)
 	$(BIN)/python -m open_geoclip.training.earth_model

@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from open_geoclip.model.preprocessing import Preprocessing
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.geoclip import GeoCLIP
-    from open_geoclip.search.locator import Answer, Candidate, Locator
+    from open_geoclip.search.locator import Answer, AnswerSettings, Candidate, Locator
+    from open_geoclip.search.posterior import Calibration, Posterior
 
 _HOME = {
     "Answer": "search.locator",
+    "AnswerSettings": "search.locator",
+    "Calibration": "search.posterior",
     "Candidate": "search.locator",
     "CoordinateError": "errors",
     "DataError": "errors",
@@ -53,6 +56,7 @@ _HOME = {
     "MissingWeightsError": "errors",
     "ModelNameError": "errors",
     "OpenGeoCLIPError": "errors",
+    "Posterior": "search.posterior",
     "PredictionsError": "errors",
     "Preprocessing": "model.preprocessing",
     "SettingsError": "errors",
@@ -63,6 +67,8 @@ _HOME = {
 
 __all__ = [
     "Answer",
+    "AnswerSettings",
+    "Calibration",
     "Candidate",
     "CoordinateError",
     "DataError",
@@ -78,6 +84,7 @@ __all__ = [
     "MissingWeightsError",
     "ModelNameError",
     "OpenGeoCLIPError",
+    "Posterior",
     "PredictionsError",
     "Preprocessing",
     "SettingsError",

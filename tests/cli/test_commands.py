@@ -70,9 +70,17 @@ def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
     answers: list[dict[str, Any]] = json.loads(done.stdout)
     assert [answer["image"] for answer in answers] == [str(view) for view in views]
     for answer in answers:
-        assert list(answer) == ["image", "model", "gallery", "version", "candidates"]
+        assert list(answer) == [
+            *("image", "model", "gallery", "version", "candidates"),
+            *("credible_radius_km", "within_km", "countries", "sure"),
+        ]
         assert len(answer["candidates"]) == 3
-        assert list(answer["candidates"][0]) == ["lat", "lon", "score", "probability"]
+        assert list(answer["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km"]
+        assert 0 < answer["credible_radius_km"]["50"] < answer["credible_radius_km"]["90"]
+        assert list(answer["within_km"]) == ["1", "25", "200", "750", "2500"]
+        assert sorted(answer["within_km"].values()) == list(answer["within_km"].values())
+        assert answer["sure"] is (answer["within_km"]["200"] >= 0.8)
+    assert next(iter(answers[0]["countries"])) == "IT"
     truth = [(41.9, 12.5), (-8.05, -34.9), (64.1, -21.9)]
     for (lat, lon), answer in zip(truth, answers, strict=True):
         best = answer["candidates"][0]

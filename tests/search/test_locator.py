@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from open_geoclip import Answer, Gallery, GeoCLIP, ImageEncoder, LocationEncoder, Locator
+from open_geoclip import Answer, AnswerSettings, Gallery, GeoCLIP, ImageEncoder, LocationEncoder, Locator
 from open_geoclip.errors import (
     GalleryError,
     ImageError,
@@ -112,7 +112,8 @@ def test_locator_agrees_with_predict_and_merges_duplicates(
 ) -> None:
     model = GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", gallery=part)
     gps, prob = model.predict(photos[0], 40)
-    answer = locator.locate(photos[0], top_k=10)[0]
+    plain = Locator(locator.model, locator.gallery, answers=AnswerSettings("max", merge_km=0))
+    answer = plain.locate(photos[0], top_k=10)[0]
     assert len({(c.lat, c.lon) for c in answer.candidates}) == 10
     assert [round(c.lat, 5) for c in answer.candidates[:1]] == [round(float(gps[0, 0]), 5)]
     mass: dict[tuple[float, float], float] = {}
@@ -126,11 +127,13 @@ def test_locator_agrees_with_predict_and_merges_duplicates(
 
 def test_answers_name_what_made_them_and_become_json(locator: Locator, photos: list[Path]) -> None:
     record = json.loads(json.dumps(locator.locate(photos[1], top_k=3)[0].to_dict()))
-    assert list(record) == ["image", "model", "gallery", "version", "candidates"]
+    assert list(record)[:5] == ["image", "model", "gallery", "version", "candidates"]
+    assert list(record)[5:] == ["credible_radius_km", "within_km", "countries", "sure"]
+    assert record["sure"] is None  # nothing was calibrated, and the answer says so
     assert record["image"] == str(photos[1])
     assert record["model"].startswith("geoclip 1.3.0")
     assert record["gallery"].startswith("part.csv, ")
-    assert list(record["candidates"][0]) == ["lat", "lon", "score", "probability"]
+    assert list(record["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km"]
     probabilities = [candidate["probability"] for candidate in record["candidates"]]
     assert len(probabilities) == 3
     assert 0 < probabilities[0] < 1

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from open_geoclip.pretrained.config import HeadSettings, LocationSettings
     from open_geoclip.pretrained.fetch import pull
     from open_geoclip.pretrained.hub import Listener
-    from open_geoclip.pretrained.layouts import Release, load, save_release
+    from open_geoclip.pretrained.layouts import Release, load, save_calibration, save_release
     from open_geoclip.pretrained.names import Name, parse_name
     from open_geoclip.pretrained.places import Status, folder, status
     from open_geoclip.pretrained.records import CLIP_PREPROCESSING, RECORDS, Record
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "parse_name",
     "pull",
+    "save_calibration",
     "save_release",
     "status",
 ]
@@ -50,6 +51,7 @@ _HOME = {
     "load": "layouts",
     "parse_name": "names",
     "pull": "fetch",
+    "save_calibration": "layouts",
     "save_release": "layouts",
     "status": "places",
 }

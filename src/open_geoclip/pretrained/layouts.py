@@ -54,7 +54,7 @@ from open_geoclip.pretrained.tensors import (
     is_finite,
 )
 
-__all__ = ["Release", "load", "save_release"]
+__all__ = ["Release", "load", "save_calibration", "save_release"]
 
 FORMAT_VERSION = 1
 OWN_FILES = ("config.json", "model.safetensors", "gallery.csv")
@@ -80,6 +80,8 @@ class Release:
         record: What is known about these weights, or None.
         text_backbone: The sentence encoder of a text side that these weights hold, or None. A model whose image
             backbone is a CLIP needs none: texts go through that CLIP's text half.
+        calibration: How scores become probabilities, as :class:`open_geoclip.search.posterior.Calibration` reads it;
+            None when that was not fitted.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Release:
     preprocessing: dict[str, Any] | None
     record: Record | None
     text_backbone: str | None = None
+    calibration: dict[str, Any] | None = None
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -231,7 +234,15 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         preprocessing=settings.preprocessing,
         record=with_card(record, settings.card),
         text=settings.text,
+        calibration=_calibration(settings.card, what),
     )
+
+
+def _calibration(card: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    calibration = card.get("calibration")
+    if calibration is not None and not isinstance(calibration, dict):
+        raise WeightsError(f"{what}: card: calibration must be an object")
+    return calibration
 
 
 def _release(
@@ -246,6 +257,7 @@ def _release(
     preprocessing: dict[str, Any] | None = None,
     record: Record | None = None,
     text: str | None = None,
+    calibration: dict[str, Any] | None = None,
 ) -> Release:
     checked = _checked(tensors, location, head, text, name)
     mark = fingerprint(checked, location)
@@ -261,6 +273,7 @@ def _release(
         preprocessing=preprocessing,
         record=record,
         text_backbone=text,
+        calibration=calibration,
     )
 
 
@@ -318,7 +331,7 @@ def save_release(
             ``widths``, and ``aligned`` with a text side; or None for a location encoder alone), ``text_encoder``
             (``backbone``; may be left out), ``preprocessing`` (an object or None) and
             ``card`` (an object, free; ``title``, ``source``, ``licence``, ``trained_on`` and ``accuracy`` are
-            shown by `geoclip models`).
+            shown by `geoclip models`; ``calibration`` is how scores become probabilities).
         gallery: A CSV of coordinates, copied as ``gallery.csv``.
         dtype: On disk. The random frequencies and the temperature are float32 always.
 
@@ -352,3 +365,19 @@ def save_release(
         }
         (fresh / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return target
+
+
+def save_calibration(target: Path | str, calibration: Mapping[str, Any]) -> None:
+    """Write a calibration into the card of a release in our own layout; its weights stay as they are.
+
+    Raises:
+        WeightsError: The folder holds no release of our own layout.
+    """
+    path = Path(target) / "config.json"
+    config = read_json(path)
+    if config.get("format") != FORMAT or not isinstance(config.get("card"), dict):
+        raise WeightsError(f"{path} is no release in our own layout: a calibration cannot be kept there")
+    config["card"]["calibration"] = dict(calibration)
+    fresh = path.with_suffix(".part")
+    fresh.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)

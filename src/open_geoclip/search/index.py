@@ -26,7 +26,7 @@ from torch import Tensor
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.gallery import Gallery
 
-__all__ = ["Found", "GalleryIndex", "Progress", "cache_folder", "index_key"]
+__all__ = ["Found", "GalleryIndex", "Progress", "beside", "cache_folder", "index_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -170,11 +170,34 @@ class GalleryIndex:
             if best.shape[1] > k:
                 best, order = best.topk(k, dim=1)
                 rows = rows.gather(1, order)
-        close = best >= best[:, min(top_k, k) - 1 :][:, :1] - 2 * abs(scale) * _ROUNDING
+        close = _close(best, top_k, scale)
         best[close] = scale * self._exact_cosines(queries, rows, close)
         exact, order = best.sort(dim=1, descending=True, stable=True)
         rows = rows.gather(1, order)
         return Found(rows[:, :top_k], exact[:, :top_k], log_total)
+
+    @torch.inference_mode()
+    def logits(self, queries: Float[Tensor, "n d"], scale: float, exact: int = 1) -> Float32[Tensor, "n m"]:
+        """All logits of each query, in one table of n times the gallery's size.
+
+        They are computed from the rounded vectors, and those that decide about the best ``exact`` places again in full
+        precision, as in :meth:`search`.
+
+        Args:
+            queries: unit vectors of pictures.
+            scale: the temperature: logits are scale times cosine.
+            exact: places a query.
+        """
+        queries = queries.float()
+        logits = torch.empty(len(queries), len(self))
+        for start in range(0, len(self), _CHUNK):
+            stop = min(start + _CHUNK, len(self))
+            torch.mm(queries, self.vectors[start:stop].float().T, out=logits[:, start:stop])
+        logits *= scale
+        best, rows = logits.topk(min(exact + _EXTRA, len(self)), dim=1)
+        close = _close(best, exact, scale)
+        best[close] = scale * self._exact_cosines(queries, rows, close)
+        return logits.scatter_(1, rows, best)
 
     def _exact_cosines(
         self, queries: Float[Tensor, "n d"], rows: Int64[Tensor, "n k"], chosen: Bool[Tensor, "n k"]
@@ -184,6 +207,12 @@ class GalleryIndex:
         device = next(self.encoder.parameters()).device
         vectors = self.encoder.encode(torch.from_numpy(self.gallery.coordinates)[unique].to(device)).cpu()
         return (queries[chosen.nonzero()[:, 0]] * vectors[inverse]).sum(dim=1)
+
+
+def _close(best: Float32[Tensor, "n k"], top_k: int, scale: float) -> Bool[Tensor, "n k"]:
+    """Which of the best logits, in order, rounding may have put on the wrong side of the best top_k."""
+    last = best[:, min(top_k, best.shape[1]) - 1 :][:, :1]
+    return best >= last - 2 * abs(scale) * _ROUNDING
 
 
 def _encoded(encoder: LocationEncoder, gallery: Gallery, progress: Progress | None) -> Iterator[Float[Tensor, "n k"]]:
@@ -207,14 +236,14 @@ def _write(path: Path, encoder: LocationEncoder, gallery: Gallery, progress: Pro
         }
     ).encode()
     header += b" " * (-len(header) % 8)
-    with _beside(path) as temporary, temporary.open("wb") as file:
+    with beside(path) as temporary, temporary.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for part in _encoded(encoder, gallery, progress):
             file.write(part.numpy().tobytes())
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """A file beside its goal, renamed into place when all went well and removed when not."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     os.close(handle)

@@ -1,29 +1,56 @@
 """The locator: photos in, answers out."""
 
 import itertools
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from PIL import Image
 from torch import Tensor
 
 from open_geoclip import pretrained
 from open_geoclip._version import __version__
-from open_geoclip.errors import GalleryError, ImageError, SettingsError
+from open_geoclip.errors import GalleryError, ImageError, MissingExtraError, SettingsError
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image
 from open_geoclip.model.two_towers import DType, Engine, TwoTowers, prepared
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.index import GalleryIndex, Progress
+from open_geoclip.search.ground import Ground, Prior, log_prior
+from open_geoclip.search.index import GalleryIndex, Progress, beside
+from open_geoclip.search.posterior import Calibration, Decode, Posterior
 
-__all__ = ["Answer", "Candidate", "Locator"]
+__all__ = ["Answer", "AnswerSettings", "Candidate", "Locator"]
+
+logger = logging.getLogger(__name__)
+
+_RADII_KM = (1, 25, 200, 750, 2500)
+_SHARES = (0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How answers are made of probabilities.
+
+    Attributes:
+        decode: what the best answer is best for; see :meth:`open_geoclip.search.posterior.Posterior.decode`.
+        merge_km: candidates are further apart than this, and each has the mass of what is nearer to it. When not given,
+            25 km, or three times the distance between places in an even gallery that is coarser.
+        radius_km: of the decoding ``mass``; when not given, that of merging.
+        prior: what is known before a picture is seen; see :func:`open_geoclip.search.ground.log_prior`.
+    """
+
+    decode: Decode = "mass"
+    merge_km: float | None = None
+    radius_km: float | None = None
+    prior: Prior = "gallery"
 
 
 @dataclass(frozen=True)
@@ -34,14 +61,16 @@ class Candidate:
         lat: degrees north.
         lon: degrees east.
         score: cosine of the picture's and the place's vector, from -1 to 1.
-        probability: the place's share of a softmax over the gallery. It compares places of one gallery; it is
-            not the chance of being right.
+        probability: of all ground that was merged into this candidate. The chance of being right when the model is
+            calibrated (``Answer.sure`` is not None); otherwise it only compares places of one gallery.
+        radius_km: within which nine tenths of that probability lie.
     """
 
     lat: float
     lon: float
     score: float
     probability: float
+    radius_km: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +85,10 @@ class Answer:
         candidates: best first; empty when there is an error.
         error: why the picture could not be read, or None.
         text: what was asked for in words, alone or beside the picture, or None.
+        credible_radius_km: around the best candidate, holding 50 and 90 % of all probability.
+        within_km: probability that the best candidate is right within 1, 25, 200, 750 and 2500 km.
+        countries: probability of each country, the likeliest first; None where the extra ``places`` is not installed.
+        sure: right within 200 km with a probability of 0.8 or more; None when the model is not calibrated.
     """
 
     image: str
@@ -65,6 +98,10 @@ class Answer:
     candidates: tuple[Candidate, ...] = ()
     error: str | None = None
     text: str | None = None
+    credible_radius_km: Mapping[str, float] = field(default_factory=dict)
+    within_km: Mapping[str, float] = field(default_factory=dict)
+    countries: Mapping[str, float] | None = None
+    sure: bool | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +119,10 @@ class Answer:
             "gallery": self.gallery,
             "version": self.version,
             "candidates": [vars(candidate) for candidate in self.candidates],
+            "credible_radius_km": dict(self.credible_radius_km),
+            "within_km": dict(self.within_km),
+            "countries": None if self.countries is None else dict(self.countries),
+            "sure": self.sure,
         }
 
 
@@ -98,6 +139,8 @@ class Locator:
             ten times as long.
         cache: folder of the location vectors; the user's cache folder when not given.
         progress: called while location vectors are computed, which happens once for a model and a gallery.
+        answers: how answers are made of probabilities.
+        calibration: of the model; not calibrated when not given.
     """
 
     def __init__(
@@ -111,6 +154,8 @@ class Locator:
         crops: int = 1,
         cache: Path | None = None,
         progress: Progress | None = None,
+        answers: AnswerSettings | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         if batch_size < 1:
             raise SettingsError(f"batch_size: 1 or more, not {batch_size}")
@@ -121,6 +166,10 @@ class Locator:
         self.batch_size = batch_size
         self.max_pixels = max_pixels
         self.crops = crops
+        self.answers = answers or AnswerSettings()
+        self.calibration = calibration or Calibration()
+        if self.crops != 1 or self.answers.prior != "gallery":  # it was measured with one crop and the gallery's prior
+            self.calibration = replace(self.calibration, fitted_on=None)
         self.index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
 
     @classmethod
@@ -138,6 +187,7 @@ class Locator:
         crops: int = 1,
         cache: Path | None = None,
         progress: Progress | None = None,
+        answers: AnswerSettings | None = None,
     ) -> "Locator":
         """A locator with trained weights.
 
@@ -154,6 +204,7 @@ class Locator:
             crops: see the class.
             cache: see the class.
             progress: see the class.
+            answers: see the class.
 
         Raises:
             ModelNameError: a name does not follow the grammar.
@@ -161,6 +212,11 @@ class Locator:
             GalleryError: the gallery cannot be used, or the weights have none and none was given.
         """
         release = pretrained.load(name)
+        calibration = Calibration.from_dict(release.calibration)
+        if (
+            gallery is not None
+        ):  # the temperature is still the best there is, but nothing was measured with this gallery
+            calibration = replace(calibration, fitted_on=None)
         if gallery is None:
             if release.gallery is None:
                 raise GalleryError(f"{name} has no gallery of its own: give one (CSV, GeoJSON or Parquet)")
@@ -179,6 +235,8 @@ class Locator:
             crops=crops,
             cache=cache,
             progress=progress,
+            answers=answers,
+            calibration=calibration,
         )
 
     @property
@@ -239,8 +297,8 @@ class Locator:
         """
         self._check_top_k(top_k)
         about = ("", self.model_name, self._gallery_name, __version__)
-        found = self._search(self.encode_text(texts), top_k)
-        return [Answer(*about, candidates, text=text) for text, candidates in zip(texts, found, strict=True)]
+        found = self._search(self.encode_text(texts), top_k, Calibration())
+        return [Answer(*about, text=text, **told) for text, told in zip(texts, found, strict=True)]
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
         """Vectors of texts, of length 1, float32; errors are those of :meth:`locate_text`."""
@@ -300,32 +358,120 @@ class Locator:
                 pixels.append(future.result())
             except ImageError as error:
                 errors[number] = error.reason
-        answers: Iterator[tuple[Candidate, ...]] = iter(())
+        answers: Iterator[dict[str, Any]] = iter(())
         if pixels:
             vectors = self._vectors(pixels)
-            answers = iter(self._search(vectors if beside is None else beside.mixed(vectors), top_k))
+            if beside is None:
+                answers = iter(self._search(vectors, top_k, self.calibration))
+            else:
+                answers = iter(self._search(beside.mixed(vectors), top_k, Calibration()))
         text = None if beside is None else beside.text
         for number, (name, _) in enumerate(batch):
             about = (name, self.model_name, self._gallery_name, __version__)
-            yield Answer(*about, error=errors[number]) if number in errors else Answer(*about, next(answers), text=text)
+            yield (
+                Answer(*about, error=errors[number]) if number in errors else Answer(*about, text=text, **next(answers))
+            )
 
     @property
     def _gallery_name(self) -> str:
         gallery = self.gallery
         return f"{gallery.name}, {len(gallery):,} places, sha256 {gallery.fingerprint[:12]}"
 
-    def _search(self, vectors: Float[Tensor, "n k"], top_k: int) -> list[tuple[Candidate, ...]]:
-        found = self.index.search(vectors, self.model.scale, top_k)
-        log_weights = torch.from_numpy(self.gallery.weights).log()[found.rows]
-        probabilities = (found.logits + log_weights - found.log_total[:, None]).exp()
-        scores = found.logits / self.model.scale
+    @cached_property
+    def ground(self) -> Ground:
+        """What the gallery's places stand for."""
+        return Ground.of(self.gallery)
+
+    @cached_property
+    def merge_km(self) -> float:
+        """How far candidates are apart."""
+        given = self.answers.merge_km
+        return max(25.0, 3 * float(np.median(self.ground.cell_km2)) ** 0.5) if given is None else given
+
+    @cached_property
+    def _log_prior(self) -> Float[Tensor, " m"]:
+        return log_prior(self.gallery, self.ground, self.answers.prior)
+
+    def posterior(self, vectors: Float[Tensor, "n k"], calibration: Calibration | None = None) -> Posterior:
+        """Probabilities over the gallery's ground.
+
+        Args:
+            vectors: of pictures, as :meth:`encode` gives them, or of texts.
+            calibration: the model's own for pictures when not given; texts have none (``Calibration()``).
+        """
+        logits = self.index.logits(vectors, self.model.scale, exact=5)
+        return Posterior.from_logits(logits, self._log_prior, self.ground, calibration or self.calibration)
+
+    def _search(self, vectors: Float[Tensor, "n k"], top_k: int, calibration: Calibration) -> list[dict[str, Any]]:
+        """What each answer says, beside its name."""
+        posterior, how = self.posterior(vectors, calibration), self.answers
+        found = posterior.candidates(top_k, merge_km=self.merge_km, how=how.decode, radius_km=how.radius_km)
+        best = found.coordinates[:, 0]
+        profile = posterior.profile(best)
+        within, radii = profile.within(_RADII_KM), profile.radius_km(_SHARES)
+        scores = self._scores(vectors, found.coordinates)
+        labels = self._countries
+        countries = [None] * len(best) if labels is None else posterior.shares(labels)
+        sure = posterior.sure(profile)
         return [
-            tuple(
-                Candidate(round(float(lat), 6), round(float(lon), 6), float(score), float(probability))
-                for (lat, lon), score, probability in zip(self.gallery.coordinates[r], s, p, strict=True)
-            )
-            for r, s, p in zip(found.rows.numpy(), scores.tolist(), probabilities.tolist(), strict=True)
+            {
+                "candidates": tuple(
+                    Candidate(round(lat, 6), round(lon, 6), float(score), float(mass), round(float(km), 3))
+                    for (lat, lon), score, mass, km in zip(
+                        found.coordinates[n].tolist(), scores[n], found.mass[n], found.radius_km[n], strict=True
+                    )
+                    if mass > 0
+                ),
+                "credible_radius_km": {
+                    f"{100 * share:.0f}": round(km, 3) for share, km in zip(_SHARES, radii[n].tolist(), strict=True)
+                },
+                "within_km": {str(km): share for km, share in zip(_RADII_KM, within[n].tolist(), strict=True)},
+                "countries": countries[n],
+                "sure": sure[n],
+            }
+            for n in range(len(best))
         ]
+
+    @torch.inference_mode()
+    def _scores(self, vectors: Float[Tensor, "n d"], places: Float64[np.ndarray, "n k 2"]) -> Float[np.ndarray, "n k"]:
+        """Cosines of pictures with their own candidates, which need not be places of the gallery."""
+        coordinates = torch.from_numpy(np.nan_to_num(places).reshape(-1, 2)).float()
+        located = self.model.location_encoder.encode(coordinates.to(self.model.logit_scale.device)).cpu().float()
+        return torch.einsum("nd,nkd->nk", vectors, located.view(*places.shape[:2], -1)).numpy()
+
+    @cached_property
+    def _countries(self) -> np.ndarray | None:
+        """The country of each place of the gallery; None where the extra ``places`` is not installed."""
+        from open_geoclip.places import Places
+
+        file = None
+        if self.index.path is not None:
+            file = self.index.path.with_name(f"{self.gallery.fingerprint[:32]}.countries-1.npy")
+            if (known := _read_labels(file, len(self.gallery))) is not None:
+                return known
+        try:
+            codes = Places().countries(self.gallery.coordinates.astype(np.float64))
+        except MissingExtraError:
+            return None
+        if file is not None:
+            try:
+                with beside(file) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, codes.astype("<U3"))
+            except OSError as error:
+                logger.warning("the cache %s cannot be used (%s): countries are found anew each time", file, error)
+        return codes
+
+
+def _read_labels(file: Path, count: int) -> np.ndarray | None:
+    """Labels from a cache file; None when there is no such file or it is damaged."""
+    try:
+        labels: np.ndarray = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s is damaged (%s) and is made again", file, error)
+        return None
+    return labels if labels.shape == (count,) and labels.dtype.kind == "U" else None
 
 
 @dataclass(frozen=True)

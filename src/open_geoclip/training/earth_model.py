@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,10 @@ from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.model.two_towers import TwoTowers
 from open_geoclip.pretrained.places import EMBEDDED
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.index import GalleryIndex
 from open_geoclip.sphere import geodesic_km
+from open_geoclip.training.accuracy import encoded, fitted
 from open_geoclip.training.alignment import AlignedHead, AlignSettings, Projections, align
 from open_geoclip.training.contrastive import TrainSettings, train
 from open_geoclip.training.features import CaptionSet, FeatureSet, SeenAs, earth_view_captions, earth_view_features
@@ -119,6 +123,10 @@ def main() -> None:
 
     model = TwoTowers.from_release(pretrained.load(f"dir:{options.output}"))
     towers = (model.image_encoder.of_features, model.location_encoder)
+    table = Gallery.from_coordinates(gallery.numpy())
+    with TemporaryDirectory() as cache:
+        index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))
+        calibration = fitted(index, encoded(model, validation), model.scale, "validation views")
     accuracy = {"validation": measured(best_places(*towers, validation, gallery), validation)}
     looks: list[tuple[str, SeenAs]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]
@@ -139,6 +147,7 @@ def main() -> None:
             if name.startswith("test")
         },
         "measured": accuracy,
+        "calibration": calibration.to_dict(),
     }
     save(options, tensors, gallery, card)
     console.print_json(json.dumps(accuracy))

@@ -1,0 +1,154 @@
+"""Fitting a calibration on validation data, and measuring on test data whether probabilities hold."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.search.ground import Ground, log_prior
+from open_geoclip.search.index import GalleryIndex
+from open_geoclip.search.posterior import NOMINAL, Calibration, Posterior, Profile, log_gauss
+from open_geoclip.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
+
+__all__ = ["ANSWER_KM", "fit_calibration", "fit_levels", "reliability"]
+
+ANSWER_KM = 200.0
+"""Levels are fitted around the answer that has the most mass within this radius."""
+
+_CHUNK = 128  # pictures
+_NEAR = 48  # places around a truth; those further off add nothing to the density there
+_TEMPERATURES = np.geomspace(0.2, 5.0, 17)
+_FEWEST = 100
+
+
+@torch.inference_mode()
+def fit_calibration(
+    index: GalleryIndex,
+    vectors: Float[Tensor, "n d"],
+    truth: Float[np.ndarray, "n 2"],
+    scale: float,
+    *,
+    name: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """The temperature, background and width under which the truths are most likely.
+
+    What is made small is the mean negative log density at the truths, in nats for each square kilometre: a proper
+    score, which has its best value where the probabilities are right. The gallery is gone through once: the
+    normaliser is a smooth function of the temperature, so it is computed at 17 temperatures and interpolated.
+
+    Args:
+        index: the gallery that answers will be chosen from, with its own prior.
+        vectors: of validation pictures, of length 1.
+        truth: where they were taken, (lat, lon) in degrees.
+        scale: the model's.
+        name: what the pictures are called, for whoever reads the calibration.
+        progress: called with (done, total).
+
+    Raises:
+        SettingsError: fewer than 100 pictures.
+    """
+    from scipy.interpolate import CubicSpline
+    from scipy.optimize import minimize
+    from scipy.spatial import cKDTree
+
+    n = len(vectors)
+    if n < _FEWEST:
+        raise SettingsError(f"a calibration takes at least {_FEWEST} pictures, not {n}")
+    ground = Ground.of(index.gallery)
+    prior = log_prior(index.gallery, ground)
+    near = min(_NEAR, len(ground))
+    chord, rows = cKDTree(ground.points.numpy().astype(np.float64)).query(
+        unit_vectors(np.asarray(truth, np.float64)), k=list(range(1, near + 1))
+    )
+    rows_ = torch.from_numpy(rows.astype(np.int64))
+    totals, at_truth = np.empty((n, len(_TEMPERATURES))), np.empty((n, near))
+    for start in range(0, n, _CHUNK):
+        part = slice(start, min(start + _CHUNK, n))
+        logits = index.logits(vectors[part], scale)
+        at_truth[part] = logits.gather(1, rows_[part]).double().numpy()
+        for column, temperature in enumerate(_TEMPERATURES):
+            sums = torch.logsumexp(torch.add(prior, logits, alpha=1 / temperature), dim=1)
+            totals[part, column] = sums.double().numpy()
+        if progress is not None:
+            progress(part.stop, n)
+    # Divided by what grows with 1/T, the normaliser bends little, and a spline follows it.
+    normaliser = CubicSpline(1 / _TEMPERATURES[::-1], totals[:, ::-1], axis=1)
+    square, cell = chord**2, ground.cell_km2[rows] / EARTH_RADIUS_KM**2
+    own = prior.double().numpy()[rows]
+    everywhere = math.log(1e-6 / (4 * math.pi * EARTH_RADIUS_KM**2))
+
+    def unpacked(x: Float64[np.ndarray, "3"]) -> tuple[float, float, float]:
+        low, high = math.log(_TEMPERATURES[0]), math.log(_TEMPERATURES[-1])
+        share = 1 / (1 + math.exp(-np.clip(x[1], -9, 3)))
+        return math.exp(np.clip(x[0], low, high)), share, math.exp(np.clip(x[2], -5, 8))
+
+    def loss(x: Float64[np.ndarray, "3"]) -> float:
+        temperature, background, width = unpacked(x)
+        blur = torch.from_numpy(np.sqrt(cell / 12 + (width / EARTH_RADIUS_KM) ** 2))
+        kernel = log_gauss(torch.from_numpy(square), blur).numpy()
+        told = at_truth / temperature + own - normaliser(1 / temperature)[:, None] + math.log1p(-background)
+        terms = np.logaddexp(told, own + math.log(background)) + kernel
+        return -float(np.logaddexp(np.logaddexp.reduce(terms, axis=1), everywhere).mean())
+
+    best = minimize(
+        loss, [-0.7, -5.0, math.log(15.0)], method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-5, "maxiter": 300}
+    )
+    temperature, background, width = unpacked(best.x)
+    found = Calibration(round(temperature, 4), round(background, 5), round(width, 2), name, n)
+    return replace(found, levels=fit_levels(index, vectors, truth, scale, found))
+
+
+@torch.inference_mode()
+def fit_levels(
+    index: GalleryIndex,
+    vectors: Float[Tensor, "n d"],
+    truth: Float[np.ndarray, "n 2"],
+    scale: float,
+    calibration: Calibration,
+) -> tuple[float, ...]:
+    """Which shares of the mass around an answer hold the truth as often as they should.
+
+    Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", 2018: quantiles
+    of the mass that is nearer to the answer than the truth is. Arguments are those of :func:`fit_calibration`.
+    """
+    ground = Ground.of(index.gallery)
+    prior, plain = log_prior(index.gallery, ground), replace(calibration, levels=())
+    nearer = np.empty(len(vectors))
+    for start in range(0, len(vectors), _CHUNK):
+        part = slice(start, min(start + _CHUNK, len(vectors)))
+        posterior = Posterior.from_logits(index.logits(vectors[part], scale), prior, ground, plain)
+        answers = posterior.decode("mass", ANSWER_KM)
+        off = haversine_km(np.asarray(truth[part], np.float64), answers)
+        profile = posterior.profile(answers)
+        nearer[part] = [
+            Profile(row[None]).within((max(km, 1e-3),))[0, 0] for row, km in zip(profile.upto, off, strict=True)
+        ]
+    inner = np.quantile(nearer, NOMINAL[1:-1]).clip(1e-6, 1 - 1e-6)
+    # Each a little above the one before, so that levels can be told apart.
+    grown = np.maximum.accumulate(inner + 1e-7 * np.arange(len(inner)))
+    return (0.0, *(float(level) for level in grown.round(9)), 1.0)
+
+
+def reliability(claimed: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int = 10) -> dict[str, Any]:
+    """Claimed probabilities held against how often they were right.
+
+    Guo et al., "On calibration of modern neural networks", 2017, section 2; with bins of equally many answers
+    instead of equal width, so that none is nearly empty.
+
+    Returns:
+        ``ece``, the expected calibration error, 0 to 1; ``bins``: for each ``n``, mean ``claimed`` and share ``right``.
+    """
+    order = np.argsort(claimed, kind="stable")
+    rows = [
+        {"n": len(part), "claimed": float(claimed[part].mean()), "right": float(right[part].mean())}
+        for part in np.array_split(order, min(bins, len(order)))
+    ]
+    gaps = [row["n"] * abs(row["claimed"] - row["right"]) for row in rows]
+    return {"ece": sum(gaps) / len(claimed), "bins": rows}

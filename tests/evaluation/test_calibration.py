@@ -1,0 +1,65 @@
+"""Fitting a calibration: what was drawn with known numbers gives these numbers back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.evaluation.calibration import fit_calibration, reliability
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.ground import Ground, log_prior
+from open_geoclip.search.index import GalleryIndex
+from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.sphere import destination, even_points
+
+SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 800)
+
+
+def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = LocationEncoder(LocationSettings((2.0,), 32, 64, 1, 32, "sphere")).eval()
+    gallery = Gallery.from_coordinates(even_points(3000))
+    index, ground = GalleryIndex.build(encoder, gallery, folder=tmp_path), Ground.of(gallery)
+    vectors = F.normalize(torch.randn(TRUE.pictures, 32), dim=1)
+    posterior = Posterior.from_logits(index.logits(vectors, SCALE), log_prior(gallery, ground), ground, TRUE)
+    rows = torch.multinomial(posterior.mass, 1)[:, 0].numpy()
+    rng = np.random.default_rng(0)
+    km = posterior.blur_km[rows] * np.sqrt(-2 * np.log(rng.uniform(size=len(rows))))
+    truth = destination(gallery.coordinates[rows].astype(np.float64), rng.uniform(0, 360, len(rows)), km)
+    found = fit_calibration(index, vectors, truth, SCALE, name="drawn")
+    assert found.temperature == pytest.approx(TRUE.temperature, rel=0.2)
+    assert found.background == pytest.approx(TRUE.background, abs=0.1)
+    assert (found.fitted_on, found.pictures) == ("drawn", len(rows))
+
+    def nats(calibration: Calibration) -> float:
+        logits = index.logits(vectors, SCALE)
+        told = Posterior.from_logits(logits, log_prior(gallery, ground), ground, calibration)
+        return -float(told.log_density(truth).mean())
+
+    assert nats(found) <= nats(TRUE) + 0.01
+    assert nats(found) < nats(Calibration()) - 0.01
+    with pytest.raises(SettingsError, match="at least 100 pictures"):
+        fit_calibration(index, vectors[:5], truth[:5], SCALE, name="few")
+
+
+def test_all_logits_are_those_of_the_search(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    encoder = LocationEncoder(LocationSettings((2.0,), 32, 64, 1, 32, "sphere")).eval()
+    index = GalleryIndex.build(encoder, Gallery.from_coordinates(even_points(9000)), folder=tmp_path)
+    queries = F.normalize(torch.randn(3, 32), dim=1)
+    logits, found = index.logits(queries, 30.0, exact=5), index.search(queries, 30.0, 5)
+    assert torch.equal(logits.topk(5, dim=1).indices, found.rows)
+    torch.testing.assert_close(logits.topk(5, dim=1).values, found.logits)
+    torch.testing.assert_close(torch.logsumexp(logits, dim=1), found.log_total, rtol=1e-4, atol=1e-4)
+
+
+def test_reliability() -> None:
+    claimed = np.repeat([0.2, 0.8], 100)
+    right = np.concatenate([np.arange(100) < 20, np.arange(100) < 60])
+    found = reliability(claimed, right, bins=2)
+    assert found["ece"] == pytest.approx(0.1)
+    assert [row["right"] for row in found["bins"]] == pytest.approx([0.2, 0.6])
