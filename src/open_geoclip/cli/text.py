@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
 
 if TYPE_CHECKING:
-    from open_geoclip.search.locator import Answer
+    from open_geoclip.search.locator import Answer, Locator
 
 __all__ = ["text"]
 
@@ -36,7 +36,7 @@ def text(
         top_k: Candidates a text.
         format_: A table to read, JSON or CSV.
         output: A file to write instead of stdout.
-        map_: A PNG to draw the candidates into.
+        map_: A PNG to draw into: the probabilities of one text, or the candidates of several.
     """
     show_log()
     from open_geoclip.cli.locate import FORMATS
@@ -53,14 +53,28 @@ def text(
     answers = locator.locate_text(texts, top_k)
     write_output(FORMATS[format_](answers), output)
     if map_ is not None:
-        _draw(map_, answers)
+        _draw(map_, answers, locator)
 
 
-def _draw(path: Path, answers: "list[Answer]") -> None:
+def _draw(path: Path, answers: "list[Answer]", locator: "Locator") -> None:
+    """One text's probabilities as a heat map; several texts and their candidates on one map."""
     import numpy as np
 
+    from open_geoclip.export.heatmap import draw_posterior
     from open_geoclip.export.map import PlacedPicture, draw_answers
+    from open_geoclip.search.posterior import Calibration
 
+    if len(answers) == 1:
+        [answer] = answers
+        draw_posterior(
+            path,
+            locator.posterior(locator.encode_text([answer.name]), Calibration()),
+            name=answer.name,
+            candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
+            lines=("probabilities compare places,", "they are not chances of being right"),
+            note=f"Estimate by {answer.model}, not evidence",
+        )
+        return
     draw_answers(
         path,
         [
