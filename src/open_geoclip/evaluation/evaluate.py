@@ -215,7 +215,8 @@ def _answered(
 def _settings(locator: Locator) -> dict[str, Any]:
     """What answers depend on, but for the backbone's weights, which the probe tells apart."""
     head = hashlib.sha256()
-    for name, tensor in sorted(locator.model.image_encoder.mlp.state_dict().items()):
+    learned = locator.model.image_encoder.state_dict()
+    for name, tensor in sorted((name, learned[name]) for name in learned if not name.startswith("backbone.")):
         head.update(name.encode())
         head.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     encoder = locator.model.image_encoder

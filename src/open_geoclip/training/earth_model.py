@@ -130,10 +130,12 @@ def main() -> None:
     accuracy = {"validation": measured(best_places(*towers, validation, gallery), validation)}
     looks: list[tuple[str, SeenAs]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]
+    k = tuned_k(*nearest_pictures(data.features, validation.features, 40), data.coordinates, validation.coordinates)
     for name, look in looks:
         views = features("test", 4096, look)
         accuracy[name] = measured(best_places(*towers, views, gallery), views)
-        accuracy[f"{name}, by picture retrieval (kNN)"] = measured(retrieved(data, validation, views), views)
+        retrieved = neighbour_places(*nearest_pictures(data.features, views.features, k), data.coordinates)
+        accuracy[f"{name}, by picture retrieval (kNN)"] = measured(retrieved, views)
     card = {
         "title": "GeoCLIP for views of the Earth from orbit",
         "source": f"{RECIPE} (open-geoclip {__version__})",
@@ -169,13 +171,6 @@ def aligned(data: FeatureSet, captions: CaptionSet, path: Path) -> Projections:
     save_file(projections.state_dict(), temporary)
     temporary.replace(path)
     return projections
-
-
-def retrieved(data: FeatureSet, validation: FeatureSet, asked: FeatureSet) -> Float64[Tensor, "n 2"]:
-    """Places by picture retrieval on the same features, its k tuned on the validation views."""
-    cosines, rows = nearest_pictures(data.features, validation.features, 40)
-    k = tuned_k(cosines, rows, data.coordinates, validation.coordinates)
-    return neighbour_places(*nearest_pictures(data.features, asked.features, k), data.coordinates)
 
 
 def save(
