@@ -16,6 +16,7 @@ from open_geoclip._version import __version__
 
 if TYPE_CHECKING:
     from open_geoclip.errors import (
+        AreaError,
         CoordinateError,
         DataError,
         GalleryError,
@@ -32,16 +33,20 @@ if TYPE_CHECKING:
     from open_geoclip.model.image_encoder import ImageEncoder
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
+    from open_geoclip.search.answers import Answer, AnswerSettings, Candidate
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.geoclip import GeoCLIP
-    from open_geoclip.search.locator import Answer, AnswerSettings, Candidate, Locator
+    from open_geoclip.search.limits import Area
+    from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Calibration, Posterior
 
 _HOME = {
-    "Answer": "search.locator",
-    "AnswerSettings": "search.locator",
+    "Answer": "search.answers",
+    "AnswerSettings": "search.answers",
+    "Area": "search.limits",
+    "AreaError": "errors",
     "Calibration": "search.posterior",
-    "Candidate": "search.locator",
+    "Candidate": "search.answers",
     "CoordinateError": "errors",
     "DataError": "errors",
     "Gallery": "search.gallery",
@@ -68,6 +73,8 @@ _HOME = {
 __all__ = [
     "Answer",
     "AnswerSettings",
+    "Area",
+    "AreaError",
     "Calibration",
     "Candidate",
     "CoordinateError",

@@ -8,6 +8,7 @@
     ├── TextError            (ValueError)   a text that a model cannot read: empty or too long
     ├── DataError            (ValueError)   photos and coordinates that cannot be used as data
     ├── SettingsError        (ValueError)   a setting that is unknown or out of range
+    │   └── AreaError                       limits that cannot be understood, or hold no place
     ├── GalleryError         (ValueError)   a gallery file that cannot be used
     ├── PredictionsError     (ValueError)   predictions that cannot be scored
     ├── BenchmarkError       (ValueError)   labels or photos of a benchmark that cannot be used
@@ -20,6 +21,7 @@ Each message names the thing that is wrong and what to do about it.
 """
 
 __all__ = [
+    "AreaError",
     "BenchmarkError",
     "CoordinateError",
     "DataError",
@@ -63,6 +65,10 @@ class DataError(OpenGeoCLIPError, ValueError):
 
 class SettingsError(OpenGeoCLIPError, ValueError):
     """A setting that is unknown or out of range."""
+
+
+class AreaError(SettingsError):
+    """Limits (a country, a box, a circle, a polygon) that cannot be understood, or that hold no place."""
 
 
 class GalleryError(OpenGeoCLIPError, ValueError):

@@ -32,6 +32,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -61,6 +62,7 @@ __all__ = [
     "load_image",
     "read_exif",
     "sniff",
+    "taken_at",
 ]
 
 MAX_PIXELS = 89_478_485
@@ -514,6 +516,30 @@ def _orientation(image: Image.Image) -> int:
     xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
     match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
     return int(match[1]) if match else 1
+
+
+def taken_at(source: ImageSource, *, name: str | None = None) -> datetime | None:
+    """When a photo was taken, as its camera wrote it down: EXIF DateTimeOriginal; None where there is none.
+
+    With OffsetTimeOriginal the time knows its zone; without, it is what the camera's clock showed.
+
+    Raises:
+        ImageError: The picture is missing, damaged, or not one at all.
+    """
+    label = image_name(source) if name is None else name
+    if isinstance(source, np.ndarray):
+        return None
+    picture = source if isinstance(source, Image.Image) else _open(_read(source, label), label, MAX_PIXELS)
+    with _quiet(True):
+        try:
+            tags = picture.getexif().get_ifd(0x8769)
+        except Exception:  # noqa: BLE001  # damaged metadata in any way it likes: there is no time in it
+            return None
+    text, zone = tags.get(0x9003), tags.get(0x9011)
+    with suppress(ValueError, TypeError):
+        zone = zone.strip("\0 ") if isinstance(zone, str) else ""
+        return datetime.strptime(f"{text}".strip("\0 ") + zone, "%Y:%m:%d %H:%M:%S" + ("%z" if zone else ""))
+    return None
 
 
 def _exif_orientation(exif: bytes) -> int | None:

@@ -1,21 +1,21 @@
 """``geoclip locate``: where photos were taken."""
 
-import csv
-import io
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._answers import FORMATS, draw
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
-from open_geoclip.errors import ImageError
+from open_geoclip.cli._times import hours_of
+from open_geoclip.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
-    from open_geoclip.search.locator import Answer, Locator
+    from open_geoclip.search.answers import Answer
+    from open_geoclip.search.locator import Locator
 
-__all__ = ["FORMATS", "locate"]
+__all__ = ["locate"]
 
 
 def locate(
@@ -25,6 +25,14 @@ def locate(
     model: str = "earth",
     backbone: str | None = None,
     gallery: Path | None = None,
+    within: Annotated[list[str] | None, Parameter(allow_leading_hyphen=True)] = None,
+    not_within: Annotated[list[str] | None, Parameter(allow_leading_hyphen=True)] = None,
+    together: bool = False,
+    trip: bool = False,
+    times: Path | None = None,
+    speed_kmh: float = 900.0,
+    refine: bool = False,
+    crops: Literal[1, 10] = 1,
     top_k: int = 5,
     format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
@@ -50,6 +58,16 @@ def locate(
             dir:/folder.
         backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
         gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
+        within: Where it can only have been: a country (France), a box south,west,north,east (35,-10,60,30), a circle
+            lat,lon,radius (48.86,2.29,50km) or a GeoJSON file. Given several times, any of them.
+        not_within: Where it cannot have been, written as for --within.
+        together: All pictures show one place: one answer for all.
+        trip: All pictures are of one trip: one answer each, none faster than --speed-kmh from the one before.
+        times: For --trip: CSV with the columns image and time (2026-05-01T14:03:00, perhaps with a zone), instead of
+            what the cameras wrote down (EXIF).
+        speed_kmh: For --trip: the most that is travelled; 900 is an airliner.
+        refine: Look for answers between the places of the gallery too.
+        crops: 1, or 10 as in the paper's evaluation: slower by ten.
         top_k: Candidates a picture.
         format_: A table to read, JSON or CSV.
         output: A file to write instead of stdout.
@@ -68,10 +86,19 @@ def locate(
         text_weight: How much the text counts against the picture: 0 is the picture alone, 1 the text alone.
     """
     show_log()
+    if together and trip:
+        raise SettingsError("--together is for one place, --trip for several: give one of the two")
+    if text is not None and (together or trip):
+        raise SettingsError("--text goes beside pictures that are located alone")
+    if times is not None and not trip:
+        raise SettingsError("--times is for --trip")
     from open_geoclip._version import __version__
     from open_geoclip.images import MAX_PIXELS, find_images
-    from open_geoclip.search.locator import Answer, AnswerSettings, Locator
+    from open_geoclip.search.answers import Answer, AnswerSettings
+    from open_geoclip.search.limits import Area
+    from open_geoclip.search.locator import Locator
 
+    area = Area.parse(within or (), not_within or ())  # before anything slow: it may be refused
     with progress_bar("encoding the gallery, once") as progress:
         locator = Locator.from_pretrained(
             model,
@@ -83,7 +110,9 @@ def locate(
             max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
             progress=progress,
             answers=AnswerSettings(decode, merge_km, radius_km, prior),
-        )
+            refine=refine,
+            crops=crops,
+        ).within(area)
     files: list[Path] = []
     answers: list[Answer] = []
     for path in images:
@@ -91,9 +120,12 @@ def locate(
             files += find_images([path])
         except ImageError as error:
             answers.append(Answer(error.name, locator.model_name, "", __version__, error=error.reason))
-    interrupted = False
+    interrupted, shown = False, files
     try:
         with progress_bar("locating") as progress:
+            if together or trip:
+                answers += _as_one(locator, files, top_k, hours_of(files, times) if trip else None, speed_kmh)
+                files = []
             for done, answer in enumerate(locator.stream(files, top_k, text=text, text_weight=text_weight), 1):
                 answers.append(answer)
                 progress(done, len(files))
@@ -105,99 +137,19 @@ def locate(
             print(f"geoclip: {answer.image}: {answer.error}", file=sys.stderr)
     write_output(FORMATS[format_](answers), output)
     if map_ is not None:
-        _draw(map_, answers, locator)
+        draw(map_, answers, locator, together=shown if together else None)
     if interrupted:
         sys.exit(130)
     if any(answer.error is not None for answer in answers):
         sys.exit(1)
 
 
-def _json(answers: "list[Answer]") -> str:
-    return json.dumps([answer.to_dict() for answer in answers], indent=2, ensure_ascii=False) + "\n"
-
-
-def _csv(answers: "list[Answer]") -> str:
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(
-        ["image", "rank", "lat", "lon", "score", "probability", "radius_km", "model", "gallery", "version", "error"]
-    )
-    for answer in answers:
-        about = [answer.model, answer.gallery, answer.version]
-        for rank, c in enumerate(answer.candidates, 1):
-            writer.writerow([answer.name, rank, c.lat, c.lon, c.score, c.probability, c.radius_km, *about, ""])
-        if answer.error is not None:
-            writer.writerow([answer.image, *[""] * 6, *about, answer.error])
-    return file.getvalue()
-
-
-def _table(answers: "list[Answer]") -> str:
-    lines = []
-    for answer in answers:
-        if answer.error is None:
-            lines.append(answer.name)
-            lines += [
-                f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  {100 * c.probability:6.2f} % in {c.radius_km:,.0f} km"
-                for rank, c in enumerate(answer.candidates, 1)
-            ]
-            lines.append(f"      {_confidence(answer)}")
-    located = [answer for answer in answers if answer.error is None]
-    if located:
-        first = located[0]
-        lines.append(f"estimates by {first.model}; {first.gallery}; open-geoclip {first.version}")
-    return "".join(f"{line}\n" for line in lines)
-
-
-FORMATS = {"table": _table, "json": _json, "csv": _csv}
-
-
-def _confidence(answer: "Answer") -> str:
-    """A line on how sure an answer is, for people."""
-    if answer.sure is None:
-        return "these weights are not calibrated: percentages compare places, they are not chances of being right"
-    radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in answer.credible_radius_km.items())
-    countries = ", ".join(f"{code} {100 * share:.0f} %" for code, share in list((answer.countries or {}).items())[:3])
-    parts = ["sure" if answer.sure else "not sure", radii, countries]
-    return "; ".join(part for part in parts if part)
-
-
-def _draw(path: Path, answers: "list[Answer]", locator: "Locator") -> None:
-    """One picture's probabilities as a heat map; several pictures and their candidates on one map."""
-    import numpy as np
-
-    from open_geoclip.export.heatmap import draw_posterior
-    from open_geoclip.export.map import PlacedPicture, draw_answers
-    from open_geoclip.images import load_image
-
-    located = [answer for answer in answers if answer.error is None]
-    if len(located) == 1 and located[0].text is None:
-        [answer] = located
-        image = load_image(answer.image, max_pixels=locator.max_pixels)
-        best = answer.candidates[0]
-        draw_posterior(
-            path,
-            locator.posterior(locator.encode([image])),
-            name=Path(answer.image).name,
-            candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
-            image=image,
-            lines=(
-                f"{best.lat:.3f}, {best.lon:.3f}",
-                f"probability {100 * best.probability:.1f} %",
-                *_confidence(answer).split("; "),
-            ),
-            note=f"Estimate by {answer.model}, not evidence",
-        )
-        return
-    draw_answers(
-        path,
-        [
-            PlacedPicture(
-                image=load_image(answer.image),
-                name=Path(answer.image).name,
-                candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
-                probabilities=np.array([c.probability for c in answer.candidates]),
-            )
-            for answer in located
-        ],
-        note=f"Estimates by {located[0].model}, not evidence" if located else "",
-    )
+def _as_one(
+    locator: "Locator", files: list[Path], top_k: int, hours: "list[float] | None", speed_kmh: float
+) -> "list[Answer]":
+    """Answers for pictures of one place or, where there are times, of one trip; none if there is no picture."""
+    if not files:
+        return []
+    if hours is None:
+        return [locator.locate_together(files, top_k)]
+    return locator.locate_trip(files, hours, top_k, speed_kmh=speed_kmh)

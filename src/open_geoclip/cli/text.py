@@ -39,7 +39,7 @@ def text(
         map_: A PNG to draw into: the probabilities of one text, or the candidates of several.
     """
     show_log()
-    from open_geoclip.cli.locate import FORMATS
+    from open_geoclip.cli._answers import FORMATS
     from open_geoclip.search.locator import Locator
 
     with progress_bar("encoding the gallery, once") as progress:

@@ -179,7 +179,8 @@ class Countries:
         """
         code = self.code_of(text)
         codes, _, areas, _ = self._outlines
-        return self._shapely.union_all([area for c, area in zip(codes, areas, strict=True) if c == code])
+        own = [area for c, area in zip(codes, areas, strict=True) if c == code]
+        return self._shapely.union_all(self._shapely.make_valid(own))  # on the grid, some rings touch themselves
 
 
 def card() -> dict[str, str]:

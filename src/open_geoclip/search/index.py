@@ -138,6 +138,11 @@ class GalleryIndex:
             return cls(encoder, gallery, torch.cat(parts))
         return cls(encoder, gallery, vectors, path)
 
+    def only(self, rows: Int64[np.ndarray, " m"]) -> "GalleryIndex":
+        """The index of some of the places, of which it keeps the vectors in memory."""
+        part = Gallery(self.gallery.name, self.gallery.coordinates[rows], self.gallery.weights[rows])
+        return GalleryIndex(self.encoder, part, self.vectors[torch.from_numpy(rows)])
+
     @staticmethod
     def cached_path(encoder: LocationEncoder, gallery: Gallery, folder: Path | None = None) -> Path:
         """The file that the vectors are kept in, whether it exists or not."""
@@ -152,7 +157,7 @@ class GalleryIndex:
         encoder's own precision and ordered by that, so that rounding on disk does not show in an answer.
 
         Args:
-            queries: vectors of pictures, of length 1 or less.
+            queries: vectors of pictures; those of several pictures in one may be longer than 1.
             scale: the temperature: logits are scale times cosine.
             top_k: places a query, at most the gallery's size.
         """
@@ -170,7 +175,7 @@ class GalleryIndex:
             if best.shape[1] > k:
                 best, order = best.topk(k, dim=1)
                 rows = rows.gather(1, order)
-        close = _close(best, top_k, scale)
+        close = _close(best, top_k, scale, queries.norm(dim=1, keepdim=True))
         best[close] = scale * self._exact_cosines(queries, rows, close)
         exact, order = best.sort(dim=1, descending=True, stable=True)
         rows = rows.gather(1, order)
@@ -184,7 +189,7 @@ class GalleryIndex:
         precision, as in :meth:`search`.
 
         Args:
-            queries: unit vectors of pictures.
+            queries: vectors of pictures, of any length.
             scale: the temperature: logits are scale times cosine.
             exact: places a query.
         """
@@ -195,7 +200,7 @@ class GalleryIndex:
             torch.mm(queries, self.vectors[start:stop].float().T, out=logits[:, start:stop])
         logits *= scale
         best, rows = logits.topk(min(exact + _EXTRA, len(self)), dim=1)
-        close = _close(best, exact, scale)
+        close = _close(best, exact, scale, queries.norm(dim=1, keepdim=True))
         best[close] = scale * self._exact_cosines(queries, rows, close)
         return logits.scatter_(1, rows, best)
 
@@ -209,10 +214,12 @@ class GalleryIndex:
         return (queries[chosen.nonzero()[:, 0]] * vectors[inverse]).sum(dim=1)
 
 
-def _close(best: Float32[Tensor, "n k"], top_k: int, scale: float) -> Bool[Tensor, "n k"]:
+def _close(
+    best: Float32[Tensor, "n k"], top_k: int, scale: float, lengths: Float[Tensor, "n 1"]
+) -> Bool[Tensor, "n k"]:
     """Which of the best logits, in order, rounding may have put on the wrong side of the best top_k."""
     last = best[:, min(top_k, best.shape[1]) - 1 :][:, :1]
-    return best >= last - 2 * abs(scale) * _ROUNDING
+    return best >= last - 2 * abs(scale) * _ROUNDING * lengths
 
 
 def _encoded(encoder: LocationEncoder, gallery: Gallery, progress: Progress | None) -> Iterator[Float[Tensor, "n k"]]:

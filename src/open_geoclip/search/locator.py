@@ -1,129 +1,33 @@
 """The locator: photos in, answers out."""
 
-import itertools
-import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float64
-from PIL import Image
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip import pretrained
 from open_geoclip._version import __version__
-from open_geoclip.errors import GalleryError, ImageError, MissingExtraError, SettingsError
-from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image
+from open_geoclip.errors import GalleryError, SettingsError
+from open_geoclip.images import MAX_PIXELS, ImageSource, image_name
 from open_geoclip.model.two_towers import DType, Engine, TwoTowers, prepared
+from open_geoclip.search.answers import Answer, AnswerSettings, Candidate, told
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground, Prior, log_prior
-from open_geoclip.search.index import GalleryIndex, Progress, beside
-from open_geoclip.search.posterior import Calibration, Decode, Posterior
+from open_geoclip.search.ground import Ground
+from open_geoclip.search.index import GalleryIndex, Progress
+from open_geoclip.search.limits import Area
+from open_geoclip.search.pictures import Pictures, listed
+from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.territory import Territory
+from open_geoclip.search.trips import along_trip, together
 
 __all__ = ["Answer", "AnswerSettings", "Candidate", "Locator"]
-
-logger = logging.getLogger(__name__)
-
-_RADII_KM = (1, 25, 200, 750, 2500)
-_SHARES = (0.5, 0.9)
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """How answers are made of probabilities.
-
-    Attributes:
-        decode: what the best answer is best for; see :meth:`open_geoclip.search.posterior.Posterior.decode`.
-        merge_km: candidates are further apart than this, and each has the mass of what is nearer to it. When not given,
-            25 km, or three times the distance between places in an even gallery that is coarser.
-        radius_km: of the decoding ``mass``; when not given, that of merging.
-        prior: what is known before a picture is seen; see :func:`open_geoclip.search.ground.log_prior`.
-    """
-
-    decode: Decode = "mass"
-    merge_km: float | None = None
-    radius_km: float | None = None
-    prior: Prior = "gallery"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A place where a photo may have been taken.
-
-    Attributes:
-        lat: degrees north.
-        lon: degrees east.
-        score: cosine of the picture's and the place's vector, from -1 to 1.
-        probability: of all ground that was merged into this candidate. The chance of being right when the model is
-            calibrated (``Answer.sure`` is not None); otherwise it only compares places of one gallery.
-        radius_km: within which nine tenths of that probability lie.
-    """
-
-    lat: float
-    lon: float
-    score: float
-    probability: float
-    radius_km: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was found for one picture or text, and by what. An estimate, not evidence.
-
-    Attributes:
-        image: the picture's name; empty for a text alone.
-        model: the weights' name and version.
-        gallery: the gallery's name, size and fingerprint.
-        version: of this package.
-        candidates: best first; empty when there is an error.
-        error: why the picture could not be read, or None.
-        text: what was asked for in words, alone or beside the picture, or None.
-        credible_radius_km: around the best candidate, holding 50 and 90 % of all probability.
-        within_km: probability that the best candidate is right within 1, 25, 200, 750 and 2500 km.
-        countries: probability of each country, the likeliest first; None where the extra ``places`` is not installed.
-        sure: right within 200 km with a probability of 0.8 or more; None when the model is not calibrated.
-    """
-
-    image: str
-    model: str
-    gallery: str
-    version: str
-    candidates: tuple[Candidate, ...] = ()
-    error: str | None = None
-    text: str | None = None
-    credible_radius_km: Mapping[str, float] = field(default_factory=dict)
-    within_km: Mapping[str, float] = field(default_factory=dict)
-    countries: Mapping[str, float] | None = None
-    sure: bool | None = None
-
-    @property
-    def name(self) -> str:
-        """The picture's name, or the text when there is no picture."""
-        return self.image or self.text or ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON-ready values; ``{"image", "error"}`` alone when the picture could not be read."""
-        if self.error is not None:
-            return {"image": self.image, "error": self.error}
-        asked = {"image": self.image, "text": self.text}
-        return {
-            **{kind: asked[kind] for kind in asked if asked[kind]},
-            "model": self.model,
-            "gallery": self.gallery,
-            "version": self.version,
-            "candidates": [vars(candidate) for candidate in self.candidates],
-            "credible_radius_km": dict(self.credible_radius_km),
-            "within_km": dict(self.within_km),
-            "countries": None if self.countries is None else dict(self.countries),
-            "sure": self.sure,
-        }
 
 
 class Locator:
@@ -141,6 +45,10 @@ class Locator:
         progress: called while location vectors are computed, which happens once for a model and a gallery.
         answers: how answers are made of probabilities.
         calibration: of the model; not calibrated when not given.
+        refine: look for answers between the places of the gallery too; see :mod:`open_geoclip.search.adaptive`.
+
+    Attributes:
+        territory: the gallery with what is computed of it, and the limits that :meth:`within` has set.
     """
 
     def __init__(
@@ -156,21 +64,20 @@ class Locator:
         progress: Progress | None = None,
         answers: AnswerSettings | None = None,
         calibration: Calibration | None = None,
+        refine: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise SettingsError(f"batch_size: 1 or more, not {batch_size}")
-        if crops not in (1, 10):
-            raise SettingsError(f"crops: 1 or 10, not {crops}")
         self.model = model.eval()
         self.model_name = model_name
-        self.batch_size = batch_size
-        self.max_pixels = max_pixels
-        self.crops = crops
+        self.pictures = Pictures(self.model, batch_size, max_pixels, crops)
         self.answers = answers or AnswerSettings()
         self.calibration = calibration or Calibration()
-        if self.crops != 1 or self.answers.prior != "gallery":  # it was measured with one crop and the gallery's prior
+        self.refine = refine
+        if refine and self.answers.decode == "max":
+            raise SettingsError("decode max answers with the gallery's places, refine looks between them")
+        if crops != 1 or refine or self.answers.prior != "gallery":  # it was measured without any of these
             self.calibration = replace(self.calibration, fitted_on=None)
-        self.index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
+        index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
+        self.territory = Territory(index, self.answers.prior)
 
     @classmethod
     def from_pretrained(
@@ -188,6 +95,7 @@ class Locator:
         cache: Path | None = None,
         progress: Progress | None = None,
         answers: AnswerSettings | None = None,
+        refine: bool = False,
     ) -> "Locator":
         """A locator with trained weights.
 
@@ -205,6 +113,7 @@ class Locator:
             cache: see the class.
             progress: see the class.
             answers: see the class.
+            refine: see the class.
 
         Raises:
             ModelNameError: a name does not follow the grammar.
@@ -213,9 +122,7 @@ class Locator:
         """
         release = pretrained.load(name)
         calibration = Calibration.from_dict(release.calibration)
-        if (
-            gallery is not None
-        ):  # the temperature is still the best there is, but nothing was measured with this gallery
+        if gallery is not None:  # the temperature is still the best there is, but nothing was measured with this one
             calibration = replace(calibration, fitted_on=None)
         if gallery is None:
             if release.gallery is None:
@@ -237,12 +144,61 @@ class Locator:
             progress=progress,
             answers=answers,
             calibration=calibration,
+            refine=refine,
         )
+
+    def within(self, area: Area) -> "Locator":
+        """A locator of the same towers whose answers lie inside an area.
+
+        Places of the gallery outside have no mass, and probabilities are shares of what is inside. Where the gallery
+        has no place inside, even places on land in the area stand in for it, their prior even unless it is a density;
+        their vectors are kept on disk too. Nothing was calibrated within limits: ``sure`` is None.
+
+        Raises:
+            AreaError: the area lies wholly in the sea, or nothing is left of it.
+            SettingsError: this locator has limits already.
+        """
+        if not area.limited:
+            return self
+        limited = copy(self)
+        limited.territory = self.territory.within(area)
+        limited.calibration = replace(self.calibration, fitted_on=None)
+        return limited
+
+    @property
+    def index(self) -> GalleryIndex:
+        """Location vectors of the gallery."""
+        return self.territory.index
 
     @property
     def gallery(self) -> Gallery:
         """The places that answers are chosen from."""
-        return self.index.gallery
+        return self.territory.gallery
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that the model sees at once."""
+        return self.pictures.batch_size
+
+    @property
+    def max_pixels(self) -> int:
+        """Larger pictures are refused."""
+        return self.pictures.max_pixels
+
+    @property
+    def crops(self) -> int:
+        """How many of each picture the model sees."""
+        return self.pictures.crops
+
+    @property
+    def ground(self) -> Ground:
+        """What the gallery's places stand for."""
+        return self.territory.ground
+
+    @property
+    def merge_km(self) -> float:
+        """How far candidates are apart."""
+        return self.territory.merge_km if self.answers.merge_km is None else self.answers.merge_km
 
     def locate(
         self,
@@ -284,7 +240,7 @@ class Locator:
         if not 0 <= text_weight <= 1:
             raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
         beside = None if text is None else _Beside(text, self.encode_text([text])[0], text_weight)
-        return self._answers(iter(_listed(images)), top_k, beside)
+        return self._answers(listed(images), top_k, beside)
 
     def locate_text(self, texts: Sequence[str], top_k: int = 5) -> list[Answer]:
         """The most likely places of each text, such as "a hot desert", in the order they were given.
@@ -304,93 +260,102 @@ class Locator:
         """Vectors of texts, of length 1, float32; errors are those of :meth:`locate_text`."""
         return self.model.encode_text(texts)
 
+    def locate_together(self, images: Iterable[ImageSource], top_k: int = 5) -> Answer:
+        """Where several pictures of one place were taken.
+
+        Their evidence is multiplied, each picture's to the power of a weight that is smaller the more pictures are like
+        it: see :func:`open_geoclip.search.trips.together`. Nothing was calibrated of several: ``sure`` is None.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            SettingsError: there is no picture, or top_k is out of range.
+        """
+        self._check_top_k(top_k)
+        images = list(images)
+        if not images:
+            raise SettingsError("locate_together: at least one picture")
+        name = ", ".join(image_name(source, number) for number, source in enumerate(images))
+        several = replace(self.calibration, fitted_on=None) if len(images) > 1 else self.calibration
+        [found] = self._search(together(self.encode(images)).float()[None], top_k, several)
+        return Answer(name, self.model_name, self._gallery_name, __version__, **found)
+
+    def locate_trip(
+        self,
+        images: Iterable[ImageSource],
+        times_h: Sequence[float] | Float[np.ndarray, " n"],
+        top_k: int = 5,
+        *,
+        speed_kmh: float = 900.0,
+    ) -> list[Answer]:
+        """Where pictures of one trip were taken, one answer each: nobody moves faster than the speed limit.
+
+        Each picture counts with the model's temperature, without the background share. Of trips nothing was
+        calibrated: ``sure`` is None.
+
+        Args:
+            images: pictures, in any order.
+            times_h: of each, hours from any moment.
+            top_k: candidates a picture; fewer where fewer are possible.
+            speed_kmh: the most that is travelled, along great circles; 900 is an airliner.
+
+        Returns:
+            One answer a picture; with ``error`` set when no trip keeps to the limit.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            SettingsError: a time is missing or no number, a speed is below 0, or top_k is out of range.
+        """
+        self._check_top_k(top_k)
+        images, hours = list(images), np.asarray(times_h, np.float64)
+        if len(images) == 0 or hours.shape != (len(images),):
+            raise SettingsError(
+                f"a trip is one picture or more and a time for each, not {hours.size} for {len(images)}"
+            )
+        about = [
+            (image_name(source, number), self.model_name, self._gallery_name, __version__)
+            for number, source in enumerate(images)
+        ]
+        vectors = self.encode(images)
+        calibration = replace(self.calibration, background=0.0, fitted_on=None)
+        alone = self.posterior(vectors, calibration).log_mass
+        gap = float(np.median(self.territory.gaps_km))
+        trip = along_trip(alone, self.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=gap)
+        if trip.log_evidence == -np.inf:
+            return [Answer(*of, error=f"no trip of these pictures keeps to {speed_kmh:g} km/h") for of in about]
+        if self.refine:
+            parts = self.territory.between(vectors, self.model.scale, calibration, trip.log_mass)
+            found = [self._told(p.posterior, vectors[n : n + 1], top_k, p.origins)[0] for n, p in enumerate(parts)]
+        else:
+            found = self._told(Posterior.from_log_mass(trip.log_mass, self.ground, calibration), vectors, top_k)
+        return [Answer(*of, **each) for of, each in zip(about, found, strict=True)]
+
     def encode(self, images: Iterable[ImageSource]) -> Float[Tensor, "n k"]:
         """Vectors of pictures, float32: of length 1, or the mean of ten such.
 
         Raises:
             ImageError: a picture cannot be read.
         """
-        pixels = [self._prepared(source, image_name(source, number)) for number, source in enumerate(images)]
-        parts = [self._vectors(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
-        return torch.cat(parts) if parts else torch.empty(0, self.model.location_encoder.settings.output)
+        return self.pictures.encode(images)
 
     def _check_top_k(self, top_k: int) -> None:
-        if not 1 <= top_k <= len(self.gallery):
+        most = top_k if self.territory.area.limited else len(self.gallery)  # an area may hold fewer: then it is fewer
+        if not 1 <= top_k <= most:
             raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")
 
-    def _prepared(self, source: ImageSource, name: str) -> Float[Tensor, "crops 3 h w"]:
-        preprocessing = self.model.image_encoder.preprocessing
-        image = load_image(source, name=name, max_pixels=self.max_pixels)
-        return preprocessing(image)[None] if self.crops == 1 else preprocessing.ten_crops(image)
-
-    @torch.inference_mode()
-    def _vectors(self, pixels: list[Float[Tensor, "crops 3 h w"]]) -> Float[Tensor, "n k"]:
-        """One vector a picture. The logits are linear in it, so the mean vector's are the mean of the crops' logits."""
-        device = self.model.logit_scale.device
-        vectors = [self.model.image_encoder(part.to(device)) for part in torch.cat(pixels).split(self.batch_size)]
-        unit = F.normalize(torch.cat(vectors).float(), dim=1).cpu()
-        return unit if self.crops == 1 else unit.view(len(pixels), self.crops, -1).mean(dim=1)
-
-    def _answers(self, sources: Iterator[ImageSource], top_k: int, beside: "_Beside | None") -> Iterator[Answer]:
-        """Decode a batch ahead while the model runs on the one before."""
-        numbered = enumerate(sources)
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
-
-            def submit() -> list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]]:
-                batch = []
-                for number, source in itertools.islice(numbered, self.batch_size):
-                    name = image_name(source, number)
-                    batch.append((name, pool.submit(self._prepared, source, name)))
-                return batch
-
-            batch, ahead = submit(), submit()
-            while batch:
-                yield from self._batch(batch, top_k, beside)
-                batch, ahead = ahead, submit()
-
-    def _batch(
-        self, batch: list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]], top_k: int, beside: "_Beside | None"
-    ) -> Iterator[Answer]:
-        errors: dict[int, str] = {}
-        pixels = []
-        for number, (_, future) in enumerate(batch):
-            try:
-                pixels.append(future.result())
-            except ImageError as error:
-                errors[number] = error.reason
-        answers: Iterator[dict[str, Any]] = iter(())
-        if pixels:
-            vectors = self._vectors(pixels)
-            if beside is None:
-                answers = iter(self._search(vectors, top_k, self.calibration))
-            else:
-                answers = iter(self._search(beside.mixed(vectors), top_k, Calibration()))
+    def _answers(self, sources: Iterable[ImageSource], top_k: int, beside: "_Beside | None") -> Iterator[Answer]:
         text = None if beside is None else beside.text
-        for number, (name, _) in enumerate(batch):
-            about = (name, self.model_name, self._gallery_name, __version__)
-            yield (
-                Answer(*about, error=errors[number]) if number in errors else Answer(*about, text=text, **next(answers))
-            )
+        for batch in self.pictures.batches(sources):
+            found: Iterator[dict[str, Any]] = iter(())
+            if len(batch.vectors):
+                vectors = batch.vectors if beside is None else beside.mixed(batch.vectors)
+                found = iter(self._search(vectors, top_k, self.calibration if beside is None else Calibration()))
+            for name, error in zip(batch.names, batch.errors, strict=True):
+                about = (name, self.model_name, self._gallery_name, __version__)
+                yield Answer(*about, error=error) if error is not None else Answer(*about, text=text, **next(found))
 
     @property
     def _gallery_name(self) -> str:
-        gallery = self.gallery
-        return f"{gallery.name}, {len(gallery):,} places, sha256 {gallery.fingerprint[:12]}"
-
-    @cached_property
-    def ground(self) -> Ground:
-        """What the gallery's places stand for."""
-        return Ground.of(self.gallery)
-
-    @cached_property
-    def merge_km(self) -> float:
-        """How far candidates are apart."""
-        given = self.answers.merge_km
-        return max(25.0, 3 * float(np.median(self.ground.cell_km2)) ** 0.5) if given is None else given
-
-    @cached_property
-    def _log_prior(self) -> Float[Tensor, " m"]:
-        return log_prior(self.gallery, self.ground, self.answers.prior)
+        return self.territory.name + (", refined" if self.refine else "")
 
     def posterior(self, vectors: Float[Tensor, "n k"], calibration: Calibration | None = None) -> Posterior:
         """Probabilities over the gallery's ground.
@@ -399,38 +364,36 @@ class Locator:
             vectors: of pictures, as :meth:`encode` gives them, or of texts.
             calibration: the model's own for pictures when not given; texts have none (``Calibration()``).
         """
-        logits = self.index.logits(vectors, self.model.scale, exact=5)
-        return Posterior.from_logits(logits, self._log_prior, self.ground, calibration or self.calibration)
+        return self.territory.posterior(vectors, self.model.scale, calibration or self.calibration)
+
+    def posterior_between(self, vector: Float[Tensor, " k"], calibration: Calibration | None = None) -> Posterior:
+        """As :meth:`posterior`, of one picture, on a ground that is refined where its vector points at."""
+        return self.territory.between(vector[None], self.model.scale, calibration or self.calibration)[0].posterior
 
     def _search(self, vectors: Float[Tensor, "n k"], top_k: int, calibration: Calibration) -> list[dict[str, Any]]:
         """What each answer says, beside its name."""
-        posterior, how = self.posterior(vectors, calibration), self.answers
-        found = posterior.candidates(top_k, merge_km=self.merge_km, how=how.decode, radius_km=how.radius_km)
-        best = found.coordinates[:, 0]
-        profile = posterior.profile(best)
-        within, radii = profile.within(_RADII_KM), profile.radius_km(_SHARES)
-        scores = self._scores(vectors, found.coordinates)
-        labels = self._countries
-        countries = [None] * len(best) if labels is None else posterior.shares(labels)
-        sure = posterior.sure(profile)
-        return [
-            {
-                "candidates": tuple(
-                    Candidate(round(lat, 6), round(lon, 6), float(score), float(mass), round(float(km), 3))
-                    for (lat, lon), score, mass, km in zip(
-                        found.coordinates[n].tolist(), scores[n], found.mass[n], found.radius_km[n], strict=True
-                    )
-                    if mass > 0
-                ),
-                "credible_radius_km": {
-                    f"{100 * share:.0f}": round(km, 3) for share, km in zip(_SHARES, radii[n].tolist(), strict=True)
-                },
-                "within_km": {str(km): share for km, share in zip(_RADII_KM, within[n].tolist(), strict=True)},
-                "countries": countries[n],
-                "sure": sure[n],
-            }
-            for n in range(len(best))
-        ]
+        if not self.refine:
+            return self._told(self.posterior(vectors, calibration), vectors, top_k)
+        parts = self.territory.between(vectors, self.model.scale, calibration)
+        return [self._told(part.posterior, vectors[n : n + 1], top_k, part.origins)[0] for n, part in enumerate(parts)]
+
+    def _told(
+        self,
+        posterior: Posterior,
+        vectors: Float[Tensor, "n k"],
+        top_k: int,
+        origins: Int64[np.ndarray, " p"] | None = None,
+    ) -> list[dict[str, Any]]:
+        labels = self.territory.countries
+        return told(
+            posterior,
+            self.answers,
+            min(top_k, len(self.gallery)),
+            merge_km=self.merge_km,
+            scores=partial(self._scores, vectors),
+            labels=labels if labels is None or origins is None else labels[origins],
+            allowed=self.territory.allowed,
+        )
 
     @torch.inference_mode()
     def _scores(self, vectors: Float[Tensor, "n d"], places: Float64[np.ndarray, "n k 2"]) -> Float[np.ndarray, "n k"]:
@@ -438,40 +401,6 @@ class Locator:
         coordinates = torch.from_numpy(np.nan_to_num(places).reshape(-1, 2)).float()
         located = self.model.location_encoder.encode(coordinates.to(self.model.logit_scale.device)).cpu().float()
         return torch.einsum("nd,nkd->nk", vectors, located.view(*places.shape[:2], -1)).numpy()
-
-    @cached_property
-    def _countries(self) -> np.ndarray | None:
-        """The country of each place of the gallery; None where the extra ``places`` is not installed."""
-        from open_geoclip.places import Places
-
-        file = None
-        if self.index.path is not None:
-            file = self.index.path.with_name(f"{self.gallery.fingerprint[:32]}.countries-1.npy")
-            if (known := _read_labels(file, len(self.gallery))) is not None:
-                return known
-        try:
-            codes = Places().countries(self.gallery.coordinates.astype(np.float64))
-        except MissingExtraError:
-            return None
-        if file is not None:
-            try:
-                with beside(file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, codes.astype("<U3"))
-            except OSError as error:
-                logger.warning("the cache %s cannot be used (%s): countries are found anew each time", file, error)
-        return codes
-
-
-def _read_labels(file: Path, count: int) -> np.ndarray | None:
-    """Labels from a cache file; None when there is no such file or it is damaged."""
-    try:
-        labels: np.ndarray = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s is damaged (%s) and is made again", file, error)
-        return None
-    return labels if labels.shape == (count,) and labels.dtype.kind == "U" else None
 
 
 @dataclass(frozen=True)
@@ -485,12 +414,3 @@ class _Beside:
     def mixed(self, pictures: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Vectors whose products with a place's are the weighted means of the picture's and the text's."""
         return torch.lerp(pictures, self.vector.expand_as(pictures), self.weight)
-
-
-def _listed(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """One picture alone as a list of one."""
-    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray):
-        return [images]
-    if hasattr(images, "read"):
-        return [cast(ImageSource, images)]
-    return images

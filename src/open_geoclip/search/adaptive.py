@@ -1,0 +1,103 @@
+"""A posterior on a ground that is finer where a picture's vector points at.
+
+:func:`open_geoclip.search.refinement.refine` encodes places around the best ones of a gallery. Here they become
+ground of their own: a start shares its cell's area and its prior with the places around it, each in turn gets the
+likelihood of its own vector, and candidates, radii and probabilities are all told from that one posterior.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.search.ground import Ground
+from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.refinement import Allowed, refine, starts_for
+from open_geoclip.sphere import unit_vectors
+
+__all__ = ["Adapted", "adapt"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """One picture's posterior on its own ground.
+
+    Attributes:
+        posterior: of the picture; its ground is the gallery's places, then those that were found between them.
+        origins: the row of the gallery's place that each place of the ground came from.
+    """
+
+    posterior: Posterior
+    origins: Int64[np.ndarray, " p"]
+
+
+@torch.inference_mode()
+def adapt(
+    encoder: LocationEncoder,
+    vectors: Float[Tensor, "n d"],
+    scale: float,
+    logits: Float[Tensor, "n m"],
+    log_mass: Float[Tensor, "n m"],
+    log_prior: Float[Tensor, " m"],
+    ground: Ground,
+    gaps_km: Float64[np.ndarray, " m"],
+    calibration: Calibration,
+    *,
+    allowed: Allowed | None = None,
+) -> list[Adapted]:
+    """Posteriors on grounds that are refined for each picture.
+
+    Args:
+        encoder: the location tower.
+        vectors: of pictures, of any length.
+        scale: logits are scale times the products of vectors.
+        logits: of each picture over the gallery.
+        log_mass: of each place before the background is added, up to a constant: logits over the temperature plus
+            the prior, or what a trip made of that.
+        log_prior: of each place, for the background.
+        ground: of the gallery.
+        gaps_km: how far its places are apart; see :func:`open_geoclip.search.refinement.nearest_gap_km`.
+        calibration: of the model; its ``fitted_on`` is dropped by the caller where nothing was measured.
+        allowed: which places an answer may be; all when not given.
+    """
+    rows = log_mass.topk(min(starts_for(gaps_km), log_mass.shape[1]), dim=1).indices
+    starts = torch.from_numpy(ground.coordinates.astype(np.float64))[rows]
+    found = refine(encoder, vectors, starts, torch.from_numpy(gaps_km)[rows], allowed=allowed)
+    # The logits over the gallery are of rounded vectors; those of the starts are exact now.
+    sharpness = scale / calibration.temperature
+    base = log_mass.double().gather(1, rows) - logits.double().gather(1, rows) / calibration.temperature
+    base = base.gather(1, found.place_starts)
+    encoded = base + sharpness * found.place_cosines.double() + found.place_shares.log()
+    prior = torch.softmax(log_prior.double(), dim=0)
+    answers = []
+    for n, at in enumerate(rows):
+        k = len(at)
+        new = torch.zeros_like(found.place_shares[n], dtype=torch.bool)
+        new[k:] = (found.place_shares[n, k:] > 0) & found.place_cosines[n, k:].isfinite()
+        shares, origins = found.place_shares[n], at[found.place_starts[n]]
+        own_mass = log_mass[n].double().clone()
+        own_mass[at] = encoded[n, :k]
+        mass = torch.softmax(torch.cat([own_mass, encoded[n, new]]), dim=0)
+        if calibration.background:
+            rest = prior.clone()
+            rest[at] *= shares[:k]
+            rest = torch.cat([rest, prior[origins[new]] * shares[new]])
+            mass = (1 - calibration.background) * mass + calibration.background * rest
+        cell = ground.cell_km2.copy()
+        cell[at.numpy()] *= shares[:k].numpy()
+        fresh = found.places[n, new].numpy()
+        finer = Ground(
+            np.concatenate([ground.coordinates, fresh.astype(np.float32)]),
+            torch.cat([ground.points, torch.from_numpy(unit_vectors(fresh)).float()]),
+            np.concatenate([cell, ground.cell_km2[origins[new].numpy()] * shares[new].numpy()]),
+        )
+        answers.append(
+            Adapted(
+                Posterior(finer, mass.float()[None], calibration),
+                np.concatenate([np.arange(len(ground)), origins[new].numpy()]),
+            )
+        )
+    return answers

@@ -1,0 +1,170 @@
+"""The locator within limits, with several pictures, between the places of its gallery."""
+
+import csv
+import io
+from copy import copy
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from open_geoclip import AnswerSettings, Calibration, Gallery, ImageError, Locator
+from open_geoclip.cli._times import hours_of
+from open_geoclip.errors import AreaError, SettingsError
+from open_geoclip.images import taken_at
+from open_geoclip.search.limits import Area
+from open_geoclip.sphere import even_points, haversine_km
+
+
+@pytest.fixture(scope="module")
+def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
+    return Locator.from_pretrained(
+        "earth", gallery=Gallery.from_coordinates(even_points(1000)), cache=tmp_path_factory.mktemp("cache")
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    """Smooth patches of colour: pictures of nothing, but different ones."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    return [np.asarray(Image.fromarray(part).resize((250, 200), Image.Resampling.BICUBIC)) for part in small]
+
+
+def test_answers_stay_within_and_probabilities_are_shares_of_what_is_inside(
+    locator: Locator, pictures: list[np.ndarray]
+) -> None:
+    area = Area.parse(["-35,110,-10,155", "20,-10,35,40"], "-30,120,-20,130")
+    inside = locator.within(area)
+    assert 0 < len(inside.gallery) < len(locator.gallery)
+    plain = AnswerSettings("max", merge_km=0)  # the gallery's own places, each alone
+    inside.answers = plain
+    every = copy(locator)
+    every.answers = plain
+    every.calibration = inside.calibration = Calibration()
+    answers = inside.locate(pictures, top_k=1000)
+    free = every.locate(pictures, top_k=1000)
+    for answer, other in zip(answers, free, strict=True):
+        places = {(c.lat, c.lon): c.probability for c in answer.candidates}
+        assert len(places) == len(inside.gallery)
+        assert area.contains(np.array(list(places))).all()
+        assert sum(places.values()) == pytest.approx(1, abs=1e-3)  # vectors on disk are float16
+        shares = {(c.lat, c.lon): c.probability for c in other.candidates if (c.lat, c.lon) in places}
+        total = sum(shares.values())
+        for place, share in shares.items():
+            assert places[place] == pytest.approx(share / total, rel=5e-3, abs=1e-6)
+        assert "within -35,110,-10,155 or 20,-10,35,40, not -30,120,-20,130" in answer.gallery
+        assert f"{len(places)} of 1,000 places" in answer.gallery
+    assert locator.within(Area()) is locator
+
+
+def test_an_area_without_a_place_of_the_gallery_is_filled_from_itself(
+    locator: Locator, pictures: list[np.ndarray]
+) -> None:
+    area = Area.parse("46.9,8.3,40km")
+    assert not area.contains(locator.gallery.coordinates).any()
+    inside = locator.within(area)
+    assert len(inside.gallery) > 1000
+    assert inside.index.path is not None
+    assert inside.index.path.exists()
+    for answer in inside.locate(pictures, top_k=5):
+        assert 1 <= len(answer.candidates) <= 5
+        assert answer.sure is None
+        assert area.contains(np.array([(c.lat, c.lon) for c in answer.candidates])).all()
+        assert "even places in the area" in answer.gallery
+    with pytest.raises(AreaError, match="wholly in the sea"):
+        locator.within(Area.parse("-30,-20,100km"))
+
+
+def test_refined_answers_score_higher_differ_and_stay_inside(locator: Locator, pictures: list[np.ndarray]) -> None:
+    area = Area.parse("-35,110,-10,155")
+    plain, fine = locator.within(area), locator.within(area)
+    fine.refine = True
+    for coarse, between in zip(plain.locate(pictures, 3), fine.locate(pictures, 3), strict=True):
+        assert between.candidates[0].score >= coarse.candidates[0].score
+        places = np.array([(c.lat, c.lon) for c in between.candidates])
+        assert area.contains(places).all()
+        apart = haversine_km(places[:, None], places[None])
+        assert len(places) == 1 or apart[~np.eye(len(places), dtype=bool)].min() > 300
+        assert sum(c.probability for c in between.candidates) <= 1 + 1e-3
+        assert between.gallery.endswith("refined")
+
+
+def test_copies_of_a_picture_tell_no_more_than_the_picture(locator: Locator, pictures: list[np.ndarray]) -> None:
+    alone = locator.locate(pictures[:1])[0]
+    copies = locator.locate_together(pictures[:1] * 3)
+    assert copies.image == "array #0, array #1, array #2"
+    for one, other in zip(alone.candidates, copies.candidates, strict=True):
+        assert (one.lat, one.lon) == pytest.approx((other.lat, other.lon), abs=1e-3)
+        assert one.probability == pytest.approx(other.probability, rel=1e-3)
+    assert locator.locate_together(pictures).candidates != alone.candidates
+    with pytest.raises(SettingsError, match="at least one"):
+        locator.locate_together([])
+    with pytest.raises(ImageError):
+        locator.locate_together([b"no picture"])
+
+
+def test_a_trip_keeps_to_the_speed_limit(locator: Locator, pictures: list[np.ndarray]) -> None:
+    far = locator.locate_trip(pictures, [0, 1000, 2000])
+    for answer, alone in zip(far, locator.locate(pictures), strict=True):
+        here, there = answer.candidates[0], alone.candidates[0]
+        assert haversine_km(np.array([here.lat, here.lon]), np.array([there.lat, there.lon])) < 5  # no background here
+    still = locator.locate_trip(pictures, [0, 0.5, 0.1], speed_kmh=50)
+    best = np.array([(answer.candidates[0].lat, answer.candidates[0].lon) for answer in still])
+    slack = float(np.median(locator.territory.gaps_km))
+    assert haversine_km(best[[0, 2]], best[[2, 1]]).max() < 2 * (slack + 25)
+    assert all(answer.error is None for answer in still)
+    with pytest.raises(SettingsError, match="a time for each"):
+        locator.locate_trip(pictures, [0, 1])
+
+
+def photo(path: Path, taken: str, zone: str = "") -> Path:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = taken
+    if zone:
+        exif.get_ifd(0x8769)[0x9011] = zone
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+    return path
+
+
+def test_times_of_photos(tmp_path: Path) -> None:
+    assert taken_at(photo(tmp_path / "a.jpg", "2026:05:01 14:03:00")) == datetime(2026, 5, 1, 14, 3)
+    zoned = taken_at(photo(tmp_path / "b.jpg", "2026:05:01 14:03:00", "+02:00"))
+    assert zoned == datetime(2026, 5, 1, 14, 3, tzinfo=timezone(timedelta(hours=2)))
+    assert taken_at(photo(tmp_path / "c.jpg", "    :  :     :  :  ")) is None
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    assert taken_at(content.getvalue()) is None
+    assert taken_at(np.zeros((4, 4, 3), np.uint8)) is None
+
+
+def test_hours_of_a_trip_come_from_exif_or_a_table(tmp_path: Path) -> None:
+    files = [
+        photo(tmp_path / "a.jpg", "2026:05:01 14:00:00"),
+        photo(tmp_path / "b.jpg", "2026:05:01 17:30:00", "+02:00"),
+    ]
+    hours = hours_of(files, None)
+    assert hours[1] - hours[0] == pytest.approx(3.5)  # one has no zone: what the clocks showed
+    table = tmp_path / "times.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["image", "time"], ["a.jpg", "2026-05-01T10:00Z"], ["b.jpg", "2026-05-01T13:00+02:00"]]
+        )
+    hours = hours_of(files, table)
+    assert hours[1] - hours[0] == pytest.approx(1)
+    assert hours[0] == datetime(2026, 5, 1, 10, tzinfo=UTC).timestamp() / 3600
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg")
+    with pytest.raises(SettingsError, match=r"c\.jpg have no time in their EXIF"):
+        hours_of([*files, tmp_path / "c.jpg"], None)
+    with pytest.raises(SettingsError, match="no row in"):
+        hours_of([tmp_path / "c.jpg"], table)
+    table.write_text("image,time\na.jpg,noon\n")
+    with pytest.raises(SettingsError, match="line 2: 'noon' is not a time"):
+        hours_of(files, table)
+    table.write_text("name,when\n")
+    with pytest.raises(SettingsError, match="columns image and time"):
+        hours_of(files, table)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        hours_of(files, tmp_path / "none.csv")
