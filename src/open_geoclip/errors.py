@@ -15,6 +15,7 @@
     ├── ModelNameError       (ValueError)   a model name that does not follow the grammar
     ├── WeightsError         (ValueError)   weights that are damaged or of another layout
     │   └── MissingWeightsError             weights that are not on this machine yet
+    ├── TrainingError        (RuntimeError) a training run that cannot go on
     └── MissingExtraError    (ImportError)  an optional dependency that is not installed
 
 Each message names the thing that is wrong and what to do about it.
@@ -34,6 +35,7 @@ __all__ = [
     "PredictionsError",
     "SettingsError",
     "TextError",
+    "TrainingError",
     "WeightsError",
 ]
 
@@ -93,6 +95,10 @@ class WeightsError(OpenGeoCLIPError, ValueError):
 
 class MissingWeightsError(WeightsError):
     """Weights that are not on this machine yet; the message says which command brings them."""
+
+
+class TrainingError(OpenGeoCLIPError, RuntimeError):
+    """A training run that cannot go on: names the step and the pictures, or the file that cannot be written."""
 
 
 class MissingExtraError(OpenGeoCLIPError, ImportError):

@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.sphere import haversine_km, unit_vectors
-from open_geoclip.training.contrastive import StandardisedHead, TrainSettings, contrastive_loss, near_duplicates, train
+from open_geoclip.training.contrastive import rate_factor, train
 from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.heads import StandardisedHead
+from open_geoclip.training.objective import contrastive_loss, near_duplicates
+from open_geoclip.training.settings import PAPER, TrainSettings
 
 LOCATION = LocationSettings(sigmas=(1.0, 4.0), features=16, width=32, depth=2, output=16, projection="sphere")
 SETTINGS = TrainSettings(epochs=4, batch_size=32, queue_size=40, learning_rate=3e-3)
@@ -129,3 +134,83 @@ def test_wrong_settings(tmp_path: Path) -> None:
     head, locations = image_head((24, 16)), LocationEncoder(LOCATION)
     with pytest.raises(SettingsError, match="10 pictures are fewer than a batch of 32"):
         train(head, locations, world(10), SETTINGS, tmp_path, evaluate=lambda _: {}, report=lambda _: None)
+
+
+def one_epoch(folder: Path, settings: TrainSettings) -> dict[str, Tensor]:
+    return run(folder, settings)[0]
+
+
+def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path) -> None:
+    settings = TrainSettings(epochs=1, batch_size=32, queue_size=40)
+    whole = one_epoch(tmp_path / "whole", settings)
+    parts = one_epoch(tmp_path / "parts", replace(settings, accumulate=4))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=0, atol=2e-5, msg=name)
+
+
+def test_frozen_parts_stay(tmp_path: Path) -> None:
+    before = one_epoch(tmp_path / "seed", TrainSettings(epochs=1, batch_size=32, freeze=("head", "logit_scale")))
+    again = one_epoch(
+        tmp_path / "other",
+        TrainSettings(epochs=2, batch_size=32, freeze=("head", "logit_scale", "locations.LocEnc0")),
+    )
+    torch.manual_seed(1)
+    head, locations = StandardisedHead(image_head((24, 32, 16)), world(300).features), LocationEncoder(LOCATION)
+    assert torch.equal(before["head.0.weight"], head.state_dict()["head.0.weight"])
+    assert float(before["scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
+    name = "LocEnc{}.head.0.weight"
+    assert torch.equal(again[name.format(0)], locations.state_dict()[name.format(0)])
+    assert not torch.equal(again[name.format(1)], locations.state_dict()[name.format(1)])
+
+
+@pytest.mark.parametrize("freeze", [("towers",), ("head", "locations", "logit_scale")])
+def test_freezing_nothing_or_everything_is_a_mistake(tmp_path: Path, freeze: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="freeze"):
+        run(tmp_path, replace(SETTINGS, freeze=freeze))
+
+
+def test_the_best_epoch_is_kept_and_the_run_stops_early(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    data = world(300)
+    head, locations = StandardisedHead(image_head((24, 32, 16)), data.features), LocationEncoder(LOCATION)
+    settings = replace(SETTINGS, epochs=9, monitor="median_km", patience=2)
+    told, seen = iter([5.0, 3.0, 4.0, 3.5, 1.0]), []
+
+    def evaluate(_: float) -> dict[str, float]:
+        seen.append({name: tensor.clone() for name, tensor in locations.state_dict().items()})
+        return {"median_km": next(told)}
+
+    train(head, locations, data, settings, tmp_path, evaluate=evaluate, report=lambda _: None)
+    assert len(seen) == 4, "two epochs without a better one"
+    assert all(torch.equal(seen[1][name], tensor) for name, tensor in locations.state_dict().items())
+
+
+def test_a_folder_keeps_to_one_run(tmp_path: Path) -> None:
+    run(tmp_path, replace(SETTINGS, epochs=1))
+    with pytest.raises(SettingsError, match="noise_m was 2000"):
+        run(tmp_path, replace(SETTINGS, epochs=1, noise_m=5.0))
+    torch.manual_seed(1)
+    data = world(300, seed=3)
+    head, locations = StandardisedHead(image_head((24, 32, 16)), data.features), LocationEncoder(LOCATION)
+    with pytest.raises(SettingsError, match="other data"):
+        train(
+            head, locations, data, replace(SETTINGS, epochs=1), tmp_path, evaluate=lambda _: {}, report=lambda _: None
+        )
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["settings"]["batch_size"] == 32
+    assert len(record["data"]["fingerprint"]) == 64
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_learning_rates(schedule: Literal["cosine", "step", "constant"]) -> None:
+    settings = replace(PAPER, schedule=schedule)
+    rates = [rate_factor(settings, epoch, 0.5) for epoch in range(10)]
+    middle = {"cosine": 0.5, "step": 0.87**5, "constant": 1.0}
+    assert rate_factor(settings, 5, 0.0) == pytest.approx(middle[schedule])
+    assert rates == sorted(rates, reverse=True)
+    assert rate_factor(replace(settings, warmup=0.1), 0, 0.5) == pytest.approx(0.5)
+
+
+def test_bfloat16_where_there_is_none_computes_in_float32(tmp_path: Path) -> None:
+    weights = one_epoch(tmp_path, TrainSettings(epochs=1, batch_size=32, dtype="auto", clip_norm=1.0))
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())

@@ -1,191 +1,183 @@
-"""Contrastive training of an image head and a location encoder on cached features.
+"""The training loop: an image head and a location encoder are aligned on features of a frozen backbone.
 
-Each picture's vector is compared with the vectors of the batch's coordinates and of a queue of coordinates
-seen before, and cross-entropy asks for its own (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023, section 3.2 and
-equation 5). Three things the released code lacks: coordinates are moved by a little noise, the queue starts
-full of real places, and a negative that lies too near the truth to be wrong is left out.
+Every random number is a function of seed, epoch and step, and a checkpoint holds everything else. A run that was
+killed at any moment therefore ends with the same weights, to the last bit, as one that was not.
 """
 
-import copy
 import json
 import math
+import platform
+import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from open_geoclip.errors import SettingsError
+from open_geoclip._version import __version__
+from open_geoclip.errors import SettingsError, TrainingError
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.sphere import EARTH_RADIUS_KM, offset, unit_vectors
+from open_geoclip.model.two_towers import network_dtype
+from open_geoclip.training.checkpoint import (
+    load_state,
+    pack_optimizer,
+    read_tensors,
+    unpack_optimizer,
+    write_file,
+    write_tensors,
+)
+from open_geoclip.training.distributed import Ranks, gathered_vectors
 from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.heads import StandardisedHead
+from open_geoclip.training.objective import contrastive_loss, near_duplicates, noisy
+from open_geoclip.training.provider import Batch, InMemory, Part, TrainingData
+from open_geoclip.training.settings import TrainSettings
 
-__all__ = ["StandardisedHead", "TrainSettings", "contrastive_loss", "near_duplicates", "train"]
+__all__ = ["CHECKPOINT", "StandardisedHead", "TrainSettings", "contrastive_loss", "near_duplicates", "train"]
 
+CHECKPOINT = "checkpoint.safetensors"
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """Settings of a training run.
-
-    Attributes:
-        epochs: passes over the pictures.
-        batch_size: pictures a step.
-        queue_size: coordinates of earlier steps that serve as negatives.
-        learning_rate: of AdamW at its peak; it rises over the first twentieth and falls as a cosine to nothing.
-        weight_decay: of AdamW.
-        noise_m: standard deviation in metres of the noise on the batch's coordinates, north and east each.
-        queue_noise_m: the same for the queue.
-        mask_km: negatives nearer to the truth than this are left out.
-        max_scale: bound of the temperature's inverse.
-        seed: of everything that is drawn.
-
-    Raises:
-        SettingsError: a setting is out of range.
-    """
-
-    epochs: int = 12
-    batch_size: int = 512
-    queue_size: int = 1024
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    noise_m: float = 2000.0
-    queue_noise_m: float = 2000.0
-    mask_km: float = 25.0
-    max_scale: float = 100.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "max_scale"):
-            if getattr(self, name) <= 0:
-                raise SettingsError(f"{name}: above 0, not {getattr(self, name)}")
-        for name in ("queue_size", "weight_decay", "noise_m", "queue_noise_m", "mask_km"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name}: 0 or more, not {getattr(self, name)}")
+Figures = dict[str, float]
 
 
-def near_duplicates(
-    truth: Float64[Tensor, "n 2"], candidates: Float64[Tensor, "m 2"], radius_km: float
-) -> Bool[Tensor, "n m"]:
-    """Which candidates are too near a truth to be called wrong. A truth's own, in the same row, is not one of them."""
-    cosine = unit_vectors(truth) @ unit_vectors(candidates).T
-    near = cosine > math.cos(radius_km / EARTH_RADIUS_KM)
-    near.fill_diagonal_(False)
-    return near
+class _Aligned(nn.Module):
+    """Both towers and the temperature, called as one, so that DDP sees one forward and one backward."""
 
-
-def contrastive_loss(
-    image: Float[Tensor, "n k"],
-    location: Float[Tensor, "m k"],
-    scale: Float[Tensor, ""],
-    left_out: Bool[Tensor, "n m"] | None = None,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of each picture over all places, its own being the one in the same row.
-
-    Args:
-        image: vectors of n pictures, any length.
-        location: vectors of m >= n places, the first n those of the pictures.
-        scale: what cosines are multiplied with.
-        left_out: negatives that do not count.
-    """
-    logits = scale * F.normalize(image, dim=1) @ F.normalize(location, dim=1).T
-    if left_out is not None:
-        logits = logits.masked_fill(left_out, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(image), device=image.device))
-
-
-class StandardisedHead(nn.Module):
-    """A head that is trained on features of mean 0 and deviation 1, and saved as one that takes them as they are.
-
-    Args:
-        head: linear layers.
-        features: of some thousands of pictures, to take mean and deviation from.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, head: nn.Sequential, features: Float[Tensor, "n d"]) -> None:
+    def __init__(self, head: nn.Module, locations: LocationEncoder, settings: TrainSettings, ranks: Ranks) -> None:
         super().__init__()
-        self.head = head
-        self.register_buffer("mean", features.float().mean(dim=0))
-        self.register_buffer("std", features.float().std(dim=0) + 1e-3)
+        self.head, self.locations = head, locations
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(settings.start_scale)))
+        self.settings, self.ranks = settings, ranks
+        self.dtype = network_dtype(settings.dtype, next(locations.parameters()).device)
 
-    def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Vectors of features as the backbone gives them."""
-        return self.head((features - self.mean) / self.std)
+    def forward(
+        self,
+        features: Float[Tensor, "n d"],
+        candidates: Float64[Tensor, "m 2"],
+        truth: Float64[Tensor, "m 2"],
+        batch: int,
+        first: int,
+    ) -> Float[Tensor, ""]:
+        """The loss of some pictures of a batch against all candidates.
 
-    @torch.no_grad()
-    def folded(self) -> nn.Sequential:
-        """The same function as a plain head: mean and deviation go into its first layer."""
-        plain = copy.deepcopy(self.head)
-        first = plain[0]
-        assert isinstance(first, nn.Linear)
-        first.weight.div_(self.std)
-        first.bias.sub_(first.weight @ self.mean)
-        return plain
+        Args:
+            features: of n pictures.
+            candidates: places of the whole batch and of the queue, with noise.
+            truth: the same without.
+            batch: how many of these are the batch's.
+            first: where the n pictures' own begin.
+        """
+        settings, own = self.settings, slice(first, first + len(features))
+        half = self.dtype != torch.float32
+        with torch.autocast(candidates.device.type, self.dtype) if half else nullcontext():
+            image, location = self.head(features.float()), self.locations(candidates)
+        scale = self.logit_scale.exp()
+        left_out = near_duplicates(truth[own], candidates, settings.mask_km, first)
+        right = near_duplicates(truth[own], truth, settings.positive_km, first) if settings.positive_km else None
+        loss = contrastive_loss(image, location, scale, left_out, first=first, also_right=right)
+        if settings.symmetric:
+            images = gathered_vectors(image, self.ranks)
+            left_out = near_duplicates(candidates[own], truth[:batch], settings.mask_km, first)
+            right = None if right is None else right[:, :batch]
+            back = contrastive_loss(location[own], images, scale, left_out, first=first, also_right=right)
+            loss = (loss + back) / 2
+        return loss
 
 
 class _Run:
-    """What a run is made of, and how it is written down and taken up again."""
+    """Everything that changes while training, and how it is written down and taken up again."""
 
-    def __init__(self, head: nn.Module, locations: LocationEncoder, settings: TrainSettings, data: FeatureSet) -> None:
-        self.head, self.locations, self.settings = head, locations, settings
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.named = {
-            **{f"head.{name}": p for name, p in head.named_parameters()},
-            **{f"locations.{name}": p for name, p in locations.named_parameters()},
-            "logit_scale": self.logit_scale,
-        }
-        self.optimizer = torch.optim.AdamW(
-            self.named.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.epoch = 0
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.queue = data.coordinates[torch.randperm(len(data), generator=generator)[: settings.queue_size]]
+    def __init__(self, model: _Aligned, settings: TrainSettings, data: TrainingData) -> None:
+        self.model, self.settings = model, settings
+        given = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in given.items() if not is_frozen(name, settings.freeze)}
+        self.frozen = [p for name, p in given.items() if name not in trained]
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
+        names = [name for name, _ in model.named_parameters()]
+        for part in settings.freeze:
+            if not any(is_frozen(name, (part,)) for name in names):
+                levels = ", ".join(f"locations.{name}" for name, _ in model.locations.named_children())
+                raise SettingsError(f"freeze: unknown part {part!r}; known are head, locations, {levels}, logit_scale")
+        if not trained:
+            raise SettingsError("freeze: nothing is left to train")
+        self.trained = trained
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+        self.optimizer = kind(trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.queue = data.some_coordinates(settings.queue_size, settings.seed)
+        self.epoch = self.step = 0
+        self.loss_sum = 0.0
+        self.positions = [0] * model.ranks.world
+        self.best: float | None = None
+        self.waited = 0  # epochs since the best
 
     def save(self, path: Path) -> None:
-        state = {"queue": self.queue.contiguous(), "epoch": torch.tensor(self.epoch)}
-        for name, parameter in self.named.items():
-            state[f"weight.{name}"] = parameter.detach().contiguous()
-            for key, value in self.optimizer.state[parameter].items():
-                state[f"optimizer.{key}.{name}"] = torch.as_tensor(value).contiguous()
-        state.update({f"buffer.{name}": b.contiguous() for name, b in self.locations.named_buffers()})
-        temporary = path.with_suffix(".part")
-        save_file(state, temporary, metadata={"settings": json.dumps(asdict(self.settings), sort_keys=True)})
-        temporary.replace(path)
+        state = {f"weight.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        state |= pack_optimizer(self.optimizer, self.trained)
+        progress = {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "positions": self.positions}
+        write_tensors(path, state | {"queue": self.queue}, progress | {"best": self.best, "waited": self.waited})
 
     def load(self, path: Path) -> None:
-        state = load_file(path)
-        self.queue, self.epoch = state["queue"], int(state["epoch"])
-        with torch.no_grad():
-            for name, parameter in self.named.items():
-                parameter.copy_(state[f"weight.{name}"])
-                self.optimizer.state[parameter] = {
-                    key: state[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-            for name, buffer in self.locations.named_buffers():
-                buffer.copy_(state[f"buffer.{name}"])
+        state, progress = read_tensors(path)
+        load_state(self.model, state, path)
+        unpack_optimizer(self.optimizer, self.trained, state)
+        self.queue = state["queue"]
+        for name, value in progress.items():
+            setattr(self, name, value)
+        if self.step and len(self.positions) != self.model.ranks.world:
+            raise SettingsError(
+                f"{path} was written in the middle of an epoch by {len(self.positions)} processes, "
+                f"not {self.model.ranks.world}: go on with as many"
+            )
+
+    def keep_if_best(self, figures: Figures, folder: Path) -> None:
+        """Keep the weights of an epoch that is better than all before."""
+        name = self.settings.monitor
+        if not name:
+            return
+        if name not in figures:
+            raise SettingsError(f"monitor: {name!r} is not among the figures {', '.join(figures)}")
+        value = figures[name]
+        rises = name.startswith(("within", "geoscore", "accuracy"))
+        if self.best is None or (value > self.best if rises else value < self.best):
+            self.best, self.waited = value, 0
+            weights = {f"weight.{key}": tensor for key, tensor in self.model.state_dict().items()}
+            write_tensors(folder / "best.safetensors", weights, {"epoch": self.epoch, name: value})
+        else:
+            self.waited += 1
+
+    @property
+    def is_over(self) -> bool:
+        settings = self.settings
+        return self.epoch >= settings.epochs or bool(settings.patience and self.waited >= settings.patience)
 
 
 def train(
     head: nn.Module,
     locations: LocationEncoder,
-    data: FeatureSet,
+    data: FeatureSet | TrainingData,
     settings: TrainSettings,
     folder: Path,
     *,
-    evaluate: Callable[[float], dict[str, float]],
-    report: Callable[[dict[str, float]], None],
+    evaluate: Callable[[float], Figures],
+    report: Callable[[Figures], None],
+    progress: Callable[[Figures], None] | None = None,
+    start_scale: float | None = None,
 ) -> float:
     """Train both towers in place; returns the temperature's inverse.
 
-    A checkpoint is written after each epoch; a run that was interrupted goes on from the last one and ends with the
-    same weights as one that was not. Each epoch's figures are appended to ``metrics.jsonl``.
+    A checkpoint is written after each epoch and every ``settings.checkpoint_every`` steps; a run that was interrupted
+    goes on from the last one and ends with the same weights as one that was not. Each epoch's figures are a line of
+    ``metrics.jsonl``; settings, data, versions and commit are in ``run.json``. Started by ``torchrun`` (see
+    :class:`~open_geoclip.training.distributed.joined`), all processes together make the steps that one would make.
 
     Args:
         head: from features to vectors; see :class:`StandardisedHead`.
@@ -195,77 +187,245 @@ def train(
         folder: for checkpoint and metrics; a run with other settings needs another folder.
         evaluate: called after each epoch with the temperature's inverse, gives figures of validation pictures.
         report: called with each epoch's figures.
+        progress: called after each step with ``epoch``, ``step``, ``steps``, ``loss``, ``learning_rate``.
+        start_scale: inverse of a trained temperature to begin with; ``settings.start_scale`` when not given.
 
     Raises:
-        SettingsError: the data is smaller than a batch.
-        RuntimeError: the loss is not a number; names epoch and step.
+        SettingsError: the data is smaller than a batch, or the folder holds a run with other settings or data.
+        TrainingError: the loss is not a number (names epoch, step and pictures), or a file cannot be written.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written before.
     """
+    ranks = Ranks.current()
+    ranks.share(settings.batch_size)
+    if isinstance(data, FeatureSet):
+        data = InMemory(data)
     if len(data) < settings.batch_size:
         raise SettingsError(f"{len(data)} pictures are fewer than a batch of {settings.batch_size}")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.safetensors"
-    run = _Run(head, locations, settings, data)
+    model = _Aligned(head, locations, settings, ranks).to(next(locations.parameters()).device)
+    if start_scale is not None:
+        model.logit_scale.data.fill_(math.log(start_scale))
+    run, checkpoint = _Run(model, settings, data), folder / CHECKPOINT
+    _open_folder(folder, settings, data, ranks)
     if checkpoint.exists():
         run.load(checkpoint)
-    steps = len(data) // settings.batch_size
-    while run.epoch < settings.epochs:
-        began = time.monotonic()
-        loss_sum = 0.0
-        head.train()
-        locations.train()
-        generator = torch.Generator().manual_seed(settings.seed * 100_003 + run.epoch + 1)
-        for step, rows in enumerate(_batches(len(data), settings.batch_size, generator)):
-            _set_learning_rate(run, (run.epoch * steps + step) / (settings.epochs * steps))
-            truth = data.coordinates[rows]
-            candidates = torch.cat(
-                [
-                    _noisy(truth, settings.noise_m, generator),
-                    _noisy(run.queue, settings.queue_noise_m, generator),
-                ]
+    if ranks.leads:
+        _trim_metrics(folder, run.epoch)
+    wrapped: nn.Module = model
+    if ranks.world > 1:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    with _stop_at_step_end() as stop:
+        while not run.is_over:
+            began = time.monotonic()
+            head.train()
+            locations.train()
+            _train_epoch(run, wrapped, data, checkpoint, stop, progress)
+            run.epoch, steps, mean_loss = run.epoch + 1, run.step, ranks.mean(run.loss_sum) / max(run.step, 1)
+            if not steps:
+                raise TrainingError(f"the epoch gave no whole batch of {settings.batch_size} pictures")
+            run.step, run.loss_sum, run.positions = 0, 0.0, [0] * ranks.world
+            head.eval()
+            locations.eval()
+            scale = model.logit_scale.exp().item()
+            figures = {"epoch": run.epoch, "loss": mean_loss, "scale": scale}
+            figures = ranks.told(figures | evaluate(scale) if ranks.leads else None)
+            figures["seconds"] = round(time.monotonic() - began, 1)
+            if ranks.leads:
+                _append(folder / "metrics.jsonl", json.dumps(figures) + "\n")
+                run.keep_if_best(figures, folder)
+                run.save(checkpoint)
+            run.best, run.waited = ranks.told((run.best, run.waited))
+            if ranks.leads:
+                report(figures)
+            if stop():
+                raise KeyboardInterrupt
+    for parameter in run.frozen:
+        parameter.requires_grad_(True)
+    if settings.monitor:
+        load_state(model, read_tensors(folder / "best.safetensors")[0], folder / "best.safetensors")
+    return model.logit_scale.exp().item()
+
+
+def _train_epoch(
+    run: _Run,
+    wrapped: nn.Module,
+    data: TrainingData,
+    checkpoint: Path,
+    stop: Callable[[], bool],
+    progress: Callable[[Figures], None] | None,
+) -> None:
+    """The rest of an epoch, from where the run is."""
+    settings, ranks = run.settings, run.model.ranks
+    device = run.model.logit_scale.device
+    most = len(data) // settings.batch_size
+    position = run.positions[ranks.rank]
+    part = Part(run.epoch, settings.seed, settings.batch_size, ranks.rank, ranks.world, position)
+    batches = iter(data.batches(part))
+    while True:
+        batch = next(batches, None)
+        go_on, halt = ranks.agree(batch is not None, stop())
+        if halt or not go_on or batch is None:
+            break
+        rate = settings.learning_rate * rate_factor(settings, run.epoch, min(run.step / most, 1.0))
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        batch_truth = ranks.gathered(batch.coordinates)
+        truth = torch.cat([batch_truth, run.queue])
+        generator = torch.Generator().manual_seed((part.generator().initial_seed() * 1_000_003 + run.step) % 2**63)
+        candidates = torch.cat(
+            [
+                noisy(batch_truth, settings.noise_m, generator),
+                noisy(run.queue, settings.queue_noise_m, generator),
+            ]
+        )
+        run.optimizer.zero_grad()
+        loss = _backward(run, wrapped, batch, candidates.to(device), truth.to(device), len(batch_truth))
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at epoch {run.epoch}, step {run.step}; the batch is {_some(batch.keys())}. "
+                "The last checkpoint is unharmed"
             )
-            loss = contrastive_loss(
-                head(data.features[rows].float()),
-                locations(candidates),
-                run.logit_scale.exp(),
-                near_duplicates(truth, candidates, settings.mask_km),
-            )
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"the loss is {loss.item()} at epoch {run.epoch}, step {step}")
-            run.optimizer.zero_grad()
-            loss.backward()
-            run.optimizer.step()
-            with torch.no_grad():
-                run.logit_scale.clamp_(max=math.log(settings.max_scale))
-            if settings.queue_size:
-                run.queue = torch.cat([truth, run.queue])[: settings.queue_size]
-            loss_sum += loss.item()
-        run.epoch += 1
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(run.trained.values(), settings.clip_norm)
+        run.optimizer.step()
+        with torch.no_grad():
+            run.model.logit_scale.clamp_(max=math.log(settings.max_scale))
+        if settings.queue_size:
+            run.queue = truth[: settings.queue_size]
+        run.loss_sum += loss
+        run.step += 1
+        if progress is not None and ranks.leads:
+            progress({"epoch": run.epoch, "step": run.step, "steps": most, "loss": loss, "learning_rate": rate})
+        due = settings.checkpoint_every and run.step % settings.checkpoint_every == 0
+        run.positions[ranks.rank] = batch.position
+        if due:
+            _save_within(run, checkpoint)
+    if halt:
+        _save_within(run, checkpoint)
+        raise KeyboardInterrupt
+
+
+def _backward(
+    run: _Run,
+    wrapped: nn.Module,
+    batch: Batch,
+    candidates: Float64[Tensor, "m 2"],
+    truth: Float64[Tensor, "m 2"],
+    n: int,
+) -> float:
+    """Add up the gradient of a batch, part by part, each against all candidates; returns the mean loss."""
+    parts = run.settings.accumulate
+    first, total = run.model.ranks.rank * len(batch.features), 0.0
+    for i, features in enumerate(batch.features.chunk(parts)):
+        waits = isinstance(wrapped, nn.parallel.DistributedDataParallel) and i < parts - 1
+        with wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            loss = wrapped(features.to(candidates.device), candidates, truth, n, first)
+            share = len(features) / len(batch.features)
+            (loss * share if parts > 1 else loss).backward()
+        first, total = first + len(features), total + loss.item() * share
+    return total
+
+
+def _save_within(run: _Run, checkpoint: Path) -> None:
+    """A checkpoint in the middle of an epoch, with where each process stands and what it has added up."""
+    ranks = run.model.ranks
+    mine = torch.tensor([[run.positions[ranks.rank], run.loss_sum]], dtype=torch.float64)
+    everyone = ranks.gathered(mine)
+    run.positions = [int(position) for position in everyone[:, 0].tolist()]
+    run.loss_sum = float(everyone[:, 1].mean())
+    if ranks.leads:
         run.save(checkpoint)
-        head.eval()
-        locations.eval()
-        scale = run.logit_scale.exp().item()
-        figures = {"epoch": run.epoch, "loss": loss_sum / steps, "scale": scale, **evaluate(scale)}
-        figures["seconds"] = round(time.monotonic() - began, 1)
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(figures) + "\n")
-        report(figures)
-    return run.logit_scale.exp().item()
 
 
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    order = torch.randperm(n, generator=generator)
-    return iter(order[: n // size * size].split(size))
+def rate_factor(settings: TrainSettings, epoch: int, within: float) -> float:
+    """The learning rate as a share of its peak, ``within`` an epoch (0 to 1)."""
+    share = (epoch + within) / settings.epochs
+    if share < settings.warmup:
+        return share / settings.warmup
+    if settings.schedule == "cosine":
+        return (1 + math.cos(math.pi * (share - settings.warmup) / (1 - settings.warmup))) / 2
+    return settings.gamma**epoch if settings.schedule == "step" else 1.0
 
 
-def _noisy(coordinates: Float64[Tensor, "n 2"], sigma_m: float, generator: torch.Generator) -> Float64[Tensor, "n 2"]:
-    if sigma_m == 0 or len(coordinates) == 0:
-        return coordinates
-    north, east = sigma_m * torch.randn(2, len(coordinates), generator=generator, dtype=torch.float64)
-    return offset(coordinates, north, east)
+def is_frozen(name: str, freeze: tuple[str, ...]) -> bool:
+    """Whether a parameter is, or lies in, one of the frozen parts."""
+    return any(name == part or name.startswith(f"{part}.") for part in freeze)
 
 
-def _set_learning_rate(run: _Run, share: float) -> None:
-    """Linear rise over the first twentieth, then a cosine to nothing."""
-    factor = share / 0.05 if share < 0.05 else (1 + math.cos(math.pi * (share - 0.05) / 0.95)) / 2
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.settings.learning_rate * factor
+def _open_folder(folder: Path, settings: TrainSettings, data: TrainingData, ranks: Ranks) -> None:
+    """Write down what is run, or see that it is the same as before."""
+    record: dict[str, Any] = {
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "data": {"fingerprint": data.fingerprint, "pictures": len(data)},
+        "versions": {"open_geoclip": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commit": _commit(),
+        "processes": ranks.world,
+    }
+    if not ranks.leads:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.json"
+    if path.exists() and (folder / CHECKPOINT).exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [k for k, v in record["settings"].items() if before["settings"].get(k, v) != v]
+        if other:
+            told = ", ".join(f"{k} was {before['settings'][k]}, now {record['settings'][k]}" for k in other)
+            raise SettingsError(f"{folder} holds a run with other settings ({told}): take another folder")
+        if before["data"]["fingerprint"] != record["data"]["fingerprint"]:
+            raise SettingsError(f"{folder} holds a run on other data: take another folder")
+        return
+    write_file(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _commit() -> str | None:
+    """The git commit of this package's checkout, with a + if it was changed; None if it is installed otherwise."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _trim_metrics(folder: Path, epoch: int) -> None:
+    """Take away lines of epochs that will be run again."""
+    path = folder / "metrics.jsonl"
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
+        if kept != lines:
+            write_file(path, "".join(kept).encode())
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}; make room and go on") from error
+
+
+def _some(keys: Any) -> str:
+    shown = ", ".join(list(keys)[:5])
+    return shown if len(keys) <= 5 else f"{shown} and {len(keys) - 5} more"
+
+
+@contextmanager
+def _stop_at_step_end() -> Iterator[Callable[[], bool]]:
+    """While this is open, Ctrl-C and SIGTERM wait for the end of the step; a second one does not."""
+    told = False
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if told:
+            raise KeyboardInterrupt
+        told = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: told
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,42 @@
+"""Settings from tables: unknown keys, wrong kinds, ranges."""
+
+from typing import Any
+
+import pytest
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.training.settings import PAPER, TrainSettings, from_table
+
+
+def test_a_table_becomes_settings() -> None:
+    found = from_table(TrainSettings, {"epochs": 3, "noise_m": 150, "freeze": ["head", "logit_scale"]}, "[train]")
+    assert found == TrainSettings(epochs=3, noise_m=150.0, freeze=("head", "logit_scale"))
+
+
+def test_the_papers_recipe() -> None:
+    assert (PAPER.optimizer, PAPER.learning_rate, PAPER.weight_decay, PAPER.gamma) == ("adam", 3e-5, 1e-6, 0.87)
+    assert (PAPER.noise_m, PAPER.queue_noise_m, PAPER.queue_size) == (150, 1000, 4096)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"learning_rat": 1}, r"\[train\]: unknown key 'learning_rat'; did you mean learning_rate\?"),
+        ({"zzz": 1}, "unknown key 'zzz'; known are epochs, batch_size"),
+        ({"epochs": 1.5}, r"\[train\]: epochs: a whole number, not 1.5"),
+        ({"epochs": True}, "a whole number, not True"),
+        ({"optimizer": "sgd"}, "optimizer: one of adamw, adam, not 'sgd'"),
+        ({"freeze": "head"}, "freeze: a list"),
+        ({"symmetric": 1}, "symmetric: true or false"),
+        ({"epochs": 0}, "epochs: above 0"),
+        ({"noise_m": float("nan")}, "noise_m: 0 or more"),
+        ({"batch_size": 10, "accumulate": 3}, "accumulate: 10 pictures cannot be computed in 3 parts"),
+        ({"symmetric": True, "accumulate": 2}, "symmetric: needs all pictures"),
+        ({"patience": 2}, "patience: set monitor"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"positive_km": 30.0}, "positive_km: at most mask_km"),
+    ],
+)
+def test_what_is_wrong_is_named(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        from_table(TrainSettings, table, "[train]")
