@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         OpenGeoCLIPError,
         PredictionsError,
         SettingsError,
+        TrainingError,
         WeightsError,
     )
     from open_geoclip.images import find_images, load_image
@@ -65,6 +66,7 @@ _HOME = {
     "PredictionsError": "errors",
     "Preprocessing": "model.preprocessing",
     "SettingsError": "errors",
+    "TrainingError": "errors",
     "WeightsError": "errors",
     "find_images": "images",
     "load_image": "images",
@@ -95,6 +97,7 @@ __all__ = [
     "PredictionsError",
     "Preprocessing",
     "SettingsError",
+    "TrainingError",
     "WeightsError",
     "__version__",
     "find_images",

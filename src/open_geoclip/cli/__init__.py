@@ -23,6 +23,7 @@ for _name, _help in {
     "similar": "Find the places most like a place, or between two, to a model's location vectors.",
     "gallery": "Look at the places that answers are chosen from, and encode them.",
     "data": "Check, pack and split photos with coordinates.",
+    "train": "Train a model on photos with coordinates.",
     "models": "List the models: what is on this machine, and what the others would cost.",
     "pull": "Bring a model, and the backbone that it needs, to this machine.",
     "score": "Score anybody's predictions: share within 1 to 2500 km, median, mean, GeoScore.",
