@@ -36,6 +36,7 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/metrics_speed.py
 	$(BIN)/python benchmarks/released_package.py
+	$(BIN)/python benchmarks/training.py
 
 # Temperatures and heights are tables in itur; its own dependencies are not needed for them.
 location-benchmark: $(STAMP)

@@ -66,6 +66,10 @@ def test_what_is_saved_in_float32_is_loaded_to_the_bit(release: Path) -> None:
     assert loaded.record.accuracy == {"nothing": {"25 km": 0.1}}
 
 
+def test_those_who_may_read_the_configuration_may_read_the_weights(release: Path) -> None:
+    assert (release / "model.safetensors").stat().st_mode == (release / "config.json").stat().st_mode
+
+
 def test_float16_halves_the_file_but_never_the_frequencies(tmp_path: Path) -> None:
     tensors = some_tensors()
     target = save_release(tmp_path / "half", tensors, CONFIG)

@@ -31,6 +31,7 @@ def train(
     show_log()
     import os
     import time
+    from functools import partial
 
     # Processes that torchrun starts must not each take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("WORLD_SIZE", 1)))))
@@ -68,7 +69,7 @@ def train(
         def cached(what: str, done: int, total: int | None) -> None:
             told = f"features of {what}: {done:,}" + (f" of {total:,}" if total else "")
             told += f", {rate(what, done):.1f} a second"
-            line(told) if console.is_terminal else live.console.print(told)
+            line(told) if console.is_terminal else live.console.print(told, soft_wrap=True)
 
         def step(figures: dict[str, float]) -> None:
             epoch, at, steps = int(figures["epoch"]), int(figures["step"]), int(figures["steps"])
@@ -81,12 +82,12 @@ def train(
                 writer.add_scalar("step/loss", figures["loss"], epoch * steps + at)
 
         def epoch(figures: dict[str, float]) -> None:
-            live.console.print(", ".join(f"{name} {value:,.4g}" for name, value in figures.items()))
+            live.console.print(", ".join(f"{name} {value:,.4g}" for name, value in figures.items()), soft_wrap=True)
             if writer is not None:
                 for name, value in figures.items():
                     writer.add_scalar(f"epoch/{name}", value, int(figures["epoch"]))
 
-        say = live.console.print if ranks.leads else lambda _: None
+        say = partial(live.console.print, soft_wrap=True) if ranks.leads else lambda _: None
         folder = run(settings, resume=resume, listener=Listener(say=say, cached=cached, step=step, epoch=epoch))
     if ranks.leads:
         console.print(f"done: geoclip locate PHOTO --model dir:{folder}")

@@ -364,6 +364,8 @@ def save_release(
             "sha256": hashes,
         }
         (fresh / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        # safetensors writes files that their owner alone can read.
+        shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
     return target
 
 

@@ -6,7 +6,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["StandardisedHead"]
+from open_geoclip.model.image_encoder import ImageEncoder
+
+__all__ = ["StandardisedHead", "TrainedHead"]
+
+
+class TrainedHead(nn.Module):
+    """The head of a trained image encoder, called with features; the encoder loses its backbone.
+
+    Args:
+        encoder: the image encoder.
+    """
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        encoder.backbone = nn.Identity()
+
+    def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Vectors of features as the backbone gives them."""
+        return self.encoder.of_features(features)
 
 
 class StandardisedHead(nn.Module):

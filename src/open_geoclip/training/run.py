@@ -32,7 +32,7 @@ from open_geoclip.training.backbone import PhotoBackbone
 from open_geoclip.training.cache import CachedFeatures, cache_features
 from open_geoclip.training.contrastive import CHECKPOINT, Figures, train
 from open_geoclip.training.distributed import Ranks
-from open_geoclip.training.heads import StandardisedHead
+from open_geoclip.training.heads import StandardisedHead, TrainedHead
 from open_geoclip.training.pixels import PixelData
 from open_geoclip.training.settings import RECIPES, TrainSettings, from_table
 
@@ -343,9 +343,13 @@ def _model(settings: RunSettings) -> tuple[nn.Module, LocationEncoder, PhotoBack
         raise SettingsError(f"start: {model.start} holds a location encoder only")
     encoder = ImageEncoder.from_release(release, backbone=_absolute(model.backbone) if model.backbone else None)
     backbone = loaded(encoder.backbone_name, encoder.preprocessing)
-    encoder.backbone = nn.Identity()  # it is given features
     locations = LocationEncoder.from_release(release)
-    return encoder, with_levels(locations, model.add_levels), backbone, math.exp(float(release.tensors["logit_scale"]))
+    return (
+        TrainedHead(encoder),
+        with_levels(locations, model.add_levels),
+        backbone,
+        math.exp(float(release.tensors["logit_scale"])),
+    )
 
 
 def with_levels(locations: LocationEncoder, sigmas: Sequence[float]) -> LocationEncoder:
@@ -417,7 +421,9 @@ def _save(
 ) -> None:
     """Write the result as a release, with what it was made from."""
     plain = head.folded() if isinstance(head, StandardisedHead) else head
-    prefix = "image_encoder." + ("" if isinstance(head, ImageEncoder) else "mlp.")
+    if isinstance(plain, TrainedHead):
+        plain = plain.encoder
+    prefix = "image_encoder." + ("" if isinstance(plain, ImageEncoder) else "mlp.")
     tensors = {f"{prefix}{name}": tensor for name, tensor in plain.state_dict().items()}
     tensors |= {f"location_encoder.{name}": tensor for name, tensor in locations.state_dict().items()}
     tensors["logit_scale"] = torch.tensor(scale).log()
@@ -425,7 +431,7 @@ def _save(
     linear = [tuple(t.shape) for n, t in sorted(tensors.items()) if ".mlp." in n and n.endswith("weight")]
     metrics = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     record: Mapping[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    config = {
+    config: dict[str, Any] = {
         "location_encoder": asdict(locations.settings) | {"sigmas": list(locations.settings.sigmas)},
         "image_encoder": {
             "backbone": backbone.name,
@@ -443,6 +449,10 @@ def _save(
         },
     }
     table = folder / "gallery.csv"
+    if aligned:  # the projection into the space of the texts is frozen, so that their encoder still fits
+        release = pretrained.load(settings.model.start)
+        tensors = {**release.tensors, **tensors}
+        config["text_encoder"] = {"backbone": release.text_backbone}
     try:
         table.write_text("lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
         pretrained.save_release(target, tensors, config, gallery=table, dtype="float32")

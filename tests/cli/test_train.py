@@ -1,0 +1,85 @@
+"""``geoclip train`` as a user runs it: from photos with EXIF to a model, Ctrl-C, and going on."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from open_geoclip import pretrained
+from open_geoclip.cli.train import train
+from open_geoclip.errors import SettingsError
+
+
+@pytest.fixture
+def config(tmp_path: Path, save_clip: Callable[..., Path]) -> Path:
+    """A configuration for twelve photos that carry their position."""
+    clip, photos = save_clip(tmp_path / "clip"), tmp_path / "photos"
+    photos.mkdir()
+    for i in range(12):
+        image, exif = Image.fromarray(np.full((60, 60, 3), 20 * i, np.uint8)), Image.Exif()
+        exif.get_ifd(0x8825).update({1: "N", 2: (5.0 * i, 30.0, 0.0), 3: "W", 4: (10.0 * i, 0.0, 0.0)})
+        image.save(photos / f"{i}.jpg", exif=exif)
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'''output = "{tmp_path / "run"}"
+[data]
+train = "{photos}"
+validation = 0.0
+views = 2
+[model]
+backbone = "dir:{clip}"
+sigmas = [1.0]
+features = 8
+width = 16
+depth = 1
+output = 8
+hidden = [16]
+[train]
+recipe = "earth"
+epochs = 2
+batch_size = 4
+queue_size = 8
+'''
+    )
+    return path
+
+
+def test_the_folder_of_the_model_is_told_and_a_second_run_does_not_overwrite_it(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config)
+    out, err = capsys.readouterr()
+    assert out == f"{config.parent / 'run' / 'model'}\n"
+    assert "epoch 2, loss" in err
+    places = (Path(out.strip()) / "gallery.csv").read_text().splitlines()
+    assert "5.500000,-10.000000" in places
+    assert pretrained.load(f"dir:{out.strip()}").backbone == f"dir:{config.parent / 'clip'}"
+    with pytest.raises(SettingsError, match="holds a run already: --resume"):
+        train(config)
+    with pytest.raises(SettingsError, match="epochs was 2, now 3"):
+        train(config, resume=True, set_=["train.epochs=3"])
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_nothing_of_tracebacks_and_resume_goes_on(config: Path) -> None:
+    command = [sys.executable, "-m", "open_geoclip.cli", "train", str(config), "--set", "train.epochs=300"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 3,"):
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("model")
+    lines = (config.parent / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 301))
