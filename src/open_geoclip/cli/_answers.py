@@ -95,7 +95,7 @@ def draw(path: Path, answers: "list[Answer]", locator: "Locator", *, together: l
             lines=(
                 f"{best.lat:.3f}, {best.lon:.3f}",
                 f"probability {100 * best.probability:.1f} %",
-                *_confidence(answer).split("; "),
+                *(["not calibrated for this"] if answer.sure is None else _confidence(answer).split("; ")),
             ),
             note=f"Estimate by {answer.model}, not evidence",
         )
