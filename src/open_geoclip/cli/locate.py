@@ -37,7 +37,7 @@ def locate(
     format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
-    decode: Literal["mass", "distance", "geoscore", "max"] = "mass",
+    decode: Literal["mass", "distance", "geoscore", "max"] | None = None,
     merge_km: float | None = None,
     radius_km: float | None = None,
     prior: str = "gallery",
@@ -73,7 +73,7 @@ def locate(
         output: A file to write instead of stdout.
         map_: A PNG to draw into: probabilities and candidates, for one picture or each; for many, candidates alone.
         decode: What the best answer is best for: most probability within a radius, least expected distance, best
-            expected GeoScore, or the gallery's best place.
+            expected GeoScore, or the gallery's best place. When not given, mass for a calibrated model, else max.
         merge_km: Candidates are further apart than this; 0 merges nothing.
         radius_km: Of --decode mass; that of merging when not given.
         prior: What is known beforehand: gallery, even (all land alike), population, or a file of places and weights.

@@ -22,14 +22,16 @@ class AnswerSettings:
     """How answers are made of probabilities.
 
     Attributes:
-        decode: what the best answer is best for; see :meth:`open_geoclip.search.posterior.Posterior.decode`.
+        decode: what the best answer is best for; see :meth:`open_geoclip.search.posterior.Posterior.decode`. When not
+            given, ``mass`` for a calibrated model and between places; for other weights ``max``, the gallery's best
+            place, all its copies counted.
         merge_km: candidates are further apart than this, and each has the mass of what is nearer to it. When not given,
             25 km, or three times the distance between places in an even gallery that is coarser.
         radius_km: of the decoding ``mass``; when not given, that of merging.
         prior: what is known before a picture is seen; see :func:`open_geoclip.search.ground.log_prior`.
     """
 
-    decode: Decode = "mass"
+    decode: Decode | None = None
     merge_km: float | None = None
     radius_km: float | None = None
     prior: Prior = "gallery"
@@ -130,7 +132,7 @@ def told(
         labels: the country of each place of the posterior's ground, if they are known.
         allowed: which places an answer may be. One between places that is not becomes the nearest place of the ground.
     """
-    found = posterior.candidates(top_k, merge_km=merge_km, how=settings.decode, radius_km=settings.radius_km)
+    found = posterior.candidates(top_k, merge_km=merge_km, how=settings.decode or "mass", radius_km=settings.radius_km)
     coordinates = found.coordinates
     if allowed is not None:
         known = np.isfinite(coordinates).all(axis=-1)

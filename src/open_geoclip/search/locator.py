@@ -74,6 +74,9 @@ class Locator:
         self.refine = refine
         if refine and self.answers.decode == "max":
             raise SettingsError("decode max answers with the gallery's places, refine looks between them")
+        if self.answers.decode is None:
+            known = refine or self.calibration != Calibration()
+            self.answers = replace(self.answers, decode="mass" if known else "max")
         if crops != 1 or refine or self.answers.prior != "gallery":  # it was measured without any of these
             self.calibration = replace(self.calibration, fitted_on=None)
         index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
