@@ -66,23 +66,30 @@ class CaptionSet:
 
 
 def earth_view_captions(
-    folder: Path, split: Split, n: int, each: int, *, progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    split: Split,
+    n: int,
+    each: int,
+    *,
+    first: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CaptionSet:
-    """Sentence vectors of captions of the first n views of a split, from the cache if they are there.
+    """Sentence vectors of captions of views ``first`` to ``n`` of a split, from the cache if they are there.
 
     Args:
         folder: where they are kept.
         split: ``train``, ``validation`` or ``test``.
-        n: how many views.
+        n: where to stop.
         each: captions a view.
+        first: the first view.
         progress: called with how many different captions are done, and of how many.
 
     Raises:
         MissingExtraError: the extra ``text`` is not installed.
     """
-    path = folder / f"captions-{split}-{n}-{each}-v{_VERSION}.safetensors"
+    path = folder / f"captions-{split}-{f'{first}-' if first else ''}{n}-{each}-v{_VERSION}.safetensors"
     if not path.exists():
-        facts = facts_of(view_centres(split, n), view_widths(split, n))
+        facts = facts_of(view_centres(split, n)[first:], view_widths(split, n)[first:])
         written = [sentences(facts, seed) for seed in range(each)]
         different = sorted({caption for captions in written for caption in captions})
         number = {caption: row for row, caption in enumerate(different)}
@@ -106,17 +113,19 @@ def earth_view_features(
     n: int,
     *,
     look: SeenAs = "bluemarble",
+    first: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureSet:
-    """Features of the first n views of a split, from the cache as far as they are there.
+    """Features of views ``first`` to ``n`` of a split, from the cache as far as they are there.
 
     OpenVINO computes them where it is installed; what it gives differs from torch by less than float16 rounds.
 
     Args:
         folder: where shards are kept; about 7.8 kB a view.
         split: ``train``, ``validation`` or ``test``.
-        n: how many views.
+        n: where to stop.
         look: which picture of the Earth, a file of one, or ``varied``: all of them, in all weathers.
+        first: the first view; a multiple of 4,096.
         progress: called with how many views are done, and of how many.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +133,7 @@ def earth_view_features(
     earth: Earth | None = None
     backbone: nn.Module | None = None
     shards = []
-    for start in range(0, n, SHARD):
+    for start in range(first, n, SHARD):
         count = min(SHARD, n - start)
         path = folder / f"{name}-{split}-{start:07d}-{count}-v{_VERSION}.safetensors"
         if not path.exists():
@@ -136,7 +145,7 @@ def earth_view_features(
         shard = load_file(path)
         shards.append(FeatureSet(shard["features"], shard["coordinates"]))
         if progress is not None:
-            progress(start + count, n)
+            progress(start + count - first, n - first)
     return FeatureSet(torch.cat([s.features for s in shards]), torch.cat([s.coordinates for s in shards]))
 
 
