@@ -75,7 +75,7 @@ def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
             *("credible_radius_km", "within_km", "countries", "sure"),
         ]
         assert len(answer["candidates"]) == 3
-        assert list(answer["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km"]
+        assert list(answer["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km", "country", "place"]
         assert 0 < answer["credible_radius_km"]["50"] < answer["credible_radius_km"]["90"]
         assert list(answer["within_km"]) == ["1", "25", "200", "750", "2500"]
         assert sorted(answer["within_km"].values()) == list(answer["within_km"].values())

@@ -142,7 +142,9 @@ def test_answers_name_what_made_them_and_become_json(locator: Locator, photos: l
     assert record["image"] == str(photos[1])
     assert record["model"].startswith("geoclip 1.3.0")
     assert record["gallery"].startswith("part.csv, ")
-    assert list(record["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km"]
+    assert list(record["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km", "country", "place"]
+    assert all(len(c["country"]) in (0, 2) and c["place"] for c in record["candidates"])
+    assert Answer.from_dict(record).to_dict() == record
     probabilities = [candidate["probability"] for candidate in record["candidates"]]
     assert len(probabilities) == 3
     assert 0 < probabilities[0] < 1

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
+from open_geoclip.errors import MissingExtraError
 from open_geoclip.search.ground import Prior
 from open_geoclip.search.posterior import Decode, Posterior
 from open_geoclip.search.refinement import Allowed
@@ -48,6 +49,9 @@ class Candidate:
         probability: of all ground that was merged into this candidate. The chance of being right when the model is
             calibrated (``Answer.sure`` is not None); otherwise it only compares places of one gallery.
         radius_km: within which nine tenths of that probability lie.
+        country: its code, '' on the open sea; None where the extra ``places`` is not installed. See
+            :class:`open_geoclip.places.Places`.
+        place: for people, such as "12 km south-west of Lyon, France"; None where the extra is not installed.
     """
 
     lat: float
@@ -55,6 +59,12 @@ class Candidate:
     score: float
     probability: float
     radius_km: float
+    country: str | None = None
+    place: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The candidate as JSON-ready values."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,10 @@ class Answer:
         countries: probability of each country, the likeliest first; None where the extra ``places`` is not installed.
         sure: right within 200 km with a probability of 0.8 or more; None when the model is not calibrated, or
             was not for what was asked: limits, refinement, several pictures, ten crops, another gallery or prior.
+        regions: the smallest regions that hold 50 and 90 % of all probability, as GeoJSON MultiPolygons cut at 180
+            degrees; None where they were not asked for (``detail``).
+        heat: where the probability lies, ``{"cell_km", "cells": [[lat, lon, probability], ...]}``: cells of one area,
+            the likeliest first, that hold 99 %; None where it was not asked for.
     """
 
     image: str
@@ -87,6 +101,8 @@ class Answer:
     within_km: Mapping[str, float] = field(default_factory=dict)
     countries: Mapping[str, float] | None = None
     sure: bool | None = None
+    regions: Mapping[str, Any] | None = None
+    heat: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -103,12 +119,29 @@ class Answer:
             "model": self.model,
             "gallery": self.gallery,
             "version": self.version,
-            "candidates": [vars(candidate) for candidate in self.candidates],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
             "credible_radius_km": dict(self.credible_radius_km),
             "within_km": dict(self.within_km),
             "countries": None if self.countries is None else dict(self.countries),
             "sure": self.sure,
+            **({} if self.regions is None else {"regions": dict(self.regions)}),
+            **({} if self.heat is None else {"heat": dict(self.heat)}),
         }
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Answer":
+        """An answer that :meth:`to_dict` wrote, every value of it checked.
+
+        Args:
+            values: what was read from JSON; nothing about it is taken for granted.
+
+        Raises:
+            DataError: a key is missing or unknown, or a value is not what it must be; the message names it.
+        """
+        from open_geoclip.search.records import checked_answer
+
+        about = checked_answer(values)
+        return cls(**{**about, "candidates": tuple(Candidate(**one) for one in about["candidates"])})
 
 
 def told(
@@ -145,12 +178,13 @@ def told(
     profile = posterior.profile(best)
     within, radii = profile.within(_RADII_KM), profile.radius_km(_SHARES)
     cosines = scores(coordinates)
+    names = iter(_named(coordinates[found.mass > 0]))
     countries = [None] * len(best) if labels is None else posterior.shares(labels)
     sure = posterior.sure(profile)
     return [
         {
             "candidates": tuple(
-                Candidate(round(lat, 6), round(lon, 6), float(score), float(mass), round(float(km), 3))
+                Candidate(round(lat, 6), round(lon, 6), float(score), float(mass), round(float(km), 3), *next(names))
                 for (lat, lon), score, mass, km in zip(
                     coordinates[n].tolist(), cosines[n], found.mass[n], found.radius_km[n], strict=True
                 )
@@ -165,3 +199,13 @@ def told(
         }
         for n in range(len(best))
     ]
+
+
+def _named(coordinates: Float64[np.ndarray, "n 2"]) -> list[tuple[str | None, str | None]]:
+    """Country and description of each place; None twice where the extra ``places`` is not installed."""
+    from open_geoclip.places import Places
+
+    try:
+        return [(place.country, place.text) for place in Places().describe_all(coordinates)]
+    except MissingExtraError:
+        return [(None, None)] * len(coordinates)
