@@ -5,7 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
+# The page that `geoclip serve` opens and the HTML report. Its map needs names of cities from the venv, the rest is Node's.
+PAGE := src/open_geoclip/export/page/index.html
+PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
+NODE_STAMP := web/node_modules/.installed
+
+.PHONY: web chromium demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -17,13 +22,37 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-deps geoclip==1.3.0
 	touch $@
 
+$(NODE_STAMP): web/package.json web/package-lock.json web/.npmrc
+	@node --version >/dev/null 2>&1 && npm --version >/dev/null 2>&1 || \
+		{ echo "make web: the page is built by Node: install Node 20 or newer with npm, then run this again" >&2; exit 1; }
+	cd web && npm ci --silent --no-progress
+	touch $@
+
+build/web/cities.json: $(STAMP) web/cities.py
+	mkdir -p build/web
+	$(BIN)/python web/cities.py > $@.part
+	mv $@.part $@
+
+$(PAGE): $(NODE_STAMP) build/web/cities.json $(PAGE_SOURCE)
+	cd web && node build.mjs ../build/web/cities.json ../$(@D)
+
+web: $(PAGE)
+
+# The page's tests drive Debian's Chromium. Where it cannot be installed they are skipped, and say so.
+chromium:
+	@command -v chromium >/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+		echo "no Chromium: the page's tests will be skipped" >&2
+
 demo: $(STAMP)
 	$(BIN)/python -m open_geoclip.demo
 
-test: $(STAMP)
+test: $(STAMP) $(PAGE) chromium
+	cd web && npm test --silent
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
+check: $(STAMP) $(NODE_STAMP)
+	cd web && npm run --silent check
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
@@ -78,4 +107,4 @@ places: $(STAMP)
 	$(BIN)/python -m open_geoclip.places.build build/world-atlas/package/countries-10m.json
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) web/node_modules src/open_geoclip/export/page

@@ -1,0 +1,212 @@
+/** The answer for the chosen photo: how sure, the candidates, EXIF, chances, what made it. */
+import { announce, fill, h, icon, unique } from "./dom";
+import { comparison, coordinates, countryName, kilometres, percent, placeName, plain, verdict } from "./format";
+import { services } from "./links";
+import type { Store } from "./store";
+import type { Candidate, Item, Result } from "./types";
+
+export class AnswerView {
+  readonly element = h("section", { class: "answer", "aria-label": "Answer", tabindex: "-1" });
+  private shown: { item: Item | null; candidate: number } = { item: null, candidate: -1 };
+  private preview: { file: File; url: string } | null = null;
+
+  constructor(private readonly store: Store) {
+    store.watch(["items", "selected", "candidate"], () => this.sync());
+    this.sync();
+  }
+
+  private sync(): void {
+    const item = this.store.selected;
+    const { candidate } = this.store.state;
+    if (item === this.shown.item && candidate === this.shown.candidate) return;
+    const focused = document.activeElement?.closest<HTMLElement>("[data-candidate]")?.dataset["candidate"];
+    const same = item?.id === this.shown.item?.id;
+    this.shown = { item, candidate };
+    const scroll = this.element.scrollTop;
+    if (item === null) fill(this.element, this.empty());
+    else fill(this.element, this.head(item), ...this.body(item));
+    this.element.scrollTop = same ? scroll : 0;
+    if (same && focused !== undefined) this.element.querySelector<HTMLElement>(`[data-candidate="${focused}"]`)?.focus();
+  }
+
+  private empty(): HTMLElement {
+    return h(
+      "div",
+      { class: "answer-empty" },
+      h("p", { class: "lead" }, "Where on Earth was it taken?"),
+      h("p", {}, "Drop photos anywhere on this page, or describe a place in words. Each answer says how sure it is, and what else it could be."),
+    );
+  }
+
+  private head(item: Item): HTMLElement {
+    const picture = this.picture(item);
+    return h("header", { class: "answer-head" }, picture, h("h2", { class: "answer-name" }, item.name));
+  }
+
+  private picture(item: Item): HTMLElement | null {
+    if (item.kind === "text") return null;
+    const file = item.files[0];
+    if (file && this.preview?.file !== file) {
+      if (this.preview) URL.revokeObjectURL(this.preview.url);
+      this.preview = { file, url: URL.createObjectURL(file) };
+    }
+    const src = file ? this.preview!.url : item.thumbnail;
+    if (!src) return h("div", { class: "answer-picture blank" }, icon("photo"));
+    const image = h("img", { class: "answer-picture", src, alt: `The photo ${item.name}` });
+    image.addEventListener("error", () => {
+      const blank = h("div", { class: "answer-picture blank" }, icon("photo"), h("span", {}, "This browser cannot show this kind of picture."));
+      image.replaceWith(blank);
+    });
+    return image;
+  }
+
+  private body(item: Item): (HTMLElement | null)[] {
+    if (item.status === "failed") return [h("p", { class: "error", role: "alert" }, item.error ?? "It failed.")];
+    if (item.result === null) return [h("p", { class: "quiet" }, item.status === "sending" ? "Locating…" : "Waiting for its turn.")];
+    const { result } = item;
+    return [this.sure(result), this.candidates(result), this.exif(result), this.chances(result), this.countries(result), this.about(result)];
+  }
+
+  private sure(result: Result): HTMLElement {
+    const { key, word, meaning } = verdict(result);
+    return h("p", { class: `sure ${key}` }, h("strong", {}, word), h("span", {}, meaning));
+  }
+
+  private candidates(result: Result): HTMLElement {
+    const list = h("ol", { class: "candidates", "aria-label": "Candidates" });
+    const most = Math.max(...(result.candidates ?? []).map(({ probability }) => probability), 1e-9);
+    (result.candidates ?? []).forEach((each, index) => list.append(this.candidate(each, index, most)));
+    return list;
+  }
+
+  private candidate(each: Candidate, index: number, most: number): HTMLElement {
+    const chosen = index === this.store.state.candidate;
+    const bar = h("span", { class: "bar", "aria-hidden": "true" }, h("span", { class: "bar-fill" }));
+    (bar.firstElementChild as HTMLElement).style.width = `${(100 * each.probability) / most}%`;
+    const button = h(
+      "button",
+      {
+        type: "button",
+        class: "candidate",
+        "data-candidate": index,
+        "aria-pressed": chosen ? "true" : "false",
+        onclick: () => this.store.set({ candidate: index }),
+      },
+      h("span", { class: "disc", "aria-hidden": "true" }, String(index + 1)),
+      h("span", { class: "candidate-place" }, h("span", { class: "visually-hidden" }, `Candidate ${index + 1}: `), placeName(each)),
+      h("span", { class: "candidate-share" }, percent(each.probability)),
+      bar,
+      h(
+        "span",
+        { class: "candidate-numbers" },
+        h("span", {}, coordinates(each.lat, each.lon)),
+        h("span", { title: "Nine tenths of this candidate's probability lie within" }, `± ${kilometres(each.radius_km)}`),
+      ),
+    );
+    return h("li", { class: chosen ? "chosen" : "" }, button, chosen && this.links(each));
+  }
+
+  private links(each: Candidate): HTMLElement {
+    const note = unique("note");
+    const copy = h(
+      "button",
+      {
+        type: "button",
+        class: "link-button",
+        onclick: () => void this.copy(plain(each.lat, each.lon)),
+      },
+      icon("copy"),
+      "Copy coordinates",
+    );
+    return h(
+      "div",
+      { class: "links" },
+      copy,
+      h("p", { class: "links-note", id: note }, "Look at it elsewhere. The service learns the place, not the photo:"),
+      h(
+        "ul",
+        { "aria-describedby": note },
+        ...services(each.lat, each.lon, each.radius_km).map(({ name, url }) =>
+          h("li", {}, h("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, name, icon("out"))),
+        ),
+      ),
+    );
+  }
+
+  private async copy(text: string): Promise<void> {
+    try {
+      await navigator.clipboard.writeText(text);
+      announce(`Copied ${text}.`);
+    } catch {
+      announce(`The browser does not let this page copy. The coordinates are ${text}.`);
+    }
+  }
+
+  private exif(result: Result): HTMLElement | null {
+    const { exif } = result;
+    if (!exif) return null;
+    const { words } = comparison(result, exif);
+    const accuracy = exif.accuracy_m ? ` ± ${kilometres(exif.accuracy_m / 1000)}` : "";
+    return h(
+      "section",
+      { class: "block exif" },
+      h("h3", {}, "What the photo says itself (EXIF)"),
+      h("p", { class: "mono" }, coordinates(exif.lat, exif.lon) + accuracy),
+      h("p", {}, words, exif.time ? ` · ${exif.time.replace("T", " ")}` : null),
+      h("p", { class: "quiet" }, "EXIF can be wrong or forged. It took no part in the estimate."),
+    );
+  }
+
+  private chances(result: Result): HTMLElement | null {
+    const entries = Object.entries(result.within_km ?? {}).sort(([a], [b]) => Number(a) - Number(b));
+    if (entries.length === 0) return null;
+    return h(
+      "section",
+      { class: "block" },
+      h("h3", {}, result.sure === null || result.sure === undefined ? "Share of probability around candidate 1" : "Chance that candidate 1 is right within"),
+      shares(entries.map(([km, share]) => [kilometres(Number(km)), share])),
+    );
+  }
+
+  private countries(result: Result): HTMLElement | null {
+    const entries = Object.entries(result.countries ?? {}).filter(([, share]) => share >= 0.005);
+    if (entries.length === 0) return null;
+    return h(
+      "section",
+      { class: "block" },
+      h("h3", {}, "Countries"),
+      shares(entries.slice(0, 6).map(([code, share]) => [countryName(code), share])),
+    );
+  }
+
+  private about(result: Result): HTMLElement {
+    return h(
+      "section",
+      { class: "block about" },
+      h("h3", {}, "Made by"),
+      h(
+        "dl",
+        {},
+        ...(
+          [
+            ["Model", result.model],
+            ["Gallery", result.gallery],
+            ["OpenGeoCLIP", result.version],
+          ] as const
+        ).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "not told")]),
+      ),
+      h("p", { class: "quiet" }, "An estimate, not evidence. Check it against what the picture shows."),
+    );
+  }
+}
+
+/** Names with a bar and a percentage each. */
+function shares(entries: readonly (readonly [string, number])[]): HTMLElement {
+  const list = h("dl", { class: "shares" });
+  for (const [name, share] of entries) {
+    const bar = h("span", { class: "bar", "aria-hidden": "true" }, h("span", { class: "bar-fill" }));
+    (bar.firstElementChild as HTMLElement).style.width = `${Math.min(100, 100 * share)}%`;
+    list.append(h("dt", {}, name), h("dd", {}, bar, h("span", { class: "share" }, percent(share))));
+  }
+  return list;
+}

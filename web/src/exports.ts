@@ -1,0 +1,94 @@
+/** Downloads of what is shown, in every format of the server; in a report, of the records themselves. */
+import { exported } from "./api";
+import { announce, h, icon } from "./dom";
+import { count } from "./format";
+import type { Store } from "./store";
+import type { Item, Result } from "./types";
+
+export const FORMATS: [id: string, name: string, use: string][] = [
+  ["html", "HTML report", "this page, frozen; opens anywhere without a network"],
+  ["geojson", "GeoJSON", "for GIS: candidates and regions"],
+  ["kml", "KML", "for Google Earth"],
+  ["csv", "CSV", "a row for each candidate, for spreadsheets"],
+  ["parquet", "Parquet", "for data frames"],
+  ["json", "JSON", "all that was answered"],
+];
+
+/** An item as a record: the answer, its small picture, what EXIF says. */
+export function record(item: Item): Result {
+  const result: Result = item.status === "done" && item.result ? { ...item.result } : { error: item.error ?? "not located" };
+  if (item.kind === "text") result.text = item.name;
+  else if (item.kind === "photo") result.image = item.name;
+  else result.image ??= item.files.map(({ name }) => name).join(", ");
+  if (item.thumbnail !== null) result.thumbnail = item.thumbnail;
+  return result;
+}
+
+export function save(blob: Blob, name: string): void {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** `known` are the formats that the server makes; null in a report, which has none to ask. */
+export function exportMenu(store: Store, known: readonly string[] | null): HTMLElement {
+  const live = known !== null;
+  const problem = h("p", { class: "error small", role: "alert", hidden: true });
+  const formats = FORMATS.filter(([id]) => (known ?? ["json"]).includes(id));
+  const wanted = (): Item[] => {
+    const over = store.state.items.filter(({ status }) => status === "done" || status === "failed");
+    const chosen = over.filter(({ checked }) => checked);
+    return chosen.length > 0 ? chosen : over;
+  };
+  const download = async (format: string, button: HTMLButtonElement): Promise<void> => {
+    const items = wanted();
+    problem.hidden = true;
+    button.disabled = true;
+    try {
+      const records = items.map(record);
+      const blob = live ? await exported(records, format) : new Blob([JSON.stringify(records, null, 1)], { type: "application/json" });
+      save(blob, `geoclip.${format}`);
+      announce(`${count(items.length, "answer")} downloaded as ${format}.`);
+      menu.open = false;
+    } catch (error) {
+      problem.textContent = error instanceof Error ? error.message : String(error);
+      problem.hidden = false;
+    } finally {
+      button.disabled = false;
+    }
+  };
+  const what = h("p", { class: "quiet small" });
+  const menu = h(
+    "details",
+    { class: "menu", ontoggle: () => (what.textContent = `${count(wanted().length, "answer")}: the chosen ones, or all.`) },
+    h("summary", { class: "button" }, icon("download"), "Export"),
+    h(
+      "div",
+      { class: "menu-body" },
+      what,
+      h(
+        "ul",
+        {},
+        ...formats.map(([id, name, use]) => {
+          const button = h("button", { type: "button", class: "menu-item", "data-format": id }, h("strong", {}, name), h("span", {}, use));
+          button.addEventListener("click", () => void download(id, button));
+          return h("li", {}, button);
+        }),
+      ),
+      problem,
+    ),
+  );
+  menu.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !menu.open) return;
+    menu.open = false;
+    menu.querySelector("summary")?.focus();
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (!menu.contains(event.target as Node)) menu.open = false;
+  });
+  store.watch(["items"], () => (menu.hidden = wanted().length === 0));
+  menu.hidden = true;
+  return menu;
+}

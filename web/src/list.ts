@@ -1,0 +1,183 @@
+/** The list of photos and texts: one row each, changed in place, so that hundreds stay quick. */
+import { fill, h, icon } from "./dom";
+import { kilometres, percent, placeName, verdict } from "./format";
+import { fingerprint, type Store } from "./store";
+import type { Item } from "./types";
+
+interface Row {
+  element: HTMLLIElement;
+  button: HTMLButtonElement;
+  check: HTMLInputElement;
+  shown: Item | null;
+  stale: boolean;
+}
+
+export interface ListActions {
+  retry(item: Item): void;
+  remove(item: Item): void;
+}
+
+export class List {
+  readonly element = h("ol", { class: "list", "aria-label": "Photos and texts" });
+  private readonly rows = new Map<string, Row>();
+  private current: string | null = null;
+
+  /** Without actions the list can be looked at only, as in a report. */
+  constructor(
+    private readonly store: Store,
+    private readonly actions: ListActions | null,
+  ) {
+    this.element.addEventListener("keydown", (event) => this.key(event));
+    store.watch(["items", "limits", "model", "topK", "text", "textWeight"], () => this.sync());
+    store.watch(["selected"], () => this.mark());
+  }
+
+  /** Brings the rows to what the items are. */
+  sync(): void {
+    const { items } = this.store.state;
+    const left = new Set(this.rows.keys());
+    let before: Element | null = null;
+    const prints = new Map<Item["kind"], string>();
+    for (const item of items) {
+      left.delete(item.id);
+      let row = this.rows.get(item.id);
+      if (row === undefined) {
+        row = this.row(item);
+        this.rows.set(item.id, row);
+      }
+      if (!prints.has(item.kind)) prints.set(item.kind, fingerprint(this.store.options, item.kind));
+      const stale = this.actions !== null && item.status === "done" && item.asked !== prints.get(item.kind);
+      if (row.shown !== item || row.stale !== stale) this.paint(row, item, stale);
+      const place: Element | null = before === null ? this.element.firstElementChild : before.nextElementSibling;
+      if (place !== row.element) this.element.insertBefore(row.element, place);
+      before = row.element;
+    }
+    for (const id of left) {
+      this.rows.get(id)!.element.remove();
+      this.rows.delete(id);
+    }
+    this.mark();
+  }
+
+  focus(): void {
+    (this.rows.get(this.store.state.selected ?? "")?.button ?? this.element.querySelector<HTMLElement>(".row-main"))?.focus();
+  }
+
+  private row(item: Item): Row {
+    const check = h("input", {
+      type: "checkbox",
+      class: "row-check",
+      "aria-label": `Choose ${item.name}`,
+      onchange: () => this.store.update(item.id, { checked: check.checked }),
+    });
+    const button = h("button", {
+      type: "button",
+      class: "row-main",
+      id: `row-${item.id}`,
+      onclick: () => this.store.select(item.id),
+    });
+    const element = h("li", { class: "row" }, this.actions && check, button);
+    return { element, button, check, shown: null, stale: false };
+  }
+
+  private paint(row: Row, item: Item, stale: boolean): void {
+    row.shown = item;
+    row.stale = stale;
+    row.check.checked = item.checked;
+    row.element.dataset["status"] = item.status;
+    const picture =
+      item.thumbnail === null
+        ? h("span", { class: "thumb blank" }, icon(item.kind === "text" ? "text" : "photo"))
+        : h("img", { class: "thumb", src: item.thumbnail, alt: "", width: 48, height: 48 });
+    if (item.kind === "together") picture.classList.add("several");
+    fill(row.button, picture, h("span", { class: "row-words" }, h("span", { class: "row-name" }, item.name), this.told(item)));
+    row.element.querySelectorAll(".row-side").forEach((side) => side.remove());
+    row.element.append(this.side(item, stale));
+  }
+
+  private told(item: Item): HTMLElement {
+    const best = item.result?.candidates?.[0];
+    if (item.status === "failed") return h("span", { class: "row-error" }, item.error ?? "It failed.");
+    if (item.status !== "done" || item.result === null)
+      return h("span", { class: "row-quiet" }, item.status === "sending" ? "Locating…" : "Waiting");
+    if (best === undefined) return h("span", { class: "row-quiet" }, "No candidate");
+    const { key, word } = verdict(item.result);
+    const radius = item.result.credible_radius_km?.["90"];
+    return h(
+      "span",
+      { class: "row-told" },
+      h("span", { class: "row-place" }, placeName(best)),
+      h(
+        "span",
+        { class: "row-numbers" },
+        percent(best.probability),
+        radius === undefined ? null : ` · 90 % within ${kilometres(radius)}`,
+        " · ",
+        h("span", { class: `verdict ${key}` }, word),
+      ),
+    );
+  }
+
+  private side(item: Item, stale: boolean): HTMLElement {
+    if (this.actions === null) return h("span", { class: "row-side", hidden: true });
+    const again = item.status === "failed" || stale;
+    const label = stale ? "Locate again" : "Retry";
+    return h(
+      "span",
+      { class: "row-side" },
+      again &&
+        h(
+          "button",
+          {
+            type: "button",
+            class: "tool small",
+            "aria-label": `${label}: ${item.name}`,
+            title: stale ? "Asked with other settings: locate again" : "Retry",
+            onclick: () => this.actions!.retry(item),
+          },
+          icon("retry"),
+        ),
+      h(
+        "button",
+        {
+          type: "button",
+          class: "tool small faint",
+          "aria-label": `Remove ${item.name}`,
+          title: "Remove",
+          onclick: () => this.actions!.remove(item),
+        },
+        icon("close"),
+      ),
+    );
+  }
+
+  private mark(): void {
+    const { selected } = this.store.state;
+    if (this.current !== selected) this.rows.get(this.current ?? "")?.button.removeAttribute("aria-current");
+    const row = this.rows.get(selected ?? "");
+    row?.button.setAttribute("aria-current", "true");
+    if (this.current !== selected) row?.element.scrollIntoView({ block: "nearest" });
+    this.current = selected;
+  }
+
+  private key(event: KeyboardEvent): void {
+    const target = event.target as HTMLElement;
+    if (!target.classList.contains("row-main")) return;
+    const { items, selected } = this.store.state;
+    const at = items.findIndex(({ id }) => id === selected);
+    const moves: Record<string, number> = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: items.length - 1 };
+    const to = moves[event.key];
+    if (to !== undefined) {
+      event.preventDefault();
+      const next = items[Math.max(0, Math.min(items.length - 1, to))];
+      if (next) {
+        this.store.select(next.id);
+        this.rows.get(next.id)?.button.focus();
+      }
+    } else if (event.key === "Delete" && this.actions !== null && items[at]) {
+      event.preventDefault();
+      this.actions.remove(items[at]);
+      queueMicrotask(() => this.focus());
+    }
+  }
+}

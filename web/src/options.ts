@@ -1,0 +1,76 @@
+/** What is known or wished beside the photos: the model, words, how many candidates, limits. */
+import { h, unique } from "./dom";
+import { percent } from "./format";
+import type { Store } from "./store";
+
+/** Chooses among the server's models; what is not on the server cannot be chosen. */
+export function modelChoice(store: Store): HTMLElement {
+  const select = h("select", { id: unique("model"), onchange: () => store.set({ model: select.value }) });
+  const paint = (): void => {
+    const { models, model } = store.state;
+    select.replaceChildren(...models.map(({ id }) => h("option", { value: id, selected: id === model }, id)));
+    select.value = model;
+    select.disabled = models.length < 2;
+  };
+  store.watch(["models", "model"], paint);
+  paint();
+  return h("div", { class: "model" }, h("label", { for: select.id }, "Model"), select);
+}
+
+export function optionsPanel(store: Store, limits: HTMLElement): HTMLElement {
+  const text = h("input", {
+    type: "text",
+    id: unique("beside"),
+    placeholder: "what you know, in words",
+    autocomplete: "off",
+    onchange: () => store.set({ text: text.value.trim() }),
+  });
+  const share = h("output", {}, percent(store.state.textWeight));
+  const weight = h("input", {
+    type: "range",
+    id: unique("weight"),
+    min: 0,
+    max: 1,
+    step: 0.05,
+    value: store.state.textWeight,
+    oninput: () => (share.textContent = percent(Number(weight.value))),
+    onchange: () => store.set({ textWeight: Number(weight.value) }),
+  });
+  const top = h("input", {
+    type: "number",
+    id: unique("top"),
+    min: 1,
+    max: 50,
+    value: store.state.topK,
+    onchange: () => {
+      const wanted = Math.round(Number(top.value)) || 5;
+      top.value = String(Math.max(1, Math.min(50, wanted)));
+      store.set({ topK: Number(top.value) });
+    },
+  });
+  const summary = h("span", { class: "badge", hidden: true });
+  store.watch(["limits", "text"], () => {
+    const set = store.state.limits.length + (store.state.text === "" ? 0 : 1);
+    summary.textContent = String(set);
+    summary.hidden = set === 0;
+  });
+  return h(
+    "details",
+    { class: "options" },
+    h("summary", {}, "What you know already", summary),
+    h(
+      "div",
+      { class: "options-body" },
+      limits,
+      h(
+        "fieldset",
+        {},
+        h("legend", {}, "Words beside each photo"),
+        h("label", { class: "visually-hidden", for: text.id }, "Words beside each photo"),
+        text,
+        h("div", { class: "weight" }, h("label", { for: weight.id }, "Their weight"), weight, share),
+      ),
+      h("div", { class: "line" }, h("label", { for: top.id }, "Candidates a photo"), top),
+    ),
+  );
+}

@@ -1,0 +1,107 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { comparison, coordinates, countryName, kilometres, percent, placeName, verdict } from "../src/format";
+import { boxLimit, parse, polygonLimit, shapeOf, suggestions } from "../src/limits-grammar";
+import { services, zoomFor } from "../src/links";
+import { facts } from "../src/report";
+import { fingerprint } from "../src/store";
+import type { Candidate, Limit } from "../src/types";
+
+const COUNTRIES = [
+  { code: "CI", name: "Côte d’Ivoire" },
+  { code: "FR", name: "France" },
+  { code: "PF", name: "French Polynesia" },
+  { code: "CF", name: "Central African Republic" },
+];
+
+test("numbers are told with as much as they carry", () => {
+  assert.deepEqual([0, 0.00005, 0.042, 0.634, 0.9996, 1].map(percent), ["0 %", "< 0.1 %", "4.2 %", "63 %", "> 99.9 %", "100 %"]);
+  assert.deepEqual([0.05, 4.21, 85.2, 15345].map(kilometres), ["50 m", "4.2 km", "85 km", "15,345 km"]);
+  assert.equal(coordinates(-22.9, -43.2, 1), "22.9° S, 43.2° W");
+  assert.equal(countryName("IT"), "Italy");
+  assert.equal(countryName("not a code"), "not a code");
+});
+
+test("a place has the best name there is", () => {
+  const at = { lat: 1, lon: 2, score: 0, probability: 1, radius_km: 3 };
+  assert.equal(placeName({ ...at, place: "12 km south of Lyon, France", country: "FR" }), "12 km south of Lyon, France");
+  assert.equal(placeName({ ...at, country: "FR" }), "France");
+  assert.equal(placeName({ ...at, country: "" }), "At sea");
+  assert.equal(placeName({ ...at, country: null }), "1.00° N, 2.00° E");
+});
+
+test("how sure an answer is, in three words that differ", () => {
+  assert.deepEqual([true, false, null].map((sure) => verdict({ sure }).word), ["Sure", "Not sure", "Not calibrated"]);
+  assert.match(verdict({ sure: true, within_km: { "200": 0.93 } }).meaning, /93 %/);
+});
+
+test("EXIF is compared by distance and by region", () => {
+  const best: Candidate = { lat: 0, lon: 0, score: 1, probability: 1, radius_km: 10 };
+  const square = (size: number) => ({
+    type: "MultiPolygon" as const,
+    coordinates: [[[[-size, -size], [size, -size], [size, size], [-size, size], [-size, -size]]]] as [number, number][][][],
+  });
+  const result = { candidates: [best], regions: { "50": square(1), "90": square(3) } };
+  assert.equal(comparison(result, { lat: 0, lon: 0.5 }).words, "56 km from candidate 1, inside the 50 % region");
+  assert.match(comparison(result, { lat: 0, lon: 2 }).words, /inside the 90 % region/);
+  assert.match(comparison(result, { lat: 0, lon: 40 }).words, /outside the 90 % region/);
+});
+
+test("limits are read as the command line reads them, and faults are told", () => {
+  const grammar = (typed: string): string => {
+    const found = parse(typed, true, COUNTRIES);
+    return typeof found === "string" ? `error: ${found}` : found.grammar;
+  };
+  assert.equal(grammar("france"), "FR");
+  assert.equal(grammar("cote d'ivoire"), "CI");
+  assert.equal(grammar("fr"), "FR");
+  assert.equal(grammar(" 35, -10,60,30"), "35,-10,60,30");
+  assert.equal(grammar("48.86,2.29,50KM"), "48.86,2.29,50km");
+  assert.match(grammar("60,-10,35,30"), /error: .*south comes before/);
+  assert.match(grammar("100,0,120,5"), /error: .*±90/);
+  assert.match(grammar("Atlantis"), /error: “Atlantis”/);
+});
+
+test("countries are found by what they begin with first", () => {
+  const found = (typed: string): string[] => suggestions(typed, COUNTRIES).map(({ code }) => code);
+  assert.deepEqual(found("fr"), ["FR", "PF", "CF"]);
+  assert.deepEqual(found("pol"), ["PF"]);
+  assert.deepEqual(found(""), []);
+});
+
+test("what is drawn is sent as GeoJSON with longitude first, closed; and drawn again the same", () => {
+  const limit = polygonLimit([[10, 170], [10, 185], [20, 180]], false);
+  const { coordinates: [sent] } = JSON.parse(limit.grammar) as { coordinates: number[][][] };
+  assert.deepEqual(sent, [[170, 10], [185, 10], [180, 20], [170, 10]]);
+  const shape = shapeOf(limit);
+  assert.deepEqual(shape.kind === "rings" && shape.rings[0]![0], [10, 170]);
+  const box = shapeOf(boxLimit(-48, 166, -34, -176, true)); // over 180 degrees, as of New Zealand
+  const lons = box.kind === "rings" ? box.rings[0]!.map(([, lon]) => lon) : [];
+  assert.deepEqual([Math.min(...lons), Math.max(...lons)], [166, 184]);
+});
+
+test("links hold the place and fit the radius, and nothing of the photo", () => {
+  for (const { url } of services(-22.9, -43.2, 50)) {
+    assert.ok(url.startsWith("https://"));
+    assert.ok(url.includes("-22.9") && url.includes("-43.2"), url);
+  }
+  assert.ok(zoomFor(0.5) > zoomFor(50) && zoomFor(50) > zoomFor(2000));
+});
+
+test("an answer is stale when anything it was asked with has changed, and only then", () => {
+  const asked = { model: "earth", topK: 5, text: "", textWeight: 0.5, limits: [] as Limit[] };
+  const now = fingerprint(asked, "photo");
+  assert.equal(fingerprint({ ...asked, textWeight: 0.9 }, "photo"), now, "a weight without words means nothing");
+  assert.notEqual(fingerprint({ ...asked, text: "snow" }, "photo"), now);
+  assert.equal(fingerprint({ ...asked, text: "snow" }, "text"), fingerprint(asked, "text"));
+  assert.notEqual(fingerprint({ ...asked, limits: [parse("FR", true, COUNTRIES) as Limit] }, "photo"), now);
+  assert.notEqual(fingerprint({ ...asked, topK: 6 }, "photo"), now);
+});
+
+test("what is said about a report is written out, nothing that is empty", () => {
+  assert.deepEqual(facts({ made: "2026", open_geoclip: "1", none: null, hashes: { a: 1 } }), [
+    ["Made", "2026"],
+    ["Open geoclip", "1"],
+    ["Hashes", '{"a":1}'],
+  ]);
+});
