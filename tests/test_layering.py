@@ -32,7 +32,7 @@ RANKS = {
 }
 
 # Pairs of the same rank that may meet, as (who imports, what is imported).
-ALLOWED = {("training", "evaluation"), ("data", "places")}
+ALLOWED = {("training", "evaluation"), ("data", "places"), ("cli", "server")}
 
 # Distributions that nothing may import: torchvision is a heavy dependency for three lines of resizing.
 FORBIDDEN = {"torchvision"}

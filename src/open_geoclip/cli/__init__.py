@@ -32,6 +32,7 @@ for _name, _help in {
     "evaluate": "Measure a model on photos whose places are known: a table and a folder, or a published benchmark.",
     "reproduce": "Run the released weights on your copy of a benchmark, and hold the result against published answers.",
     "render": "Render a view of the Earth as from orbit.",
+    "serve": "Answer over HTTP, and show a page for people.",
 }.items():
     app.command(f"open_geoclip.cli.{_name}:{'app' if _name in ('data', 'gallery') else _name}", name=_name, help=_help)
 

@@ -1,0 +1,1 @@
+"""The HTTP API: pictures and texts in, answers out; nothing is written to disk and nothing leaves the machine."""

@@ -1,0 +1,67 @@
+"""What is asked of a model: pictures, texts or inputs, and how to answer. Plain data, as it goes to a worker."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Job", "Options", "Picture"]
+
+Kind = Literal["locate", "text", "embed"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a request wants its answers; the fields are those of the HTTP API.
+
+    Attributes:
+        top_k: candidates an answer.
+        within: where it can only have been, as for ``geoclip locate --within``, or GeoJSON itself.
+        not_within: where it cannot have been.
+        text: what is known beside the pictures.
+        text_weight: how much that counts.
+        together: all pictures show one place.
+        decode: what the best answer is best for; the model's own choice when not given.
+        detail: with credible regions and heat.
+        exif: with where a photo itself says it was taken.
+    """
+
+    top_k: int = 5
+    within: tuple[str, ...] = ()
+    not_within: tuple[str, ...] = ()
+    text: str | None = None
+    text_weight: float = 0.5
+    together: bool = False
+    decode: Literal["mass", "distance", "geoscore", "max"] | None = None
+    detail: bool = False
+    exif: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it was sent.
+
+    Attributes:
+        name: what the answer calls it.
+        data: the bytes of its file.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to answer.
+
+    Attributes:
+        kind: ``locate`` pictures, ``text``, or ``embed``.
+        options: how to answer.
+        pictures: to locate.
+        texts: to locate.
+        inputs: to embed, in order: pictures, coordinates or texts.
+    """
+
+    kind: Kind
+    options: Options = Options()
+    pictures: tuple[Picture, ...] = ()
+    texts: tuple[str, ...] = ()
+    inputs: tuple[Picture | tuple[float, float] | str, ...] = ()

@@ -1,0 +1,62 @@
+"""What a client is told when a request cannot be answered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from open_geoclip.errors import (
+    AreaError,
+    CoordinateError,
+    ImageError,
+    MissingExtraError,
+    OpenGeoCLIPError,
+    SettingsError,
+    TextError,
+    WeightsError,
+)
+
+__all__ = ["Problem", "problem_of"]
+
+
+@dataclass(eq=False)
+class Problem(Exception):  # noqa: N818  # not every problem is an error of ours
+    """An answer other than 200.
+
+    Attributes:
+        status: of HTTP.
+        code: a word for programs, such as ``queue_full``.
+        message: a sentence for people: what is wrong and what to do.
+        headers: such as Retry-After.
+    """
+
+    status: int
+    code: str
+    message: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        """The kind of problem, in the words of the APIs that embedding clients know."""
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        return kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The body of the answer."""
+        return {"error": {"message": self.message, "type": self.type, "code": self.code}}
+
+
+_CODES: tuple[tuple[type[OpenGeoCLIPError], str], ...] = (
+    (AreaError, "invalid_area"),
+    (SettingsError, "invalid_value"),
+    (TextError, "invalid_text"),
+    (CoordinateError, "invalid_coordinate"),
+    (ImageError, "invalid_image"),
+    (WeightsError, "not_supported"),
+    (MissingExtraError, "not_installed"),
+)
+
+
+def problem_of(error: OpenGeoCLIPError) -> Problem:
+    """What a client is told about an error of this package: what was sent does not fit, and why."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), "invalid_request")
+    return Problem(422, code, str(error))

@@ -1,0 +1,284 @@
+"""The routes: each reads and checks what was sent, asks the service, and writes the answer."""
+
+import json
+from collections.abc import AsyncIterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from open_geoclip._version import __version__
+from open_geoclip.server import schemas
+from open_geoclip.server.embeddings import packed, parse_input
+from open_geoclip.server.guard import json_response
+from open_geoclip.server.jobs import Job, Options
+from open_geoclip.server.problems import Problem
+from open_geoclip.server.service import Service
+from open_geoclip.server.settings import ServerSettings
+from open_geoclip.server.uploads import FormLimits, read_form
+
+__all__ = ["BODIES", "router"]
+
+router = APIRouter()
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+BODIES: list[type[BaseModel]] = [
+    schemas.LocateForm,
+    schemas.TextRequest,
+    schemas.EmbeddingsRequest,
+    schemas.ExportRequest,
+]
+"""Bodies that routes read themselves, to bound them while they arrive."""
+
+_SEVERAL = ("within", "not_within")
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    told = {
+        400: "The request is damaged, or its Host is not served here.",
+        401: "A token is needed.",
+        403: "Pages of other servers may not ask.",
+        404: "There is no such model.",
+        408: "The body took too long to arrive.",
+        413: "Too large, or too many.",
+        415: "Another content type is needed.",
+        422: "A field is wrong; the message says which, and why.",
+        429: "Too much is waiting; come again after Retry-After seconds.",
+        503: "The model cannot answer at the moment.",
+        504: "It took too long.",
+    }
+    return {status: {"model": schemas.ErrorAnswer, "description": told[status]} for status in statuses}
+
+
+_COMMON = (400, 401, 403)
+_WORK = (*_COMMON, 404, 408, 413, 415, 422, 429, 503, 504)
+
+
+def _json_body(name: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "allOf": [{"$ref": "#/components/schemas/LocateForm"}],
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {
+                        "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def _settings(request: Request) -> ServerSettings:
+    settings: ServerSettings = request.app.state.settings
+    return settings
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _json(request: Request, kind: type[_Body]) -> _Body:
+    """The body, checked.
+
+    Raises:
+        Problem: 413 too large, 415 another content type, 422 it does not fit.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise Problem(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
+    most = _settings(request).max_request_mb * 2**20
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise Problem(413, "too_large", f"the request is larger than {most >> 20} MiB")
+    try:
+        return kind.model_validate_json(bytes(body), strict=True)
+    except ValidationError as error:
+        raise _misfit(error) from error
+
+
+def _misfit(error: ValidationError) -> Problem:
+    """Which field is wrong and why, without what was in it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the body"
+    return Problem(422, "invalid_value", f"{where}: {first['msg']}")
+
+
+@router.post(
+    "/v1/locate",
+    operation_id="locate",
+    summary="Where photos were taken",
+    response_model=schemas.Answers,
+    responses=_errors(*_WORK),
+    openapi_extra=_FORM,
+)
+async def locate(request: Request) -> Response:
+    """One answer a picture, in order; one that cannot be read has ``error`` in its place."""
+    settings, service = _settings(request), _service(request)
+    limits = FormLimits(settings.max_file_mb * 2**20, settings.max_request_mb * 2**20, settings.max_images)
+    chunks: AsyncIterator[bytes] = request.stream()
+    form = await read_form(request.headers.get("content-type", ""), chunks, limits)
+    given: dict[str, Any] = {}
+    for name, value in form.fields:
+        if name in _SEVERAL:
+            given.setdefault(name, []).append(value)
+        elif name in given:
+            raise Problem(422, "invalid_value", f"{name}: given twice")
+        elif name == "images":
+            raise Problem(422, "invalid_value", "images: files are needed, with a file name each")
+        else:
+            given[name] = value
+    if any(name != "images" for name, _ in form.files):
+        raise Problem(422, "invalid_value", "files belong in fields named images")
+    if not form.files:
+        raise Problem(422, "invalid_value", "images: at least one picture")
+    try:
+        asked = schemas.LocateForm.model_validate(given)
+    except ValidationError as error:
+        raise _misfit(error) from error
+    if asked.together and asked.text is not None:
+        raise Problem(422, "invalid_value", "text goes beside pictures that are located alone, not together")
+    model = service.named(asked.model)
+    options = Options(
+        asked.top_k,
+        tuple(asked.within),
+        tuple(asked.not_within),
+        asked.text,
+        asked.text_weight,
+        asked.together,
+        asked.decode,
+        asked.detail,
+        asked.exif,
+    )
+    data = await service.answer(model, Job("locate", options, tuple(picture for _, picture in form.files)))
+    return json_response({"object": "list", "model": model, "data": data})
+
+
+@router.post(
+    "/v1/text",
+    operation_id="text",
+    summary="Where on Earth words lead",
+    response_model=schemas.Answers,
+    responses=_errors(*_WORK),
+    openapi_extra=_json_body("TextRequest"),
+)
+async def text(request: Request) -> Response:
+    """One answer a text, in order."""
+    asked = await _json(request, schemas.TextRequest)
+    service = _service(request)
+    if len(asked.texts) > _settings(request).max_texts:
+        raise Problem(413, "too_many_texts", f"at most {_settings(request).max_texts} texts a request")
+    model = service.named(asked.model)
+    options = Options(asked.top_k, tuple(asked.within), tuple(asked.not_within), detail=asked.detail)
+    data = await service.answer(model, Job("text", options, texts=tuple(asked.texts)))
+    return json_response({"object": "list", "model": model, "data": data})
+
+
+@router.post(
+    "/v1/embeddings",
+    operation_id="embeddings",
+    summary="Vectors of pictures, places and texts",
+    response_model=schemas.EmbeddingsAnswer,
+    responses=_errors(*_WORK),
+    openapi_extra=_json_body("EmbeddingsRequest"),
+)
+async def embeddings(request: Request) -> Response:
+    """One vector an input, in order, all in one space: the cosine of a photo's and a place's says how well they fit."""
+    asked = await _json(request, schemas.EmbeddingsRequest)
+    service = _service(request)
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    if not texts:
+        raise Problem(422, "invalid_value", "input: at least one")
+    if len(texts) > _settings(request).max_texts:
+        raise Problem(413, "too_many_inputs", f"at most {_settings(request).max_texts} inputs a request")
+    model = service.named(asked.model)
+    inputs = tuple(parse_input(given, number) for number, given in enumerate(texts))
+    found = await service.answer(model, Job("embed", inputs=inputs))
+    vectors = [one["embedding"] for one in found]
+    shown = [packed(vector) for vector in vectors] if asked.encoding_format == "base64" else vectors
+    data = [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(shown)]
+    usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+    return json_response({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+@router.post(
+    "/v1/export",
+    operation_id="export",
+    summary="Answers as a file",
+    responses=_errors(*_COMMON, 408, 413, 415, 422),
+    openapi_extra=_json_body("ExportRequest"),
+)
+async def export(request: Request) -> Response:
+    """The records that were sent, written in another format."""
+    asked = await _json(request, schemas.ExportRequest)
+    body = json.dumps(asked.records, indent=2, ensure_ascii=False).encode()
+    headers = {"Content-Disposition": f'attachment; filename="answers.{asked.format}"'}
+    return Response(body, 200, headers, "application/json")
+
+
+@router.get("/v1/models", operation_id="models", response_model=schemas.ModelList, responses=_errors(*_COMMON))
+async def models(request: Request) -> Response:
+    """The models that this server has; the first is that of requests that name none."""
+    data = [{"id": n, "object": "model", "created": 0, "owned_by": "open-geoclip"} for n in _service(request).models]
+    return json_response({"object": "list", "data": data})
+
+
+@router.get(
+    "/v1/countries", operation_id="countries", response_model=list[schemas.Country], responses=_errors(*_COMMON, 503)
+)
+async def countries() -> Response:
+    """The countries that ``within`` takes, by name."""
+    return json_response(await run_sync(_countries))
+
+
+@lru_cache(maxsize=1)
+def _countries() -> list[dict[str, str]]:
+    from open_geoclip.places.countries import Countries
+
+    names = Countries().names
+    return [{"code": code, "name": names[code]} for code in sorted(names, key=lambda code: names[code])]
+
+
+@router.get("/v1/page", operation_id="page", response_model=schemas.PageSettings, responses=_errors(*_COMMON))
+async def page(request: Request) -> Response:
+    """What the page has to know."""
+    settings = _settings(request)
+    names = ("max_file_mb", "max_request_mb", "max_pixels", "max_images", "max_texts", "max_top_k")
+    return json_response(
+        {
+            "models": _service(request).models,
+            "tile_url": settings.tile_url,
+            "limits": {name: getattr(settings, name) for name in names},
+            "formats": ["json"],
+            "version": __version__,
+        }
+    )
+
+
+@router.get("/healthz", operation_id="healthz", responses=_errors(400))
+async def healthz() -> Response:
+    """Whether the server lives."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/readyz", operation_id="readyz", responses=_errors(400, 503))
+async def readyz() -> Response:
+    """Whether its models can answer."""
+    return json_response({"status": "ok"})
