@@ -52,7 +52,7 @@ def some_places(n: int) -> np.ndarray:
     return np.stack([np.degrees(np.arcsin(rng.uniform(-1, 1, n))), rng.uniform(-180, 180, n)], axis=1)
 
 
-@pytest.mark.parametrize("projection", ["equal_earth", "sphere"])
+@pytest.mark.parametrize("projection", ["equal_earth", "sphere", "degrees"])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_equals_torch_everywhere_on_earth(tmp_path: Path, projection: str, depth: int) -> None:
     name = save_model(tmp_path / "small", projection, depth=depth)

@@ -92,8 +92,8 @@ def test_sphere_has_no_seam_and_one_pole_each() -> None:
     assert not torch.allclose(flat.encode(pairs[:, 0]), flat.encode(pairs[:, 1]), atol=0.05)
 
 
-@pytest.mark.parametrize("projection", ["equal_earth", "sphere"])
-def test_both_projections_learn(projection: str) -> None:
+@pytest.mark.parametrize("projection", ["equal_earth", "sphere", "degrees"])
+def test_all_projections_learn(projection: str) -> None:
     settings = LocationSettings(sigmas=(1.0, 8.0), features=32, width=48, output=3, projection=projection)  # type: ignore[arg-type]
     encoder = LocationEncoder(settings)
     coordinates = random_coordinates(256)

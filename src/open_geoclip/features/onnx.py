@@ -85,7 +85,8 @@ def location_tower(release: "Release", *, normalize: bool = False) -> onnx.Model
         raise SettingsError(f"{release.name}: the ONNX export is for Fourier features and ReLU, not {kind}")
     graph = _Graph()
     places, valid = _checked(graph)
-    position = _equal_earth(graph, places) if settings["projection"] == "equal_earth" else _unit_vector(graph, places)
+    laid_out = {"equal_earth": _equal_earth, "sphere": _unit_vector, "degrees": _degrees}
+    position = laid_out[settings["projection"]](graph, places)
     levels = [
         _level(graph, release, position, f"location_encoder.LocEnc{i}", settings["depth"])
         for i in range(len(settings["sigmas"]))
@@ -206,6 +207,13 @@ def _unit_vector(graph: _Graph, places: tuple[str, str]) -> str:
     out = graph.cosine(lat)
     x, y = graph.add("Mul", out, graph.cosine(lon)), graph.add("Mul", out, graph.add("Sin", lon))
     return graph.add("Concat", x, y, graph.add("Sin", lat), axis=1)
+
+
+def _degrees(graph: _Graph, places: tuple[str, str]) -> str:
+    """Longitude and latitude, scaled to -1..1."""
+    lat, lon = places
+    x = graph.add("Mul", lon, graph.number(1 / math.pi))
+    return graph.add("Concat", x, graph.add("Mul", lat, graph.number(2 / math.pi)), axis=1)
 
 
 def _level(graph: _Graph, release: "Release", position: str, name: str, depth: int) -> str:

@@ -4,9 +4,10 @@ A coordinate is laid out on a projection, turned into random Fourier features at
 each resolution has a network of its own; their outputs are summed (Vivanco Cepeda et al., "GeoCLIP", NeurIPS
 2023, section 3.1 and figure 2). The Earth is a continuous function here: there are no cells.
 
-Two projections. ``equal_earth`` is the published one: a flat map in which +180 and -180 degrees are far
+Three projections. ``equal_earth`` is the published one: a flat map in which +180 and -180 degrees are far
 apart and each pole is a line. ``sphere`` takes the Fourier features of the three-dimensional unit vector, so it
-has no seam and each pole is one point.
+has no seam and each pole is one point. ``degrees`` is no projection at all: longitude and latitude, scaled to
+-1..1, are here to compare with.
 
 Other encodings of a place, to compare with, are in :mod:`open_geoclip.model.positional`. They have one level.
 """
@@ -27,8 +28,8 @@ from open_geoclip.sphere import check_coordinates, equal_earth, unit_vectors
 
 __all__ = ["LocationEncoder", "LocationSettings"]
 
-Projection = Literal["equal_earth", "sphere"]
-Encoding = Literal["fourier", "harmonics", "space2vec", "sphere2vec", "wrapped", "unit"]
+Projection = Literal["equal_earth", "sphere", "degrees"]
+Encoding = Literal["fourier", "plain", "harmonics", "space2vec", "sphere2vec", "wrapped", "unit"]
 Network = Literal["relu", "siren"]
 _FIRST_W0 = 30.0  # of a SIREN's first layer; 1 in the others, as in SatCLIP
 
@@ -39,14 +40,15 @@ class LocationSettings:
 
     Attributes:
         sigmas: one resolution a level: the standard deviation of its frequencies, in cycles a unit of the
-            projection. A unit is half the equator's length for ``equal_earth``, the Earth's radius for ``sphere``.
+            projection. A unit is half the equator's length for ``equal_earth``, the Earth's radius for ``sphere``,
+            180 degrees of longitude and 90 of latitude for ``degrees``.
         features: random frequencies a level; each gives a cosine and a sine.
         width: neurons a hidden layer.
         depth: hidden layers a level.
         output: length of the vector.
-        projection: ``equal_earth`` or ``sphere``.
+        projection: ``equal_earth``, ``sphere`` or ``degrees``.
         encoding: what the networks see of a place; ``fourier`` is the published one. ``sigmas``, ``features`` and
-            ``projection`` are its settings.
+            ``projection`` are its settings. ``plain``: the projection itself, without Fourier features.
         network: ``relu``, or ``siren``: sines between the layers.
         degree: highest degree of ``harmonics``.
         scales: how many ``space2vec`` and ``sphere2vec`` have, from a full turn down to ``finest_deg``.
@@ -178,12 +180,16 @@ class LocationEncoder(nn.Module):
         return encoder.eval()
 
     def project(self, coordinates: Float[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
-        """Coordinates laid out for the encoding: a flat map, points on the unit sphere, or angles in radians."""
+        """Coordinates laid out for the encoding: a flat map, points on the unit sphere, or angles."""
         if self.settings.encoding == "harmonics":  # up to 40 waves a turn multiply the rounding of float32
             return unit_vectors(coordinates.double())
         if self.settings.encoding == "unit" or self.settings.projection == "sphere":
             return unit_vectors(coordinates)
-        return equal_earth(coordinates) if self.settings.encoding == "fourier" else torch.deg2rad(coordinates)
+        if self.settings.encoding not in ("fourier", "plain"):
+            return torch.deg2rad(coordinates)
+        if self.settings.projection == "degrees":
+            return coordinates.flip(1) / coordinates.new_tensor([180.0, 90.0])
+        return equal_earth(coordinates)
 
     def forward(self, coordinates: Float[Tensor, "n 2"]) -> Float[Tensor, "n k"]:
         """Vectors, not normalised, as the released package gives them.

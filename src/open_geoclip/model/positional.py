@@ -2,6 +2,7 @@
 
 =============  =========================================================================================
 ``fourier``    [cos 2πBv, sin 2πBv] of a projection (Vivanco Cepeda et al., "GeoCLIP", 2023, section 3.1)
+``plain``      the projection itself: the same networks without Fourier features
 ``harmonics``  real spherical harmonics (Rußwurm et al., "Geographic location encoding with spherical harmonics
                and sinusoidal representation networks", 2024; SatCLIP uses them)
 ``space2vec``  sines and cosines of latitude and longitude at many scales (Mai et al., "Space2Vec", 2020, grid)

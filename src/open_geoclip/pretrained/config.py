@@ -36,11 +36,12 @@ GIVEN = ("location_encoder", "image_encoder", "preprocessing", "card")
 MOST_LAYERS = 64
 """More levels or layers than this in a configuration are a mistake, or meant to exhaust the machine."""
 
-PROJECTIONS = {"equal_earth": 2, "sphere": 3}
+PROJECTIONS = {"equal_earth": 2, "sphere": 3, "degrees": 2}
 """Each projection, and how many numbers a place is after it."""
 
 SETTINGS_OF: dict[str, tuple[str, ...]] = {
     "fourier": ("sigmas", "features", "projection"),
+    "plain": ("projection",),
     "harmonics": ("degree",),
     "space2vec": ("scales", "finest_deg"),
     "sphere2vec": ("scales", "finest_deg"),
@@ -58,7 +59,7 @@ class LocationSettings(TypedDict):
 
     ``sigmas``: one a level. ``features``: random Fourier features a level; the network sees twice as many
     numbers. ``width``: of the hidden layers. ``depth``: the number of hidden layers (Linear and ReLU).
-    ``output``: the length of a location vector. ``projection``: ``equal_earth`` or ``sphere``. The others are there
+    ``output``: the length of a location vector. ``projection``: one of :data:`PROJECTIONS`. The others are there
     only where they differ from the published model's; ``LocationSettings`` of the model tells what they are.
     """
 
@@ -80,6 +81,8 @@ def input_size(location: LocationSettings) -> int:
     encoding = location.get("encoding", "fourier")
     if encoding == "fourier":
         return 2 * location["features"]
+    if encoding == "plain":
+        return PROJECTIONS[location["projection"]]
     if encoding == "harmonics":
         return int((location.get("degree", 40) + 1) ** 2)
     if encoding in ("space2vec", "sphere2vec"):

@@ -24,7 +24,7 @@ from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import SettingsError, TrainingError
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.model.image_encoder import ImageEncoder, image_head
-from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.model.location_encoder import Encoding, LocationEncoder, LocationSettings, Network, Projection
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.sphere import even_points, haversine_km
@@ -92,7 +92,9 @@ class ModelSettings:
         width: of the hidden layers.
         depth: hidden layers a level.
         output: length of a vector.
-        projection: ``equal_earth`` or ``sphere``.
+        projection: ``equal_earth``, ``sphere`` or ``degrees``.
+        encoding: of a place, such as ``fourier``.
+        network: ``relu`` or ``siren``.
         hidden: neurons of the image head's hidden layers.
         gallery: places to answer with: ``train``, ``even:KM`` (evenly over the Earth) or a file.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -106,7 +108,9 @@ class ModelSettings:
     width: int = 1024
     depth: int = 3
     output: int = 512
-    projection: str = "equal_earth"
+    projection: Projection = "equal_earth"
+    encoding: Encoding = "fourier"
+    network: Network = "relu"
     hidden: tuple[int, ...] = (768,)
     gallery: str = "train"
     device: str = "auto"
@@ -333,7 +337,9 @@ def _model(settings: RunSettings) -> tuple[nn.Module, LocationEncoder, PhotoBack
             width=model.width,
             depth=model.depth,
             output=model.output,
-            projection=model.projection,  # type: ignore[arg-type]  # it checks it
+            projection=model.projection,
+            encoding=model.encoding,
+            network=model.network,
         )
         backbone = loaded(model.backbone)
         dim = _dim(backbone)
