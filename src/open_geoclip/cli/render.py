@@ -34,7 +34,7 @@ def render(
     import numpy as np
     from PIL import Image
 
-    from open_geoclip.data.earth_views import Earth
+    from open_geoclip.data.earth import Earth
 
     lat, lon = parse_coordinate(coordinate)
     path = Path(f"view_{lat:.4f}_{lon:.4f}.png") if output is None else output

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 
-from open_geoclip.data.earth_views import basemap_file, land_grid
+from open_geoclip.data.earth import basemap_file, land_grid
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.places import Places
 from open_geoclip.places.cities import Cities

@@ -8,7 +8,8 @@ from typing import cast, get_args
 import numpy as np
 from jaxtyping import Float64
 
-from open_geoclip.data.earth_views import LOOKS, Earth, Look, Split, drawn_cameras, view_centres
+from open_geoclip.data.earth import LOOKS, Earth, Look
+from open_geoclip.data.earth_views import Split, drawn_cameras, view_centres
 from open_geoclip.data.exif import ExifPhotos
 from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource
 from open_geoclip.data.shards import SHARD_SUFFIXES, TarPhotos, expand_braces

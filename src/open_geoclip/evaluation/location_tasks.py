@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from open_geoclip.data.earth_views import is_land, land_grid
+from open_geoclip.data.earth import is_land, land_grid
 from open_geoclip.data.facts import koppen
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.places import Places

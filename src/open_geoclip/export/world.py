@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from open_geoclip.data.earth_views import basemap_file
+from open_geoclip.data.earth import basemap_file
 from open_geoclip.sphere import coordinates_of, equal_earth, unit_vectors
 
 if TYPE_CHECKING:

