@@ -1,6 +1,7 @@
 """The experiments: each row once, choices made on validation views, tables made of results alone."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,23 @@ import pytest
 pytest.importorskip("matplotlib", reason="the extra earth is not installed")
 
 from open_geoclip.training.experiment_report import write_report
-from open_geoclip.training.experiments import CELLS, RESULTS, SEEDS, best_cells, read, rows
+from open_geoclip.training.experiments import CELLS, EDGES, RESULTS, SEEDS, best_cells, read, rows
 
 
 def record(key: str, near: float, method: str = "geoclip", share: float = 1.0) -> dict[str, Any]:
     part = {"n": 10, "within_km": {"25": near / 2, "200": near, "750": 90.0, "2500": 95.0}, "median_km": 100.0}
     views = {"all": part, "beyond 165 degrees of longitude": part, "beyond 65 degrees of latitude": part}
     sets = dict.fromkeys(("validation", "test", "shadedrelief"), views)
-    return {"key": key, "settings": {"method": method, "share": share}, **sets}
+    edges = {edge: {"all": {**part, "n": 1011}} for edge in EDGES} if key.startswith(("main", "projection")) else {}
+    return {"key": key, "settings": {"method": method, "share": share}, **sets, **edges}
 
 
 def test_every_row_has_a_name_of_its_own() -> None:
     keys = [row.key for row in rows()]
-    assert len(keys) == len(set(keys)) == 82
-    assert {row.seed for row in rows() if row.group in ("main", "projection", "data")} == set(SEEDS)
+    assert len(keys) == len(set(keys)) == 118
+    for group in ("main", "levels", "projection", "data"):
+        seeds = Counter(row.name for row in rows() if row.group == group)
+        assert set(seeds.values()) == {len(SEEDS)}, group
 
 
 def test_cells_are_chosen_on_validation_views() -> None:
@@ -39,6 +43,8 @@ def test_tables_show_means_and_spreads(tmp_path: Path) -> None:
     write_report(runs, tmp_path)
     text = (tmp_path / "tables.md").read_text()
     assert "| sphere, sigmas 4 and 32 | 3 | 41.0 ± 1.0 | 82.0 ± 2.0 | 90.0 ± 0.0 | 95.0 ± 0.0 | 100.0 ± 0.0 |" in text
+    assert "| degrees | 82.0 ± 2.0 (1,011) | 100.0 ± 0.0 | 82.0 ± 2.0 (1,011) | 100.0 ± 0.0 |" in text
+    assert text.index("| 1 |") < text.index("| 4 |") < text.index("| 1 + 16 |"), "in the order of the experiments"
     assert "| queue 512 | 1 | 40.0 | 80.0 | 90.0 | 95.0 | 100.0 |" in text
     assert (tmp_path / "data.png").stat().st_size > 10_000
 

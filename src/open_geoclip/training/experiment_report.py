@@ -39,8 +39,9 @@ def write_report(runs: dict[str, dict[str, Any]], folder: Path) -> None:
             chosen = {"*the recipe*": rows.get(("main", _main_name(rows)), []), **chosen}
         if any(chosen.values()):
             parts.append(_table(title, chosen, "validation" if group == "cells" else "test"))
-            if group in ("main", "projection"):
-                parts.append(_edges({name: found for name, found in chosen.items() if found}))
+            about_edges = {name: found for name, found in chosen.items() if found and _edges_of(found[0])}
+            if about_edges and (group == "main" or len(about_edges) > 1):
+                parts.append(_edges(about_edges))
             if group in ("main", "levels", "data"):
                 parts.append(_table(f"{title}: on the other look of the Earth", chosen, "shadedrelief"))
     (folder / "tables.md").write_text("\n".join(parts), encoding="utf-8")
@@ -83,10 +84,15 @@ def _table(title: str, rows: dict[str, list[dict[str, Any]]], views: str) -> str
     return "\n".join(lines) + "\n"
 
 
+def _edges_of(record: dict[str, Any]) -> list[str]:
+    """The sets of views at the edges of a flat map that a row was tried on."""
+    return [name for name in record if name.startswith("beyond")]
+
+
 def _edges(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Where a flat map is torn or stretched."""
-    parts = [part for part in next(iter(rows.values()))[0]["test"] if part != "all"]
-    lines = ["\nWithin 200 km, and the median in km, where a flat map is torn or stretched:\n"]
+    parts = _edges_of(next(iter(rows.values()))[0])
+    lines = ["\nPercent within 200 km, and the median in km, of more views where a flat map is torn or stretched:\n"]
     lines += [
         "| | " + " | ".join(f"{part} (n) | median" for part in parts) + " |",
         "| --- |" + " ---: | ---: |" * len(parts),
@@ -94,9 +100,9 @@ def _edges(rows: dict[str, list[dict[str, Any]]]) -> str:
     for name, found in rows.items():
         cells = []
         for part in parts:
-            share = _cell(found, lambda record, part=part: record["test"][part]["within_km"]["200"])  # type: ignore[misc]
-            median = _cell(found, lambda record, part=part: record["test"][part]["median_km"])  # type: ignore[misc]
-            cells.append(f"{share} ({found[0]['test'][part]['n']}) | {median}")
+            share = _cell(found, lambda record, part=part: record[part]["all"]["within_km"]["200"])  # type: ignore[misc]
+            median = _cell(found, lambda record, part=part: record[part]["all"]["median_km"])  # type: ignore[misc]
+            cells.append(f"{share} ({found[0][part]['all']['n']:,}) | {median}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

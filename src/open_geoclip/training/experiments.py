@@ -7,24 +7,30 @@ gallery and test; choices (the baseline's cells, its learning rate, k of the nei
 
 import argparse
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from rich.console import Console
 from torch import Tensor
 
-from open_geoclip.data.earth_views import Look, Split, even_land
+from open_geoclip.data.earth import Look
+from open_geoclip.data.earth_views import Split, even_land, near_any
+from open_geoclip.data.sources import EarthViewPhotos
 from open_geoclip.evaluation.neighbours import nearest_pictures, neighbour_places, tuned_k
 from open_geoclip.model.backbones.earth import EfficientNetLite0
 from open_geoclip.model.image_encoder import image_head
-from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings, Projection
 from open_geoclip.sphere import geodesic_km
+from open_geoclip.training.backbone import PhotoBackbone
+from open_geoclip.training.cache import cache_features
 from open_geoclip.training.cells import CellSettings, train_cells
 from open_geoclip.training.contrastive import StandardisedHead, TrainSettings, train
 from open_geoclip.training.earth_model import best_places
@@ -39,7 +45,11 @@ SEEDS = (0, 1, 2)
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 DIM = EfficientNetLite0.dim
 LOCATION = LocationSettings(sigmas=(4.0, 32.0), features=256, width=512, depth=3, output=512, projection="sphere")
+PLAIN = LocationSettings(encoding="plain", width=512, depth=3, output=512, projection="sphere")
+PROJECTED: tuple[Projection, ...] = ("sphere", "equal_earth", "degrees")
 SETTINGS = TrainSettings(epochs=6)
+EDGES = {"beyond 165 degrees of longitude": (0.0, 165.0), "beyond 65 degrees of latitude": (65.0, 0.0)}
+EDGE_VIEWS, EDGE_POOL = 1024, 131_072  # views of each edge, and among how many they are looked for
 CELLS = (
     CellSettings(most=(25,)),
     CellSettings(most=(100, 25)),
@@ -82,6 +92,11 @@ class Row:
     spacing_km: float = SPACING_KM
     key: str = field(init=False)
 
+    @property
+    def is_about_edges(self) -> bool:
+        """Whether it is tried on more views of the edges of a flat map than the test views have."""
+        return self.group in ("main", "projection") or self.location.encoding == "plain"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", f"{self.group}/{self.name}/{self.seed}")
 
@@ -106,9 +121,18 @@ def rows() -> Iterator[Row]:
         (2.0, 8.0, 32.0, 128.0),
     ):
         name = " + ".join(f"{sigma:g}" for sigma in sigmas)
-        yield Row("levels", name, location=replace(LOCATION, sigmas=sigmas))
-    for seed in SEEDS:
-        yield Row("projection", "equal_earth", seed=seed, location=replace(LOCATION, projection="equal_earth"))
+        for seed in SEEDS:
+            yield Row("levels", name, seed=seed, location=replace(LOCATION, sigmas=sigmas))
+    for projection in PROJECTED:
+        name = "no Fourier features" + ("" if projection == "sphere" else f", {projection}")
+        for seed in SEEDS:
+            if projection != "sphere":
+                yield Row("projection", projection, seed=seed, location=replace(LOCATION, projection=projection))
+                # The sphere's unit is the Earth's radius, theirs half the equator: pi times as long.
+                fine = replace(LOCATION, projection=projection, sigmas=tuple(math.pi * s for s in LOCATION.sigmas))
+                yield Row("projection", f"{projection}, as fine as the sphere (sigmas x pi)", seed=seed, location=fine)
+            group = "levels" if projection == "sphere" else "projection"
+            yield Row(group, name, seed=seed, location=replace(PLAIN, projection=projection))
     for queue in (0, 512, 2048, 4096):
         yield Row("queue", f"queue {queue}", settings=replace(SETTINGS, queue_size=queue))
     for noise, queue_noise in ((0.0, 0.0), (150.0, 1000.0), (10_000.0, 10_000.0)):
@@ -134,6 +158,7 @@ class _Views:
     train: FeatureSet
     validation: FeatureSet
     tests: dict[str, FeatureSet]
+    edges: dict[str, FeatureSet]
 
 
 def _share(data: FeatureSet, share: float, seed: int) -> FeatureSet:
@@ -150,8 +175,7 @@ def _gallery(spacing_km: float, data: FeatureSet) -> Float64[Tensor, "m 2"]:
 def _figures(answers: Float64[Tensor, "n 2"], truth: Float64[Tensor, "n 2"]) -> dict[str, Any]:
     """Percent within 25 to 2500 km and the median, of all views and of those at the edges of a flat map."""
     km = geodesic_km(truth.numpy(), answers.numpy())
-    lat, lon = np.abs(truth.numpy()).T
-    parts = {"all": lat >= 0, "beyond 165 degrees of longitude": lon > 165, "beyond 65 degrees of latitude": lat > 65}
+    parts = {"all": np.ones(len(truth), bool), **{name: _at_edge(truth.numpy(), name) for name in EDGES}}
     return {
         name: {
             "n": int(chosen.sum()),
@@ -159,14 +183,33 @@ def _figures(answers: Float64[Tensor, "n 2"], truth: Float64[Tensor, "n 2"]) -> 
             "median_km": round(float(np.median(km[chosen])), 1),
         }
         for name, chosen in parts.items()
+        if chosen.any()
     }
+
+
+def _at_edge(places: Float64[np.ndarray, "n 2"], name: str) -> Bool[np.ndarray, " n"]:
+    lat, lon = np.abs(places).T
+    return np.asarray((lat > EDGES[name][0]) & (lon > EDGES[name][1]))
+
+
+def _edge_views(folder: Path, name: str, progress: Callable[[int, int | None], None]) -> FeatureSet:
+    """Views at an edge of a flat map: of the split that is trained on, behind those that are, and none near them."""
+    every = EarthViewPhotos.opened("train", EDGE_POOL)
+    rows = VIEWS + np.flatnonzero(_at_edge(every.centres[VIEWS:], name))
+    rows = rows[~near_any(every.centres[rows], every.centres[:VIEWS])][:EDGE_VIEWS]
+    return cache_features(every.select(rows), PhotoBackbone.load("earth"), folder, progress=progress).first_view()
+
+
+def _asked(row: Row, views: _Views) -> dict[str, FeatureSet]:
+    """What a row is tried on."""
+    return {"validation": views.validation, **views.tests, **(views.edges if row.is_about_edges else {})}
 
 
 def _answers(
     row: Row, data: FeatureSet, views: _Views, work: Path, done: dict[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
     """Answers to each set of views, by its name."""
-    asked = {"validation": views.validation, **views.tests}
+    asked = _asked(row, views)
     if row.method == "knn":
         k = tuned_k(
             *nearest_pictures(data.features, views.validation.features, 40),
@@ -219,12 +262,17 @@ def main() -> None:
     options = parser.parse_args()
 
     def features(split: Split, n: int, look: Look = "bluemarble") -> FeatureSet:
-        return earth_view_features(options.work / "features", split, n, look=look)
+        told = partial(tell, f"{split} views, {look}")
+        return earth_view_features(options.work / "features", split, n, look=look, progress=told)
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        console.print(f"features of {what}: {done:,} of {total:,}")
 
     views = _Views(
         features("train", VIEWS),
         features("validation", HELD_OUT),
         {"test": features("test", HELD_OUT), "shadedrelief": features("test", HELD_OUT, "shadedrelief")},
+        {name: _edge_views(options.work / "features", name, partial(tell, name)) for name in EDGES},
     )
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / "runs.jsonl"
@@ -235,7 +283,7 @@ def main() -> None:
             continue
         console.print(f"{number} of {len(todo)}: {row.key}")
         data = _share(views.train, row.share, row.seed)
-        asked = {"validation": views.validation, **views.tests}
+        asked = _asked(row, views)
         found = {
             name: _figures(answers, asked[name].coordinates)
             for name, answers in _answers(row, data, views, options.work, done)
@@ -245,7 +293,8 @@ def main() -> None:
             file.write(json.dumps(record) + "\n")
         if row.method == "geoclip" and row.group != "gallery":
             shutil.rmtree(_folder(options.work, row))
-    write_report(read(path), options.results)
+    found = read(path)
+    write_report({row.key: found[row.key] for row in rows() if row.key in found}, options.results)
 
 
 def _described(row: Row) -> dict[str, Any]:
