@@ -33,6 +33,7 @@ for _name, _help in {
     "reproduce": "Run the released weights on your copy of a benchmark, and hold the result against published answers.",
     "render": "Render a view of the Earth as from orbit.",
     "serve": "Answer over HTTP, and show a page for people.",
+    "mcp": "Offer the tools to a program that speaks the Model Context Protocol, over standard input and output.",
 }.items():
     app.command(f"open_geoclip.cli.{_name}:{'app' if _name in ('data', 'gallery') else _name}", name=_name, help=_help)
 

@@ -1,1 +1,1 @@
-"""The HTTP API: pictures and texts in, answers out; nothing is written to disk and nothing leaves the machine."""
+"""HTTP and MCP: pictures and texts in, answers out; nothing is written to disk and nothing leaves the machine."""

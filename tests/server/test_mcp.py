@@ -1,0 +1,349 @@
+"""``geoclip mcp`` as programs use it: the SDK's own client over real pipes, the embedded model, rendered views."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from mcp import Client, StdioServerParameters, stdio_client
+from mcp.types import CallToolResult
+from PIL import Image
+
+from open_geoclip.data.earth_views import Earth
+
+PLACES = {"rome": (41.9, 12.5), "recife": (-8.05, -34.9), "reykjavik": (64.1, -21.9)}
+
+
+class Caller:
+    """A client of one server, for tests that are not asynchronous."""
+
+    def __init__(self, client: Client, portal: BlockingPortal) -> None:
+        self.client = client
+        self.portal = portal
+
+    def raw(self, tool: str, **arguments: Any) -> CallToolResult:
+        found = self.portal.call(self.client.call_tool, tool, arguments)
+        assert isinstance(found, CallToolResult)
+        return found
+
+    def __call__(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """What a tool answers; the client itself holds it against the tool's schema."""
+        found = self.raw(tool, **arguments)
+        assert not found.is_error, found.content
+        assert isinstance(found.structured_content, dict)
+        return found.structured_content
+
+    def error(self, tool: str, **arguments: Any) -> str:
+        found = self.raw(tool, **arguments)
+        assert found.is_error
+        assert found.structured_content is None
+        return text_of(found)
+
+
+def text_of(found: CallToolResult) -> str:
+    [content] = found.content
+    assert content.type == "text"
+    return content.text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three views in an allowed folder, and a picture beside it that may not be read."""
+    folder = tmp_path_factory.mktemp("mcp") / "photos"
+    folder.mkdir()
+    places = np.array(list(PLACES.values()))
+    views = Earth("bluemarble").render(places, np.full(3, 900.0), np.zeros(3), size=224)
+    for name, view in zip(PLACES, views, strict=True):
+        Image.fromarray(view).save(folder / f"{name}.png")
+    (folder.parent / "secret.png").write_bytes((folder / "rome.png").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {**os.environ, "OPEN_GEOCLIP_CACHE": str(tmp_path_factory.mktemp("cache")), "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="module")
+def call(folder: Path, environment: dict[str, str]) -> Iterator[Caller]:
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=["-W", "error", "-m", "open_geoclip.cli", "mcp", "--folder", str(folder), "--max-mb", "1"],
+        env=environment,
+        cwd=folder.parent,
+    )
+    log = folder.parent / "stderr.txt"
+    with log.open("w") as errors, start_blocking_portal() as portal:
+        client = Client(stdio_client(server, errlog=errors))
+        with portal.wrap_async_context_manager(client):
+            yield Caller(client, portal)
+    assert "Traceback" not in log.read_text()
+
+
+def test_tools_say_what_they_take_and_give(call: Caller) -> None:
+    tools = {tool.name: tool for tool in call.portal.call(call.client.list_tools).tools}
+    assert {"locate", "text", "where", "embed", "models"} <= set(tools)
+    for tool in tools.values():
+        assert tool.description
+        assert tool.output_schema is not None
+        assert tool.output_schema["type"] == tool.input_schema["type"] == "object"
+        assert tool.annotations is not None
+        assert tool.annotations.read_only_hint
+    locate = tools["locate"]
+    assert locate.input_schema["required"] == ["images"]
+    assert "estimates, not evidence" in str(locate.description).lower()
+    assert "estimate, not evidence" in str(call.client.instructions)
+
+
+def test_locate_a_path_a_data_uri_and_a_folder(call: Caller, folder: Path) -> None:
+    found = call("locate", images=["rome.png"], top_k=2)
+    assert found["note"] == "An estimate, not evidence."
+    [rome] = found["answers"]
+    assert rome["image"] == "rome.png"
+    assert len(rome["candidates"]) == 2
+    assert rome["sure"] is True
+    assert next(iter(rome["countries"])) == "IT"
+    best = rome["candidates"][0]
+    assert (abs(best["lat"] - 41.9), abs(best["lon"] - 12.5)) < (2, 2)
+
+    data = "data:image/png;base64," + base64.b64encode((folder / "rome.png").read_bytes()).decode()
+    [same] = call("locate", images=[data], top_k=2)["answers"]
+    assert same == {**rome, "image": "picture 1"}
+
+    everywhere = call("locate", images=[str(folder)])["answers"]
+    assert [Path(one["image"]).stem for one in everywhere] == sorted(PLACES)
+    for answer in everywhere:
+        lat, lon = PLACES[Path(answer["image"]).stem]
+        assert abs(answer["candidates"][0]["lat"] - lat) < 3
+        assert abs(answer["candidates"][0]["lon"] - lon) < 6
+
+
+def test_the_text_is_short_and_says_what_it_is(call: Caller) -> None:
+    text = text_of(call.raw("locate", images=["rome.png"]))
+    assert text.startswith("rome.png: 4")
+    assert "km" in text
+    assert text.endswith("An estimate, not evidence.")
+    assert len(text) < 400
+
+
+def test_a_bad_picture_is_told_and_the_others_are_done(call: Caller, folder: Path) -> None:
+    bad = folder / "bad"
+    bad.mkdir()
+    (bad / "broken.jpg").write_bytes(b"this is no picture")
+    (bad / "large.png").write_bytes(bytes(1_000_001))
+    (bad / "out.png").symlink_to(folder.parent / "secret.png")
+    asked = ["bad/broken.jpg", "rome.png", "bad/large.png", "bad/out.png", "none.jpg", "recife.png"]
+    answers = call("locate", images=asked)["answers"]
+    assert [answer["image"] for answer in answers] == asked
+    told = {answer["image"]: answer.get("error") for answer in answers}
+    assert told["rome.png"] is told["recife.png"] is None
+    assert "JPEG, PNG" in told["bad/broken.jpg"]
+    assert "--max-mb" in told["bad/large.png"]
+    assert "outside" in told["bad/out.png"]
+    assert "no such file" in told["none.jpg"]
+    assert len(answers[1]["candidates"]) == 5
+
+    assert "bad/broken.jpg" in call.error("locate", images=["bad/broken.jpg"])
+    assert "outside" in call.error("locate", images=[str(folder.parent / "secret.png")])
+    together = call.error("locate", images=["rome.png", "bad/broken.jpg"], together=True)
+    assert "bad/broken.jpg: " in together
+    assert str(folder) not in together
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("locate", {"images": []}, "at least 1 item"),
+        ("locate", {"images": ["rome.png"], "top_k": 0}, "greater than or equal to 1"),
+        ("locate", {"images": ["rome.png"], "within": ["Itly"]}, "did you mean"),
+        ("locate", {"images": ["rome.png"], "within": ["/etc/area.geojson"]}, "outside of the folders"),
+        ("locate", {"images": ["rome.png"], "within": ["none.geojson"]}, "there is no such file"),
+        ("locate", {"images": ["rome.png"], "together": True, "text": "ice"}, "not together"),
+        ("text", {"texts": [""]}, "is empty"),
+        ("where", {"coordinates": [[120, 20]]}, "(lat, lon)"),
+        ("embed", {}, "give coordinates, images or texts"),
+        ("embed", {"coordinates": [[120, 20]]}, "(lat, lon)"),
+        ("lokate", {}, "lokate"),
+    ],
+)
+def test_errors_say_what_to_do(call: Caller, tool: str, arguments: dict[str, Any], message: str) -> None:
+    told = call.error(tool, **arguments)
+    assert message in told
+    assert "errors.pydantic.dev" not in told
+
+
+def test_limits_and_several_pictures_of_one_place(call: Caller, folder: Path) -> None:
+    [answer] = call("locate", images=["rome.png"], within=["Spain"])["answers"]
+    assert list(answer["countries"]) == ["ES"]
+    assert answer["sure"] is None
+    box = [[0, 40], [5, 40], [5, 45], [0, 45], [0, 40]]
+    (folder / "area.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [box]}))
+    [inside] = call("locate", images=["rome.png"], within=["area.geojson"], not_within=["Spain"])["answers"]
+    assert 0 <= inside["candidates"][0]["lon"] <= 5
+    assert "area.geojson" in inside["gallery"]
+    assert str(folder) not in inside["gallery"]
+    [both] = call("locate", images=["rome.png", "rome.png"], together=True)["answers"]
+    assert both["image"] == "rome.png, rome.png"
+    assert next(iter(both["countries"])) == "IT"
+
+
+def test_text_where_and_models(call: Caller) -> None:
+    [desert, ice] = call("text", texts=["a hot desert", "ice"], top_k=3)["answers"]
+    assert (desert["text"], ice["text"]) == ("a hot desert", "ice")
+    assert len(desert["candidates"]) == 3
+    [geneva, sea] = call("where", coordinates=[[46.2044, 6.1432], [0, -30]])["places"]
+    assert (geneva["country"], sea["country"]) == ("CH", "")
+    models = call("models")
+    assert models["in_use"] == "earth"
+    assert {"earth", "geoclip"} <= {one["name"] for one in models["models"]}
+
+
+def test_vectors_of_places_and_pictures_compare(call: Caller) -> None:
+    found = call("embed", coordinates=list(PLACES.values()), images=[f"{name}.png" for name in PLACES], texts=["ice"])
+    assert [one["input"] for one in found["vectors"]] == [
+        *("41.9,12.5", "-8.05,-34.9", "64.1,-21.9"),
+        *("rome.png", "recife.png", "reykjavik.png"),
+        "ice",
+    ]
+    vectors = np.array([one["vector"] for one in found["vectors"]])
+    assert vectors.shape == (7, found["dimensions"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    products = vectors[3:6] @ vectors[:3].T
+    assert products.argmax(axis=1).tolist() == [0, 1, 2]
+    [good, bad] = call("embed", images=["rome.png", "none.png"])["vectors"]
+    assert good["vector"] == found["vectors"][3]["vector"]
+    assert bad["vector"] is None
+    assert "no such file" in bad["error"]
+
+
+def test_calls_at_the_same_time_keep_their_answers(call: Caller) -> None:
+    names = [f"{name}.png" for name in PLACES]
+    alone = {name: call("locate", images=[name], top_k=1)["answers"] for name in names}
+
+    async def all_at_once() -> list[Any]:
+        found: list[Any] = [None] * 12
+
+        async def one(number: int) -> None:
+            name = names[number % 3]
+            found[number] = (name, await call.client.call_tool("locate", {"images": [name], "top_k": 1}))
+
+        async with anyio.create_task_group() as group:
+            for number in range(len(found)):
+                group.start_soon(one, number)
+        return found
+
+    for name, result in call.portal.call(all_at_once):
+        [answer], [before] = result.structured_content["answers"], alone[name]
+        assert answer["image"] == name
+        assert answer["candidates"][0]["lat"] == pytest.approx(before["candidates"][0]["lat"], abs=0.01)
+
+
+def test_progress_is_told_and_a_cancelled_call_ends(call: Caller) -> None:
+    async def told() -> list[tuple[float, float | None, str | None]]:
+        seen: list[tuple[float, float | None, str | None]] = []
+
+        async def note(progress: float, total: float | None, message: str | None) -> None:
+            seen.append((progress, total, message))
+
+        await call.client.call_tool("locate", {"images": ["."]}, progress_callback=note)
+        return seen
+
+    seen = [one for one in call.portal.call(told) if one[2] != "encoding the gallery, once"]
+    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
+    assert {total for _, total, _ in seen} == {len(seen)}
+    assert "rome.png" in {message for _, _, message in seen}
+
+    async def cancelled() -> tuple[int, bool]:
+        count = 0
+        with anyio.CancelScope() as scope:
+
+            async def note(progress: float, total: float | None, message: str | None) -> None:
+                nonlocal count
+                count += 1
+                scope.cancel()
+
+            await call.client.call_tool("locate", {"images": ["rome.png"] * 400}, progress_callback=note)
+        before = count
+        await call.client.call_tool("locate", {"images": ["recife.png"]})  # in turn: what was left has ended
+        return before, scope.cancelled_caught
+
+    before, caught = call.portal.call(cancelled)
+    assert caught
+    assert before < 400
+
+
+def test_nothing_but_the_protocol_is_on_stdout(folder: Path, environment: dict[str, str]) -> None:
+    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    lines = [
+        json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}),
+        json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        "this is not JSON",
+        json.dumps(
+            {
+                "jsonrpc": "2.0",
+                "id": 2,
+                "method": "tools/call",
+                "params": {"name": "where", "arguments": {"coordinates": [[48.86, 2.29]]}},
+            }
+        ),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "open_geoclip.cli", "mcp", "--folder", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write("".join(f"{line}\n" for line in lines))
+        server.stdin.flush()
+        answers = {}
+        while 2 not in answers:  # every line is a message
+            message = json.loads(server.stdout.readline())
+            assert message["jsonrpc"] == "2.0"
+            answers[message.get("id")] = message
+        rest, _ = server.communicate()  # the end of its input ends it
+    assert rest == ""
+    assert server.returncode == 0
+    assert "Paris" in answers[2]["result"]["content"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder_name", "status", "message"),
+    [
+        (["--folder", "none"], ".", 2, "there is no such folder"),
+        ([], "/", 2, "say what may be read, --folder FOLDER"),
+        (["--model", "erth"], ".", 2, "earth"),
+        (["--max-pictures", "0"], ".", 2, "max_pictures: 1 or more"),
+    ],
+)
+def test_wrong_use(arguments: list[str], folder_name: str, status: int, message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "open_geoclip.cli", "mcp", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder_name,
+        stdin=subprocess.DEVNULL,
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    assert message in done.stderr
+
+
+def test_without_the_extra_it_says_which() -> None:
+    code = (
+        "import sys; sys.modules['mcp'] = None; sys.argv = ['geoclip', 'mcp']; import open_geoclip.cli as c; c.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install 'open-geoclip[mcp]'" in done.stderr
