@@ -14,6 +14,7 @@ from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.surprise import FAMILIAR_SHARE, p_value
 from open_geoclip.sphere import destination, even_points
 
 SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 800)
@@ -42,6 +43,11 @@ def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> 
 
     assert nats(found) <= nats(TRUE) + 0.01
     assert nats(found) < nats(Calibration()) - 0.01
+    told = Posterior.from_logits(index.logits(vectors, SCALE), log_prior(gallery, ground), ground, found)
+    surprise = [p_value(level, found.surprise[0]) for level in told.region_level(truth)]
+    assert np.mean(np.array(surprise, np.float64) <= 0.1) == pytest.approx(0.1, abs=0.05)
+    best = index.logits(vectors, SCALE).max(dim=1).values / SCALE
+    assert float((best >= found.least_score).double().mean()) == pytest.approx(FAMILIAR_SHARE, abs=0.01)
     with pytest.raises(SettingsError, match="at least 100 pictures"):
         fit_calibration(index, vectors[:5], truth[:5], SCALE, name="few")
 

@@ -14,9 +14,10 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import NOMINAL, Calibration, Posterior, Profile, log_gauss
+from open_geoclip.search.surprise import FAMILIAR_SHARE, levels_of
 from open_geoclip.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 
-__all__ = ["ANSWER_KM", "fit_calibration", "fit_levels", "reliability"]
+__all__ = ["ANSWER_KM", "fit_calibration", "fit_levels", "fit_surprise", "reliability"]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer that has the most mass within this radius."""
@@ -102,7 +103,8 @@ def fit_calibration(
     )
     temperature, background, width = unpacked(best.x)
     found = Calibration(round(temperature, 4), round(background, 5), round(width, 2), name, n)
-    return replace(found, levels=fit_levels(index, vectors, truth, scale, found))
+    found = replace(found, levels=fit_levels(index, vectors, truth, scale, found))
+    return fit_surprise(index, vectors, truth, scale, found)
 
 
 @torch.inference_mode()
@@ -134,6 +136,33 @@ def fit_levels(
     # Each a little above the one before, so that levels can be told apart.
     grown = np.maximum.accumulate(inner + 1e-7 * np.arange(len(inner)))
     return (0.0, *(float(level) for level in grown.round(9)), 1.0)
+
+
+@torch.inference_mode()
+def fit_surprise(
+    index: GalleryIndex,
+    vectors: Float[Tensor, "n d"],
+    truth: Float[np.ndarray, "n 2"],
+    scale: float,
+    calibration: Calibration,
+) -> Calibration:
+    """A calibration that can also say how surprising a place is, and which pictures are unlike those of the fit.
+
+    See :mod:`open_geoclip.search.surprise`. Arguments are those of :func:`fit_calibration`.
+    """
+    ground = Ground.of(index.gallery)
+    prior = log_prior(index.gallery, ground)
+    level, best, sure = np.empty(len(vectors)), np.empty(len(vectors)), np.empty(len(vectors), bool)
+    for start in range(0, len(vectors), _CHUNK):
+        part = slice(start, min(start + _CHUNK, len(vectors)))
+        logits = index.logits(vectors[part], scale)
+        posterior = Posterior.from_logits(logits, prior, ground, calibration)
+        level[part] = posterior.region_level(np.asarray(truth[part], np.float64))
+        best[part] = logits.max(dim=1).values.double().numpy() / scale
+        sure[part] = posterior.sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
+    least = round(float(np.quantile(best, 1 - FAMILIAR_SHARE)), 6)
+    familiar = best >= least
+    return replace(calibration, surprise=levels_of(level[familiar], sure[familiar]), least_score=least)
 
 
 def reliability(claimed: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int = 10) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.search.ground import Ground
+from open_geoclip.search.surprise import EXCEEDED
 from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 
 __all__ = ["NOMINAL", "SURE_KM", "SURE_SHARE", "Calibration", "Decode", "Distinct", "Posterior", "Profile"]
@@ -58,6 +59,9 @@ class Calibration:
         levels: for each of :data:`NOMINAL`, which share of the mass around an answer holds the truth that often.
             Answers that lie between places are better than the mass around them tells, because ripples of the logits
             average out; this maps what is told to what was seen (Kuleshov, Fenner and Ermon, 2018). Empty: as told.
+        surprise: of unsure and of sure answers, how far out true places lay; see :mod:`open_geoclip.search.surprise`.
+            Empty: nothing can be said of places that others name.
+        least_score: cosine of its best place that a picture like those of the fit has at least.
     """
 
     temperature: float = 1.0
@@ -66,15 +70,22 @@ class Calibration:
     fitted_on: str | None = None
     pictures: int = 0
     levels: tuple[float, ...] = ()
+    surprise: tuple[tuple[float, ...], ...] = ()
+    least_score: float = -1.0
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.background, self.width_km)
+        numbers = (self.temperature, self.background, self.width_km, self.least_score)
         if not all(map(math.isfinite, numbers)):  # a TypeError for what is no number
             raise SettingsError(f"calibration: finite numbers, not {numbers}")
         if not (self.temperature > 0 and 0 <= self.background < 1 and self.width_km >= 0):
             raise SettingsError("calibration: a temperature above 0, a background from 0 to below 1, a width from 0")
         if self.levels and (len(self.levels) != len(NOMINAL) or sorted({0.0, 1.0, *self.levels}) != list(self.levels)):
             raise SettingsError(f"calibration: levels are {len(NOMINAL)} numbers that grow from 0 to 1, or none")
+        told = [len(part) <= len(EXCEEDED) and sorted([0.0, *part, 1.0]) == [0.0, *part, 1.0] for part in self.surprise]
+        if self.surprise and told != [True, True]:
+            raise SettingsError(
+                f"calibration: surprise is twice at most {len(EXCEEDED)} numbers that grow from 0 to 1, or empty"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Calibration":
@@ -84,7 +95,10 @@ class Calibration:
             WeightsError: a key is unknown or a value out of range.
         """
         try:
-            return cls() if values is None else cls(**{**values, "levels": tuple(values.get("levels", ()))})
+            if values is None:
+                return cls()
+            surprise = tuple(map(tuple, values.get("surprise", ())))
+            return cls(**{**values, "levels": tuple(values.get("levels", ())), "surprise": surprise})
         except (TypeError, SettingsError) as error:
             raise WeightsError(f"calibration of the weights: {error}") from error
 
