@@ -1,0 +1,174 @@
+"""Answers as KML (OGC 12-007r2), which Google Earth opens: a folder an answer, styles by probability, regions.
+
+Google Earth shows pictures from files beside the document only, so they travel in a KMZ, the same document zipped
+with them; plain KML has none.
+"""
+
+import base64
+import binascii
+import io
+import re
+import xml.etree.ElementTree as ET
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from open_geoclip.errors import DataError
+
+__all__ = ["checked_thumbnail", "to_kml", "to_kmz"]
+
+_NAMESPACE = "http://www.opengis.net/kml/2.2"
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_THUMBNAIL = "data:image/jpeg;base64,"
+_LARGEST = 2**20  # characters of a thumbnail
+_STYLES = (  # from which probability, its colour (KML writes alpha, blue, green, red) and size
+    ("likely", 0.5, "ff26329d", 1.3),
+    ("possible", 0.1, "ff3e8be0", 1.1),
+    ("unlikely", 0.0, "ff9a9a9a", 0.9),
+)
+_REGIONS = {"50": ("ff26329d", "4026329d"), "90": ("ff3e8be0", "263e8be0")}
+_OTHER_REGION = ("ff9a9a9a", "209a9a9a")
+
+
+def checked_thumbnail(thumbnail: object) -> bytes | None:
+    """The JPEG in a data URI; None for None.
+
+    Raises:
+        DataError: it is something else, or too large.
+    """
+    if thumbnail is None:
+        return None
+    if not isinstance(thumbnail, str) or not thumbnail.startswith(_THUMBNAIL) or len(thumbnail) > _LARGEST:
+        raise DataError(f"thumbnail: a JPEG as a data URI ({_THUMBNAIL}...) of at most {_LARGEST:,} characters")
+    try:
+        picture = base64.b64decode(thumbnail.removeprefix(_THUMBNAIL), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"thumbnail: its base64 is damaged: {error}") from error
+    if not picture.startswith(b"\xff\xd8\xff"):
+        raise DataError("thumbnail: it is no JPEG")
+    return picture
+
+
+def to_kml(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
+    """One document without pictures."""
+    return _document(records, about, {})
+
+
+def to_kmz(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
+    """A zip of the document and its pictures."""
+    pictures = {}
+    for number, record in enumerate(records):
+        picture = checked_thumbnail(record.get("thumbnail"))
+        if picture is not None:
+            pictures[number] = (f"files/{number + 1}.jpg", picture)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        # A fixed time: the same answers give the same bytes.
+        archive.writestr(_entry("doc.kml"), _document(records, about, {n: name for n, (name, _) in pictures.items()}))
+        for name, picture in pictures.values():
+            archive.writestr(_entry(name), picture)
+    return file.getvalue()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry
+
+
+def _document(records: Sequence[Mapping[str, Any]], about: dict[str, str], pictures: Mapping[int, str]) -> bytes:
+    root = ET.Element("kml", xmlns=_NAMESPACE)
+    document = ET.SubElement(root, "Document")
+    _text(document, "name", "Where photos were taken")
+    _text(document, "description", f"{about['caution']}. {about['software']}, {about['created']}.")
+    for name, _, colour, scale in _STYLES:
+        style = ET.SubElement(document, "Style", id=name)
+        icon = ET.SubElement(style, "IconStyle")
+        _text(icon, "color", colour)
+        _text(icon, "scale", f"{scale}")
+    for share, (line, fill) in {**_REGIONS, "other": _OTHER_REGION}.items():
+        style = ET.SubElement(document, "Style", id=f"region-{share}")
+        outline = ET.SubElement(style, "LineStyle")
+        _text(outline, "color", line)
+        _text(outline, "width", "2")
+        _text(ET.SubElement(style, "PolyStyle"), "color", fill)
+    for number, record in enumerate(records):
+        _folder(document, number, record, about, pictures.get(number))
+    ET.indent(root, " ")
+    return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def _folder(
+    document: ET.Element, number: int, record: Mapping[str, Any], about: dict[str, str], picture: str | None
+) -> None:
+    folder = ET.SubElement(document, "Folder", id=f"answer-{number + 1}")
+    _text(folder, "name", record.get("image") or record.get("text") or f"answer {number + 1}")
+    if "error" in record:
+        _text(folder, "description", f"It could not be read: {record['error']}")
+        return
+    made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}; {about['caution']}"
+    _text(folder, "description", f"{_sureness(record)}. {made}")
+    for rank, candidate in enumerate(record["candidates"], 1):
+        share = candidate["probability"]
+        mark = ET.SubElement(folder, "Placemark")
+        _text(mark, "name", f"{rank}. {candidate.get('place') or _degrees(candidate)}")
+        lines = [
+            f"{_degrees(candidate)}",
+            f"probability {100 * share:.1f} %, nine tenths of it within {candidate['radius_km']:,.0f} km",
+            made,
+        ]
+        shown = [f'<img src="{picture}" width="320"/>'] if picture and rank == 1 else []
+        _text(mark, "description", "<br/>".join([*shown, *map(_escaped, lines)]))
+        _text(mark, "styleUrl", "#" + next(name for name, least, _, _ in _STYLES if share >= least))
+        _data(mark, {"rank": rank, **{k: v for k, v in candidate.items() if v is not None}})
+        _text(ET.SubElement(mark, "Point"), "coordinates", f"{candidate['lon']},{candidate['lat']}")
+    exif = record.get("exif")
+    if exif:
+        mark = ET.SubElement(folder, "Placemark")
+        _text(mark, "name", "where the photo itself says it was taken")
+        _text(ET.SubElement(mark, "Point"), "coordinates", f"{exif['lon']},{exif['lat']}")
+    for share, region in record.get("regions", {}).items():
+        if region["coordinates"]:
+            _region(folder, share, region["coordinates"])
+
+
+def _region(folder: ET.Element, share: str, polygons: Sequence[Any]) -> None:
+    mark = ET.SubElement(folder, "Placemark")
+    _text(mark, "name", f"smallest region that holds {share} %")
+    _text(mark, "styleUrl", f"#region-{share if share in _REGIONS else 'other'}")
+    several = ET.SubElement(mark, "MultiGeometry")
+    for rings in polygons:
+        polygon = ET.SubElement(several, "Polygon")
+        _text(polygon, "tessellate", "1")
+        for i, ring in enumerate(rings):
+            side = ET.SubElement(polygon, "innerBoundaryIs" if i else "outerBoundaryIs")
+            line = ET.SubElement(side, "LinearRing")
+            _text(line, "coordinates", " ".join(f"{lon},{lat}" for lon, lat, *_ in ring))
+
+
+def _data(mark: ET.Element, values: Mapping[str, Any]) -> None:
+    data = ET.SubElement(mark, "ExtendedData")
+    for name, value in values.items():
+        _text(ET.SubElement(data, "Data", name=name), "value", str(value))
+
+
+def _text(parent: ET.Element, tag: str, text: str) -> None:
+    """An element with a text; characters that XML does not have become question marks."""
+    ET.SubElement(parent, tag).text = _NOT_XML.sub("?", text)
+
+
+def _escaped(text: str) -> str:
+    """Descriptions are HTML: what comes from a file's name must not be."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def _degrees(candidate: Mapping[str, Any]) -> str:
+    return f"{candidate['lat']:.4f}, {candidate['lon']:.4f}"
+
+
+def _sureness(record: Mapping[str, Any]) -> str:
+    sure = record.get("sure")
+    if sure is None:
+        return "Not calibrated for this: percentages compare places, they are not chances of being right"
+    radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in record["credible_radius_km"].items())
+    return f"{'Sure' if sure else 'Not sure'}; {radii}"
