@@ -1,69 +1,204 @@
 """Every route answers as its description says."""
 
 import base64
-import io
+import json
 import struct
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.app import create_app
 from open_geoclip.server.settings import ServerSettings
 
-
-def png(seed: int, side: int = 64) -> bytes:
-    """A picture of its own colours."""
-    colours = np.random.default_rng(seed).integers(0, 255, (4, 4, 3)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
+Serve = Callable[..., TestClient]
+Png = Callable[[int], bytes]
 
 
-@pytest.fixture(scope="module")
-def locator(save_text_release: Any, tmp_path_factory: pytest.TempPathFactory) -> Locator:
-    folder: Path = tmp_path_factory.mktemp("server")
-    save_text_release(folder / "small")
-    return Locator.from_pretrained(f"dir:{folder / 'small'}", engine="torch", cache=folder)
-
-
-@pytest.fixture
-def client(locator: Locator) -> Iterator[TestClient]:
-    with TestClient(create_app(ServerSettings(), {"small": locator}), base_url="http://localhost") as client:
-        yield client
-
-
-def test_pictures_are_answered_as_the_locator_answers_them(client: TestClient, locator: Locator) -> None:
-    pictures = [png(seed) for seed in range(3)]
+def test_pictures_are_answered_as_the_locator_answers_them(serving: Serve, locator: Locator, png: Png) -> None:
+    pictures = [png(seed) for seed in range(11)]
     files = [("images", (f"{n}.png", data)) for n, data in enumerate(pictures)]
     files.insert(1, ("images", ("bad.png", b"no picture")))
-    answer = client.post("/v1/locate", files=files, data={"top_k": "2"}).json()
-    assert answer["object"] == "list"
-    assert answer["model"] == "small"
-    assert [record["image"] for record in answer["data"]] == ["0.png", "bad.png", "1.png", "2.png"]
-    assert set(answer["data"][1]) == {"image", "error"}
-    records = [answer["data"][n] for n in (0, 2, 3)]
-    for record, expected in zip(records, locator.locate(pictures, top_k=2), strict=True):
+    answer = serving().post("/v1/locate", files=files, data={"top_k": "2"}).json()
+    assert (answer["object"], answer["model"]) == ("list", "small")
+    assert [record["image"] for record in answer["data"]] == ["0.png", "bad.png", *(f"{n}.png" for n in range(1, 11))]
+    bad = answer["data"].pop(1)
+    assert set(bad) == {"image", "error"}
+    for record, expected in zip(answer["data"], locator.locate(pictures, top_k=2), strict=True):
         assert record["model"] == expected.model
         for found, candidate in zip(record["candidates"], expected.candidates, strict=True):
             assert (found["lat"], found["lon"]) == (candidate.lat, candidate.lon)
             assert found["probability"] == pytest.approx(candidate.probability, rel=1e-4)
 
 
-def test_embeddings_keep_the_order_of_mixed_inputs(client: TestClient, locator: Locator) -> None:
-    picture = png(1)
-    inputs = ["10,20", "data:image/png;base64," + base64.b64encode(picture).decode(), "-0.5,1e1"]
+def test_concurrent_requests_get_the_answers_of_their_own_pictures(serving: Serve, locator: Locator, png: Png) -> None:
+    client = serving()
+    limits = [{}, {"top_k": "1"}, {"within": "-40,-170,60,170"}, {"decode": "max"}]
+
+    def ask(n: int) -> list[tuple[float, float]]:
+        answer = client.post("/v1/locate", files=[("images", (f"{n}", png(n)))], data=limits[n % 4]).json()
+        [record] = answer["data"]
+        assert record["image"] == str(n)
+        return [(c["lat"], c["lon"]) for c in record["candidates"]]
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(ask, range(48)))
+    for n in range(0, 48, 4):
+        [answer] = locator.locate([png(n)])
+        assert found[n] == [(c.lat, c.lon) for c in answer.candidates]
+    assert all(len(found[n]) == 1 for n in range(1, 48, 4))
+
+
+def test_several_pictures_as_one_place_give_one_answer(serving: Serve, locator: Locator, png: Png) -> None:
+    client = serving()
+    files = [("images", (f"{n}.png", png(n))) for n in range(3)]
+    [record] = client.post("/v1/locate", files=files, data={"together": "true"}).json()["data"]
+    expected = locator.locate_together([png(n) for n in range(3)])
+    assert record["image"] == "0.png, 1.png, 2.png"
+    assert record["candidates"][0]["lat"] == expected.candidates[0].lat
+    files.append(("images", ("bad.png", b"x")))
+    [record] = client.post("/v1/locate", files=files, data={"together": "true"}).json()["data"]
+    assert "bad.png" in record["error"]
+
+
+def test_embeddings_keep_the_order_of_mixed_inputs(serving: Serve, locator: Locator, png: Png) -> None:
+    client = serving()
+    inputs = ["10,20", "data:image/png;base64," + base64.b64encode(png(1)).decode(), "-0.5,1e1"]
     asked = {"model": "small", "input": inputs}
     floats = client.post("/v1/embeddings", json=asked).json()["data"]
     packed = client.post("/v1/embeddings", json=asked | {"encoding_format": "base64"}).json()["data"]
     assert [one["index"] for one in floats] == [0, 1, 2]
-    assert floats[1]["embedding"] == pytest.approx(locator.encode([picture])[0].tolist(), abs=1e-5)
+    assert floats[1]["embedding"] == pytest.approx(locator.encode([png(1)])[0].tolist(), abs=1e-5)
     for one, other in zip(floats, packed, strict=True):
         data = base64.b64decode(other["embedding"])
         assert one["embedding"] == pytest.approx(struct.unpack(f"<{len(data) // 4}f", data))
         assert np.linalg.norm(one["embedding"]) == pytest.approx(1, abs=1e-5)
+
+
+TRIANGLE = json.dumps({"type": "Polygon", "coordinates": [[[0, 0], [60, 0], [0, 60], [0, 0]]]})
+
+
+def test_areas_hold_what_is_found(serving: Serve, png: Png) -> None:
+    files = [("images", ("a.png", png(1)))]
+    [record] = serving().post("/v1/locate", files=files, data={"within": [TRIANGLE]}).json()["data"]
+    assert record["candidates"]
+    assert all(c["lat"] >= 0 and c["lon"] >= 0 and c["lat"] + c["lon"] <= 60 for c in record["candidates"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "told"),
+    [
+        ({"top_k": "0"}, 422, "top_k"),
+        ({"top_k": "101"}, 422, "top_k"),
+        ({"top_k": ["1", "2"]}, 422, "given twice"),
+        ({"nothing": "1"}, 422, "nothing"),
+        ({"model": "other"}, 404, "small"),
+        ({"within": "Atlantis"}, 422, "Atlantis"),
+        ({"within": "/etc/area.geojson"}, 422, "send the GeoJSON itself"),
+        ({"within": "{"}, 422, "GeoJSON"),
+        ({"within": "20,-40,30,-30"}, 422, "sea"),
+        ({"text": "a desert", "together": "true"}, 422, "alone"),
+        ({"text_weight": "2"}, 422, "text_weight"),
+        ({"decode": "best"}, 422, "decode"),
+    ],
+)
+def test_what_does_not_fit_is_told(serving: Serve, png: Png, fields: dict[str, Any], status: int, told: str) -> None:
+    answer = serving().post("/v1/locate", files=[("images", ("a.png", png(1)))], data=fields)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert told in error["message"]
+    assert set(error) == {"message", "type", "code"}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"", "application/json", 415),
+        (b"", "multipart/form-data", 400),
+        (b"--b\r\n", "multipart/form-data; boundary=b", 400),
+        (b"--b--\r\n", "multipart/form-data; boundary=b", 422),
+        (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b", 400),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="images"\r\n\r\nx\r\n--b--\r\n',
+            "multipart/form-data; boundary=b",
+            422,
+        ),
+        (b"--b\r\nX: " + b"y" * 10000, "multipart/form-data; boundary=b", 400),
+    ],
+)
+def test_damaged_forms(serving: Serve, body: bytes, kind: str, status: int) -> None:
+    assert serving().post("/v1/locate", content=body, headers={"Content-Type": kind}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("{", 422),
+        ("[]", 422),
+        ('{"texts":[]}', 422),
+        ('{"texts":["a"],"top_k":"5"}', 422),
+        ('{"texts":["\\ud800"]}', 422),
+    ],
+)
+def test_damaged_json(serving: Serve, body: str, status: int) -> None:
+    answer = serving().post("/v1/text", content=body.encode(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize("given", ["", "91,0", "data:image/png;base64,@@", "data:image/png,abc"])
+def test_inputs_that_are_none(serving: Serve, given: str) -> None:
+    answer = serving().post("/v1/embeddings", json={"model": "small", "input": [given]})
+    assert answer.status_code == 422
+    assert "input 0" in answer.json()["error"]["message"]
+
+
+def test_lists(serving: Serve) -> None:
+    client = serving()
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["small"]
+    assert {"code": "FR", "name": "France"} in client.get("/v1/countries").json()
+    assert client.get("/v1/page").json()["limits"]["max_images"] == 100
+    assert client.get("/nothing").json()["error"]["code"] == "not_found"
+    assert client.get("/v1/locate").status_code == 405
+    assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
+
+
+def test_metrics_count_what_was_asked(serving: Serve, png: Png) -> None:
+    client = serving()
+    client.post("/v1/locate", files=[("images", ("a.png", png(1))), ("images", ("b.png", b"x"))])
+    text = client.get("/metrics").text
+    assert 'geoclip_pictures_total{model="small",outcome="answered"} 1.0' in text
+    assert 'geoclip_pictures_total{model="small",outcome="unreadable"} 1.0' in text
+    assert 'geoclip_requests_total{route="/v1/locate",status="200"} 1.0' in text
+    assert 'geoclip_queue_waiting{model="small"} 0.0' in text
+    assert "geoclip_held_bytes 0.0" in text
+
+
+def test_requests_made_from_the_description_cannot_break_it(locator: Locator) -> None:
+    app = create_app(ServerSettings(max_file_mb=1, max_request_mb=2), {"small": locator})
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers={"Host": "localhost"})
+    for found in schema.get_all_operations():
+        operation: Any = found.ok()  # type: ignore[union-attr]  # what is no operation has none: it fails
+
+        @settings(
+            max_examples=15,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy())
+        def check(case: Any) -> None:
+            # A text that is no country is refused, and the description cannot say which are.
+            case.call_and_validate(
+                headers={"Host": "localhost"}, excluded_checks=[positive_data_acceptance], timeout=60
+            )
+
+        check()

@@ -340,6 +340,25 @@ class Locator:
         """
         return self.pictures.encode(images)
 
+    def tell(
+        self, vectors: Float[Tensor, "n k"], top_k: int = 5, *, text: str | None = None, text_weight: float = 0.5
+    ) -> list[Answer]:
+        """Answers for pictures that were encoded before, without a name; arguments and errors as of :meth:`locate`.
+
+        Args:
+            vectors: of pictures, as :meth:`encode` gives them.
+            top_k: candidates a picture.
+            text: what is known beside the pictures.
+            text_weight: how much the text counts.
+        """
+        self._check_top_k(top_k)
+        if not 0 <= text_weight <= 1:
+            raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
+        if text is not None:
+            vectors = _Beside(text, self.encode_text([text])[0], text_weight).mixed(vectors)
+        found = self._search(vectors, top_k, self.calibration if text is None else Calibration())
+        return [Answer("", self.model_name, self._gallery_name, __version__, text=text, **told) for told in found]
+
     def _check_top_k(self, top_k: int) -> None:
         most = top_k if self.territory.area.limited else len(self.gallery)  # an area may hold fewer: then it is fewer
         if not 1 <= top_k <= most:

@@ -19,6 +19,7 @@ from open_geoclip.server.guard import Guard, is_loopback, problem_response
 from open_geoclip.server.pages import add_page, page_folder
 from open_geoclip.server.problems import Problem
 from open_geoclip.server.routes import BODIES, router
+from open_geoclip.server.runners import Runner, ThreadRunner
 from open_geoclip.server.service import Service
 from open_geoclip.server.settings import ServerSettings
 
@@ -28,19 +29,30 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 
-def create_app(settings: ServerSettings, locators: "Mapping[str, Locator]", *, page: Path | None = None) -> FastAPI:
-    """The HTTP API.
+def create_app(
+    settings: ServerSettings, models: "Mapping[str, Locator | Runner]", *, page: Path | None = None
+) -> FastAPI:
+    """The HTTP API, as an ASGI application.
 
     Args:
         settings: how it listens and what it takes.
-        locators: models by name; the first is that of requests that name none.
+        models: by name; the first is that of requests that name none. A locator runs in a thread of this process; a
+            :class:`~open_geoclip.server.runners.ProcessRunner` in a process of its own, which is replaced when it dies.
         page: folder of the built page; that of this package when not given.
+
+    Raises:
+        SettingsError: the settings would let anybody in, or the file of tokens cannot be read.
     """
-    service = Service(locators)
+    tokens = settings.checked_tokens()
+    service = Service(settings, {name: _runner(model) for name, model in models.items()})
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
 
     app = FastAPI(
         title="OpenGeoCLIP",
@@ -55,6 +67,7 @@ def create_app(settings: ServerSettings, locators: "Mapping[str, Locator]", *, p
     add_page(app, page or page_folder())
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(Exception, _failed)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     if settings.cors_origins:
         app.add_middleware(
@@ -70,7 +83,8 @@ def create_app(settings: ServerSettings, locators: "Mapping[str, Locator]", *, p
     tiles = urlsplit(settings.tile_url or "")
     app.add_middleware(
         Guard,
-        tokens=[token.get_secret_value() for token in settings.tokens],
+        tokens=tokens,
+        metrics=service.metrics,
         hosts=hosts,
         origins=settings.cors_origins,
         tile_origin=f"{tiles.scheme}://{tiles.netloc}".replace("{s}", "*") if tiles.netloc else "",
@@ -78,9 +92,21 @@ def create_app(settings: ServerSettings, locators: "Mapping[str, Locator]", *, p
     return app
 
 
+def _runner(model: "Locator | Runner") -> Runner:
+    if isinstance(model, Runner):
+        return model
+    from open_geoclip.server.engine import Engine
+
+    return ThreadRunner(Engine(model))
+
+
 async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return problem_response(error)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return problem_response(Problem(500, "internal", "the server failed at this; what failed is in its log"))
 
 
 async def _http_problem(_: Request, error: Exception) -> Response:

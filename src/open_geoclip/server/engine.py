@@ -1,19 +1,32 @@
 """A locator that answers jobs."""
 
+import itertools
 import json
+import logging
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from open_geoclip.errors import AreaError, ImageError
+from open_geoclip.errors import AreaError, ImageError, OpenGeoCLIPError
 from open_geoclip.search.answers import Answer
 from open_geoclip.search.limits import Area, Polygon, Shape, parse_shape
 from open_geoclip.search.locator import Locator
-from open_geoclip.server.jobs import Job, Options, Picture
+from open_geoclip.server.jobs import Job, Options, Outcome, Picture
+from open_geoclip.server.problems import problem_of
 
 __all__ = ["Engine", "parse_area"]
+
+logger = logging.getLogger(__name__)
+
+_KEPT = 4  # locators with limits, each of which holds the vectors of its places
 
 
 def parse_area(within: tuple[str, ...], without: tuple[str, ...]) -> Area:
@@ -39,7 +52,7 @@ def _shape(text: str) -> Shape:
 
 
 class Engine:
-    """Answers jobs with one locator, one after the other.
+    """Answers jobs with one locator.
 
     Args:
         locator: a model and its gallery.
@@ -47,47 +60,98 @@ class Engine:
 
     def __init__(self, locator: Locator) -> None:
         self.locator = locator
+        self._limited: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Locator] = OrderedDict()
 
-    def run(self, job: Job) -> list[dict[str, Any]]:
-        """The answers of a job, as JSON-ready values, in order.
+    @classmethod
+    def load(cls, name: str, **settings: Any) -> "Engine":
+        """An engine with trained weights; arguments are those of :meth:`Locator.from_pretrained`.
 
         Raises:
-            OpenGeoCLIPError: what was asked for cannot be done.
+            OpenGeoCLIPError: the weights or the gallery cannot be used.
         """
+        engine = cls(Locator.from_pretrained(name, **settings))
+        engine.warm_up()
+        return engine
+
+    def warm_up(self) -> None:
+        """Do now what the first picture would have to wait for: read names of places, lay out the ground."""
+        self.locator.locate(np.full((64, 64, 3), 128, np.uint8))
+
+    def run_all(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """What became of each job, in order.
+
+        Pictures of all jobs go through the image tower together, and are searched for together where they are asked
+        for in one way.
+        """
+        pictures = [picture for job in jobs if _is_plain(job) for picture in job.pictures]
+        vectors = self._encoded(pictures)
+        of_job = {n: list(itertools.islice(vectors, len(job.pictures))) for n, job in enumerate(jobs) if _is_plain(job)}
+        outcomes: dict[int, Outcome] = {}
+        for options in dict.fromkeys(jobs[n].options for n in of_job):
+            group = [n for n in of_job if jobs[n].options == options]
+            names = [picture.name for n in group for picture in jobs[n].pictures]
+            told = _tried(self._told, options, names, [vector for n in group for vector in of_job[n]])
+            records = iter(told.answers or ())
+            for n in group:
+                own = None if told.answers is None else list(itertools.islice(records, len(jobs[n].pictures)))
+                outcomes[n] = replace(told, answers=own)
+        return [outcomes[n] if n in outcomes else _tried(self._answered, job) for n, job in enumerate(jobs)]
+
+    def _encoded(self, pictures: list[Picture]) -> Iterator[Tensor | str]:
+        """The vector of each picture, or why it cannot be read."""
+        for batch in self.locator.pictures.batches([picture.data for picture in pictures]):
+            vectors = iter(batch.vectors)
+            yield from (next(vectors) if error is None else error for error in batch.errors)
+
+    def _told(self, options: Options, names: list[str], found: list[Tensor | str]) -> list[dict[str, Any]]:
+        locator = self._asked(options)
+        vectors = [one for one in found if not isinstance(one, str)]
+        told: Iterator[Answer] = iter(())
+        if vectors:
+            beside: dict[str, Any] = {"text": options.text, "text_weight": options.text_weight}
+            told = iter(locator.tell(torch.stack(vectors), options.top_k, **beside))
+        return [
+            {"image": name, "error": one} if isinstance(one, str) else replace(next(told), image=name).to_dict()
+            for name, one in zip(names, found, strict=True)
+        ]
+
+    def _answered(self, job: Job) -> list[dict[str, Any]]:
         if job.kind == "embed":
             return self._embedded(job)
         locator = self._asked(job.options)
         if job.kind == "text":
-            return [self._told(answer) for answer in locator.locate_text(job.texts, job.options.top_k)]
-        return self._located(locator, job)
+            return [answer.to_dict() for answer in locator.locate_text(job.texts, job.options.top_k)]
+        return [self._as_one(locator, job)]
 
     def _asked(self, options: Options) -> Locator:
-        locator = self.locator.within(parse_area(options.within, options.not_within))
+        """The locator that a request means; a few with limits are kept, as a page asks for the same ones often."""
+        key = (options.within, options.not_within)
+        locator = self.locator
+        if any(key):
+            if key not in self._limited:
+                self._limited[key] = self.locator.within(parse_area(*key))
+            self._limited.move_to_end(key)
+            locator = self._limited[key]
+            if len(self._limited) > _KEPT:
+                self._limited.popitem(last=False)
         if options.decode is not None:
             locator = copy(locator)
             locator.answers = replace(locator.answers, decode=options.decode)
         return locator
 
-    def _located(self, locator: Locator, job: Job) -> list[dict[str, Any]]:
-        options, names = job.options, [picture.name for picture in job.pictures]
-        sources = [picture.data for picture in job.pictures]
-        if options.together:
-            try:
-                answer = replace(locator.locate_together(sources, options.top_k), image=", ".join(names))
-            except ImageError as error:
-                answer = Answer(", ".join(names), "", "", "", error=error.reason)
-            return [self._told(answer)]
-        found = locator.locate(sources, options.top_k, text=options.text, text_weight=options.text_weight)
-        return [self._told(replace(answer, image=name)) for answer, name in zip(found, names, strict=True)]
-
-    def _told(self, answer: Answer) -> dict[str, Any]:
-        return answer.to_dict()
+    def _as_one(self, locator: Locator, job: Job) -> dict[str, Any]:
+        name = ", ".join(picture.name for picture in job.pictures)
+        pictures = [NamedBytes(picture.data, picture.name) for picture in job.pictures]
+        try:
+            return replace(locator.locate_together(pictures, job.options.top_k), image=name).to_dict()
+        except ImageError as error:
+            return {"image": name, "error": str(error)}
 
     def _embedded(self, job: Job) -> list[dict[str, Any]]:
         vectors = []
         for given in job.inputs:
             if isinstance(given, Picture):
-                vector = self.locator.encode([given.data])
+                vector = self.locator.encode([NamedBytes(given.data, given.name)])
             elif isinstance(given, str):
                 vector = self.locator.encode_text([given])
             else:
@@ -95,3 +159,34 @@ class Engine:
                     vector = self.locator.model.location_encoder.encode(torch.tensor([given], dtype=torch.float64))
             vectors.append({"embedding": vector[0].float().tolist()})
         return vectors
+
+
+def _tried(answer: Callable[..., list[dict[str, Any]]], *asked: Any) -> Outcome:
+    """Answers, or the problem that there was: one job's failure is not the others'."""
+    try:
+        return Outcome(answer(*asked))
+    except OpenGeoCLIPError as error:
+        problem = problem_of(error)
+        return Outcome(None, problem.status, problem.code, problem.message)
+    except Exception as error:  # noqa: BLE001  # told without what was asked: that is nobody's business
+        frames = traceback.extract_tb(error.__traceback__)
+        logger.error("a job failed: %s at %s:%s", type(error).__name__, frames[-1].name, frames[-1].lineno)
+        return Outcome(None, 500, "internal", "the server failed at this; what failed is in its log")
+
+
+def _is_plain(job: Job) -> bool:
+    """Whether its pictures are located one by one."""
+    return job.kind == "locate" and not job.options.together
+
+
+class NamedBytes(BytesIO):
+    """A picture's bytes with a name for messages.
+
+    Args:
+        data: of its file.
+        name: what it is called.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import re
@@ -14,13 +15,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from open_geoclip.server.metrics import Metrics
 from open_geoclip.server.problems import Problem
 
-__all__ = ["Guard", "json_response", "problem_response"]
+__all__ = ["Guard", "is_loopback", "json_response", "problem_response"]
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _OPEN_PATHS = {"/", "/healthz", "/readyz", "/favicon.ico"}  # and /assets/: the page asks for the token itself
 _HEADERS = {
@@ -52,6 +53,7 @@ class Guard:
         tokens: of which a request has to bring one; none are asked for when there are none.
         hosts: what a Host header may say; None is anything.
         origins: of pages on other servers that may ask.
+        metrics: where requests are counted.
         tile_origin: where the page may get pictures from beside this server; '' is nowhere.
     """
 
@@ -59,12 +61,14 @@ class Guard:
         self,
         app: ASGIApp,
         *,
+        metrics: Metrics,
         tokens: Iterable[str] = (),
         hosts: Iterable[str] | None = None,
         origins: Iterable[str] = (),
         tile_origin: str = "",
     ) -> None:
         self._app = app
+        self._metrics = metrics
         self._tokens = [hashlib.sha256(token.encode()).digest() for token in tokens]
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._origins = set(origins)
@@ -103,10 +107,14 @@ class Guard:
                 self._check(scope, headers)
                 await self._app(scope, receive, send_guarded)
             except Problem as problem:
+                self._metrics.refused.labels(problem.code).inc()
                 await problem_response(problem)(scope, receive, send_guarded)
         finally:
             route = getattr(scope.get("route"), "path", "-")  # a path that nobody made may hold anything
-            took = round(1000 * (time.perf_counter() - start), 1)
+            seconds = time.perf_counter() - start
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.seconds.labels(route).observe(seconds)
+            took = round(1000 * seconds, 1)
             told = {"request_id": request_id, "method": scope["method"], "route": route, "status": status, "ms": took}
             logger.info("request", extra={"fields": told | scope["state"].get("told", {})})
 
@@ -141,4 +149,9 @@ def _without_port(host: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
-    return host.lower() in _LOOPBACK or host.startswith("127.")
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: who knows where it leads
+        return False

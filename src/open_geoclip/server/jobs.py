@@ -1,9 +1,9 @@
 """What is asked of a model: pictures, texts or inputs, and how to answer. Plain data, as it goes to a worker."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Job", "Options", "Picture"]
+__all__ = ["Job", "Options", "Outcome", "Picture"]
 
 Kind = Literal["locate", "text", "embed"]
 
@@ -65,3 +65,35 @@ class Job:
     pictures: tuple[Picture, ...] = ()
     texts: tuple[str, ...] = ()
     inputs: tuple[Picture | tuple[float, float] | str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many things there are to answer."""
+        return len(self.pictures) + len(self.texts) + len(self.inputs)
+
+    @property
+    def bytes(self) -> int:
+        """How large the pictures are."""
+        given = [*self.pictures, *(one for one in self.inputs if isinstance(one, Picture))]
+        return sum(len(picture.data) for picture in given)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: answers, or a problem.
+
+    Attributes:
+        answers: JSON-ready values, in order; None when there is a problem.
+        status: of HTTP, of the problem.
+        code: of the problem.
+        message: of the problem.
+    """
+
+    answers: list[dict[str, Any]] | None
+    status: int = 200
+    code: str = ""
+    message: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values; ``Outcome(**values)`` is the same again."""
+        return dict(vars(self))

@@ -1,21 +1,23 @@
 """The routes: each reads and checks what was sent, asks the service, and writes the answer."""
 
+import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
 
 from open_geoclip._version import __version__
 from open_geoclip.server import schemas
 from open_geoclip.server.embeddings import packed, parse_input
 from open_geoclip.server.guard import json_response
-from open_geoclip.server.jobs import Job, Options
+from open_geoclip.server.jobs import Job, Options, Picture
 from open_geoclip.server.problems import Problem
 from open_geoclip.server.service import Service
 from open_geoclip.server.settings import ServerSettings
@@ -36,6 +38,7 @@ BODIES: list[type[BaseModel]] = [
 """Bodies that routes read themselves, to bound them while they arrive."""
 
 _SEVERAL = ("within", "not_within")
+_MAX_NAME = 256  # characters of a file's name that an answer repeats
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -67,18 +70,7 @@ def _json_body(name: str) -> dict[str, Any]:
 _FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "allOf": [{"$ref": "#/components/schemas/LocateForm"}],
-                    "type": "object",
-                    "required": ["images"],
-                    "properties": {
-                        "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-                    },
-                }
-            }
-        },
+        "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/LocateForm"}}},
     }
 }
 
@@ -93,6 +85,26 @@ def _service(request: Request) -> Service:
     return service
 
 
+async def _arriving(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body, chunk by chunk.
+
+    Raises:
+        Problem: 408, it takes too long to arrive.
+    """
+    try:
+        async with asyncio.timeout(_settings(request).timeout_s):
+            async for chunk in request.stream():
+                yield chunk
+    except TimeoutError as error:
+        raise Problem(408, "slow_body", "the request took too long to arrive") from error
+    except ClientDisconnect as error:
+        raise Problem(499, "client_gone", "the client went away while it was sending") from error
+
+
+def _most(request: Request) -> int:
+    return _settings(request).max_request_mb * 2**20
+
+
 async def _json(request: Request, kind: type[_Body]) -> _Body:
     """The body, checked.
 
@@ -102,12 +114,12 @@ async def _json(request: Request, kind: type[_Body]) -> _Body:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise Problem(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
-    most = _settings(request).max_request_mb * 2**20
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise Problem(413, "too_large", f"the request is larger than {most >> 20} MiB")
+    async with contextlib.aclosing(_arriving(request)) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > _most(request):
+                raise Problem(413, "too_large", f"the request is larger than {_most(request) >> 20} MiB")
     try:
         return kind.model_validate_json(bytes(body), strict=True)
     except ValidationError as error:
@@ -131,10 +143,42 @@ def _misfit(error: ValidationError) -> Problem:
 )
 async def locate(request: Request) -> Response:
     """One answer a picture, in order; one that cannot be read has ``error`` in its place."""
-    settings, service = _settings(request), _service(request)
-    limits = FormLimits(settings.max_file_mb * 2**20, settings.max_request_mb * 2**20, settings.max_images)
-    chunks: AsyncIterator[bytes] = request.stream()
-    form = await read_form(request.headers.get("content-type", ""), chunks, limits)
+    service = _service(request)
+    with service.held(request, _most(request)):
+        asked, pictures = await _form(request)
+        model = service.named(asked.model)
+        _check_top_k(request, asked.top_k)
+        options = Options(
+            asked.top_k,
+            tuple(asked.within),
+            tuple(asked.not_within),
+            asked.text,
+            asked.text_weight,
+            asked.together,
+            asked.decode,
+            asked.detail,
+            asked.exif,
+        )
+        data = await service.answer(request, model, Job("locate", options, pictures))
+    return json_response({"object": "list", "model": model, "data": data})
+
+
+def _check_top_k(request: Request, top_k: int) -> None:
+    most = _settings(request).max_top_k
+    if top_k > most:
+        raise Problem(422, "invalid_value", f"top_k: at most {most}")
+
+
+async def _form(request: Request) -> tuple[schemas.LocateForm, tuple[Picture, ...]]:
+    """Fields and pictures, checked.
+
+    Raises:
+        Problem: 4xx, something about them is wrong.
+    """
+    settings = _settings(request)
+    limits = FormLimits(settings.max_file_mb * 2**20, _most(request), settings.max_images)
+    async with contextlib.aclosing(_arriving(request)) as chunks:
+        form = await read_form(request.headers.get("content-type", ""), chunks, limits)
     given: dict[str, Any] = {}
     for name, value in form.fields:
         if name in _SEVERAL:
@@ -155,20 +199,10 @@ async def locate(request: Request) -> Response:
         raise _misfit(error) from error
     if asked.together and asked.text is not None:
         raise Problem(422, "invalid_value", "text goes beside pictures that are located alone, not together")
-    model = service.named(asked.model)
-    options = Options(
-        asked.top_k,
-        tuple(asked.within),
-        tuple(asked.not_within),
-        asked.text,
-        asked.text_weight,
-        asked.together,
-        asked.decode,
-        asked.detail,
-        asked.exif,
+    named = (
+        Picture(picture.name[:_MAX_NAME] or f"image #{n}", picture.data) for n, (_, picture) in enumerate(form.files)
     )
-    data = await service.answer(model, Job("locate", options, tuple(picture for _, picture in form.files)))
-    return json_response({"object": "list", "model": model, "data": data})
+    return asked, tuple(named)
 
 
 @router.post(
@@ -181,13 +215,15 @@ async def locate(request: Request) -> Response:
 )
 async def text(request: Request) -> Response:
     """One answer a text, in order."""
-    asked = await _json(request, schemas.TextRequest)
     service = _service(request)
-    if len(asked.texts) > _settings(request).max_texts:
-        raise Problem(413, "too_many_texts", f"at most {_settings(request).max_texts} texts a request")
-    model = service.named(asked.model)
-    options = Options(asked.top_k, tuple(asked.within), tuple(asked.not_within), detail=asked.detail)
-    data = await service.answer(model, Job("text", options, texts=tuple(asked.texts)))
+    with service.held(request, _most(request)):
+        asked = await _json(request, schemas.TextRequest)
+        if len(asked.texts) > _settings(request).max_texts:
+            raise Problem(413, "too_many_texts", f"at most {_settings(request).max_texts} texts a request")
+        model = service.named(asked.model)
+        _check_top_k(request, asked.top_k)
+        options = Options(asked.top_k, tuple(asked.within), tuple(asked.not_within), detail=asked.detail)
+        data = await service.answer(request, model, Job("text", options, texts=tuple(asked.texts)))
     return json_response({"object": "list", "model": model, "data": data})
 
 
@@ -201,16 +237,17 @@ async def text(request: Request) -> Response:
 )
 async def embeddings(request: Request) -> Response:
     """One vector an input, in order, all in one space: the cosine of a photo's and a place's says how well they fit."""
-    asked = await _json(request, schemas.EmbeddingsRequest)
     service = _service(request)
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    if not texts:
-        raise Problem(422, "invalid_value", "input: at least one")
-    if len(texts) > _settings(request).max_texts:
-        raise Problem(413, "too_many_inputs", f"at most {_settings(request).max_texts} inputs a request")
-    model = service.named(asked.model)
-    inputs = tuple(parse_input(given, number) for number, given in enumerate(texts))
-    found = await service.answer(model, Job("embed", inputs=inputs))
+    with service.held(request, _most(request)):
+        asked = await _json(request, schemas.EmbeddingsRequest)
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        if not texts:
+            raise Problem(422, "invalid_value", "input: at least one")
+        if len(texts) > _settings(request).max_texts:
+            raise Problem(413, "too_many_inputs", f"at most {_settings(request).max_texts} inputs a request")
+        model = service.named(asked.model)
+        inputs = tuple(parse_input(given, number) for number, given in enumerate(texts))
+        found = await service.answer(request, model, Job("embed", inputs=inputs))
     vectors = [one["embedding"] for one in found]
     shown = [packed(vector) for vector in vectors] if asked.encoding_format == "base64" else vectors
     data = [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(shown)]
@@ -227,7 +264,8 @@ async def embeddings(request: Request) -> Response:
 )
 async def export(request: Request) -> Response:
     """The records that were sent, written in another format."""
-    asked = await _json(request, schemas.ExportRequest)
+    with _service(request).held(request, _most(request)):
+        asked = await _json(request, schemas.ExportRequest)
     body = json.dumps(asked.records, indent=2, ensure_ascii=False).encode()
     headers = {"Content-Disposition": f'attachment; filename="answers.{asked.format}"'}
     return Response(body, 200, headers, "application/json")
@@ -279,6 +317,14 @@ async def healthz() -> Response:
 
 
 @router.get("/readyz", operation_id="readyz", responses=_errors(400, 503))
-async def readyz() -> Response:
+async def readyz(request: Request) -> Response:
     """Whether its models can answer."""
+    if not _service(request).ready:
+        raise Problem(503, "not_ready", "a model is being loaded", {"Retry-After": "2"})
     return json_response({"status": "ok"})
+
+
+@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse, responses=_errors(*_COMMON))
+async def metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

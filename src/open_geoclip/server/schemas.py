@@ -40,8 +40,17 @@ class _Asked(_Strict):
     format: Literal["json"] = Field("json", description="What the answer is written as.")
 
 
+def _with_images(schema: dict[str, Any]) -> None:
+    """Tell of the files, which do not go through the model."""
+    files = {"type": "array", "minItems": 1, "maxItems": 100, "items": {"type": "string", "format": "binary"}}
+    schema["properties"] = {"images": files | {"description": "Files of pictures."}, **schema["properties"]}
+    schema["required"] = ["images"]
+
+
 class LocateForm(_Asked):
-    """The fields beside the pictures."""
+    """Pictures to locate, and how."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_with_images)
 
     text: Words | None = Field(None, description="What is known beside the pictures, in words.")
     text_weight: float = Field(0.5, ge=0, le=1, description="How much the text counts against the picture.")

@@ -6,7 +6,12 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from open_geoclip.errors import SettingsError
+from open_geoclip.server.guard import is_loopback
+
 __all__ = ["ServerSettings"]
+
+_SHORTEST = 16
 
 _Words = Annotated[tuple[str, ...], NoDecode]
 _Positive = Annotated[int, Field(ge=1)]
@@ -64,3 +69,26 @@ class ServerSettings(BaseSettings):
     def _listed(cls, value: object) -> object:
         """Several in one variable are separated by spaces or commas."""
         return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+    def checked_tokens(self) -> list[str]:
+        """All tokens.
+
+        Raises:
+            SettingsError: the file cannot be read, a token is short, or there is none where one is needed.
+        """
+        tokens = [token.get_secret_value() for token in self.tokens]
+        if self.token_file is not None:
+            try:
+                tokens += self.token_file.read_text(encoding="utf-8").split()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"the file of tokens {self.token_file} cannot be read: {error}") from error
+            if not tokens:
+                raise SettingsError(f"the file of tokens {self.token_file} is empty: one token a line")
+        if any(len(token) < _SHORTEST for token in tokens):
+            raise SettingsError(f"a token has {_SHORTEST} characters or more: openssl rand -hex 32 makes one")
+        if not tokens and not self.no_token and not is_loopback(self.host):
+            raise SettingsError(
+                f"{self.host} can be reached from other machines: give tokens (--token-file, or the variable "
+                "OPEN_GEOCLIP_SERVE_TOKENS), or say --no-token where anybody may ask"
+            )
+        return tokens
