@@ -61,9 +61,7 @@ def jobs_from(text: bytes, blobs: bytes) -> list[Job]:
     return [
         Job(
             job["kind"],
-            Options(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in job["options"].items()}
-            ),
+            Options(**_frozen(job["options"])),
             tuple(picture(plain) for plain in job["pictures"]),
             tuple(job["texts"]),
             tuple(given(plain) for plain in job["inputs"]),
