@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.export.heatmap import draw_posterior, near_density, region_levels, world_density
+from open_geoclip.export.heatmap import draw_posterior, near_density, world_density
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground
+from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.regions import REGIONS
 from open_geoclip.sphere import even_points, haversine_km
 
 
@@ -34,7 +36,7 @@ def test_the_surroundings_add_up_across_the_180th_meridian(posterior: Posterior)
     density = near_density(posterior, 0, np.array([-20.0, 179.5]), 1500.0)
     cell_km2 = (3000 / len(density)) ** 2
     assert density.sum() * cell_km2 == pytest.approx(1, abs=0.02)
-    half, most = region_levels(density, cell_km2)
+    half, most = Mixture.of(posterior).levels(REGIONS)
     assert half > most > 0
     for level, share in ((half, 0.5), (most, 0.9)):
         assert density[density >= level].sum() * cell_km2 == pytest.approx(share, abs=0.02)

@@ -145,6 +145,10 @@ def test_answers_name_what_made_them_and_become_json(locator: Locator, photos: l
     assert list(record["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km", "country", "place"]
     assert all(len(c["country"]) in (0, 2) and c["place"] for c in record["candidates"])
     assert Answer.from_dict(record).to_dict() == record
+    detailed = json.loads(json.dumps(locator.locate(photos[1], top_k=3, detail=True)[0].to_dict()))
+    assert list(detailed)[-2:] == ["regions", "heat"]
+    assert {key: detailed[key] for key in record} == record
+    assert Answer.from_dict(detailed).to_dict() == detailed
     probabilities = [candidate["probability"] for candidate in record["candidates"]]
     assert len(probabilities) == 3
     assert 0 < probabilities[0] < 1

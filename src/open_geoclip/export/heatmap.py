@@ -16,7 +16,9 @@ from PIL import Image, ImageOps
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, shorelines
+from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior, log_gauss
+from open_geoclip.search.regions import REGIONS
 from open_geoclip.sphere import (
     EARTH_RADIUS_KM,
     check_coordinates,
@@ -30,9 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_posterior", "near_density", "posterior_figure", "region_levels", "world_density"]
+__all__ = ["draw_posterior", "near_density", "posterior_figure", "world_density"]
 
-REGIONS = (0.5, 0.9)
 _DECADES = 4.0  # from the palest to the strongest colour
 _INK, _PALE, _TRUTH = "#1B2329", "#66727B", "#0072B2"
 _NEAREST = 400  # places that the surroundings are drawn from
@@ -88,13 +89,6 @@ def near_density(
     for one, place, width in zip(mass, where, blur, strict=True):
         total += one * torch.exp(log_gauss((points - place).square().sum(dim=-1), width))
     return total.numpy()
-
-
-def region_levels(density: Float64[np.ndarray, "h w"], cell_km2: float) -> list[float]:
-    """The densities whose contours enclose 50 and 90 % of all probability, from cells of one area."""
-    known = np.sort(np.nan_to_num(density).ravel())[::-1]
-    upto = np.cumsum(known) * cell_km2
-    return [float(known[min(int(np.searchsorted(upto, share)), len(known) - 1)]) for share in REGIONS]
 
 
 def draw_posterior(path: Path, posterior: Posterior, row: int = 0, **about: Any) -> None:
@@ -211,7 +205,7 @@ def _draw_near(
                 axes.fill(*km.T, color=("#D3D8D4", "#EEF3F7")[lakes], zorder=1 + lakes, visible=not far)
                 axes.plot(*km.T, color="#5A646B", linewidth=0.7, zorder=3.5)
     axes.imshow(_logarithm(density, float(density.max())), extent=extent, origin="lower", zorder=3, **_colours())
-    levels = region_levels(density, (2 * reach_km / _PIXELS) ** 2)
+    levels = Mixture.of(posterior).levels(REGIONS).tolist()
     for level, style in zip(levels, ("solid", "dashed"), strict=True):
         if 0 < level < density.max():
             axes.contour(

@@ -11,6 +11,7 @@ from open_geoclip.errors import MissingExtraError
 from open_geoclip.search.ground import Prior
 from open_geoclip.search.posterior import Decode, Posterior
 from open_geoclip.search.refinement import Allowed
+from open_geoclip.search.regions import drawn
 
 __all__ = ["Answer", "AnswerSettings", "Candidate", "told"]
 
@@ -153,6 +154,7 @@ def told(
     scores: Callable[[Float64[np.ndarray, "n k 2"]], Float[np.ndarray, "n k"]],
     labels: np.ndarray | None,
     allowed: Allowed | None = None,
+    detail: bool = False,
 ) -> list[dict[str, Any]]:
     """What each answer says, beside its name.
 
@@ -164,6 +166,10 @@ def told(
         scores: gives the cosines of pictures with their own candidates, which need not be places of the gallery.
         labels: the country of each place of the posterior's ground, if they are known.
         allowed: which places an answer may be. One between places that is not becomes the nearest place of the ground.
+        detail: whether it says its regions and heat too.
+
+    Raises:
+        MissingExtraError: detail is asked for, and the extra ``places`` is not installed.
     """
     found = posterior.candidates(top_k, merge_km=merge_km, how=settings.decode or "mass", radius_km=settings.radius_km)
     coordinates = found.coordinates
@@ -196,6 +202,7 @@ def told(
             "within_km": {str(km): share for km, share in zip(_RADII_KM, within[n].tolist(), strict=True)},
             "countries": countries[n],
             "sure": sure[n],
+            **(drawn(posterior, n, allowed) if detail else {}),
         }
         for n in range(len(best))
     ]

@@ -210,6 +210,7 @@ class Locator:
         *,
         text: str | None = None,
         text_weight: float = 0.5,
+        detail: bool = False,
     ) -> list[Answer]:
         """The most likely places of each picture, in the order they were given.
 
@@ -219,6 +220,8 @@ class Locator:
             text: what is known beside the pictures, in words. Logits become the weighted mean of the picture's and the
                 text's: the picture's times ``1 - text_weight`` plus the text's times ``text_weight``.
             text_weight: from 0, the pictures alone, to 1, the text alone.
+            detail: say the regions and the heat too, which maps are drawn of; see
+                :mod:`open_geoclip.search.regions`.
 
         Returns:
             One answer a picture. One that cannot be read has ``error`` set, and the rest is done all the same.
@@ -227,8 +230,9 @@ class Locator:
             SettingsError: top_k is below 1 or above the gallery's size, or text_weight is not within 0 and 1.
             TextError: the text is empty or too long.
             WeightsError: a text, and the model has no text side.
+            MissingExtraError: detail, and the extra ``places`` is not installed.
         """
-        return list(self.stream(images, top_k, text=text, text_weight=text_weight))
+        return list(self.stream(images, top_k, text=text, text_weight=text_weight, detail=detail))
 
     def stream(
         self,
@@ -237,16 +241,19 @@ class Locator:
         *,
         text: str | None = None,
         text_weight: float = 0.5,
+        detail: bool = False,
     ) -> Iterator[Answer]:
         """As :meth:`locate`, answer by answer: for more pictures than fit into memory."""
         self._check_top_k(top_k)
         if not 0 <= text_weight <= 1:
             raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
         beside = None if text is None else _Beside(text, self.encode_text([text])[0], text_weight)
-        return self._answers(listed(images), top_k, beside)
+        return self._answers(listed(images), top_k, beside, detail)
 
-    def locate_text(self, texts: Sequence[str], top_k: int = 5) -> list[Answer]:
+    def locate_text(self, texts: Sequence[str], top_k: int = 5, *, detail: bool = False) -> list[Answer]:
         """The most likely places of each text, such as "a hot desert", in the order they were given.
+
+        ``detail`` is that of :meth:`locate`.
 
         Raises:
             SettingsError: top_k is below 1 or above the gallery's size.
@@ -256,18 +263,19 @@ class Locator:
         """
         self._check_top_k(top_k)
         about = ("", self.model_name, self._gallery_name, __version__)
-        found = self._search(self.encode_text(texts), top_k, Calibration())
+        found = self._search(self.encode_text(texts), top_k, Calibration(), detail)
         return [Answer(*about, text=text, **told) for text, told in zip(texts, found, strict=True)]
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
         """Vectors of texts, of length 1, float32; errors are those of :meth:`locate_text`."""
         return self.model.encode_text(texts)
 
-    def locate_together(self, images: Iterable[ImageSource], top_k: int = 5) -> Answer:
+    def locate_together(self, images: Iterable[ImageSource], top_k: int = 5, *, detail: bool = False) -> Answer:
         """Where several pictures of one place were taken.
 
         Their evidence is multiplied, each picture's to the power of a weight that is smaller the more pictures are like
         it: see :func:`open_geoclip.search.trips.together`. Nothing was calibrated of several: ``sure`` is None.
+        ``detail`` is that of :meth:`locate`.
 
         Raises:
             ImageError: a picture cannot be read.
@@ -279,7 +287,7 @@ class Locator:
             raise SettingsError("locate_together: at least one picture")
         name = ", ".join(image_name(source, number) for number, source in enumerate(images))
         several = replace(self.calibration, fitted_on=None) if len(images) > 1 else self.calibration
-        [found] = self._search(together(self.encode(images)).float()[None], top_k, several)
+        [found] = self._search(together(self.encode(images)).float()[None], top_k, several, detail)
         return Answer(name, self.model_name, self._gallery_name, __version__, **found)
 
     def locate_trip(
@@ -289,6 +297,7 @@ class Locator:
         top_k: int = 5,
         *,
         speed_kmh: float = 900.0,
+        detail: bool = False,
     ) -> list[Answer]:
         """Where pictures of one trip were taken, one answer each: nobody moves faster than the speed limit.
 
@@ -300,6 +309,7 @@ class Locator:
             times_h: of each, hours from any moment.
             top_k: candidates a picture; fewer where fewer are possible.
             speed_kmh: the most that is travelled, along great circles; 900 is an airliner.
+            detail: that of :meth:`locate`.
 
         Returns:
             One answer a picture; with ``error`` set when no trip keeps to the limit.
@@ -327,9 +337,13 @@ class Locator:
             return [Answer(*of, error=f"no trip of these pictures keeps to {speed_kmh:g} km/h") for of in about]
         if self.refine:
             parts = self.territory.between(vectors, self.model.scale, calibration, trip.log_mass)
-            found = [self._told(p.posterior, vectors[n : n + 1], top_k, p.origins)[0] for n, p in enumerate(parts)]
+            found = [
+                self._told(part.posterior, vectors[n : n + 1], top_k, part.origins, detail)[0]
+                for n, part in enumerate(parts)
+            ]
         else:
-            found = self._told(Posterior.from_log_mass(trip.log_mass, self.ground, calibration), vectors, top_k)
+            posterior = Posterior.from_log_mass(trip.log_mass, self.ground, calibration)
+            found = self._told(posterior, vectors, top_k, detail=detail)
         return [Answer(*of, **each) for of, each in zip(about, found, strict=True)]
 
     def encode(self, images: Iterable[ImageSource]) -> Float[Tensor, "n k"]:
@@ -364,13 +378,16 @@ class Locator:
         if not 1 <= top_k <= most:
             raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")
 
-    def _answers(self, sources: Iterable[ImageSource], top_k: int, beside: "_Beside | None") -> Iterator[Answer]:
+    def _answers(
+        self, sources: Iterable[ImageSource], top_k: int, beside: "_Beside | None", detail: bool
+    ) -> Iterator[Answer]:
         text = None if beside is None else beside.text
         for batch in self.pictures.batches(sources):
             found: Iterator[dict[str, Any]] = iter(())
             if len(batch.vectors):
                 vectors = batch.vectors if beside is None else beside.mixed(batch.vectors)
-                found = iter(self._search(vectors, top_k, self.calibration if beside is None else Calibration()))
+                calibration = self.calibration if beside is None else Calibration()
+                found = iter(self._search(vectors, top_k, calibration, detail))
             for name, error in zip(batch.names, batch.errors, strict=True):
                 about = (name, self.model_name, self._gallery_name, __version__)
                 yield Answer(*about, error=error) if error is not None else Answer(*about, text=text, **next(found))
@@ -392,12 +409,17 @@ class Locator:
         """As :meth:`posterior`, of one picture, on a ground that is refined where its vector points at."""
         return self.territory.between(vector[None], self.model.scale, calibration or self.calibration)[0].posterior
 
-    def _search(self, vectors: Float[Tensor, "n k"], top_k: int, calibration: Calibration) -> list[dict[str, Any]]:
+    def _search(
+        self, vectors: Float[Tensor, "n k"], top_k: int, calibration: Calibration, detail: bool
+    ) -> list[dict[str, Any]]:
         """What each answer says, beside its name."""
         if not self.refine:
-            return self._told(self.posterior(vectors, calibration), vectors, top_k)
+            return self._told(self.posterior(vectors, calibration), vectors, top_k, detail=detail)
         parts = self.territory.between(vectors, self.model.scale, calibration)
-        return [self._told(part.posterior, vectors[n : n + 1], top_k, part.origins)[0] for n, part in enumerate(parts)]
+        return [
+            self._told(part.posterior, vectors[n : n + 1], top_k, part.origins, detail)[0]
+            for n, part in enumerate(parts)
+        ]
 
     def _told(
         self,
@@ -405,6 +427,7 @@ class Locator:
         vectors: Float[Tensor, "n k"],
         top_k: int,
         origins: Int64[np.ndarray, " p"] | None = None,
+        detail: bool = False,
     ) -> list[dict[str, Any]]:
         labels = self.territory.countries
         return told(
@@ -415,6 +438,7 @@ class Locator:
             scores=partial(self._scores, vectors),
             labels=labels if labels is None or origins is None else labels[origins],
             allowed=self.territory.allowed,
+            detail=detail,
         )
 
     @torch.inference_mode()

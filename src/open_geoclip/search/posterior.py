@@ -23,7 +23,17 @@ from open_geoclip.search.ground import Ground
 from open_geoclip.search.surprise import EXCEEDED
 from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 
-__all__ = ["NOMINAL", "SURE_KM", "SURE_SHARE", "Calibration", "Decode", "Distinct", "Posterior", "Profile"]
+__all__ = [
+    "NOMINAL",
+    "SURE_KM",
+    "SURE_SHARE",
+    "Calibration",
+    "Decode",
+    "Distinct",
+    "Posterior",
+    "Profile",
+    "quadrature",
+]
 
 Decode = Literal["mass", "distance", "geoscore", "max"]
 """What the answer is best for: most mass nearby, least expected distance, best expected GeoScore, the best place."""
@@ -419,7 +429,7 @@ def _check_decision(how: str, radius_km: float) -> None:
         raise SettingsError(f"radius_km: kilometres above 0, not {radius_km}")
 
 
-def _quadrature(n: int = 24) -> Float64[np.ndarray, "n 2"]:
+def quadrature(n: int = 24) -> Float64[np.ndarray, "n 2"]:
     """Points that stand for a Gaussian of variance one along each axis: even in mass, turning by the golden angle."""
     step = (np.arange(n) + 0.5) / n
     radius, angle = np.sqrt(-2 * np.log(1 - step)), np.arange(n) * np.pi * (3 - math.sqrt(5))
@@ -428,7 +438,7 @@ def _quadrature(n: int = 24) -> Float64[np.ndarray, "n 2"]:
     return np.asarray(points / np.sqrt((points**2).mean()))
 
 
-_QUADRATURE = _quadrature()
+_QUADRATURE = quadrature()
 
 
 def _km(chord: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
