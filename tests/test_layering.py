@@ -18,6 +18,7 @@ RANKS = {
     "sphere": 1,
     "images": 1,
     "pretrained": 1,
+    "metadata": 2,
     "model": 2,
     "data": 3,
     "search": 4,
