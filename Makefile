@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: web chromium demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
+.PHONY: web chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -43,6 +43,12 @@ chromium:
 	@command -v chromium >/dev/null || \
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "no Chromium: the page's tests will be skipped" >&2
+
+page-pictures: $(STAMP) $(PAGE) chromium
+	$(BIN)/geoclip serve --port 8917 & server=$$!; trap "kill $$server" EXIT; \
+		until $(BIN)/python -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:8917/readyz")' 2>/dev/null; do \
+			kill -0 $$server || exit 1; sleep 1; done; \
+		$(BIN)/python web/pictures.py http://127.0.0.1:8917 docs
 
 demo: $(STAMP)
 	$(BIN)/python -m open_geoclip.demo

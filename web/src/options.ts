@@ -5,12 +5,11 @@ import type { Store } from "./store";
 
 /** Chooses among the server's models; what is not on the server cannot be chosen. */
 export function modelChoice(store: Store): HTMLElement {
-  const select = h("select", { id: unique("model"), onchange: () => store.set({ model: select.value }) });
+  const select = h("select", { id: unique("model"), "aria-label": "Model", onchange: () => store.set({ model: select.value }) });
   const paint = (): void => {
     const { models, model } = store.state;
     select.replaceChildren(...models.map(({ id }) => h("option", { value: id, selected: id === model }, id)));
     select.value = model;
-    select.disabled = models.length < 2;
   };
   store.watch(["models", "model"], paint);
   paint();

@@ -161,7 +161,10 @@ export class WorldMap {
 
   /** Shows what is on the map: the answer with its regions, or all photos. */
   fit(): void {
-    const places: [number, number][] = (this.result?.candidates ?? []).map(({ lat, lon }) => [lat, lon]);
+    const candidates = this.result?.candidates ?? [];
+    const most = Math.max(0, ...candidates.map(({ probability }) => probability));
+    const likely = candidates.filter(({ probability }, index) => index === 0 || probability > 0.05 * most);
+    const places: [number, number][] = likely.map(({ lat, lon }) => [lat, lon]);
     if (this.result?.exif) places.push([this.result.exif.lat, this.result.exif.lon]);
     for (const rings of this.result?.regions?.["50"]?.coordinates ?? [])
       for (const [lon, lat] of rings[0] ?? []) places.push([lat, lon]);

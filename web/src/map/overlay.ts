@@ -1,5 +1,5 @@
 /** What is known of the photo, above the map: heat, regions, limits, EXIF. */
-import { greatCircle } from "../geo";
+import { circle, greatCircle } from "../geo";
 import { shapeOf } from "../limits-grammar";
 import type { Limit, MultiPolygon, Result } from "../types";
 import { fill, stroke } from "./base";
@@ -80,6 +80,17 @@ export function drawResult(
     }
   }
   const best = result.candidates?.[0];
+  if (layers.regions && !result.regions && best) {
+    for (const [share, dash, width] of [["90", [5, 4], 1], ["50", [], 1.5]] as const) {
+      const km = result.credible_radius_km?.[share];
+      if (km === undefined || km > 2500) continue; // so wide a circle would say nothing
+      const around = [ring(circle(best.lat, best.lon, km).flatMap(([lat, lon]) => [lon, lat]), true)];
+      pen.setLineDash([...dash]);
+      stroke(pen, around, at, colours.halo, width + 1.6, true);
+      stroke(pen, around, at, colours.region, width, true);
+    }
+    pen.setLineDash([]);
+  }
   if (result.exif && best) {
     const line = greatCircle([best.lat, best.lon], [result.exif.lat, result.exif.lon]);
     const path = [ring(line.flatMap(([lat, lon]) => [lon, lat]), false)];

@@ -1,0 +1,368 @@
+"""What people do on the page of `geoclip serve`: drop, see, click, limit, join, export, and go wrong."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+# Keeps the words of each form that is sent in `sent`.
+KEEP_FORMS = """() => {
+    const before = window.fetch;
+    window.sent = [];
+    window.fetch = (path, init) => {
+        if (init?.body instanceof FormData)
+            window.sent.push(...[...init.body].filter(([, value]) => typeof value === "string"));
+        return before(path, init);
+    };
+}"""
+FOCUSED = (
+    "(at => [at.id, at.className, at.textContent, at.getAttribute('aria-label')].join(' '))(document.activeElement)"
+)
+
+
+def add(page: Any, *files: Path) -> None:
+    page.locator("input[type=file]").first.set_input_files([str(file) for file in files])
+
+
+def done(page: Any, count: int) -> None:
+    """Wait until so many rows are answered and nothing is under way."""
+    page.locator(".row[data-status=done]").nth(count - 1).wait_for()
+    page.locator(".progress").wait_for(state="hidden")
+
+
+def row(page: Any, name: str) -> Any:
+    return page.locator(".row", has_text=name)
+
+
+def view(page: Any) -> tuple[float, ...]:
+    """Latitude, longitude and zoom of the map."""
+    return tuple(float(each) for each in page.locator("#map").get_attribute("data-view").split(","))
+
+
+def test_photos_are_located_compared_and_flown_to(
+    page: Any, views: dict[str, Path], accessible: Callable[[Any], None]
+) -> None:
+    accessible(page)
+    add(page, views["rome"], views["cairo"])
+    done(page, 2)
+    assert "Italy" in row(page, "rome.jpg").inner_text()
+    assert "Egypt" in row(page, "cairo.jpg").inner_text()
+    answer = page.locator(".answer")
+    assert "Sure" in answer.inner_text()
+    assert page.locator(".candidate").count() == 5
+    assert page.locator(".marker").count() == 5
+    foot = page.locator(".foot").inner_text()
+    assert "An estimate, not evidence." in foot
+    assert re.search(r"earth \w+ · earth/gallery.csv, .* · OpenGeoCLIP \d", foot)
+
+    page.locator(".candidate").nth(1).click()
+    place = page.locator(".candidate").nth(1).locator(".candidate-numbers").inner_text()
+    lat, south = re.match(r"([\d.]+)° (N|S)", place).groups()  # type: ignore[union-attr]
+    assert abs(view(page)[0] - float(lat) * (-1 if south == "S" else 1)) < 0.01
+    assert view(page)[2] > 3.5
+    page.locator(".marker.first").dispatch_event("click")
+    assert page.locator(".candidate").first.get_attribute("aria-pressed") == "true"
+    for link in page.locator(".links a").all():
+        assert link.get_attribute("rel") == "noopener noreferrer"
+        assert link.get_attribute("target") == "_blank"
+    assert "learns the place" in page.locator(".links-note").inner_text()
+
+    row(page, "cairo.jpg").locator(".row-main").click()
+    assert abs(view(page)[0] - 30) < 4
+    accessible(page)
+
+
+def test_the_place_in_exif_is_compared(page: Any, views: dict[str, Path], accessible: Callable[[Any], None]) -> None:
+    with page.expect_response("**/v1/locate") as response:
+        add(page, views["rome"])
+    if not response.value.json()["data"][0].get("exif"):
+        pytest.skip("this server does not tell what EXIF says")
+    done(page, 1)
+    assert re.search(r"1[0-9]{2} km from candidate 1", page.locator(".exif").inner_text())
+    assert page.locator(".marker-exif").is_visible()
+    accessible(page)
+
+
+def test_what_is_no_picture_fails_alone_and_can_be_tried_again(
+    page: Any, views: dict[str, Path], tmp_path: Path, accessible: Callable[[Any], None]
+) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "broken.jpg").write_bytes(views["rome"].read_bytes()[:900])
+    add(page, tmp_path / "notes.txt", views["fiji"], tmp_path / "broken.jpg")
+    done(page, 1)
+    assert "Fiji" in row(page, "fiji.jpg").inner_text()
+    page.locator(".row[data-status=failed]").nth(1).wait_for()
+    row(page, "broken.jpg").locator(".row-main").click()
+    assert page.locator(".answer [role=alert]").inner_text() != ""
+    page.get_by_role("button", name="Retry 2 failed").click()
+    page.locator(".progress").wait_for(state="hidden")
+    assert page.locator(".row[data-status=failed]").count() == 2
+    accessible(page)
+    page.get_by_role("button", name="Remove notes.txt").click()
+    assert page.locator(".row").count() == 2
+
+
+def test_many_are_dropped_at_once_and_one_is_pasted(page: Any, views: dict[str, Path]) -> None:
+    data = list(views["rome"].read_bytes())
+    page.evaluate(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            for (let n = 0; n < 12; n++)
+                transfer.items.add(new File([new Uint8Array(bytes)], `copy-${n}.jpg`, {type: "image/jpeg"}));
+            for (const kind of ["dragenter", "dragover", "drop"])
+                window.dispatchEvent(new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        data,
+    )
+    done(page, 12)
+    assert [name.inner_text() for name in page.locator(".row-name").all()] == [f"copy-{n}.jpg" for n in range(12)]
+    assert page.locator("img.thumb").count() == 12
+    page.evaluate(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "image.png", {type: "image/png"}));
+            window.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true}));
+        }""",
+        data,
+    )
+    done(page, 13)
+    assert page.locator(".row-name").last.inner_text().startswith("pasted ")
+
+
+def test_limits_change_the_answer(page: Any, views: dict[str, Path], accessible: Callable[[Any], None]) -> None:
+    add(page, views["rome"])
+    done(page, 1)
+    page.get_by_text("What you know already").click()
+    box = page.get_by_role("combobox", name=re.compile("Country, box"))
+    box.fill("Atlantis")
+    box.press("Enter")
+    assert "no country" in page.locator(".limits [role=alert]").inner_text()
+    box.fill("egyp")
+    page.get_by_role("option", name="Egypt").wait_for()
+    accessible(page)
+    box.press("ArrowDown")
+    box.press("Enter")
+    assert page.locator(".chip").inner_text() == "in Egypt"
+    assert "1 answer was made with other settings" in page.locator(".stale").inner_text()
+    page.locator(".stale button").click()
+    page.locator(".stale").wait_for(state="hidden")
+    done(page, 1)
+    assert all("Egypt" in each for each in page.locator(".candidate-place").all_inner_texts())
+    assert "Not calibrated" in page.locator(".answer").inner_text()
+    assert "EG" in page.locator(".foot").inner_text() or "Egypt" in page.locator(".foot").inner_text()
+
+    page.get_by_role("button", name="Remove the limit Egypt").click()
+    page.get_by_role("radio", name="Not inside").check()
+    box.fill("41.9,12.5,900km")
+    box.press("Enter")
+    page.locator(".stale button").click()
+    page.locator(".stale").wait_for(state="hidden")
+    done(page, 1)
+    assert "Italy" not in page.locator(".candidate-place").first.inner_text()
+
+
+def test_a_box_is_drawn_by_mouse_and_a_polygon_by_keyboard(page: Any, views: dict[str, Path]) -> None:
+    page.get_by_text("What you know already").click()
+    page.get_by_role("button", name="Draw a box").click()
+    area = page.locator("#map").bounding_box()
+    x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y - 50, steps=3)
+    page.mouse.up()
+    assert re.fullmatch(r"in Box [-\d.]+, [-\d.]+, [-\d.]+, [-\d.]+", page.locator(".chip").inner_text())
+
+    page.get_by_role("button", name="Draw a polygon").click()
+    for key in ("Enter", "ArrowRight", "Enter", "ArrowDown", "Enter", "c"):
+        page.keyboard.press(key)
+    assert page.locator(".chip").nth(1).inner_text() == "in Polygon of 3 corners"
+    page.get_by_role("button", name="Draw a polygon").click()
+    page.keyboard.press("Escape")
+    assert page.locator(".map-hint").is_hidden()
+    assert page.locator(".chip").count() == 2
+
+    page.evaluate(KEEP_FORMS)
+    add(page, views["rome"])
+    done(page, 1)
+    within = [value for name, value in page.evaluate("sent") if name == "within"]
+    assert len(within) == 2
+    assert json.loads(within[1])["type"] == "Polygon"
+
+
+def test_several_photos_become_one_place(page: Any, views: dict[str, Path]) -> None:
+    add(page, views["rome"], views["cairo"])
+    done(page, 2)
+    for name in ("rome.jpg", "cairo.jpg"):
+        page.get_by_role("checkbox", name=f"Choose {name}").check()
+    page.get_by_role("button", name="As one place").click()
+    done(page, 3)
+    assert "2 photos as one place" in page.locator(".answer-name").inner_text()
+    assert "Not calibrated" in page.locator(".answer").inner_text()
+
+
+def test_words_alone_and_beside_a_photo(page: Any, views: dict[str, Path]) -> None:
+    page.get_by_label("or describe a place").fill("a hot desert")
+    page.get_by_role("button", name="Find").click()
+    done(page, 1)
+    assert page.locator(".candidate").count() == 5
+    page.get_by_text("What you know already").click()
+    page.get_by_label("Words beside each photo").fill("a hot desert")
+    page.get_by_label("Their weight").fill("0.9")
+    page.evaluate(KEEP_FORMS)
+    add(page, views["rome"])
+    done(page, 2)
+    sent = dict(page.evaluate("sent"))
+    assert (sent["text"], sent["text_weight"]) == ("a hot desert", "0.9")
+
+
+def test_every_format_that_the_server_makes_is_downloaded(page: Any, views: dict[str, Path], tmp_path: Path) -> None:
+    add(page, views["rome"])
+    done(page, 1)
+    signs: dict[str, Callable[[bytes], bool]] = {
+        "json": lambda body: json.loads(body)[0]["image"] == "rome.jpg",
+        "csv": lambda body: b"rome.jpg" in body,
+        "geojson": lambda body: json.loads(body)["type"] == "FeatureCollection",
+        "kml": lambda body: b"<kml" in body,
+        "parquet": lambda body: body.startswith(b"PAR1"),
+        "html": lambda body: b'id="records"' in body,
+    }
+    page.locator(".menu summary").click()
+    formats = [item.get_attribute("data-format") for item in page.locator(".menu-item").all()]
+    assert "json" in formats
+    for name in formats:
+        if not page.locator(".menu-body").is_visible():
+            page.locator(".menu summary").click()
+        with page.expect_download() as download:
+            page.locator(f"[data-format={name}]").click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        assert path.name == f"geoclip.{name}"
+        assert signs[name](path.read_bytes()), name
+
+
+def test_a_busy_server_is_waited_for_and_a_long_wait_can_be_cancelled(page: Any, views: dict[str, Path]) -> None:
+    refused: list[str] = []
+    body = json.dumps({"error": {"message": "full", "type": "busy", "code": "busy"}})
+
+    def busy(route: Any) -> None:
+        refused.append(route.request.url)
+        wait = "1" if len(refused) == 1 else "60"
+        route.fulfill(status=429, headers={"Retry-After": wait}, content_type="application/json", body=body)
+
+    page.route("**/v1/locate", busy, times=1)
+    add(page, views["fiji"])
+    page.get_by_text("The server is busy").first.wait_for()
+    done(page, 1)
+    assert len(refused) == 1
+
+    page.route("**/v1/locate", busy)
+    add(page, views["rome"])
+    page.get_by_text("The server is busy").first.wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.locator(".progress").wait_for(state="hidden")
+    assert "Cancelled" in row(page, "rome.jpg").inner_text()
+    page.unroute("**/v1/locate")
+    page.get_by_role("button", name="Retry the failed one").click()
+    done(page, 2)
+
+
+def test_a_picture_that_the_browser_cannot_show_has_a_placeholder(page: Any, tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    from PIL import Image
+
+    path = tmp_path / "phone.heic"
+    pillow_heif.from_pillow(Image.effect_noise((96, 96), 60).convert("RGB")).save(str(path))
+    add(page, path)
+    done(page, 1)
+    assert page.locator(".row .thumb.blank").count() == 1
+    page.get_by_text("This browser cannot show").wait_for()
+
+
+def test_all_of_it_by_keyboard(page: Any, views: dict[str, Path]) -> None:
+    def tab_to(name: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if name in page.evaluate(FOCUSED):
+                assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", "focus is seen"
+                return
+        pytest.fail(f"{name} is not reached by Tab")
+
+    tab_to("Choose photos")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([str(views["rome"]), str(views["fiji"])])
+    done(page, 2)
+    tab_to("row-main")
+    page.keyboard.press("ArrowDown")
+    assert "fiji.jpg" in page.locator(".answer-name").inner_text()
+    tab_to("Map of the Earth")
+    before = view(page)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("+")
+    page.wait_for_function(
+        "before => document.getElementById('map').dataset.view !== before", arg=",".join(map(str, before))
+    )
+    assert view(page)[2] > before[2]
+    tab_to("candidate")
+    tab_to("Candidate 2")
+    page.keyboard.press("Enter")
+    assert page.locator("[data-candidate='1']").get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.activeElement.dataset.candidate") == "1", "the focus stays where it was"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(
+    opened: Callable[..., Any], server: str, views: dict[str, Path], scheme: str, accessible: Callable[[Any], None]
+) -> None:
+    page = opened(server + "/", viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True)
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    add(page, views["rome"])
+    done(page, 1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator("#map").bounding_box()["height"] >= 250
+    accessible(page)
+    page.get_by_role("button", name=re.compile("Colours as the system")).click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+def test_the_globe_shows_the_answer_too(page: Any, views: dict[str, Path], accessible: Callable[[Any], None]) -> None:
+    add(page, views["fiji"])
+    done(page, 1)
+    page.get_by_role("button", name="Show a globe").click()
+    assert page.locator(".marker.first").is_visible()
+    lat, lon, _ = view(page)
+    assert abs(lat + 17.8) < 12
+    assert abs(abs(lon) - 178.5) < 40
+    accessible(page)
+    page.get_by_role("button", name="Show a flat map").click()
+
+
+def test_hundreds_of_photos_do_not_stop_the_page(page: Any, views: dict[str, Path]) -> None:
+    """Real answers would take the server a minute: here all are that of the first photo."""
+    with page.expect_response("**/v1/locate") as response:
+        add(page, views["rome"])
+    answer = response.value.json()["data"][0]
+    done(page, 1)
+    page.evaluate(
+        """([bytes, answer]) => {
+            window.fetch = async (_, {body}) => {
+                await new Promise(requestAnimationFrame);
+                return Response.json({data: body.getAll("images").map(({name}) => ({...answer, image: name}))});
+            };
+            const transfer = new DataTransfer();
+            for (let n = 0; n < 500; n++)
+                transfer.items.add(new File([new Uint8Array(bytes)], `many-${n}.jpg`, {type: "image/jpeg"}));
+            window.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        [list(views["rome"].read_bytes()), answer],
+    )
+    page.get_by_label("or describe a place").fill("still here")
+    page.locator(".row[data-status=done]").nth(500).wait_for(timeout=60_000)
+    assert page.locator(".row").count() == 501
+    assert page.locator(".row-error").count() == 0
