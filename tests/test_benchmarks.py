@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -79,3 +80,18 @@ def test_a_difference_above_the_limit_fails(report: ModuleType, difference: floa
     found.check_at_most("probabilities", difference, 1e-5)
     assert list(found.checks.values()) == [passed]
     assert (f"- {'yes' if passed else '**NO**'}: probabilities within 1e-05" in found.to_markdown()) is True
+
+
+def test_what_mp16_costs_follows_from_the_rates() -> None:
+    spec = importlib.util.spec_from_file_location("benchmark_mp16", PATH.with_name("mp16.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    mp16 = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = mp16  # where dataclasses look
+    spec.loader.exec_module(mp16)
+    plan = mp16.Plan(3_600_000, views=2, epochs=10, processes=4, views_a_second=100.0, photos_a_second=2500.0)
+    assert plan.encoding_hours == pytest.approx(5)
+    assert plan.training_hours == pytest.approx(1)
+    assert "| features, float16 | 11.1 GB |" in plan.table()
+    assert "| encoding, 2 views a photo, once | 5 hours |" in plan.table()
+    del sys.modules[spec.name]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from open_geoclip import pretrained
 from open_geoclip.cli.train import train
@@ -83,3 +85,65 @@ def test_ctrl_c_says_nothing_of_tracebacks_and_resume_goes_on(config: Path) -> N
     assert done.stdout.strip().endswith("model")
     lines = (config.parent / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 301))
+
+
+def test_tensorboard_reads_what_was_trained(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    logs = config.parent / "logs"
+    train(config, tensorboard=logs)
+    capsys.readouterr()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    metrics = [json.loads(line) for line in (config.parent / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = {event.step: event.value for event in events.Scalars("epoch/loss")}
+    assert told == pytest.approx({line["epoch"]: line["loss"] for line in metrics}, abs=1e-5)
+    steps = events.Scalars("step/loss")
+    assert [event.step for event in steps] == list(range(1, 7))
+    assert np.mean([event.value for event in steps[:3]]) == pytest.approx(metrics[0]["loss"], abs=1e-5)
+
+
+# With all photos in each batch, its order does not matter: each process reads shards of its own.
+WHOLE_BATCHES = (
+    "data.augment=false",
+    "train.batch_size=12",
+    "train.queue_size=12",
+    "train.epochs=4",
+    "train.noise_m=0.0",
+    "train.queue_noise_m=0.0",
+    "train.mask_km=0.0",
+    "train.checkpoint_every=1",
+)
+
+
+def by_torchrun(config: Path, output: Path, *options: str) -> list[str]:
+    """The command of two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    changes = [f"--set={change}" for change in (f"output={output}", *WHOLE_BATCHES, *options)]
+    return [*launcher, "-m", "open_geoclip.cli", "train", str(config), *changes]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    found = load_file(output / "checkpoint.safetensors")
+    return {name: tensor for name, tensor in found.items() if name.startswith("weight.")}
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_train_what_one_does(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = config.parent / "one", config.parent / "two"
+    train(config, set_=[f"output={one}", *WHOLE_BATCHES])
+    capsys.readouterr()
+    done = subprocess.run(by_torchrun(config, two), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{two / 'model'}\n", "one process speaks"
+    losses = [
+        [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+        for output in (one, two)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[0][-1] < losses[0][0]
+    found = weights(two)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
+    assert json.loads((two / "run.json").read_text())["processes"] == 2

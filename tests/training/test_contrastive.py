@@ -99,6 +99,47 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(tensor, resumed[name]), name
 
 
+def test_bfloat16_learns_while_weights_and_phases_keep_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Also where the processor has no instructions for it, and it would be refused for being slow.
+    monkeypatch.setattr("open_geoclip.training.contrastive.network_dtype", lambda *_: torch.bfloat16)
+    seen: dict[str, set[torch.dtype]] = {"phases": set(), "layers": set()}
+    torch.manual_seed(1)
+    data = world(300)
+    head, locations = StandardisedHead(image_head((24, 32, 16)), data.features), LocationEncoder(LOCATION)
+    level = locations.levels[0].capsule
+    level[0].register_forward_pre_hook(lambda _, given: seen["phases"].add(given[0].dtype))
+    level[0].register_forward_hook(lambda _, given, made: seen["phases"].add(made.dtype))
+    level[1].register_forward_hook(lambda _, given, made: seen["layers"].add(made.dtype))
+    settings = TrainSettings(epochs=4, batch_size=32, queue_size=40, learning_rate=3e-3, dtype="bfloat16")
+    figures: list[dict[str, float]] = []
+    train(head, locations, data, settings, tmp_path, evaluate=lambda _: {}, report=figures.append)
+    assert seen["layers"] == {torch.bfloat16}
+    assert seen["phases"] <= {torch.float32, torch.float64}
+    assert figures[-1]["loss"] < figures[0]["loss"] - 0.2
+    kept = {**head.state_dict(), **locations.state_dict()}
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    monkeypatch.undo()
+    _, exact = run(tmp_path / "float32")
+    assert figures[-1]["loss"] == pytest.approx(exact[-1]["loss"], rel=0.05)
+
+
+def test_without_a_radius_the_same_place_twice_counts_as_it_is(tmp_path: Path) -> None:
+    """The loss of one batch does not hang on how the cosine of a place with itself is rounded."""
+    data = world(32)
+    losses = []
+    for number, order in enumerate((torch.arange(32), torch.arange(32).flip(0), torch.randperm(32))):
+        torch.manual_seed(1)
+        head, locations = StandardisedHead(image_head((24, 32, 16)), data.features), LocationEncoder(LOCATION)
+        settings = TrainSettings(
+            epochs=1, batch_size=32, queue_size=32, noise_m=0.0, queue_noise_m=0.0, mask_km=0.0, warmup=0.0
+        )
+        same = FeatureSet(data.features[order], data.coordinates[order])
+        figures: list[dict[str, float]] = []
+        train(head, locations, same, settings, tmp_path / str(number), evaluate=lambda _: {}, report=figures.append)
+        losses.append(figures[0]["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
 def test_seeds_matter(tmp_path: Path) -> None:
     one, _ = run(tmp_path / "one", TrainSettings(epochs=1, batch_size=32, queue_size=40))
     other, _ = run(tmp_path / "other", TrainSettings(epochs=1, batch_size=32, queue_size=40, seed=1))

@@ -80,12 +80,14 @@ class _Aligned(nn.Module):
         with torch.autocast(candidates.device.type, self.dtype) if half else nullcontext():
             image, location = self.head(features.float()), self.locations(candidates)
         scale = self.logit_scale.exp()
-        left_out = near_duplicates(truth[own], candidates, settings.mask_km, first)
+        # Without a radius nothing is left out: of the same place twice, rounding would decide.
+        left_out = near_duplicates(truth[own], candidates, settings.mask_km, first) if settings.mask_km else None
         right = near_duplicates(truth[own], truth, settings.positive_km, first) if settings.positive_km else None
         loss = contrastive_loss(image, location, scale, left_out, first=first, also_right=right)
         if settings.symmetric:
             images = gathered_vectors(image, self.ranks)
-            left_out = near_duplicates(candidates[own], truth[:batch], settings.mask_km, first)
+            if settings.mask_km:
+                left_out = near_duplicates(candidates[own], truth[:batch], settings.mask_km, first)
             right = None if right is None else right[:, :batch]
             back = contrastive_loss(location[own], images, scale, left_out, first=first, also_right=right)
             loss = (loss + back) / 2
