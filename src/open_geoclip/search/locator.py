@@ -370,7 +370,7 @@ class Locator:
             raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
         if text is not None:
             vectors = _Beside(text, self.encode_text([text])[0], text_weight).mixed(vectors)
-        found = self._search(vectors, top_k, self.calibration if text is None else Calibration())
+        found = self._search(vectors, top_k, self.calibration if text is None else Calibration(), detail=False)
         return [Answer("", self.model_name, self._gallery_name, __version__, text=text, **told) for told in found]
 
     def _check_top_k(self, top_k: int) -> None:
