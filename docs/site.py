@@ -1,0 +1,99 @@
+"""Build the documentation site, with warnings as errors and without a network: ``python docs/site.py build/site``.
+
+Pages of ``docs/`` are copied to a folder beside the site, the references of commands and of Python are made from the
+code there, and Sphinx builds all of it.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MODULES = [
+    "open_geoclip.search.limits",
+    "open_geoclip.search.posterior",
+    "open_geoclip.search.trips",
+    "open_geoclip.search.refinement",
+    "open_geoclip.evaluation.metrics",
+    "open_geoclip.evaluation.compare",
+    "open_geoclip.evaluation.calibration",
+    "open_geoclip.export.heatmap",
+    "open_geoclip.export.map",
+    "open_geoclip.features.transformer",
+    "open_geoclip.features.onnx",
+    "open_geoclip.places",
+    "open_geoclip.data.sources",
+    "open_geoclip.training.settings",
+    "open_geoclip.training.contrastive",
+]
+"""Modules whose public names stand in the reference beside those of the package itself."""
+
+
+def command_reference() -> str:
+    """Each command with its arguments, options and defaults, as the command itself knows them."""
+    from open_geoclip.cli import app
+
+    text = app.generate_docs(output_format="markdown")
+    head, _, rest = text.partition("## Table of Contents")
+    commands = rest[rest.index("\n## ") :]
+    return head.replace("# geoclip", "# Commands: reference", 1) + commands.lstrip("\n")
+
+
+def python_reference() -> str:
+    """The public names, then the key modules, from their docstrings (reStructuredText)."""
+    import open_geoclip
+
+    title = "Python: reference"
+    lines = [title, "=" * len(title), "", "From the docstrings. ``from open_geoclip import NAME``:", ""]
+    for name in open_geoclip.__all__:
+        thing = getattr(open_geoclip, name)
+        if name == "__version__":
+            continue
+        kind = "autoclass" if isinstance(thing, type) else "autofunction"
+        lines += [f".. {kind}:: open_geoclip.{name}", ""]
+    for module in MODULES:
+        lines += [module, "-" * len(module), "", f".. automodule:: {module}", "   :ignore-module-all: False", ""]
+    return "\n".join(line for line in lines if ":ignore-module-all:" not in line)
+
+
+def copy_pages(source: Path) -> None:
+    """The pages, with links that leave ``docs/`` turned into text: their goals are not part of the site."""
+    shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("site.py", "__pycache__"))
+    (source / "changelog.md").write_text((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), encoding="utf-8")
+    for page in source.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+
+        def mended(match: re.Match[str], page: Path = page) -> str:
+            label, target = match[1], match[2].partition("#")[0]
+            if target.startswith(("http", "mailto:")) or not target:
+                return match[0]
+            if target.endswith("CHANGELOG.md"):
+                return f"[{label}](/changelog.md)"
+            inside = (page.parent / target).resolve()
+            return match[0] if inside.is_file() and inside.is_relative_to(source.resolve()) else label
+
+        page.write_text(re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", mended, text), encoding="utf-8")
+
+
+def build(goal: Path) -> int:
+    """Build the site into a folder; what was there is replaced.
+
+    Returns:
+        Sphinx's exit status: 0 when there was no warning.
+    """
+    source = goal.with_name(f"{goal.name}-source")
+    for folder in (source, goal):
+        shutil.rmtree(folder, ignore_errors=True)
+    copy_pages(source)
+    (source / "reference").mkdir()
+    (source / "reference" / "commands.md").write_text(command_reference(), encoding="utf-8")
+    (source / "reference" / "python.rst").write_text(python_reference(), encoding="utf-8")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+    return subprocess.run([*command, str(source), str(goal)], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "site").resolve()))
