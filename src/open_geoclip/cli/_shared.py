@@ -50,22 +50,26 @@ def parse_coordinate(text: str) -> tuple[float, float]:
     return lat, lon
 
 
-def write_output(text: str, output: Path | None) -> None:
-    """Text to stdout, or to a file that is written beside its goal and renamed into place.
+def write_output(content: str | bytes, output: Path | None) -> None:
+    """Text or bytes to stdout, or to a file that is written beside its goal and renamed into place.
 
     Raises:
         OpenGeoCLIPError: the file cannot be written.
     """
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     if output is None:
-        sys.stdout.write(text)
+        if isinstance(content, str):
+            sys.stdout.write(content)
+        else:
+            sys.stdout.buffer.write(data)
         sys.stdout.flush()
         return
     try:
         handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
         temporary = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(output)
         finally:

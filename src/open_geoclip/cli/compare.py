@@ -1,13 +1,11 @@
 """``geoclip compare``: whether one run is better than another."""
 
-import csv
-import io
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._output import choose, rows_as, to_json
 from open_geoclip.cli._shared import progress_bar, write_output
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ def compare(
     b: Path,
     /,
     *,
-    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    format_: Annotated[Literal["table", "json", "csv", "parquet"] | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     bootstrap: int = 2000,
     distance: Literal["haversine", "geodesic"] = "haversine",
@@ -35,33 +33,36 @@ def compare(
     Args:
         a: Predictions of one run, as for geoclip score.
         b: Predictions of the other, on the same photos, paired by a column id, image, IMG_ID or idx, or by row.
-        format_: A table to read, JSON or CSV; percentages are 0 to 100.
+        format_: A table to read, JSON, CSV or Parquet; percentages are 0 to 100. When not given, what the name of
+            --output ends in, else a table.
         output: A file to write instead of stdout.
         bootstrap: Resamples, 1000 or more.
         distance: On a sphere of 6371.0088 km, as papers do, or on the WGS84 ellipsoid.
         group: A column of A, such as the author, whose photos belong together: all is then tested by resampling them.
     """
+    chosen = choose(format_, output, ("table", "json", "csv", "parquet"))
     from open_geoclip.evaluation.compare import compare as compared
     from open_geoclip.evaluation.predictions import read_predictions
 
     runs = read_predictions(a, group=group), read_predictions(b)
     with progress_bar("resampling") as progress:
         found = compared(*runs, distance=distance, resamples=bootstrap, progress=progress)
-    if format_ == "json":
-        write_output(json.dumps(found.to_dict(), indent=2) + "\n", output)
+    if chosen == "json":
+        write_output(to_json(found.to_dict()), output)
+    elif chosen == "table":
+        write_output(_table(found), output)
     else:
-        write_output({"table": _table, "csv": _csv}[format_](found), output)
+        write_output(rows_as(chosen, _rows(found)), output)
 
 
-def _csv(found: "Comparison") -> str:
-    file = io.StringIO()
-    writer = csv.writer(file)
+def _rows(found: "Comparison") -> list[dict[str, Any]]:
+    """A figure a row, for files."""
     head = ["a", "b", "difference", "low", "high", "only_a", "only_b", "test", "p_value", "p_holm", "better"]
-    writer.writerow(["figure", *head, "n"])
+    rows = []
     for name, one in found.differences.items():
         cells = one.to_dict() | dict(zip(("low", "high"), one.interval, strict=True))
-        writer.writerow([name, *("" if cells[column] is None else cells[column] for column in head), found.n])
-    return file.getvalue()
+        rows.append({"figure": name, **{column: cells[column] for column in head}, "n": found.n})
+    return rows
 
 
 def _table(found: "Comparison") -> str:

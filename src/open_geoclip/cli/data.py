@@ -1,12 +1,12 @@
 """``geoclip data``: photos with coordinates, checked, packed and split."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from open_geoclip.cli._output import choose, to_json
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ __all__ = ["app", "check", "pack", "split"]
 
 app = App(name="data", help="Photos with coordinates: check, pack and split them.")
 
-Format = Annotated[Literal["table", "json"], Parameter(name="--format")]
+Format = Annotated[Literal["table", "json"] | None, Parameter(name="--format")]
+Output = Annotated[Path | None, Parameter(alias="-o")]
 Images = str | None
 
 
@@ -29,8 +30,8 @@ def check(
     decode: bool = True,
     workers: int = 2,
     show: int = 10,
-    format_: Format = "table",
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    format_: Format = None,
+    output: Output = None,
 ) -> None:
     """Count the photos that can be used, and list those that cannot and why.
 
@@ -43,18 +44,18 @@ def check(
         decode: Decode each picture; else it is only seen whether files are there, and duplicates are not found.
         workers: Threads that decode.
         show: How many faults of each kind the table lists; JSON lists all.
-        format_: A table to read, or JSON.
+        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
         output: A file to write instead of stdout.
     """
     show_log()
+    chosen = choose(format_, output, ("table", "json"))
     from open_geoclip.data.checking import check_source
     from open_geoclip.data.sources import open_source
 
     opened = open_source(source, images=images)
     with progress_bar("checking") as progress:
         found = check_source(opened, decode=decode, workers=workers, progress=progress)
-    text = json.dumps(found.to_dict(), indent=2) + "\n" if format_ == "json" else _table(found, show)
-    write_output(text, output)
+    write_output(to_json(found.to_dict()) if chosen == "json" else _table(found, show), output)
     if found.faults:
         sys.exit(1)
 
@@ -93,7 +94,8 @@ def pack(
     quality: int = 92,
     verify: bool = True,
     workers: int = 2,
-    format_: Format = "table",
+    format_: Format = None,
+    output: Output = None,
 ) -> None:
     """Write photos as tar shards in WebDataset's format, with an index.json.
 
@@ -110,9 +112,12 @@ def pack(
         quality: Of those JPEGs.
         verify: Decode each photo first, so that only readable ones are packed.
         workers: Threads that read and decode.
-        format_: A sentence to read, or JSON.
+        format_: A sentence to read, or JSON. When not given, what the name of --output ends in, else a sentence.
+        output: A file to write it into instead of stdout.
+        output: A file to write it into instead of stdout.
     """
     show_log()
+    chosen = choose(format_, output, ("table", "json"))
     from open_geoclip.data.packing import PackSettings
     from open_geoclip.data.packing import pack as write_shards
     from open_geoclip.data.sources import open_source
@@ -130,11 +135,11 @@ def pack(
         "bytes": done.bytes,
         "left_out": done.left_out,
     }
-    if format_ == "json":
-        write_output(json.dumps(facts, indent=2) + "\n", None)
+    if chosen == "json":
+        write_output(to_json(facts), output)
         return
     size = f"{done.bytes / 1e6:,.1f} MB"
-    write_output(f"{done.photos:,} photos in {done.shards:,} shards, {size}, in {done.folder}\n", None)
+    write_output(f"{done.photos:,} photos in {done.shards:,} shards, {size}, in {done.folder}\n", output)
     if done.left_out:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in done.left_out.items())
         print(f"geoclip: left out: {kinds}; which ones is in {done.folder / 'index.json'}", file=sys.stderr)
@@ -153,7 +158,8 @@ def split(
     leave_out: bool = False,
     square_km: float = 50.0,
     seed: int = 0,
-    format_: Format = "table",
+    format_: Format = None,
+    output: Output = None,
 ) -> None:
     """Split photos into tables for training, validation and test, never a place or a group on both sides.
 
@@ -167,9 +173,12 @@ def split(
         leave_out: Split by squares of the Earth and leave out photos between the sides, where all hang together else.
         square_km: The side of those squares.
         seed: Of the draw; the same seed gives the same split.
-        format_: A table to read, or JSON.
+        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
+        output: A file to write it into instead of stdout.
+        output: A file to write it into instead of stdout.
     """
     show_log()
+    chosen = choose(format_, output, ("table", "json"))
     from open_geoclip.data.photos import FaultLog
     from open_geoclip.data.sources import open_source
     from open_geoclip.data.splitting import SplitSettings, write_splits
@@ -179,10 +188,10 @@ def split(
     log = FaultLog(opened.name)
     done = write_splits(opened, folder, settings, on_fault=log)
     log.close()
-    if format_ == "json":
+    if chosen == "json":
         sides = {name: {"file": str(path), "photos": done.counts[name]} for name, path in done.files.items()}
         facts = {"sides": sides, "left_out": done.left_out, "unusable": done.unusable}
-        write_output(json.dumps(facts, indent=2) + "\n", None)
+        write_output(to_json(facts), output)
         return
     total = sum(done.counts.values())
     rows = [
@@ -190,7 +199,7 @@ def split(
     ]
     rows += [f"{done.left_out:>10,}  left out between them\n"] if done.left_out else []
     rows += [f"{done.unusable:>10,}  cannot be used (geoclip data check says why)\n"] if done.unusable else []
-    write_output("".join(rows), None)
+    write_output("".join(rows), output)
 
 
 def _shares(text: str) -> dict[str, float]:

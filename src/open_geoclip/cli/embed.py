@@ -1,7 +1,5 @@
 """``geoclip embed``: vectors of coordinates."""
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._output import rows_as
 from open_geoclip.cli._shared import parse_coordinate, progress_bar, show_log, write_output
 from open_geoclip.errors import CoordinateError, SettingsError
 
@@ -64,8 +63,8 @@ def embed(
         raise SettingsError("give either coordinates, such as 48.8584,2.2945, or one of --csv, --parquet, --geojson")
     if (lat is None) != (lon is None) or (lat is not None and csv_ is None and parquet is None):
         raise SettingsError("--lat and --lon name columns of a CSV or Parquet file, both or neither")
-    if output is not None and format_ is not None:
-        raise SettingsError("--format is for standard output; a file's format is told by the ending of --output")
+    if output is not None and format_ is not None and output.suffix.lower() != f".{format_}":
+        raise SettingsError(f"--format {format_} and --output {output} ask for two things: the ending tells the format")
     if files and output is None:
         raise SettingsError("vectors of a file are written into a file: name one with --output, such as vectors.npy")
     places = [parse_coordinate(text) for text in coordinates or []]
@@ -96,16 +95,14 @@ def _print(places: list[tuple[float, float]], model: str, dtype: DType, format_:
 
     encoder, _ = open_encoder(model, dtype)
     vectors = encoder.encode(torch.tensor(places, dtype=torch.float64), normalize=False).tolist()
-    rows = zip(places, vectors, strict=True)
     if format_ == "json":
+        rows = zip(places, vectors, strict=True)
         records = [{"lat": lat, "lon": lon, "vector": vector} for (lat, lon), vector in rows]
         write_output(json.dumps(records) + "\n", None)
     else:
-        file = io.StringIO()
-        writer = csv.writer(file)
-        writer.writerow(["lat", "lon", *(f"v{i}" for i in range(len(vectors[0])))])
-        writer.writerows([lat, lon, *vector] for (lat, lon), vector in rows)
-        write_output(file.getvalue(), None)
+        named = ({f"v{i}": value for i, value in enumerate(vector)} for vector in vectors)
+        shown = [{"lat": lat, "lon": lon, **one} for (lat, lon), one in zip(places, named, strict=True)]
+        write_output(rows_as("csv", shown), None)
 
 
 def _write(

@@ -1,6 +1,5 @@
 """``geoclip evaluate``: a model on photos whose places are known."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._output import to_json
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
 
@@ -91,9 +91,7 @@ def evaluate(
         max_pixels=max_pixels,
     )
     write_results(found, folder)
-    write_output(
-        json.dumps(found.figures, indent=2) + "\n" if format_ == "json" else _table(found.figures, folder), None
-    )
+    write_output(to_json(found.figures) if format_ == "json" else _table(found.figures, folder), None)
     for one in found.figures["broken"]:
         print(f"geoclip: {one['image']}: {one['error']}", file=sys.stderr)
     if found.figures["counts"]["photos_broken"]:
@@ -207,7 +205,7 @@ def write_results(found: "Evaluation", folder: Path) -> None:
 
     from open_geoclip.evaluation.report import markdown
 
-    write_output(json.dumps(found.figures, indent=2) + "\n", folder / "evaluation.json")
+    write_output(to_json(found.figures), folder / "evaluation.json")
     write_output(_csv(found.table), folder / "predictions.csv")
     _write_parquet(found.table, folder / "predictions.parquet")
     command = shlex.join(["geoclip", *sys.argv[1:]])

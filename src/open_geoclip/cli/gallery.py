@@ -1,11 +1,11 @@
 """``geoclip gallery``: the places that answers are chosen from."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from open_geoclip.cli._output import choose, to_json
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
 
 if TYPE_CHECKING:
@@ -23,22 +23,25 @@ def build(
     /,
     *,
     model: str = "geoclip",
-    format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    format_: Annotated[Literal["table", "json"] | None, Parameter(name="--format")] = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
 ) -> None:
     """Encode a gallery's location vectors and keep them, so that the first photo need not wait.
 
     Args:
         file: Places as CSV (lat, lon), GeoJSON or Parquet; the model's own gallery when not given.
         model: The weights to encode with: geoclip, earth, hub:org/repo@revision or dir:/folder.
-        format_: A table to read, or JSON.
+        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
+        output: A file to write instead of stdout.
     """
     show_log()
+    chosen = choose(format_, output, ("table", "json"))
     from open_geoclip.search.index import GalleryIndex
 
     gallery, encoder = _opened(file, model)
     with progress_bar("encoding the gallery") as progress:
         index = GalleryIndex.build(encoder, gallery, progress=progress)
-    _show(_facts(gallery, encoder) | {"vectors": str(index.path) if index.path else None}, format_)
+    _show(_facts(gallery, encoder) | {"vectors": str(index.path) if index.path else None}, chosen, output)
 
 
 @app.command
@@ -47,18 +50,21 @@ def info(
     /,
     *,
     model: str = "geoclip",
-    format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    format_: Annotated[Literal["table", "json"] | None, Parameter(name="--format")] = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
 ) -> None:
     """Tell what a gallery holds and whether its vectors are kept already.
 
     Args:
         file: Places as CSV (lat, lon), GeoJSON or Parquet; the model's own gallery when not given.
         model: The weights that the vectors would be for.
-        format_: A table to read, or JSON.
+        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
+        output: A file to write instead of stdout.
     """
     show_log()
+    chosen = choose(format_, output, ("table", "json"))
     gallery, encoder = _opened(file, model)
-    _show(_facts(gallery, encoder), format_)
+    _show(_facts(gallery, encoder), chosen, output)
 
 
 def _opened(file: Path | None, model: str) -> "tuple[Gallery, LocationEncoder]":
@@ -93,9 +99,9 @@ def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:
     }
 
 
-def _show(facts: dict[str, Any], format_: str) -> None:
-    if format_ == "json":
-        write_output(json.dumps(facts, indent=2) + "\n", None)
+def _show(facts: dict[str, Any], chosen: str, output: Path | None) -> None:
+    if chosen == "json":
+        write_output(to_json(facts), output)
         return
     shown = facts | {"vectors": facts["vectors"] or "not encoded yet: geoclip gallery build"}
-    write_output("".join(f"{key:>12}  {value}\n" for key, value in shown.items()), None)
+    write_output("".join(f"{key:>12}  {value}\n" for key, value in shown.items()), output)

@@ -1,30 +1,43 @@
 """`geoclip models`: which weights there are, which of them are here, and what the others would cost."""
 
+import io
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._output import choose, to_json
+from open_geoclip.cli._shared import write_output
 from open_geoclip.pretrained.places import Status, status
 from open_geoclip.pretrained.records import RECORDS
 
 __all__ = ["models"]
 
 
-def models(*, format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table") -> None:
+def models(
+    *,
+    format_: Annotated[Literal["table", "json"] | None, Parameter(name="--format")] = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+) -> None:
     """List the models: what is on this machine, what the others would cost, licence, training data, accuracy.
 
     Any other model is named by where it is: hub:org/repo@revision or dir:/folder.
 
     Args:
-        format_: A table to read, or JSON with sizes in bytes.
+        format_: A table to read, or JSON with sizes in bytes. When not given, what the name of --output ends in, else a
+            table.
+        output: A file to write instead of stdout.
     """
+    chosen = choose(format_, output, ("table", "json"))
     found = [status(name) for name in RECORDS]
-    if format_ == "json":
-        import json
-
-        print(json.dumps([_as_json(one) for one in found], indent=2))
-    else:
+    if chosen == "json":
+        write_output(to_json([_as_json(one) for one in found]), output)
+    elif output is None:
         _print_table(found)
+    else:
+        text = io.StringIO()
+        _print_table(found, text)
+        write_output(text.getvalue(), output)
 
 
 def _as_json(one: Status) -> dict[str, Any]:
@@ -49,13 +62,13 @@ def _as_json(one: Status) -> dict[str, Any]:
 EXTRA = "pip install 'open-geoclip[earth]'"
 
 
-def _print_table(found: list[Status]) -> None:
+def _print_table(found: list[Status], file: io.StringIO | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     # A file or a pipe has no width of its own. And the brackets in a pip command are no markup.
-    width = None if Console().is_terminal else 200
-    console = Console(width=width, markup=False, highlight=False)
+    width = None if file is None and Console().is_terminal else 200
+    console = Console(file=file, width=width, markup=False, highlight=False)
     table = Table(show_lines=True)
     for title in ("name", "here", "to get it", "licence", "trained on", "accuracy"):
         # Wide enough that a command can be copied, but for those that hold a commit.

@@ -1,12 +1,12 @@
 """``geoclip reproduce``: the released weights on the user's copy of a benchmark, held against what was published."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._output import to_json
 from open_geoclip.cli._shared import progress_bar, write_output
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def reproduce(
             result["answers"] = agreement(
                 read_predictions(folder / "predictions.csv"), theirs, progress=progress
             ).to_dict()
-    write_output(json.dumps(result, indent=2) + "\n", folder / "reproduce.json")
-    shown = json.dumps(result, indent=2) + "\n" if format_ == "json" else _table(result, found.figures)
+    write_output(to_json(result), folder / "reproduce.json")
+    shown = to_json(result) if format_ == "json" else _table(result, found.figures)
     write_output(shown, None)
     if theirs is None:
         agree = whole and all(one["agrees"] for one in figures.values())

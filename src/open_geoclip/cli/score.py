@@ -1,14 +1,12 @@
 """``geoclip score``: how good anybody's predictions are."""
 
-import csv
-import io
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._output import choose, rows_as, to_json
 from open_geoclip.cli._shared import progress_bar, write_output
 
 __all__ = ["score"]
@@ -18,7 +16,7 @@ def score(
     predictions: Path,
     /,
     *,
-    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    format_: Annotated[Literal["table", "json", "csv", "parquet"] | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     bootstrap: int = 1000,
     distance: Literal["haversine", "geodesic"] = "haversine",
@@ -28,12 +26,14 @@ def score(
 
     Args:
         predictions: CSV or Parquet with the columns true_lat, true_lon, pred_lat and pred_lon, in degrees.
-        format_: A table to read, JSON or CSV; percentages are 0 to 100.
+        format_: A table to read, JSON, CSV or Parquet; percentages are 0 to 100. When not given, what the name of
+            --output ends in, else a table.
         output: A file to write instead of stdout.
         bootstrap: Resamples for the 95 % intervals; 0 for none.
         distance: On a sphere of 6371.0088 km, as papers do, or on the WGS84 ellipsoid.
         group: A column, such as the author, whose photos belong together and are resampled together.
     """
+    chosen = choose(format_, output, ("table", "json", "csv", "parquet"))
     from open_geoclip.errors import SettingsError
     from open_geoclip.evaluation.metrics import score as measured
     from open_geoclip.evaluation.predictions import read_predictions
@@ -50,10 +50,12 @@ def score(
         found = measured(
             run.truth, run.predicted, distance=distance, resamples=bootstrap, groups=run.groups, progress=progress
         )
-    if format_ == "json":
-        write_output(json.dumps(found, indent=2) + "\n", output)
+    if chosen == "json":
+        write_output(to_json(found), output)
+    elif chosen == "table":
+        write_output(_table(found, run.name), output)
     else:
-        write_output({"table": _table, "csv": _csv}[format_](found, run.name), output)
+        write_output(rows_as(chosen, _figures(found, run.name)), output)
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, float, list[float] | None, float]]:
@@ -65,13 +67,14 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, float, list[float] | None, f
     return list(zip(FIGURES, flat(found), intervals, flat(found["best_constant"]), strict=True))
 
 
-def _csv(found: dict[str, Any], name: str) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(["figure", "value", "low", "high", "best_constant", "n", "predictions"])
+def _figures(found: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """A figure a row, for files."""
+    rows = []
     for figure, value, interval, constant in _rows(found):
-        writer.writerow([figure, value, *(interval or (None, None)), constant, found["n"], name])
-    return file.getvalue()
+        low, high = interval or (None, None)
+        ends = {"low": low, "high": high, "best_constant": constant}
+        rows.append({"figure": figure, "value": value, **ends, "n": found["n"], "predictions": name})
+    return rows
 
 
 def _table(found: dict[str, Any], name: str) -> str:

@@ -1,12 +1,12 @@
 """``geoclip similar``: places that are alike to a model."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._output import choose, rows_as, to_json
 from open_geoclip.cli._shared import parse_coordinate, show_log, write_output
 from open_geoclip.errors import OpenGeoCLIPError, SettingsError
 
@@ -27,7 +27,8 @@ def similar(
     apart_km: float = 500.0,
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
     map_width: int = 240,
-    format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    format_: Annotated[Literal["table", "json", "csv", "geojson", "parquet"] | None, Parameter(name="--format")] = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
 ) -> None:
     """Find the places most like a place, or between two, to a model's location vectors.
 
@@ -41,9 +42,12 @@ def similar(
         apart_km: Least distance from the place and between answers; 0 shows the plain nearest.
         map_: Draw the similarity of the whole Earth to this PNG file.
         map_width: Pixels of the map that are computed; the time grows with the square.
-        format_: A table to read, or JSON.
+        format_: A table to read, JSON, CSV, GeoJSON or Parquet. When not given, what the name of --output ends in, else
+            a table.
+        output: A file to write instead of stdout.
     """
     show_log()
+    chosen = choose(format_, output, ("table", "json", "csv", "geojson", "parquet"))
     here = parse_coordinate(place)
     there = None if to is None else parse_coordinate(to)
     if map_ is not None and map_.suffix.lower() != ".png":
@@ -73,12 +77,15 @@ def similar(
             maps.append((name, similarity_map(encoder, here, map_width), found, seam))
     if map_ is not None:
         _draw(map_, here, maps)
-    if format_ == "json":
-        write_output(
-            json.dumps({"lat": here[0], "lon": here[1], "to": there, "answers": answers}, indent=2) + "\n", None
-        )
+    if chosen == "json":
+        write_output(to_json({"lat": here[0], "lon": here[1], "to": there, "answers": answers}), output)
+    elif chosen == "table":
+        write_output("\n".join(map(_table, answers)), output)
     else:
-        write_output("\n".join(map(_table, answers)), None)
+        rows = [{"model": one["model"], "rank": n, **at} for one in answers for n, at in enumerate(one["places"], 1)]
+        if not rows:
+            raise SettingsError("no place was found: a smaller --apart-km leaves more")
+        write_output(rows_as(chosen, rows), output)
 
 
 def _draw(path: Path, here: tuple[float, float], maps: list[Any]) -> None:

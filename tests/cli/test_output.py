@@ -1,0 +1,112 @@
+"""The format is told by --format or by the name of --output, alike on every command; what cannot be is said."""
+
+import csv
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars
+import pyogrio
+import pytest
+
+from open_geoclip.cli import app
+from open_geoclip.cli._output import choose, rows_as
+from open_geoclip.errors import SettingsError
+
+OFFERED = ("table", "json", "csv", "parquet", "geojson")
+ROWS = [
+    {"lat": 46.2, "lon": 6.1, "name": "Geneva", "km": None},
+    {"lat": -17.0, "lon": 180.0, "name": "=cmd()", "km": 3.5},
+]
+
+
+@pytest.mark.parametrize(
+    ("format_", "output", "chosen"),
+    [
+        (None, None, "table"),
+        ("csv", None, "csv"),
+        (None, "a.JSON", "json"),
+        (None, "b.txt", "table"),
+        ("json", "a.csv", "json"),
+        ("csv", "no-ending", "csv"),
+    ],
+)
+def test_what_is_chosen(format_: str | None, output: str | None, chosen: str) -> None:
+    assert choose(format_, None if output is None else Path(output), OFFERED) == chosen
+
+
+@pytest.mark.parametrize(
+    ("format_", "output", "says"),
+    [
+        (
+            None,
+            "a.docx",
+            r"--output a\.docx: end its name in \.txt, \.json, \.csv, \.geojson, \.parquet, or say --format",
+        ),
+        (None, "noending", "say --format"),
+        (None, "a.kml", r"--output a\.kml: this command writes table, json"),
+    ],
+)
+def test_what_cannot_be_told(format_: str | None, output: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        choose(format_, Path(output), OFFERED)
+
+
+def test_nothing_binary_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose("parquet", None, OFFERED) == "parquet"  # into a pipe
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(SettingsError, match="--output"):
+        choose("parquet", None, OFFERED)
+
+
+def test_rows_are_read_back(tmp_path: Path) -> None:
+    read = list(csv.DictReader(io.StringIO(str(rows_as("csv", ROWS)), newline="")))
+    assert [row["name"] for row in read] == ["Geneva", "'=cmd()"]
+    assert [row["km"] for row in read] == ["", "3.5"]
+    assert read[1]["lat"] == "-17.0"  # a number is no formula
+    content = rows_as("parquet", ROWS)
+    assert isinstance(content, bytes)
+    assert polars.read_parquet(io.BytesIO(content)).to_dicts() == ROWS
+    path = tmp_path / "a.geojson"
+    path.write_text(str(rows_as("geojson", ROWS)))
+    table = pyogrio.read_dataframe(path)
+    assert [(point.y, point.x) for point in table.geometry] == [(46.2, 6.1), (-17.0, 180.0)]
+    assert table.name.tolist() == ["Geneva", "=cmd()"]
+
+
+def run(*words: str) -> None:
+    app(list(words), result_action="return_value")
+
+
+def test_where_as_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("where", "46.2044,6.1432", "0,-30", "-o", str(tmp_path / "a.parquet"))
+    assert polars.read_parquet(tmp_path / "a.parquet")["country"].to_list() == ["CH", ""]
+    run("where", "46.2044,6.1432", "-o", str(tmp_path / "a.geojson"))
+    found: dict[str, Any] = json.loads((tmp_path / "a.geojson").read_text())
+    assert found["features"][0]["geometry"]["coordinates"] == [6.1432, 46.2044]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SettingsError, match="this command writes"):
+        run("where", "46.2044,6.1432", "-o", str(tmp_path / "a.kml"))
+
+
+def test_models_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("models", "-o", str(tmp_path / "models.json"))
+    run("models", "-o", str(tmp_path / "models.txt"))
+    assert "earth" in {one["name"] for one in json.loads((tmp_path / "models.json").read_text())}
+    assert re.search(r"earth\b", (tmp_path / "models.txt").read_text())
+    assert capsys.readouterr().out == ""
+
+
+def test_score_into_files(tmp_path: Path) -> None:
+    table = tmp_path / "p.csv"
+    table.write_text("true_lat,true_lon,pred_lat,pred_lon\n1,2,1,2\n3,4,3.5,4\n5,6,50,6\n")
+    for name in ("a.csv", "a.json", "a.parquet", "a.txt"):
+        run("score", str(table), "--bootstrap", "0", "-o", str(tmp_path / name))
+    rows = polars.read_parquet(tmp_path / "a.parquet")
+    read = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text(), newline="")))
+    assert rows["figure"].to_list() == [row["figure"] for row in read]
+    assert rows["value"].to_list() == [float(row["value"]) for row in read]
+    assert rows["low"].to_list() == [None] * len(rows)
