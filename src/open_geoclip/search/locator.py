@@ -355,7 +355,13 @@ class Locator:
         return self.pictures.encode(images)
 
     def tell(
-        self, vectors: Float[Tensor, "n k"], top_k: int = 5, *, text: str | None = None, text_weight: float = 0.5
+        self,
+        vectors: Float[Tensor, "n k"],
+        top_k: int = 5,
+        *,
+        text: str | None = None,
+        text_weight: float = 0.5,
+        detail: bool = False,
     ) -> list[Answer]:
         """Answers for pictures that were encoded before, without a name; arguments and errors as of :meth:`locate`.
 
@@ -364,13 +370,14 @@ class Locator:
             top_k: candidates a picture.
             text: what is known beside the pictures.
             text_weight: how much the text counts.
+            detail: say the regions and the heat too.
         """
         self._check_top_k(top_k)
         if not 0 <= text_weight <= 1:
             raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
         if text is not None:
             vectors = _Beside(text, self.encode_text([text])[0], text_weight).mixed(vectors)
-        found = self._search(vectors, top_k, self.calibration if text is None else Calibration(), detail=False)
+        found = self._search(vectors, top_k, self.calibration if text is None else Calibration(), detail)
         return [Answer("", self.model_name, self._gallery_name, __version__, text=text, **told) for told in found]
 
     def _check_top_k(self, top_k: int) -> None:
