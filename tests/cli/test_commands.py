@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,20 @@ def test_gallery_info_and_build(geoclip: Geoclip, tmp_path: Path, released: Path
     built = json.loads(geoclip("gallery", "build", "places.csv", "--format", "json").stdout)
     assert Path(built["vectors"]).is_file()
     assert "places" in geoclip("gallery", "info", "places.csv").stdout
+
+
+def test_the_files_name_says_what_is_written(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+    done = geoclip("locate", views[0], "--output", "a.kmz")
+    assert done.stdout == ""
+    with zipfile.ZipFile(tmp_path / "a.kmz") as archive:
+        assert archive.namelist() == ["doc.kml", "files/1.jpg"]
+        assert b"an estimate, not evidence" in archive.read("doc.kml")
+    done = geoclip("locate", views[0], "--format", "geojson")
+    kinds = [feature["properties"]["kind"] for feature in json.loads(done.stdout)["features"]]
+    assert kinds.count("candidate") == 5
+
+
+def test_a_name_that_says_nothing_is_refused_before_work(geoclip: Geoclip) -> None:
+    done = geoclip("locate", "missing.jpg", "--output", "a.doc", status=2)
+    assert "a.doc" in done.stderr
+    assert ".geojson" in done.stderr

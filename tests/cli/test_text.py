@@ -36,7 +36,7 @@ def test_formats(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert [len(answer["candidates"]) for answer in (desert, ice)] == [3, 3]
     run("ice", "--model", model, "--top-k", "2", "--format", "csv", "-o", str(tmp_path / "answers.csv"))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "answers.csv").read_text())))
-    assert [(row["image"], row["rank"]) for row in rows] == [("ice", "1"), ("ice", "2")]
+    assert [(row["text"], row["rank"]) for row in rows] == [("ice", "1"), ("ice", "2")]
     run("ice", "--model", model, "--map", str(tmp_path / "ice.png"))
     assert capsys.readouterr().out.startswith("ice\n   1 ")
     with Image.open(tmp_path / "ice.png") as drawn:

@@ -1,35 +1,19 @@
-"""Answers for people and programs: tables, JSON, CSV and maps."""
+"""Answers for people and programs: tables, files and maps."""
 
-import csv
-import io
-import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from open_geoclip.cli._shared import write_output
+from open_geoclip.errors import SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.search.answers import Answer
     from open_geoclip.search.locator import Locator
 
-__all__ = ["FORMATS", "draw"]
+__all__ = ["AnswerFormat", "chosen", "draw", "write"]
 
-
-def _json(answers: "list[Answer]") -> str:
-    return json.dumps([answer.to_dict() for answer in answers], indent=2, ensure_ascii=False) + "\n"
-
-
-def _csv(answers: "list[Answer]") -> str:
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(
-        ["image", "rank", "lat", "lon", "score", "probability", "radius_km", "model", "gallery", "version", "error"]
-    )
-    for answer in answers:
-        about = [answer.model, answer.gallery, answer.version]
-        for rank, c in enumerate(answer.candidates, 1):
-            writer.writerow([answer.name, rank, c.lat, c.lon, c.score, c.probability, c.radius_km, *about, ""])
-        if answer.error is not None:
-            writer.writerow([answer.image, *[""] * 6, *about, answer.error])
-    return file.getvalue()
+AnswerFormat = Literal["table", "json", "csv", "geojson", "kml", "kmz", "parquet", "html"]
 
 
 def _table(answers: "list[Answer]") -> str:
@@ -39,6 +23,7 @@ def _table(answers: "list[Answer]") -> str:
             lines.append(answer.name)
             lines += [
                 f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  {100 * c.probability:6.2f} % in {c.radius_km:,.0f} km"
+                + (f"  {c.place}" if c.place else "")
                 for rank, c in enumerate(answer.candidates, 1)
             ]
             lines.append(f"      {_confidence(answer)}")
@@ -49,7 +34,61 @@ def _table(answers: "list[Answer]") -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-FORMATS = {"table": _table, "json": _json, "csv": _csv}
+def chosen(format_: AnswerFormat | None, output: Path | None) -> AnswerFormat:
+    """The format that was asked for, in words or by the name of the file; a table when by neither.
+
+    Raises:
+        SettingsError: the file's name ends in nothing that is known, or the format is not for a terminal.
+    """
+    from open_geoclip.export.formats import FORMATS, format_of
+
+    if format_ is None:
+        format_ = cast(AnswerFormat, format_of(output)) if output and output.suffix not in ("", ".txt") else "table"
+    if format_ != "table" and FORMATS[format_].binary and output is None and sys.stdout.isatty():
+        raise SettingsError(f"{format_} is not for a terminal: give a file with --output")
+    return format_
+
+
+def write(answers: "list[Answer]", format_: AnswerFormat, output: Path | None, *, max_pixels: int) -> None:
+    """Write answers to a file or stdout.
+
+    Args:
+        answers: in order; those with errors too.
+        format_: as :func:`chosen` gives it.
+        output: a file, or None for stdout.
+        max_pixels: of photos whose thumbnails are made.
+    """
+    if format_ == "table":
+        write_output(_table(answers), output)
+        return
+    from open_geoclip.export.formats import render
+
+    records = [
+        {**answer.to_dict(), **(_of_photo(answer, format_, max_pixels) if answer.image and not answer.error else {})}
+        for answer in answers
+    ]
+    content = render(records, format_)
+    binary = format_ in ("kmz", "parquet")
+    write_output(content if binary else content.decode(), output)
+
+
+def _of_photo(answer: "Answer", format_: AnswerFormat, max_pixels: int) -> dict[str, Any]:
+    """What a report shows beside an answer: the photo, small, and the place that it names itself."""
+    from open_geoclip.data.exif import NoPositionError, read_position
+    from open_geoclip.errors import ImageError
+    from open_geoclip.export.thumbnails import thumbnail
+
+    told: dict[str, Any] = {}
+    path = Path(answer.image)
+    if format_ == "json" or not path.is_file():  # several pictures of one place are no single file
+        return told
+    try:
+        if format_ in ("html", "kmz"):
+            told["thumbnail"] = thumbnail(path, max_pixels=max_pixels)
+        lat, lon = read_position(path)
+    except (NoPositionError, ImageError):  # it names no place: then none is shown
+        return told
+    return told | ({"exif": {"lat": lat, "lon": lon}} if abs(lat) <= 90 and abs(lon) <= 180 else {})
 
 
 def _confidence(answer: "Answer") -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import FORMATS, draw
-from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.cli._answers import AnswerFormat, chosen, draw, write
+from open_geoclip.cli._shared import progress_bar, show_log
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import ImageError, SettingsError
 
@@ -34,7 +34,7 @@ def locate(
     refine: bool = False,
     crops: Literal[1, 10] = 1,
     top_k: int = 5,
-    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    format_: Annotated[AnswerFormat | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
     decode: Literal["mass", "distance", "geoscore", "max"] | None = None,
@@ -69,7 +69,8 @@ def locate(
         refine: Look for answers between the places of the gallery too.
         crops: 1, or 10 as in the paper's evaluation: slower by ten.
         top_k: Candidates a picture.
-        format_: A table to read, JSON or CSV.
+        format_: A table to read, or a file: JSON, CSV, GeoJSON, KML (or KMZ, with pictures), Parquet, or HTML, a
+            report that works from disk. When not given, what the name of --output ends in, else a table.
         output: A file to write instead of stdout.
         map_: A PNG to draw into: probabilities and candidates, for one picture or each; for many, candidates alone.
         decode: What the best answer is best for: most probability within a radius, least expected distance, best
@@ -98,6 +99,7 @@ def locate(
     from open_geoclip.search.limits import Area
     from open_geoclip.search.locator import Locator
 
+    format_ = chosen(format_, output)
     area = Area.parse(within or (), not_within or ())  # before anything slow: it may be refused
     with progress_bar("encoding the gallery, once") as progress:
         locator = Locator.from_pretrained(
@@ -135,7 +137,7 @@ def locate(
     for answer in answers:
         if answer.error is not None:
             print(f"geoclip: {answer.image}: {answer.error}", file=sys.stderr)
-    write_output(FORMATS[format_](answers), output)
+    write(answers, format_, output, max_pixels=locator.max_pixels)
     if map_ is not None:
         draw(map_, answers, locator, together=shown if together else None)
     if interrupted:

@@ -1,11 +1,12 @@
 """``geoclip text``: where on Earth words lead."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.cli._answers import AnswerFormat, chosen, write
+from open_geoclip.cli._shared import progress_bar, show_log
 
 if TYPE_CHECKING:
     from open_geoclip.search.locator import Answer, Locator
@@ -21,7 +22,7 @@ def text(
     backbone: str | None = None,
     gallery: Path | None = None,
     top_k: int = 5,
-    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    format_: Annotated[AnswerFormat | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
 ) -> None:
@@ -34,12 +35,13 @@ def text(
             given.
         gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
         top_k: Candidates a text.
-        format_: A table to read, JSON or CSV.
+        format_: A table to read, or a file: JSON, CSV, GeoJSON, KML, KMZ, Parquet or HTML, a report that works from
+            disk. When not given, what the name of --output ends in, else a table.
         output: A file to write instead of stdout.
         map_: A PNG to draw into: the probabilities of one text, or the candidates of several.
     """
     show_log()
-    from open_geoclip.cli._answers import FORMATS
+    format_ = chosen(format_, output)
     from open_geoclip.search.locator import Locator
 
     with progress_bar("encoding the gallery, once") as progress:
@@ -51,7 +53,7 @@ def text(
             progress=progress,
         )
     answers = locator.locate_text(texts, top_k)
-    write_output(FORMATS[format_](answers), output)
+    write(answers, format_, output, max_pixels=locator.max_pixels)
     if map_ is not None:
         _draw(map_, answers, locator)
 
