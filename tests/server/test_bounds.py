@@ -1,0 +1,279 @@
+"""What the server does not let happen: too much, too long, unasked, on disk, in the log; and what outlives a worker."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.server.jobs import Job, Outcome
+from open_geoclip.server.runners import ProcessRunner, WorkerDiedError
+from open_geoclip.server.settings import ServerSettings
+
+Serve = Callable[..., TestClient]
+Png = Callable[[int], bytes]
+TOKEN = "0123456789abcdef"
+
+
+class Gate:
+    """A runner that answers when it is let to."""
+
+    ready = True
+
+    def __init__(self, *, dies: bool = False) -> None:
+        self.begun, self.open = threading.Event(), threading.Event()
+        self.seen: list[list[str]] = []
+        self.dies = dies
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        names = [picture.name for job in jobs for picture in job.pictures]
+        self.seen.append(names)
+        self.begun.set()
+        await asyncio.get_running_loop().run_in_executor(None, self.open.wait, 20)
+        if self.dies and "bad" in names:
+            raise WorkerDiedError("gone")
+        return [Outcome([{"image": picture.name} for picture in job.pictures]) for job in jobs]
+
+
+def post(client: TestClient, *names: str, **options: Any) -> Any:
+    return client.post("/v1/locate", files=[("images", (name, b"x" * 100)) for name in names], **options)
+
+
+def test_a_full_queue_refuses_whole_requests(serving: Serve) -> None:
+    gate = Gate()
+    client = serving({"m": gate}, queue=3)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, client, "a", "b")
+        assert gate.begun.wait(20)
+        refused = post(client, "c", "d")
+        second = pool.submit(post, client, "e")
+        gate.open.set()
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) > 0
+        assert [record["image"] for record in first.result().json()["data"]] == ["a", "b"]
+        assert second.result().status_code == 200
+    assert "c" not in str(gate.seen)
+    assert post(client, "c", "d").status_code == 200  # room is given back
+
+
+def test_a_request_that_takes_too_long_is_given_up(serving: Serve) -> None:
+    gate = Gate()
+    client = serving({"m": gate}, timeout_s=0.3)
+    answer = post(client, "a")
+    gate.open.set()
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "timeout"
+    assert 'geoclip_queue_waiting{model="m"} 0.0' in client.get("/metrics").text
+
+
+def test_only_the_picture_that_kills_workers_goes_without_an_answer(serving: Serve) -> None:
+    gate = Gate(dies=True)
+    gate.open.set()
+    client = serving({"m": gate}, batch_wait_ms=300)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda name: post(client, name), ["a", "bad", "b", "c"]))
+    assert [answer.status_code for answer in found] == [200, 503, 200, 200]
+    assert "Retry-After" in found[1].headers
+    assert gate.seen.count(["bad"]) >= 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_too_large_is_refused_before_it_is_read(serving: Serve, told: bool) -> None:
+    client = serving({"m": Gate()}, max_file_mb=1, max_request_mb=2)
+    sent = 0
+
+    def body() -> Any:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(64):
+            sent += 2**18
+            yield b"x" * 2**18
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"} | ({"Content-Length": str(2**24)} if told else {})
+    answer = client.post("/v1/locate", content=body(), headers=headers)
+    assert answer.status_code == 413
+    assert "MiB" in answer.json()["error"]["message"]
+
+
+def test_too_many_pictures(serving: Serve) -> None:
+    assert post(serving({"m": Gate()}, max_images=2), "a", "b", "c").status_code == 413
+
+
+def test_memory_is_bounded(serving: Serve) -> None:
+    gate = Gate()
+    client = serving({"m": gate}, memory_mb=1)
+    files = [("images", ("a", b"x" * 700_000))]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/v1/locate", files=files)
+        assert gate.begun.wait(20)
+        second = client.post("/v1/locate", files=files)
+        gate.open.set()
+        assert second.status_code == 429
+        assert first.result().status_code == 200
+
+
+def test_no_file_is_written(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a file was made")
+
+    for name in ("SpooledTemporaryFile", "TemporaryFile", "NamedTemporaryFile", "mkstemp"):
+        monkeypatch.setattr(tempfile, name, refuse)
+    gate = Gate()
+    gate.open.set()
+    client = serving({"m": gate})
+    written = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            written.append(arguments[0])
+
+    watching = True
+    sys.addaudithook(watch)
+    answer = client.post("/v1/locate", files=[("images", ("a", b"x" * 5_000_000))])
+    watching = False
+    assert answer.status_code == 200
+    assert written == []
+
+
+def test_tokens(serving: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("another-token-of-16\n")
+    client = serving({"m": Gate()}, tokens=(TOKEN,), token_file=file)
+    for header in (None, "Bearer wrong", f"Basic {TOKEN}", "Bearer"):
+        answer = client.get("/v1/models", headers={} if header is None else {"Authorization": header})
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    for token in (TOKEN, "another-token-of-16"):
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"tokens": ("short",)}, {"token_file": Path("nowhere")}])
+def test_settings_that_would_let_anybody_in(settings: Any) -> None:
+    with pytest.raises(SettingsError):
+        ServerSettings(**settings).checked_tokens()
+    assert ServerSettings(host="0.0.0.0", no_token=True).checked_tokens() == []
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", ""])
+def test_other_hosts_are_refused(serving: Serve, host: str) -> None:
+    client = serving({"m": Gate()}, allowed_hosts=("maps.example",))
+    assert client.get("/healthz", headers={"Host": host}).status_code == 400
+    for name in ("maps.example", "localhost:8000", "[::1]:8000"):
+        assert client.get("/healthz", headers={"Host": name}).status_code == 200
+
+
+def test_pages_of_others_may_not_ask_unless_allowed(serving: Serve) -> None:
+    gate = Gate()
+    gate.open.set()
+    from_afar = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
+    closed = serving({"m": gate})
+    assert post(closed, "a", headers=from_afar).status_code == 403
+    assert "access-control-allow-origin" not in closed.get("/v1/models", headers=from_afar).headers
+    opened = serving({"m": gate}, cors_origins=("https://other.example",))
+    answer = post(opened, "a", headers=from_afar)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://other.example"
+
+
+def test_headers_of_every_answer(serving: Serve) -> None:
+    client = serving({"m": Gate()})
+    for path in ("/healthz", "/nothing", "/"):
+        headers = client.get(path).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert client.get("/v1/models").headers["Cache-Control"] == "no-store"
+    assert client.get("/healthz", headers={"X-Request-ID": "a-1"}).headers["X-Request-ID"] == "a-1"
+    assert client.get("/healthz", headers={"X-Request-ID": "a b\tc"}).headers["X-Request-ID"] != "a b\tc"
+
+
+def test_logs_tell_nothing_of_what_was_asked(serving: Serve, png: Png, caplog: pytest.LogCaptureFixture) -> None:
+    from open_geoclip.server.logs import JsonLines
+
+    client = serving()
+    with caplog.at_level(logging.DEBUG):
+        files = [("images", ("secret-name.png", png(1))), ("images", ("bad-name.png", b"x"))]
+        answer = client.post("/v1/locate?hidden=1", files=files, data={"within": "-40,-170,60,171.25"}).json()
+        client.post("/v1/locate", files=files, data={"within": "Secretland"})
+        client.get("/secret-path")
+    lines = "\n".join(JsonLines().format(record) for record in caplog.records if "open_geoclip" in record.name)
+    assert [json.loads(line)["status"] for line in lines.splitlines()] == [200, 422, 404]
+    for word in (
+        "secret",
+        "name.png",
+        "171.25",
+        "hidden",
+        "Secretland",
+        str(answer["data"][0]["candidates"][0]["lat"]),
+    ):
+        assert word not in lines
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(serving: Serve, release: Path, png: Png) -> None:
+    runner = ProcessRunner({"name": f"dir:{release}", "engine": "torch"})
+    client = serving({"small": runner})
+    files = [("images", ("a.png", png(1)))]
+    before = client.post("/v1/locate", files=files).json()
+    first = runner.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert client.post("/v1/locate", files=files).json() == before
+    assert runner.pid != first
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_was_taken(release: Path, png: Png, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "open_geoclip.cli", "serve", "--model", f"dir:{release}", "--port", str(port)]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen([*command, "--batch-wait-ms", "1000"], stderr=file)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            try:
+                httpx2.get(f"{url}/readyz", timeout=10)
+                break
+            except httpx2.TransportError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+        with ThreadPoolExecutor(4) as pool:
+            # A second's wait for others keeps them in the queue while the signal arrives.
+            asked = [
+                pool.submit(httpx2.post, f"{url}/v1/locate", files={"images": (f"{n}", png(n))}, timeout=60)
+                for n in range(4)
+            ]
+            while "geoclip_queue_waiting" in (text := httpx2.get(f"{url}/metrics").text):
+                if f'geoclip_queue_waiting{{model="dir:{release}"}} 4.0' in text:
+                    break
+                assert time.monotonic() < deadline
+            server.send_signal(signal.SIGTERM)
+            assert [one.result().json()["data"][0]["image"] for one in asked] == ["0", "1", "2", "3"]
+        server.wait(60)
+    finally:
+        server.kill()
+        server.wait()
