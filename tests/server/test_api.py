@@ -202,3 +202,16 @@ def test_requests_made_from_the_description_cannot_break_it(locator: Locator) ->
             )
 
         check()
+
+
+def test_detail_is_told_where_it_is_asked_for(serving: Serve, png: Png) -> None:
+    client = serving()
+    for together in ("false", "true"):
+        for detail in ("false", "true"):
+            files = [("images", (f"{n}.png", png(n))) for n in range(2)]
+            done = client.post("/v1/locate", data={"detail": detail, "together": together}, files=files)
+            assert done.status_code == 200, done.text
+            for answer in done.json()["data"]:
+                assert ({"regions", "heat"} <= answer.keys()) == (detail == "true")
+    done = client.post("/v1/text", json={"texts": ["a hot desert"], "detail": True})
+    assert set(done.json()["data"][0]["regions"]) == {"50", "90"}

@@ -108,8 +108,8 @@ class Engine:
         vectors = [one for one in found if not isinstance(one, str)]
         told: Iterator[Answer] = iter(())
         if vectors:
-            beside: dict[str, Any] = {"text": options.text, "text_weight": options.text_weight}
-            told = iter(locator.tell(torch.stack(vectors), options.top_k, **beside))
+            asked: dict[str, Any] = {"text": options.text, "text_weight": options.text_weight, "detail": options.detail}
+            told = iter(locator.tell(torch.stack(vectors), options.top_k, **asked))
         return [
             {"image": name, "error": one} if isinstance(one, str) else replace(next(told), image=name).to_dict()
             for name, one in zip(names, found, strict=True)
@@ -120,7 +120,8 @@ class Engine:
             return self._embedded(job)
         locator = self._asked(job.options)
         if job.kind == "text":
-            return [answer.to_dict() for answer in locator.locate_text(job.texts, job.options.top_k)]
+            found = locator.locate_text(job.texts, job.options.top_k, detail=job.options.detail)
+            return [answer.to_dict() for answer in found]
         return [self._as_one(locator, job)]
 
     def _asked(self, options: Options) -> Locator:
@@ -143,7 +144,8 @@ class Engine:
         name = ", ".join(picture.name for picture in job.pictures)
         pictures = [NamedBytes(picture.data, picture.name) for picture in job.pictures]
         try:
-            return replace(locator.locate_together(pictures, job.options.top_k), image=name).to_dict()
+            found = locator.locate_together(pictures, job.options.top_k, detail=job.options.detail)
+            return replace(found, image=name).to_dict()
         except ImageError as error:
             return {"image": name, "error": str(error)}
 
