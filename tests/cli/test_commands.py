@@ -199,6 +199,7 @@ def test_the_files_name_says_what_is_written(geoclip: Geoclip, views: list[Path]
     done = geoclip("locate", views[0], "--format", "geojson")
     kinds = [feature["properties"]["kind"] for feature in json.loads(done.stdout)["features"]]
     assert kinds.count("candidate") == 5
+    assert kinds.count("credible region") == 2
 
 
 def test_a_name_that_says_nothing_is_refused_before_work(geoclip: Geoclip) -> None:

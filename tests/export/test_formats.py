@@ -19,7 +19,7 @@ from PIL import Image
 
 from open_geoclip.errors import DataError, OpenGeoCLIPError, SettingsError
 from open_geoclip.export import html
-from open_geoclip.export.formats import CAUTION, FORMATS, About, format_of, render
+from open_geoclip.export.formats import CAUTION, FORMATS, About, render
 
 ABOUT = About("2026-01-02T03:04:05+00:00")
 MADE = {"model": "earth 4b2f", "gallery": "gallery.csv, 3 places, sha256 91", "version": "0.1.0"}
@@ -202,14 +202,6 @@ def test_what_is_no_record_is_refused(change: dict[str, Any], message: str) -> N
         render([PHOTO, record(**change)], "kml")
 
 
-def test_formats_are_told_from_names() -> None:
-    assert [format_of(Path(f"x{suffix}")) for suffix in (".KML", ".kmz", ".htm", ".parquet")] == [
-        "kml",
-        "kmz",
-        "html",
-        "parquet",
-    ]
-    with pytest.raises(SettingsError, match=r"answers\.doc.*\.json, \.csv"):
-        format_of(Path("answers.doc"))
+def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(SettingsError, match="format: one of json"):
         render([], "doc")

@@ -1,19 +1,20 @@
 """Answers for people and programs: tables, files and maps."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from open_geoclip.cli._output import choose
 from open_geoclip.cli._shared import write_output
-from open_geoclip.errors import SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.search.answers import Answer
     from open_geoclip.search.locator import Locator
 
-__all__ = ["AnswerFormat", "chosen", "draw", "write"]
+__all__ = ["DRAWN", "AnswerFormat", "chosen", "draw", "write"]
 
 AnswerFormat = Literal["table", "json", "csv", "geojson", "kml", "kmz", "parquet", "html"]
+DRAWN = ("geojson", "kml", "kmz", "html")
+"""Formats that show regions on a map: answers are asked for in detail."""
 
 
 def _table(answers: "list[Answer]") -> str:
@@ -38,15 +39,9 @@ def chosen(format_: AnswerFormat | None, output: Path | None) -> AnswerFormat:
     """The format that was asked for, in words or by the name of the file; a table when by neither.
 
     Raises:
-        SettingsError: the file's name ends in nothing that is known, or the format is not for a terminal.
+        SettingsError: see :func:`open_geoclip.cli._output.choose`.
     """
-    from open_geoclip.export.formats import FORMATS, format_of
-
-    if format_ is None:
-        format_ = cast(AnswerFormat, format_of(output)) if output and output.suffix not in ("", ".txt") else "table"
-    if format_ != "table" and FORMATS[format_].binary and output is None and sys.stdout.isatty():
-        raise SettingsError(f"{format_} is not for a terminal: give a file with --output")
-    return format_
+    return cast(AnswerFormat, choose(format_, output, get_args(AnswerFormat)))
 
 
 def write(answers: "list[Answer]", format_: AnswerFormat, output: Path | None, *, max_pixels: int) -> None:
@@ -67,9 +62,7 @@ def write(answers: "list[Answer]", format_: AnswerFormat, output: Path | None, *
         {**answer.to_dict(), **(_of_photo(answer, format_, max_pixels) if answer.image and not answer.error else {})}
         for answer in answers
     ]
-    content = render(records, format_)
-    binary = format_ in ("kmz", "parquet")
-    write_output(content if binary else content.decode(), output)
+    write_output(render(records, format_), output)
 
 
 def _of_photo(answer: "Answer", format_: AnswerFormat, max_pixels: int) -> dict[str, Any]:

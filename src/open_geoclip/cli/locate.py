@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import AnswerFormat, chosen, draw, write
+from open_geoclip.cli._answers import DRAWN, AnswerFormat, chosen, draw, write
 from open_geoclip.cli._shared import progress_bar, show_log
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import ImageError, SettingsError
@@ -122,13 +122,15 @@ def locate(
             files += find_images([path])
         except ImageError as error:
             answers.append(Answer(error.name, locator.model_name, "", __version__, error=error.reason))
-    interrupted, shown = False, files
+    interrupted, shown, detail = False, files, format_ in DRAWN
     try:
         with progress_bar("locating") as progress:
             if together or trip:
-                answers += _as_one(locator, files, top_k, hours_of(files, times) if trip else None, speed_kmh)
+                hours = hours_of(files, times) if trip else None
+                answers += _as_one(locator, files, top_k, hours, speed_kmh, detail=detail)
                 files = []
-            for done, answer in enumerate(locator.stream(files, top_k, text=text, text_weight=text_weight), 1):
+            found = locator.stream(files, top_k, text=text, text_weight=text_weight, detail=detail)
+            for done, answer in enumerate(found, 1):
                 answers.append(answer)
                 progress(done, len(files))
     except KeyboardInterrupt:  # what was found so far is not thrown away
@@ -147,11 +149,11 @@ def locate(
 
 
 def _as_one(
-    locator: "Locator", files: list[Path], top_k: int, hours: "list[float] | None", speed_kmh: float
+    locator: "Locator", files: list[Path], top_k: int, hours: "list[float] | None", speed_kmh: float, *, detail: bool
 ) -> "list[Answer]":
     """Answers for pictures of one place or, where there are times, of one trip; none if there is no picture."""
     if not files:
         return []
     if hours is None:
-        return [locator.locate_together(files, top_k)]
-    return locator.locate_trip(files, hours, top_k, speed_kmh=speed_kmh)
+        return [locator.locate_together(files, top_k, detail=detail)]
+    return locator.locate_trip(files, hours, top_k, speed_kmh=speed_kmh, detail=detail)

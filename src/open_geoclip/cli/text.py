@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import AnswerFormat, chosen, write
+from open_geoclip.cli._answers import DRAWN, AnswerFormat, chosen, write
 from open_geoclip.cli._shared import progress_bar, show_log
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def text(
             engine="torch",  # no picture is looked at: nothing to compile
             progress=progress,
         )
-    answers = locator.locate_text(texts, top_k)
+    answers = locator.locate_text(texts, top_k, detail=format_ in DRAWN)
     write(answers, format_, output, max_pixels=locator.max_pixels)
     if map_ is not None:
         _draw(map_, answers, locator)

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from open_geoclip._version import __version__
@@ -17,7 +16,7 @@ from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.export import geojson, html, kml, tables
 from open_geoclip.search.answers import Answer
 
-__all__ = ["CAUTION", "FORMATS", "About", "Format", "Record", "format_of", "render"]
+__all__ = ["CAUTION", "FORMATS", "About", "Format", "Record", "render"]
 
 Record = Mapping[str, Any]
 
@@ -77,20 +76,6 @@ FORMATS: dict[str, Format] = {
     "html": Format(".html", "text/html; charset=utf-8", False, html.to_html),
 }
 """By the name that ``--format`` takes."""
-
-
-def format_of(path: Path) -> str:
-    """The format that a file's name asks for.
-
-    Raises:
-        SettingsError: the name ends in nothing that is known.
-    """
-    suffix = path.suffix.lower()
-    for name, one in FORMATS.items():
-        if suffix in (one.suffix, ".htm" if name == "html" else None):
-            return name
-    known = ", ".join(one.suffix for one in FORMATS.values())
-    raise SettingsError(f"{path.name}: what it should be cannot be told from its name; end it in {known}")
 
 
 def render(records: Sequence[Record], format_: str, *, about: About | None = None) -> bytes:
