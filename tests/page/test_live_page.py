@@ -179,7 +179,7 @@ def test_a_box_is_drawn_by_mouse_and_a_polygon_by_keyboard(page: Any, views: dic
     assert re.fullmatch(r"in Box [-\d.]+, [-\d.]+, [-\d.]+, [-\d.]+", page.locator(".chip").inner_text())
 
     page.get_by_role("button", name="Draw a polygon").click()
-    for key in ("Enter", "ArrowRight", "Enter", "ArrowDown", "Enter", "c"):
+    for key in ("+", "+", "Enter", "ArrowRight", "Enter", "ArrowDown", "Enter", "c"):
         page.keyboard.press(key)
     assert page.locator(".chip").nth(1).inner_text() == "in Polygon of 3 corners"
     page.get_by_role("button", name="Draw a polygon").click()
@@ -189,7 +189,8 @@ def test_a_box_is_drawn_by_mouse_and_a_polygon_by_keyboard(page: Any, views: dic
 
     page.evaluate(KEEP_FORMS)
     add(page, views["rome"])
-    done(page, 1)
+    page.locator(".row:is([data-status=done], [data-status=failed])").wait_for()
+    assert page.locator(".row-error").all_inner_texts() == []
     within = [value for name, value in page.evaluate("sent") if name == "within"]
     assert len(within) == 2
     assert json.loads(within[1])["type"] == "Polygon"
