@@ -10,8 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: web chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
-.PHONY: docs web chromium demo test check format bench accuracy texts experiments earth-model location-benchmark places clean
+.PHONY: docs web chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places serve bench-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -78,6 +77,12 @@ bench: $(STAMP)
 location-benchmark: $(STAMP)
 	$(PIP) --no-deps itur==0.4.0
 	$(BIN)/python benchmarks/location_vectors.py --write
+
+serve: $(STAMP) $(PAGE)
+	$(BIN)/geoclip serve
+
+bench-serve: $(STAMP)
+	$(BIN)/python benchmarks/serve_load.py
 
 accuracy: $(STAMP)
 	$(BIN)/python -m open_geoclip.training.accuracy

@@ -169,6 +169,22 @@ def test_lists(serving: Serve) -> None:
     assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
 
 
+def test_answers_as_files(serving: Serve, png: Png) -> None:
+    from open_geoclip.export.formats import FORMATS, About, render
+
+    client = serving()
+    assert client.get("/v1/page").json()["formats"] == list(FORMATS)
+    files = [("images", ("a.png", png(1))), ("images", ("b.png", b"x"))]
+    records = client.post("/v1/locate", files=files).json()["data"]
+    table = client.post("/v1/locate", files=files, data={"format": "csv"})
+    assert table.headers["Content-Disposition"] == 'attachment; filename="answers.csv"'
+    assert table.headers["Content-Type"].startswith("text/csv")
+    assert table.content == render(records, "csv", about=About.now())
+    places = client.post("/v1/export", json={"format": "geojson", "records": records})
+    assert places.json()["type"] == "FeatureCollection"
+    assert client.post("/v1/export", json={"format": "csv", "records": [{"image": 1}]}).status_code == 422
+
+
 def test_metrics_count_what_was_asked(serving: Serve, png: Png) -> None:
     client = serving()
     client.post("/v1/locate", files=[("images", ("a.png", png(1))), ("images", ("b.png", b"x"))])

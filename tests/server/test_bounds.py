@@ -140,7 +140,7 @@ def test_no_file_is_written(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> 
     gate = Gate()
     gate.open.set()
     client = serving({"m": gate})
-    written = []
+    written: list[Any] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if watching and event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):

@@ -7,6 +7,7 @@ from typing import Any
 from open_geoclip.errors import (
     AreaError,
     CoordinateError,
+    DataError,
     ImageError,
     MissingExtraError,
     OpenGeoCLIPError,
@@ -51,6 +52,7 @@ _CODES: tuple[tuple[type[OpenGeoCLIPError], str], ...] = (
     (TextError, "invalid_text"),
     (CoordinateError, "invalid_coordinate"),
     (ImageError, "invalid_image"),
+    (DataError, "invalid_record"),
     (WeightsError, "not_supported"),
     (MissingExtraError, "not_installed"),
 )

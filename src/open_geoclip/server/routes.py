@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -14,11 +13,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from open_geoclip._version import __version__
+from open_geoclip.errors import OpenGeoCLIPError
 from open_geoclip.server import schemas
 from open_geoclip.server.embeddings import packed, parse_input
 from open_geoclip.server.guard import json_response
 from open_geoclip.server.jobs import Job, Options, Picture
-from open_geoclip.server.problems import Problem
+from open_geoclip.server.problems import Problem, problem_of
 from open_geoclip.server.service import Service
 from open_geoclip.server.settings import ServerSettings
 from open_geoclip.server.uploads import FormLimits, read_form
@@ -39,6 +39,20 @@ BODIES: list[type[BaseModel]] = [
 
 _SEVERAL = ("within", "not_within")
 _MAX_NAME = 256  # characters of a file's name that an answer repeats
+
+
+def _files() -> dict[int | str, dict[str, Any]]:
+    """What answers may be written as, for the description."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    kinds = (
+        "text/csv; charset=utf-8",
+        "application/geo+json",
+        "application/vnd.google-earth.kml+xml",
+        "application/vnd.google-earth.kmz",
+        "application/vnd.apache.parquet",
+        "text/html; charset=utf-8",
+    )
+    return {200: {"description": "Answers, as asked for by format.", "content": dict.fromkeys(kinds, binary)}}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -138,7 +152,7 @@ def _misfit(error: ValidationError) -> Problem:
     operation_id="locate",
     summary="Where photos were taken",
     response_model=schemas.Answers,
-    responses=_errors(*_WORK),
+    responses=_errors(*_WORK) | _files(),
     openapi_extra=_FORM,
 )
 async def locate(request: Request) -> Response:
@@ -160,7 +174,34 @@ async def locate(request: Request) -> Response:
             asked.exif,
         )
         data = await service.answer(request, model, Job("locate", options, pictures))
-    return json_response({"object": "list", "model": model, "data": data})
+    return await _written(model, data, asked.format)
+
+
+async def _written(model: str, data: list[dict[str, Any]], format_: schemas.FormatName) -> Response:
+    """Answers as JSON, or as a file."""
+    if format_ == "json":
+        return json_response({"object": "list", "model": model, "data": data})
+    return await _file(data, format_)
+
+
+async def _file(records: list[dict[str, Any]], format_: schemas.FormatName) -> Response:
+    """Records as a file to keep.
+
+    Raises:
+        Problem: 422, a record is not an answer, or what writes the format is not installed.
+    """
+
+    def render() -> tuple[bytes, str, str]:
+        from open_geoclip.export import formats  # slow
+
+        kind = formats.FORMATS[format_]
+        return formats.render(records, format_), kind.media_type, kind.suffix
+
+    try:
+        body, media_type, suffix = await run_sync(render)
+    except OpenGeoCLIPError as error:
+        raise problem_of(error) from error
+    return Response(body, 200, {"Content-Disposition": f'attachment; filename="answers{suffix}"'}, media_type)
 
 
 def _check_top_k(request: Request, top_k: int) -> None:
@@ -210,7 +251,7 @@ async def _form(request: Request) -> tuple[schemas.LocateForm, tuple[Picture, ..
     operation_id="text",
     summary="Where on Earth words lead",
     response_model=schemas.Answers,
-    responses=_errors(*_WORK),
+    responses=_errors(*_WORK) | _files(),
     openapi_extra=_json_body("TextRequest"),
 )
 async def text(request: Request) -> Response:
@@ -224,7 +265,7 @@ async def text(request: Request) -> Response:
         _check_top_k(request, asked.top_k)
         options = Options(asked.top_k, tuple(asked.within), tuple(asked.not_within), detail=asked.detail)
         data = await service.answer(request, model, Job("text", options, texts=tuple(asked.texts)))
-    return json_response({"object": "list", "model": model, "data": data})
+    return await _written(model, data, asked.format)
 
 
 @router.post(
@@ -259,16 +300,16 @@ async def embeddings(request: Request) -> Response:
     "/v1/export",
     operation_id="export",
     summary="Answers as a file",
-    responses=_errors(*_COMMON, 408, 413, 415, 422),
+    response_class=Response,
+    responses=_errors(*_COMMON, 408, 413, 415, 422, 429)
+    | {200: {"description": "The file.", "content": {**_files()[200]["content"], "application/json": {}}}},
     openapi_extra=_json_body("ExportRequest"),
 )
 async def export(request: Request) -> Response:
     """The records that were sent, written in another format."""
     with _service(request).held(request, _most(request)):
         asked = await _json(request, schemas.ExportRequest)
-    body = json.dumps(asked.records, indent=2, ensure_ascii=False).encode()
-    headers = {"Content-Disposition": f'attachment; filename="answers.{asked.format}"'}
-    return Response(body, 200, headers, "application/json")
+        return await _file(asked.records, asked.format)
 
 
 @router.get("/v1/models", operation_id="models", response_model=schemas.ModelList, responses=_errors(*_COMMON))
@@ -304,7 +345,7 @@ async def page(request: Request) -> Response:
             "models": _service(request).models,
             "tile_url": settings.tile_url,
             "limits": {name: getattr(settings, name) for name in names},
-            "formats": ["json"],
+            "formats": list(schemas.FORMATS),
             "version": __version__,
         }
     )

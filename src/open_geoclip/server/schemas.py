@@ -5,17 +5,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = [
+    "FORMATS",
     "Answers",
     "Country",
     "EmbeddingsAnswer",
     "EmbeddingsRequest",
     "ErrorAnswer",
+    "ExportRequest",
+    "FormatName",
     "LocateForm",
     "ModelList",
     "PageSettings",
     "TextRequest",
 ]
 
+FORMATS = ("json", "csv", "geojson", "kml", "kmz", "parquet", "html")
+"""What answers can be written as; those of :data:`open_geoclip.export.formats.FORMATS`, which is slow to import."""
+
+FormatName = Literal["json", "csv", "geojson", "kml", "kmz", "parquet", "html"]
 Decode = Literal["mass", "distance", "geoscore", "max"]
 Limit = Annotated[str, StringConstraints(min_length=1, max_length=2**20)]
 Words = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
@@ -37,7 +44,7 @@ class _Asked(_Strict):
     )
     not_within: list[Limit] = Field([], description="Where it cannot have been, written as for within.")
     detail: bool = Field(False, description="With credible regions and heat.")
-    format: Literal["json"] = Field("json", description="What the answer is written as.")
+    format: FormatName = Field("json", description="What the answer is written as: JSON, or a file.")
 
 
 def _with_images(schema: dict[str, Any]) -> None:
@@ -78,7 +85,7 @@ class EmbeddingsRequest(BaseModel):
 class ExportRequest(_Strict):
     """Records to write as a file: what /v1/locate and /v1/text answered."""
 
-    format: Literal["json"]
+    format: FormatName
     records: list[dict[str, Any]]
 
 
