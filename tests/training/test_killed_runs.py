@@ -61,7 +61,7 @@ def make_photos(folder: Path, kind: str) -> str:
     colours = np.random.default_rng(0).integers(0, 256, (N, 1, 1, 3), dtype=np.uint8)
     places = even_points(N).round(3).tolist()
     names = [f"{i:02d}" for i in range(N)]
-    pictures = [jpeg(*place, colour) for place, colour in zip(places, colours, strict=True)]
+    pictures = [jpeg(place[0], place[1], colour) for place, colour in zip(places, colours, strict=True)]
     pictures[11] = pictures[11][:200]  # in the middle
     if kind == "tar":
         for number in range(2):
