@@ -60,7 +60,7 @@ export function intake(taken: Taken): HTMLElement {
       "div",
       { class: "drop" },
       icon("photo"),
-      h("p", {}, h("strong", {}, "Drop photos here"), h("br"), h("span", { class: "quiet small" }, "or paste them · they go to this server, nowhere else")),
+      h("p", {}, h("strong", {}, "Drop photos here"), h("br"), h("span", { class: "quiet small" }, "or paste them · only this server sees them")),
       h(
         "div",
         { class: "pair" },

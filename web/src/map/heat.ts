@@ -75,7 +75,7 @@ export class HeatLayer {
       if (at === null) continue;
       const cell = heat.cell_km / projection.kmPerPixel(lat) / COARSE;
       const sigma = Math.min(MOST_SIGMA, Math.max(0.62 * cell, 1.5));
-      const reach = Math.ceil(3 * sigma);
+      const reach = Math.ceil(4 * sigma);
       const [x, y] = [at[0] / COARSE, at[1] / COARSE];
       if (x < -reach || y < -reach || x > width + reach || y > height + reach) continue;
       const crowd = Math.max(1, 2 * Math.PI * (sigma / Math.max(cell, 1e-6)) ** 2); // cells under one bell

@@ -55,6 +55,11 @@ export function drawLimits(pen: Pen, limits: readonly Limit[], shapes: Shapes, w
   pen.setLineDash([]);
 }
 
+/** Whether the cells of the heat are wider than what is known: then they would show a place where there is none. */
+function coarse(result: Result): boolean {
+  return (result.heat?.cell_km ?? 0) > (result.credible_radius_km?.["90"] ?? Infinity);
+}
+
 export function drawResult(
   pen: Pen,
   result: Result,
@@ -65,7 +70,13 @@ export function drawResult(
   at: Projection,
   colours: Palette,
 ): void {
-  if (layers.heat && result.heat) heat.draw(pen, result.heat, at, ramp);
+  if (layers.heat && result.heat && !coarse(result)) heat.draw(pen, result.heat, at, ramp);
+  else if (layers.heat && result.regions)
+    for (const [share, value] of [["90", 60], ["50", 150]] as const) {
+      const [red, green, blue, alpha] = ramp.subarray(4 * value, 4 * value + 4) as unknown as [number, number, number, number];
+      const region = result.regions[share];
+      if (region) fill(pen, shapes.ofRegion(region), at, `rgb(${red} ${green} ${blue} / ${(0.75 * alpha) / 255})`);
+    }
   if (layers.regions && result.regions) {
     const [half, most] = [result.regions["50"], result.regions["90"]];
     if (most) {
