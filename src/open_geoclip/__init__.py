@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from open_geoclip.images import find_images, load_image
+    from open_geoclip.metadata.place import PhotoPlace, read_place
     from open_geoclip.model.image_encoder import ImageEncoder
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from open_geoclip.search.limits import Area
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Calibration, Posterior
+    from open_geoclip.search.verification import Verification, verify
 
 _HOME = {
     "Answer": "search.answers",
@@ -62,14 +64,18 @@ _HOME = {
     "MissingWeightsError": "errors",
     "ModelNameError": "errors",
     "OpenGeoCLIPError": "errors",
+    "PhotoPlace": "metadata.place",
     "Posterior": "search.posterior",
     "PredictionsError": "errors",
     "Preprocessing": "model.preprocessing",
     "SettingsError": "errors",
     "TrainingError": "errors",
+    "Verification": "search.verification",
     "WeightsError": "errors",
     "find_images": "images",
     "load_image": "images",
+    "read_place": "metadata.place",
+    "verify": "search.verification",
 }
 
 __all__ = [
@@ -93,15 +99,19 @@ __all__ = [
     "MissingWeightsError",
     "ModelNameError",
     "OpenGeoCLIPError",
+    "PhotoPlace",
     "Posterior",
     "PredictionsError",
     "Preprocessing",
     "SettingsError",
     "TrainingError",
+    "Verification",
     "WeightsError",
     "__version__",
     "find_images",
     "load_image",
+    "read_place",
+    "verify",
 ]
 
 

@@ -125,6 +125,7 @@ def test_another_program_reads_the_same(
     assert xmp.lon == pytest.approx(told["XMP-exif:GPSLongitude"], abs=1e-9)
 
 
+@settings(max_examples=30)
 @given(lat=st.floats(-90, 90), lon=st.floats(-180, 180), order=st.sampled_from("<>"))
 def test_a_record_that_is_written_is_read_again(lat: float, lon: float, order: str) -> None:
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIHI", 42, 8, 0, 0)
@@ -191,10 +192,10 @@ def test_loops_and_wild_offsets_are_noted() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_told_and_do_no_harm(kind: str, photo: Photo, packet: bytes) -> None:
-    """A hundred mutations each: bytes changed, cut off, written twice; every answer is of the known kinds."""
+    """Fifty mutations each: bytes changed, cut off, written twice; every answer is of the known kinds."""
     data = photo(kind, xmp=packet)
     chance = random.Random(kind)
-    for _ in range(100):
+    for _ in range(50):
         changed = bytearray(data)
         for _ in range(chance.choice((1, 3, 20))):
             changed[chance.randrange(min(len(changed), 2500))] = chance.choice((0, 0xFF, chance.randrange(256)))

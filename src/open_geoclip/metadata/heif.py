@@ -43,6 +43,10 @@ def heif_blocks(data: bytes) -> tuple[list[Span], list[str]]:
         if not 0 <= start <= end <= len(data):
             notes.append(f"an item with {what.upper()} data lies outside the file")
             continue
+        others = [part for other, parts in places.items() if other != item for part in parts]
+        if any(start < stop and begin < end for begin, stop in others):
+            notes.append(f"an item with {what.upper()} data shares bytes with another and was not looked into")
+            continue
         if what == "exif":
             start = _tiff_start(data, start, end)
         found.append((what, start, end, what.upper()))

@@ -1,0 +1,121 @@
+"""Photos written back: beside their goal and renamed, the original kept, at no moment half a file."""
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from open_geoclip.errors import DataError
+
+__all__ = ["KEPT", "keep_original", "once", "write_bytes"]
+
+KEPT = ".original"
+"""What is added to the name of a photo that is kept as it was."""
+
+
+def once(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Files, each once however often and by whatever links it was named; and the names that were left out."""
+    seen: set[Path] = set()
+    kept: list[Path] = []
+    double: list[Path] = []
+    for path in paths:
+        real = path.resolve()
+        (double if real in seen else kept).append(path)
+        seen.add(real)
+    return kept, double
+
+
+def keep_original(path: Path) -> Path:
+    """Keep a file beside itself, as ``photo.jpg.original``; where that is another one, as ``photo.jpg.original2``.
+
+    What is kept is never written over. It costs no room: it is the file itself under a second name, and the photo's
+    name is given to the new one afterwards.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    for number in range(1, 1000):
+        kept = path.with_name(path.name + KEPT + (str(number) if number > 1 else ""))
+        try:
+            os.link(path, kept)
+        except FileExistsError:
+            with suppress(OSError):
+                if kept.samefile(path) or _same_bytes(kept, path):
+                    return kept
+            continue
+        except OSError as error:
+            if not os.access(path.parent, os.W_OK):
+                raise DataError(f"{path}: its folder cannot be written to, so the original cannot be kept") from error
+            return _copied(path, kept)  # a file system without links
+        return kept
+    raise DataError(f"{path}: there are a thousand kept originals already; put them away first")
+
+
+def _copied(path: Path, kept: Path) -> Path:
+    if kept.exists():
+        raise DataError(f"{kept} exists already and is not written over")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            shutil.copy2(path, name)
+            Path(name).replace(kept)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: the original cannot be kept: {error.strerror or error}") from error
+    return kept
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+
+
+def write_bytes(path: Path, data: bytes, *, like: Path | None = None, new: bool = False) -> None:
+    """Write a file beside its goal and rename it into place; it is on the disk before the name is given to it.
+
+    Args:
+        path: the goal.
+        data: all of it.
+        like: a file whose permissions it gets; those of a new file when not given.
+        new: refuse to write over anything.
+
+    Raises:
+        DataError: it cannot be written; the goal is what it was.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if like is not None:
+                shutil.copymode(like, temporary)
+            else:
+                temporary.chmod(0o666 & ~_umask())
+            if new:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without links
+                    if path.exists():
+                        raise FileExistsError(17, "exists already") from None
+                    temporary.replace(path)
+            else:
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{path} exists already and is not written over") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
