@@ -259,7 +259,7 @@ def test_wrong_files(model: str, tmp_path: Path) -> None:
         ({"csv_": Path("a.csv"), "output": Path("a.txt")}, r"a.txt: a name that ends in .npy"),
         ({"csv_": Path("a.csv"), "output": Path("a.npy"), "lat": "y"}, "both or neither"),
         ({"geojson": Path("a"), "output": Path("a.npy"), "lat": "y", "lon": "x"}, "CSV or Parquet"),
-        ({"coordinates": ["1,2"], "output": Path("a.npy"), "format_": "csv"}, "--format is for standard output"),
+        ({"coordinates": ["1,2"], "output": Path("a.npy"), "format_": "csv"}, "ask for two things"),
     ],
 )
 def test_wrong_use(arguments: dict[str, Any], said: str) -> None:
