@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars
 import pyogrio
 import pytest
+from PIL import Image
 
-from open_geoclip.cli import app
+from open_geoclip.cli import _answers, app
+from open_geoclip.cli._answers import in_detail
 from open_geoclip.cli._output import choose, rows_as
 from open_geoclip.errors import SettingsError
 
@@ -110,3 +113,33 @@ def test_score_into_files(tmp_path: Path) -> None:
     assert rows["figure"].to_list() == [row["figure"] for row in read]
     assert rows["value"].to_list() == [float(row["value"]) for row in read]
     assert rows["low"].to_list() == [None] * len(rows)
+
+
+@pytest.mark.slow
+def test_files_for_maps_have_the_regions(tmp_path: Path) -> None:
+    view = str(tmp_path / "view.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(view)
+    for name in ("a.kml", "a.geojson", "a.json"):
+        run("locate", view, "-o", str(tmp_path / name))
+    names = pyogrio.read_dataframe(tmp_path / "a.kml").Name.tolist()
+    assert names[-2:] == ["smallest region that holds 50 %", "smallest region that holds 90 %"]
+    table = pyogrio.read_dataframe(tmp_path / "a.geojson")
+    regions = table[table.kind == "credible region"]
+    assert regions.geometry.is_valid.all()
+    assert regions["percent"].tolist() == [90, 50]
+    [answer] = json.loads((tmp_path / "a.json").read_text())
+    assert "regions" not in answer
+    run("locate", view, "--detail", "-o", str(tmp_path / "a.json"))
+    [answer] = json.loads((tmp_path / "a.json").read_text())
+    assert set(answer["regions"]) == {"50", "90"}
+    assert sum(cell[2] for cell in answer["heat"]["cells"]) == pytest.approx(0.99, abs=0.01)
+
+
+def test_a_file_without_regions_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_detail(None, "kml")
+    assert not in_detail(None, "csv")
+    assert not in_detail(False, "kml")
+    assert in_detail(True, "csv")
+    monkeypatch.setattr(_answers, "find_spec", lambda name: None)
+    assert not in_detail(None, "kml")
+    assert "open-geoclip[places]" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Answers for people and programs: tables, files and maps."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -10,11 +12,10 @@ if TYPE_CHECKING:
     from open_geoclip.search.answers import Answer
     from open_geoclip.search.locator import Locator
 
-__all__ = ["DRAWN", "AnswerFormat", "chosen", "draw", "write"]
+__all__ = ["AnswerFormat", "chosen", "draw", "in_detail", "write"]
 
 AnswerFormat = Literal["table", "json", "csv", "geojson", "kml", "kmz", "parquet", "html"]
-DRAWN = ("geojson", "kml", "kmz", "html")
-"""Formats that show regions on a map: answers are asked for in detail."""
+_DRAWN = ("geojson", "kml", "kmz", "html")  # they show regions on a map
 
 
 def _table(answers: "list[Answer]") -> str:
@@ -42,6 +43,16 @@ def chosen(format_: AnswerFormat | None, output: Path | None) -> AnswerFormat:
         SettingsError: see :func:`open_geoclip.cli._output.choose`.
     """
     return cast(AnswerFormat, choose(format_, output, get_args(AnswerFormat)))
+
+
+def in_detail(asked: bool | None, format_: AnswerFormat) -> bool:
+    """Whether answers are to say their regions and heat: as asked for, or else for files that show them on a map."""
+    if asked is not None or format_ not in _DRAWN:
+        return bool(asked)
+    if all(find_spec(name) for name in ("shapely", "contourpy")):
+        return True
+    print("geoclip: the file has no regions, which need pip install 'open-geoclip[places]'", file=sys.stderr)
+    return False
 
 
 def write(answers: "list[Answer]", format_: AnswerFormat, output: Path | None, *, max_pixels: int) -> None:

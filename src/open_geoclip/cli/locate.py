@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import DRAWN, AnswerFormat, chosen, draw, write
+from open_geoclip.cli._answers import AnswerFormat, chosen, draw, in_detail, write
 from open_geoclip.cli._shared import progress_bar, show_log
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import ImageError, SettingsError
@@ -36,6 +36,7 @@ def locate(
     top_k: int = 5,
     format_: Annotated[AnswerFormat | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    detail: bool | None = None,
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
     decode: Literal["mass", "distance", "geoscore", "max"] | None = None,
     merge_km: float | None = None,
@@ -72,6 +73,8 @@ def locate(
         format_: A table to read, or a file: JSON, CSV, GeoJSON, KML (or KMZ, with pictures), Parquet, or HTML, a
             report that works from disk. When not given, what the name of --output ends in, else a table.
         output: A file to write instead of stdout.
+        detail: Say the regions that hold 50 and 90 % and where the probability lies; when not given, in the files that
+            show them on a map (GeoJSON, KML, KMZ, HTML).
         map_: A PNG to draw into: probabilities and candidates, for one picture or each; for many, candidates alone.
         decode: What the best answer is best for: most probability within a radius, least expected distance, best
             expected GeoScore, or the gallery's best place. When not given, mass for a calibrated model, else max.
@@ -122,7 +125,7 @@ def locate(
             files += find_images([path])
         except ImageError as error:
             answers.append(Answer(error.name, locator.model_name, "", __version__, error=error.reason))
-    interrupted, shown, detail = False, files, format_ in DRAWN
+    interrupted, shown, detail = False, files, in_detail(detail, format_)
     try:
         with progress_bar("locating") as progress:
             if together or trip:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import DRAWN, AnswerFormat, chosen, write
+from open_geoclip.cli._answers import AnswerFormat, chosen, in_detail, write
 from open_geoclip.cli._shared import progress_bar, show_log
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def text(
     top_k: int = 5,
     format_: Annotated[AnswerFormat | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    detail: bool | None = None,
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
 ) -> None:
     """Say where on Earth words lead, such as "a hot desert".
@@ -38,6 +39,8 @@ def text(
         format_: A table to read, or a file: JSON, CSV, GeoJSON, KML, KMZ, Parquet or HTML, a report that works from
             disk. When not given, what the name of --output ends in, else a table.
         output: A file to write instead of stdout.
+        detail: Say the regions that hold 50 and 90 % and where the probability lies; when not given, in the files that
+            show them on a map (GeoJSON, KML, KMZ, HTML).
         map_: A PNG to draw into: the probabilities of one text, or the candidates of several.
     """
     show_log()
@@ -52,7 +55,7 @@ def text(
             engine="torch",  # no picture is looked at: nothing to compile
             progress=progress,
         )
-    answers = locator.locate_text(texts, top_k, detail=format_ in DRAWN)
+    answers = locator.locate_text(texts, top_k, detail=in_detail(detail, format_))
     write(answers, format_, output, max_pixels=locator.max_pixels)
     if map_ is not None:
         _draw(map_, answers, locator)
