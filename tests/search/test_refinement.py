@@ -9,7 +9,7 @@ from torch import Tensor
 from open_geoclip.errors import SettingsError
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.limits import Area, Circle
-from open_geoclip.search.refinement import Refined, RefineSettings, cosines_at, nearest_gap_km, refine
+from open_geoclip.search.refinement import Refined, RefineSettings, Surroundings, cosines_at, nearest_gap_km, refine
 from open_geoclip.sphere import destination, even_points, haversine_km, offset
 
 SPACING_KM = 500.0
@@ -75,6 +75,20 @@ def test_pictures_do_not_disturb_one_another(earth: LocationEncoder, gallery: Te
     for row in range(3):
         alone = found(earth, vectors[row : row + 1], gallery)
         assert haversine_km(alone.coordinates[0], together.coordinates[row]) < 0.5
+
+
+@pytest.mark.parametrize("most", [0, 5, 2000])
+def test_rings_that_are_kept_change_no_answer(earth: LocationEncoder, gallery: Tensor, most: int) -> None:
+    vectors = earth.encode(PLACES.float())
+    rows = (vectors @ earth.encode(gallery.float()).T).topk(16, dim=1).indices
+    gaps_km = nearest_gap_km(gallery.numpy(), gallery.numpy())
+    gaps = torch.from_numpy(gaps_km)[rows]
+    kept = Surroundings(earth, gallery.numpy(), gaps_km, most=most)
+    plain = refine(earth, vectors, gallery[rows], gaps)
+    for _ in range(2):  # encoded, then kept
+        again = refine(earth, vectors, gallery[rows], gaps, known=(kept, rows))
+        torch.testing.assert_close(again.places, plain.places)
+        torch.testing.assert_close(again.place_cosines, plain.place_cosines, atol=1e-5, rtol=0)
 
 
 def test_answers_stay_inside_limits(earth: LocationEncoder, gallery: Tensor) -> None:

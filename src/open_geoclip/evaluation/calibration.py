@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.search.blur import Profile, log_gauss
+from open_geoclip.search.calibration import NOMINAL, Calibration
 from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.search.posterior import NOMINAL, Calibration, Posterior, Profile, log_gauss
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.surprise import FAMILIAR_SHARE, levels_of
 from open_geoclip.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 
@@ -38,7 +40,7 @@ def fit_calibration(
     name: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """The temperature, background and width under which the truths are most likely.
+    """The temperature, background, doubt and width under which the truths are most likely, and levels on top.
 
     What is made small is the mean negative log density at the truths, in nats for each square kilometre: a proper
     score, which has its best value where the probabilities are right. The gallery is gone through once: the
@@ -69,11 +71,12 @@ def fit_calibration(
         unit_vectors(np.asarray(truth, np.float64)), k=list(range(1, near + 1))
     )
     rows_ = torch.from_numpy(rows.astype(np.int64))
-    totals, at_truth = np.empty((n, len(_TEMPERATURES))), np.empty((n, near))
+    totals, at_truth, best = np.empty((n, len(_TEMPERATURES))), np.empty((n, near)), np.empty(n)
     for start in range(0, n, _CHUNK):
         part = slice(start, min(start + _CHUNK, n))
         logits = index.logits(vectors[part], scale)
         at_truth[part] = logits.gather(1, rows_[part]).double().numpy()
+        best[part] = logits.masked_fill(prior == -torch.inf, -torch.inf).amax(dim=1).double().numpy()
         for column, temperature in enumerate(_TEMPERATURES):
             sums = torch.logsumexp(torch.add(prior, logits, alpha=1 / temperature), dim=1)
             totals[part, column] = sums.double().numpy()
@@ -85,26 +88,41 @@ def fit_calibration(
     own = prior.double().numpy()[rows]
     everywhere = math.log(1e-6 / (4 * math.pi * EARTH_RADIUS_KM**2))
 
-    def unpacked(x: Float64[np.ndarray, "3"]) -> tuple[float, float, float]:
+    usual, spread = float(np.median(best)), float(best.std()) + 1e-9
+
+    def unpacked(x: Float64[np.ndarray, "4"]) -> tuple[float, float, float, float]:
         low, high = math.log(_TEMPERATURES[0]), math.log(_TEMPERATURES[-1])
         share = 1 / (1 + math.exp(-np.clip(x[1], -9, 3)))
-        return math.exp(np.clip(x[0], low, high)), share, math.exp(np.clip(x[2], -5, 8))
+        doubt = math.exp(np.clip(x[3], -6, 3)) / spread
+        return math.exp(np.clip(x[0], low, high)), share, math.exp(np.clip(x[2], -5, 8)), doubt
 
-    def loss(x: Float64[np.ndarray, "3"]) -> float:
-        temperature, background, width = unpacked(x)
+    def loss(x: Float64[np.ndarray, "4"]) -> float:
+        temperature, background, width, doubt = unpacked(x)
         blur = torch.from_numpy(np.sqrt(cell / 12 + (width / EARTH_RADIUS_KM) ** 2))
         kernel = log_gauss(torch.from_numpy(square), blur).numpy()
-        told = at_truth / temperature + own - normaliser(1 / temperature)[:, None] + math.log1p(-background)
-        terms = np.logaddexp(told, own + math.log(background)) + kernel
+        odds = math.log(background / (1 - background)) + doubt * (usual - best)[:, None]
+        told = at_truth / temperature + own - normaliser(1 / temperature)[:, None] - np.logaddexp(0, odds)
+        terms = np.logaddexp(told, own - np.logaddexp(0, -odds)) + kernel
         return -float(np.logaddexp(np.logaddexp.reduce(terms, axis=1), everywhere).mean())
 
-    best = minimize(
-        loss, [-0.7, -5.0, math.log(15.0)], method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-5, "maxiter": 300}
+    found = minimize(
+        loss,
+        [-0.7, -5.0, math.log(15.0), 0.0],
+        method="Nelder-Mead",
+        options={"xatol": 1e-3, "fatol": 1e-5, "maxiter": 600},
     )
-    temperature, background, width = unpacked(best.x)
-    found = Calibration(round(temperature, 4), round(background, 5), round(width, 2), name, n)
-    found = replace(found, levels=fit_levels(index, vectors, truth, scale, found))
-    return fit_surprise(index, vectors, truth, scale, found)
+    temperature, background, width, doubt = unpacked(found.x)
+    told = Calibration(
+        temperature=round(temperature, 4),
+        background=round(background, 5),
+        width_km=round(width, 2),
+        fitted_on=name,
+        pictures=n,
+        doubt=round(doubt, 4),
+        usual=round(usual, 3),
+    )
+    levels, region_levels = fit_levels(index, vectors, truth, scale, told)
+    return fit_surprise(index, vectors, truth, scale, replace(told, levels=levels, region_levels=region_levels))
 
 
 @torch.inference_mode()
@@ -114,28 +132,48 @@ def fit_levels(
     truth: Float[np.ndarray, "n 2"],
     scale: float,
     calibration: Calibration,
-) -> tuple[float, ...]:
-    """Which shares of the mass around an answer hold the truth as often as they should.
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Which shares of the mass hold the truth as often as they should, around an answer and in the smallest regions.
 
     Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", 2018: quantiles
-    of the mass that is nearer to the answer than the truth is. Arguments are those of :func:`fit_calibration`.
+    of the mass that is nearer to the answer, or on denser ground, than the truth is. Truths that the background
+    explains better than the picture does count as much less: how often it does is the background's own share.
+    Arguments are those of :func:`fit_calibration`.
     """
     ground = Ground.of(index.gallery)
-    prior, plain = log_prior(index.gallery, ground), replace(calibration, levels=())
-    nearer = np.empty(len(vectors))
+    prior, plain = log_prior(index.gallery, ground), replace(calibration, levels=(), region_levels=())
+    places = np.asarray(truth, np.float64)
+    before = prior.exp().double().numpy() / ground.cell_km2
+    nearer, denser, weight = (np.empty(len(vectors)) for _ in range(3))
     for start in range(0, len(vectors), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(vectors)))
         posterior = Posterior.from_logits(index.logits(vectors[part], scale), prior, ground, plain)
         answers = posterior.decode("mass", ANSWER_KM)
-        off = haversine_km(np.asarray(truth[part], np.float64), answers)
+        off = haversine_km(places[part], answers)
         profile = posterior.profile(answers)
         nearer[part] = [
             Profile(row[None]).within((max(km, 1e-3),))[0, 0] for row, km in zip(profile.upto, off, strict=True)
         ]
-    inner = np.quantile(nearer, NOMINAL[1:-1]).clip(1e-6, 1 - 1e-6)
+        denser[part] = posterior.region_level(places[part])
+        if posterior.background is None or not calibration.doubt:
+            weight[part] = 1.0
+            continue
+        background = posterior.background.double().numpy()
+        by_chance = background * before[ground.nearest(places[part])] / np.exp(posterior.log_density(places[part]))
+        weight[part] = 1 - np.clip(by_chance, 0, 1)
+        nearer[part] = np.minimum(nearer[part] / (1 - background), 1)
+        denser[part] = np.minimum(denser[part] / (1 - background), 1)
+    return _levels(nearer, weight), _levels(denser, weight)
+
+
+def _levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarray, " n"]) -> tuple[float, ...]:
+    """Weighted quantiles of shares, as :class:`Calibration` keeps them."""
+    order = np.argsort(shares, kind="stable")
+    upto = np.cumsum(weight[order]) - weight[order] / 2
+    inner = np.interp(NOMINAL[1:-1], upto / weight.sum(), shares[order]).clip(1e-6, 1 - 1e-6)
     # Each a little above the one before, so that levels can be told apart.
-    grown = np.maximum.accumulate(inner + 1e-7 * np.arange(len(inner)))
-    return (0.0, *(float(level) for level in grown.round(9)), 1.0)
+    grown = np.maximum.accumulate(inner) + 1e-7 * np.arange(len(inner))
+    return (0.0, *(float(level) for level in (grown * (1 - 1e-5)).round(9)), 1.0)
 
 
 @torch.inference_mode()

@@ -1,7 +1,8 @@
 """A posterior as a picture: the world in equal-area cells, and the surroundings of the best answer beside it.
 
-Colours are logarithms of the probability for each square kilometre. Lines enclose the smallest regions that hold 50
-and 90 % of it. It draws any :class:`~open_geoclip.search.posterior.Posterior`, of a picture or of a text.
+Colours are logarithms of the probability for each square kilometre. Lines enclose the smallest regions that hold the
+truth in 50 and 90 % of cases (:meth:`~open_geoclip.search.posterior.Posterior.region_shares`). It draws any
+:class:`~open_geoclip.search.posterior.Posterior`, of a picture or of a text.
 """
 
 import math
@@ -10,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64
 from PIL import Image, ImageOps
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, shorelines
 from open_geoclip.search.mixture import Mixture
-from open_geoclip.search.posterior import Posterior, log_gauss
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.regions import REGIONS
 from open_geoclip.sphere import (
     EARTH_RADIUS_KM,
@@ -36,7 +36,6 @@ __all__ = ["draw_posterior", "near_density", "posterior_figure", "world_density"
 
 _DECADES = 4.0  # from the palest to the strongest colour
 _INK, _PALE, _TRUTH = "#1B2329", "#66727B", "#0072B2"
-_NEAREST = 400  # places that the surroundings are drawn from
 _PIXELS = 220
 
 
@@ -81,14 +80,8 @@ def near_density(
         reach_km: from the middle to an edge.
     """
     step = ((np.arange(_PIXELS) + 0.5) / _PIXELS * 2 - 1) * reach_km
-    points = torch.from_numpy(unit_vectors(_from_plane(np.stack(np.meshgrid(step, step), axis=-1), centre)))
-    mass, rows = posterior.mass[row].double().topk(min(_NEAREST, len(posterior.ground)))
-    where = posterior.ground.points[rows].double()
-    blur = torch.from_numpy(posterior.blur_km)[rows] / EARTH_RADIUS_KM
-    total = torch.zeros(_PIXELS, _PIXELS, dtype=torch.float64)
-    for one, place, width in zip(mass, where, blur, strict=True):
-        total += one * torch.exp(log_gauss((points - place).square().sum(dim=-1), width))
-    return total.numpy()
+    places = _from_plane(np.stack(np.meshgrid(step, step), axis=-1), centre)
+    return Mixture.of(posterior, row).density(unit_vectors(places).reshape(-1, 3)).reshape(_PIXELS, _PIXELS)
 
 
 def draw_posterior(path: Path, posterior: Posterior, row: int = 0, **about: Any) -> None:
@@ -151,7 +144,7 @@ def posterior_figure(
         raise MissingExtraError("Drawing a map", "earth") from error
     if not 0 <= row < len(posterior):
         raise SettingsError(f"row: from 0 to {len(posterior) - 1}, not {row}")
-    one = Posterior(posterior.ground, posterior.mass[row : row + 1], posterior.calibration)
+    one = posterior[row]
     places = one.candidates(1).coordinates[0] if candidates is None else candidates
     check_coordinates(places)
     if truth is not None:
@@ -205,9 +198,9 @@ def _draw_near(
                 axes.fill(*km.T, color=("#D3D8D4", "#EEF3F7")[lakes], zorder=1 + lakes, visible=not far)
                 axes.plot(*km.T, color="#5A646B", linewidth=0.7, zorder=3.5)
     axes.imshow(_logarithm(density, float(density.max())), extent=extent, origin="lower", zorder=3, **_colours())
-    levels = Mixture.of(posterior).levels(REGIONS).tolist()
-    for level, style in zip(levels, ("solid", "dashed"), strict=True):
-        if 0 < level < density.max():
+    levels = Mixture.of(posterior).levels(posterior.region_shares(REGIONS)[0].tolist())
+    for level, style in zip(levels.tolist(), ("solid", "dashed"), strict=True):
+        if density.min() < level < density.max():
             axes.contour(
                 density, [level], extent=extent, colors=_INK, linewidths=0.9, linestyles=style, zorder=4, alpha=0.8
             )

@@ -15,7 +15,7 @@ from torch import Tensor
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.ground import Ground
 from open_geoclip.search.posterior import Calibration, Posterior
-from open_geoclip.search.refinement import Allowed, refine, starts_for
+from open_geoclip.search.refinement import Allowed, Surroundings, refine, starts_for
 from open_geoclip.sphere import unit_vectors
 
 __all__ = ["Adapted", "adapt"]
@@ -47,6 +47,7 @@ def adapt(
     calibration: Calibration,
     *,
     allowed: Allowed | None = None,
+    surroundings: Surroundings | None = None,
 ) -> list[Adapted]:
     """Posteriors on grounds that are refined for each picture.
 
@@ -62,16 +63,19 @@ def adapt(
         gaps_km: how far its places are apart; see :func:`open_geoclip.search.refinement.nearest_gap_km`.
         calibration: of the model; its ``fitted_on`` is dropped by the caller where nothing was measured.
         allowed: which places an answer may be; all when not given.
+        surroundings: of the gallery, which need not be encoded anew.
     """
     rows = log_mass.topk(min(starts_for(gaps_km), log_mass.shape[1]), dim=1).indices
     starts = torch.from_numpy(ground.coordinates.astype(np.float64))[rows]
-    found = refine(encoder, vectors, starts, torch.from_numpy(gaps_km)[rows], allowed=allowed)
+    known = None if surroundings is None else (surroundings, rows)
+    found = refine(encoder, vectors, starts, torch.from_numpy(gaps_km)[rows], allowed=allowed, known=known)
     # The logits over the gallery are of rounded vectors; those of the starts are exact now.
     sharpness = scale / calibration.temperature
     base = log_mass.double().gather(1, rows) - logits.double().gather(1, rows) / calibration.temperature
     base = base.gather(1, found.place_starts)
     encoded = base + sharpness * found.place_cosines.double() + found.place_shares.log()
     prior = torch.softmax(log_prior.double(), dim=0)
+    background = calibration.background_of(logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1))
     answers = []
     for n, at in enumerate(rows):
         k = len(at)
@@ -85,7 +89,7 @@ def adapt(
             rest = prior.clone()
             rest[at] *= shares[:k]
             rest = torch.cat([rest, prior[origins[new]] * shares[new]])
-            mass = (1 - calibration.background) * mass + calibration.background * rest
+            mass = (1 - background[n]) * mass + background[n] * rest
         cell = ground.cell_km2.copy()
         cell[at.numpy()] *= shares[:k].numpy()
         fresh = found.places[n, new].numpy()
@@ -96,7 +100,7 @@ def adapt(
         )
         answers.append(
             Adapted(
-                Posterior(finer, mass.float()[None], calibration),
+                Posterior(finer, mass.float()[None], calibration, background[n : n + 1].float()),
                 np.concatenate([np.arange(len(ground)), origins[new].numpy()]),
             )
         )

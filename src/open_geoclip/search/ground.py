@@ -6,7 +6,9 @@ Other priors undo the density, by weighing each place with the area that it stan
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.sphere import EARTH_RADIUS_KM, unit_vectors
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 __all__ = ["Density", "Ground", "Prior", "log_prior"]
 
@@ -69,10 +74,14 @@ class Ground:
 
     def nearest(self, places: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
         """The row of the gallery's place that is nearest to each of some places."""
+        return np.asarray(self.tree.query(unit_vectors(np.asarray(places, np.float64)))[1])
+
+    @cached_property
+    def tree(self) -> "cKDTree":
+        """The places as points in space, to find the nearest."""
         from scipy.spatial import cKDTree
 
-        tree = cKDTree(self.points.numpy().astype(np.float64))
-        return np.asarray(tree.query(unit_vectors(np.asarray(places, np.float64)))[1])
+        return cKDTree(self.points.numpy().astype(np.float64))
 
 
 def log_prior(gallery: Gallery, ground: Ground, prior: Prior = "gallery") -> Float32[Tensor, " m"]:

@@ -10,15 +10,17 @@ the mass is and coarse elsewhere, and neither poles nor 180 degrees are anything
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from open_geoclip.search.ground import Ground
-from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.refinement import Allowed
 from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of
+
+if TYPE_CHECKING:
+    from open_geoclip.search.posterior import Posterior
 
 __all__ = ["Mixture", "around"]
 
@@ -52,7 +54,7 @@ class Mixture:
     allowed: Allowed | None = None
 
     @classmethod
-    def of(cls, posterior: Posterior, row: int = 0, allowed: Allowed | None = None) -> "Mixture":
+    def of(cls, posterior: "Posterior", row: int = 0, allowed: Allowed | None = None) -> "Mixture":
         """The density of one picture's posterior.
 
         Args:

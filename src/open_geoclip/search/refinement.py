@@ -3,7 +3,8 @@
 A gallery answers with its own places, so its best answer is off by about half the distance between them. The location
 tower has a vector for any place on Earth: :func:`refine` starts at the best places of the gallery, encodes rings of
 places around them, goes on from the best of all with narrower rings, and ends where these are a kilometre wide. It
-moves along great circles, so that poles and the 180th meridian are places like any other.
+moves along great circles, so that poles and the 180th meridian are places like any other. The first rings, most of the
+work from a coarse gallery, are the same for every picture: :class:`Surroundings` encodes each once.
 
 What was encoded on the way is a gallery of its own, dense where the picture's vector points at: each place that was
 looked around from shares its weight with its ring, so that the sum stays what it was and sums over places go on to
@@ -22,12 +23,23 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.sphere import EARTH_RADIUS_KM, destination, unit_vectors
 
-__all__ = ["Allowed", "RefineSettings", "Refined", "cosines_at", "distinct", "nearest_gap_km", "refine", "starts_for"]
+__all__ = [
+    "Allowed",
+    "RefineSettings",
+    "Refined",
+    "Surroundings",
+    "cosines_at",
+    "distinct",
+    "nearest_gap_km",
+    "refine",
+    "starts_for",
+]
 
 Allowed = Callable[[Float64[np.ndarray, "n 2"]], Bool[np.ndarray, " n"]]
 """Which (lat, lon) an answer may be, such as :meth:`open_geoclip.search.limits.Area.contains`."""
 
 _NEIGHBOUR = 3  # the gap of a place is the distance to its third-nearest: the side of its cell, in an even gallery
+_RING = 6  # places
 _LEAST_GAP_KM, _GREATEST_GAP_KM = 2.0, 2000.0
 
 
@@ -122,6 +134,58 @@ def cosines_at(
     return torch.einsum("nd,nmd->nm", vectors.float(), located.view(*places.shape[:2], -1))
 
 
+class Surroundings:
+    """The first ring around each place of a gallery, its location vectors kept once they were computed.
+
+    Args:
+        encoder: the location tower.
+        places: the whole gallery, (lat, lon) in degrees.
+        gaps_km: how far its places are apart around each; see :func:`nearest_gap_km`.
+        reach: as in :class:`RefineSettings`.
+        most: places whose rings are kept; those of others are encoded whenever they are asked for.
+    """
+
+    def __init__(
+        self,
+        encoder: LocationEncoder,
+        places: Float64[np.ndarray, "m 2"],
+        gaps_km: Float64[np.ndarray, " m"],
+        reach: float = RefineSettings.reach,
+        most: int = 8192,
+    ) -> None:
+        self.encoder = encoder
+        self.reach = reach
+        self._places = torch.from_numpy(places)
+        self._gaps_km = torch.from_numpy(gaps_km)
+        self._most = most
+        self._at = torch.full((len(places),), -1)  # of a place: the number of its ring among those kept
+        self._kept = torch.empty(0, _RING, encoder.settings.output)
+
+    def rings(self, rows: Int64[Tensor, "n k"]) -> Float64[Tensor, "n k 6 2"]:
+        """The places around some of the gallery's, (lat, lon) in degrees."""
+        return _around(self._places[rows], self.reach * self._gaps_km[rows], 1, 0.0)
+
+    @torch.inference_mode()
+    def cosines(self, vectors: Float[Tensor, "n d"], rows: Int64[Tensor, "n k"]) -> Float32[Tensor, "n k 6"]:
+        """Cosine of each picture's vector with the rings around its own rows of the gallery."""
+        unique, inverse = rows.unique(return_inverse=True)
+        missing = unique[self._at[unique] < 0]
+        fresh = self._encoded(missing)
+        keep = min(len(missing), self._most - len(self._kept))
+        self._at[missing[:keep]] = len(self._kept) + torch.arange(keep)
+        self._kept = torch.cat([self._kept, fresh[:keep]])
+        at = self._at[unique]
+        table = torch.empty(len(unique), _RING, fresh.shape[2])
+        table[at >= 0], table[at < 0] = self._kept[at[at >= 0]], fresh[keep:]
+        cosines = (vectors.float() @ table.flatten(0, 1).T).view(len(vectors), len(unique), _RING)
+        return cosines.gather(1, inverse[..., None].expand(-1, -1, _RING))
+
+    def _encoded(self, rows: Int64[Tensor, " u"]) -> Float32[Tensor, "u 6 d"]:
+        device = next(self.encoder.parameters()).device
+        located = self.encoder.encode(self.rings(rows[None]).reshape(-1, 2).float().to(device)).cpu()
+        return located.view(len(rows), _RING, located.shape[1])
+
+
 @torch.inference_mode()
 def refine(
     encoder: LocationEncoder,
@@ -131,6 +195,7 @@ def refine(
     settings: RefineSettings | None = None,
     *,
     allowed: Allowed | None = None,
+    known: tuple[Surroundings, Int64[Tensor, "n k"]] | None = None,
 ) -> Refined:
     """The best place on the continuous location tower for each picture, found from some starts.
 
@@ -143,6 +208,8 @@ def refine(
         gaps_km: how far the gallery's places are apart around each start; see :func:`nearest_gap_km`.
         settings: how to look around.
         allowed: which places an answer may be; all when not given. The starts are taken to be allowed.
+        known: the gallery's surroundings, of the same reach, and the starts as its rows: the first rings are not
+            encoded anew.
     """
     settings = RefineSettings() if settings is None else settings
     n, k = gaps_km.shape
@@ -154,10 +221,14 @@ def refine(
     while chosen.shape[1] and bool((steps.gather(1, chosen) > settings.finish_km).any()):
         # The first round is broad: many starts, one ring around each; the others are narrow, with two.
         rings = 2 if round_ or k == 1 else 1
-        around = _around(_picked(spots, chosen), steps.gather(1, chosen), rings, 30.0 * (round_ % 2))
+        if known is not None and rings == 1:
+            around, found = known[0].rings(known[1]), known[0].cosines(vectors, known[1]).flatten(1)
+            new = around.flatten(1, 2)
+        else:
+            around = _around(_picked(spots, chosen), steps.gather(1, chosen), rings, 30.0 * (round_ % 2))
+            new = around.flatten(1, 2)
+            found = cosines_at(encoder, vectors, new)
         width = around.shape[2]
-        new = around.flatten(1, 2)
-        found = cosines_at(encoder, vectors, new)
         if allowed is not None:
             inside = torch.from_numpy(allowed(new.reshape(-1, 2).numpy())).view(n, -1)
             found = found.masked_fill(~inside, -torch.inf)

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.search.blur import quadrature
 from open_geoclip.search.mixture import Mixture, around
-from open_geoclip.search.posterior import Posterior, quadrature
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.refinement import Allowed
 from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 
@@ -57,15 +58,20 @@ def drawn(posterior: Posterior, row: int = 0, allowed: Allowed | None = None) ->
         MissingExtraError: the extra ``places`` is not installed.
     """
     mixture = Mixture.of(posterior, row, allowed)
-    return {"regions": regions(mixture), "heat": heat(mixture)}
+    told = posterior.region_shares(REGIONS)[row].tolist()
+    return {"regions": regions(mixture, told=told), "heat": heat(mixture)}
 
 
-def regions(mixture: Mixture, shares: Sequence[float] = REGIONS) -> dict[str, Any]:
-    """The smallest regions that hold some shares of the probability.
+def regions(
+    mixture: Mixture, shares: Sequence[float] = REGIONS, *, told: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """The smallest regions that hold the truth in some shares of cases.
 
     Args:
         mixture: density of one picture.
         shares: above 0 and below 1.
+        told: which share of the mass holds the truth so often, each; see
+            :meth:`open_geoclip.search.posterior.Posterior.region_shares`. The same when not given.
 
     Returns:
         For each share in percent ("50", "90") a GeoJSON MultiPolygon (RFC 7946), exteriors counterclockwise, cut at
@@ -79,7 +85,7 @@ def regions(mixture: Mixture, shares: Sequence[float] = REGIONS) -> dict[str, An
         import shapely
     except ImportError as error:
         raise MissingExtraError("Regions as polygons", "places") from error
-    levels = mixture.levels(shares)
+    levels = mixture.levels(shares if told is None else told)
     lone, clusters = _clusters(mixture, float(levels.min()))
     parts = [_circles(mixture, lone, level) for level in levels.tolist()]
     for cluster, counted in clusters:

@@ -16,7 +16,7 @@ from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.labels import country_labels
 from open_geoclip.search.limits import Area, land_points
 from open_geoclip.search.posterior import Calibration, Posterior
-from open_geoclip.search.refinement import Allowed, nearest_gap_km
+from open_geoclip.search.refinement import Allowed, Surroundings, nearest_gap_km
 
 __all__ = ["Territory"]
 
@@ -101,6 +101,11 @@ class Territory:
         return nearest_gap_km(self.gallery.coordinates, self.gallery.coordinates)
 
     @cached_property
+    def surroundings(self) -> Surroundings:
+        """What lies around each place, for refinement."""
+        return Surroundings(self.index.encoder, self.gallery.coordinates.astype(np.float64), self.gaps_km)
+
+    @cached_property
     def countries(self) -> np.ndarray | None:
         """The country of each place; None where the extra ``places`` is not installed."""
         if self.whole is not None and self._rows is not None:
@@ -142,4 +147,5 @@ class Territory:
             self.gaps_km,
             calibration,
             allowed=self.allowed,
+            surroundings=self.surroundings,
         )
