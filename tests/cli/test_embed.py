@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from open_geoclip.cli.embed import embed
@@ -346,6 +346,7 @@ json_values = st.recursive(
 
 
 @settings(max_examples=50)
+@example(content={"a": [1.5, -2e-05, 1e300]}, block=1, indent=None, ascii_=True)
 @given(
     content=st.dictionaries(st.text(), st.lists(json_values, max_size=5), max_size=4),
     block=st.integers(1, 9),

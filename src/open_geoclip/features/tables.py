@@ -186,8 +186,9 @@ class _JsonText:
                 if self._more():
                     continue
                 raise CoordinateError(f"{self._path}: it is not JSON: {error}") from error
-            if end == len(self._text) and self._more():
-                continue  # a number may go on
+            # A number may go on: what is held of 1.5 or 1e-5 can end in "1.", of which 1 is read.
+            if not self._text[end:].strip(".eE+-0123456789") and self._more():
+                continue
             self._at = end
             return value
 
