@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
     "open_geoclip.search.limits",
     "open_geoclip.search.posterior",
+    "open_geoclip.search.calibration",
     "open_geoclip.search.trips",
     "open_geoclip.search.refinement",
     "open_geoclip.evaluation.metrics",

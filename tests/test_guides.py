@@ -33,11 +33,8 @@ def test_blocks_are_of_a_kind_that_is_run_or_say_why_not(page: Path) -> None:
         assert kind in ("sh", "python") or why, f"{page.name}: a block of {kind!r} is not run: say why"
 
 
-RUN = [page for page in PAGES if page.stem in ("serve", "vectors")]  # the others have not been seen to end in time yet
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_run(page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     shims = tmp_path_factory.mktemp("bin")
     (shims / "geoclip").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m open_geoclip.cli "$@"\n')

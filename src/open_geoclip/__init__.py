@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
     from open_geoclip.search.answers import Answer, AnswerSettings, Candidate
+    from open_geoclip.search.calibration import Calibration
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.geoclip import GeoCLIP
     from open_geoclip.search.limits import Area
     from open_geoclip.search.locator import Locator
-    from open_geoclip.search.posterior import Calibration, Posterior
+    from open_geoclip.search.posterior import Posterior
     from open_geoclip.search.verification import Verification, verify
 
 _HOME = {
@@ -48,7 +49,7 @@ _HOME = {
     "AnswerSettings": "search.answers",
     "Area": "search.limits",
     "AreaError": "errors",
-    "Calibration": "search.posterior",
+    "Calibration": "search.calibration",
     "Candidate": "search.answers",
     "CoordinateError": "errors",
     "DataError": "errors",

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from open_geoclip.errors import SettingsError
 from open_geoclip.evaluation.calibration import fit_calibration, reliability
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.surprise import FAMILIAR_SHARE, p_value
 from open_geoclip.sphere import destination, even_points
 

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.decoding import Decode
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground, log_prior
-from open_geoclip.search.posterior import Calibration, Decode, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.sphere import EARTH_RADIUS_KM, destination, even_points, haversine_km
 
 FITTED = Calibration(1.0, 0.0, 10.0, "a test", 1)

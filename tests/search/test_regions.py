@@ -10,10 +10,11 @@ import pytest
 import shapely
 import torch
 
+from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground
 from open_geoclip.search.mixture import Mixture
-from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.regions import REGIONS, cells_of, drawn, equal_area_cells, heat, regions
 from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, destination, even_points, haversine_km, unit_vectors
 

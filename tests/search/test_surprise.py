@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.search.posterior import Calibration
+from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.surprise import EXCEEDED, levels_of, p_value
 
 

@@ -67,7 +67,7 @@ def _draw(path: Path, answers: "list[Answer]", locator: "Locator") -> None:
 
     from open_geoclip.export.heatmap import draw_posterior
     from open_geoclip.export.map import PlacedPicture, draw_answers
-    from open_geoclip.search.posterior import Calibration
+    from open_geoclip.search.calibration import Calibration
 
     if len(answers) == 1:
         [answer] = answers

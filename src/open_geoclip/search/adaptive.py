@@ -13,8 +13,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.ground import Ground
-from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.refinement import Allowed, Surroundings, refine, starts_for
 from open_geoclip.sphere import unit_vectors
 

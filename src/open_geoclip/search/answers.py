@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.search.decoding import Decode
 from open_geoclip.search.ground import Prior
-from open_geoclip.search.posterior import Decode, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.refinement import Allowed
 from open_geoclip.search.regions import drawn
 

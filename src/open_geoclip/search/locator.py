@@ -18,12 +18,13 @@ from open_geoclip.errors import GalleryError, SettingsError
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name
 from open_geoclip.model.two_towers import DType, Engine, TwoTowers, prepared
 from open_geoclip.search.answers import Answer, AnswerSettings, Candidate, told
+from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground
 from open_geoclip.search.index import GalleryIndex, Progress
 from open_geoclip.search.limits import Area
 from open_geoclip.search.pictures import Pictures, listed
-from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.territory import Territory
 from open_geoclip.search.trips import along_trip, together
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.search.blur import Profile, blurred, log_gauss, quantile, upto_marks
-from open_geoclip.search.calibration import NOMINAL, SURE_KM, SURE_SHARE, Calibration
+from open_geoclip.search.calibration import SURE_KM, SURE_SHARE, Calibration
 from open_geoclip.search.decoding import Decode, Distinct, check_decision, decided, nearest
 from open_geoclip.search.ground import Ground
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 
-__all__ = ["NOMINAL", "SURE_KM", "SURE_SHARE", "Calibration", "Decode", "Distinct", "Posterior", "Profile"]
+__all__ = ["Posterior"]
 
 _TOP = 512  # places that a decision is made from
 _BLURRED = 64  # places whose blur shows in radii; all others are points

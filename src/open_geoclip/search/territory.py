@@ -10,12 +10,13 @@ from torch import Tensor
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.search.adaptive import Adapted, adapt
+from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground, Prior, log_prior
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.labels import country_labels
 from open_geoclip.search.limits import Area, land_points
-from open_geoclip.search.posterior import Calibration, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.refinement import Allowed, Surroundings, nearest_gap_km
 
 __all__ = ["Territory"]

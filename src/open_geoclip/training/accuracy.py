@@ -24,10 +24,12 @@ from open_geoclip.data.earth_views import Split
 from open_geoclip.evaluation.calibration import fit_calibration, reliability
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.model.two_towers import TwoTowers
+from open_geoclip.search.calibration import SURE_KM, SURE_SHARE, Calibration
+from open_geoclip.search.decoding import Decode
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.search.posterior import SURE_KM, SURE_SHARE, Calibration, Decode, Posterior
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.training.features import FeatureSet, earth_view_features
 
 __all__ = ["fitted", "main", "measure", "page"]
