@@ -19,6 +19,7 @@ from open_geoclip.errors import AreaError, ImageError, OpenGeoCLIPError
 from open_geoclip.search.answers import Answer
 from open_geoclip.search.limits import Area, Polygon, Shape, parse_shape
 from open_geoclip.search.locator import Locator
+from open_geoclip.server.beside import beside
 from open_geoclip.server.jobs import Job, Options, Outcome, Picture
 from open_geoclip.server.problems import problem_of
 
@@ -94,7 +95,7 @@ class Engine:
             records = iter(told.answers or ())
             for n in group:
                 own = None if told.answers is None else list(itertools.islice(records, len(jobs[n].pictures)))
-                outcomes[n] = replace(told, answers=own)
+                outcomes[n] = told if own is None else _tried(self._shown, jobs[n], own)
         return [outcomes[n] if n in outcomes else _tried(self._answered, job) for n, job in enumerate(jobs)]
 
     def _encoded(self, pictures: list[Picture]) -> Iterator[Tensor | str]:
@@ -122,7 +123,16 @@ class Engine:
         if job.kind == "text":
             found = locator.locate_text(job.texts, job.options.top_k, detail=job.options.detail)
             return [answer.to_dict() for answer in found]
-        return [self._as_one(locator, job)]
+        return self._shown(job, [self._as_one(locator, job)])
+
+    def _shown(self, job: Job, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Records with what is shown beside them: one a picture, or one for all."""
+        each = [job.pictures] if job.options.together else [(picture,) for picture in job.pictures]
+        most = self.locator.max_pixels
+        return [
+            record | beside(pictures, job.options, max_pixels=most, readable="error" not in record)
+            for pictures, record in zip(each, records, strict=True)
+        ]
 
     def _asked(self, options: Options) -> Locator:
         """The locator that a request means; a few with limits are kept, as a page asks for the same ones often."""

@@ -22,6 +22,7 @@ class Options:
         decode: what the best answer is best for; the model's own choice when not given.
         detail: with credible regions and heat.
         exif: with where a photo itself says it was taken.
+        thumbnails: with the pictures, small, for files that show them.
     """
 
     top_k: int = 5
@@ -33,6 +34,7 @@ class Options:
     decode: Literal["mass", "distance", "geoscore", "max"] | None = None
     detail: bool = False
     exif: bool = False
+    thumbnails: bool = False
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ async def locate(request: Request) -> Response:
             asked.decode,
             asked.detail,
             asked.exif,
+            asked.format in schemas.WITH_PICTURES,
         )
         data = await service.answer(request, model, Job("locate", options, pictures))
     return await _written(model, data, asked.format)

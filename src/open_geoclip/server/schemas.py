@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = [
     "FORMATS",
+    "WITH_PICTURES",
     "Answers",
     "Country",
     "EmbeddingsAnswer",
@@ -21,6 +22,9 @@ __all__ = [
 
 FORMATS = ("json", "csv", "geojson", "kml", "kmz", "parquet", "html")
 """What answers can be written as; those of :data:`open_geoclip.export.formats.FORMATS`, which is slow to import."""
+
+WITH_PICTURES = ("kmz", "html")
+"""Formats that show the pictures, small."""
 
 FormatName = Literal["json", "csv", "geojson", "kml", "kmz", "parquet", "html"]
 Decode = Literal["mass", "distance", "geoscore", "max"]
@@ -63,7 +67,10 @@ class LocateForm(_Asked):
     text_weight: float = Field(0.5, ge=0, le=1, description="How much the text counts against the picture.")
     together: bool = Field(False, description="All pictures show one place: one answer for all.")
     decode: Decode | None = Field(None, description="What the first candidate is best for.")
-    exif: bool = Field(False, description="With where the photo itself says it was taken.")
+    exif: bool = Field(
+        False,
+        description="With where the photo itself says it was taken: its metadata, which the estimate never sees.",
+    )
 
 
 class TextRequest(_Asked):
@@ -99,6 +106,18 @@ class _Candidate(BaseModel):
     place: str | None = None
 
 
+class _Exif(BaseModel):
+    """The place that a photo's metadata name, as written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    lat: float
+    lon: float
+    source: Literal["exif", "xmp"]
+    accuracy_m: float | None
+    time: str | None
+
+
 class _Record(BaseModel):
     """An answer, or the reason why there is none."""
 
@@ -115,6 +134,11 @@ class _Record(BaseModel):
     within_km: dict[str, float] | None = None
     countries: dict[str, float] | None = None
     sure: bool | None = None
+    exif: _Exif | None = Field(
+        None,
+        description="In each record where it was asked for; null where the photo names no place. Of several pictures "
+        "as one place, that of the first that names one.",
+    )
 
 
 class Answers(BaseModel):
