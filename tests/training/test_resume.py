@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from multiprocessing.context import ForkServerProcess
@@ -13,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from open_geoclip.errors import TrainingError
+from open_geoclip.training.checkpoint import read_tensors
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_run import small_run  # type: ignore[import-not-found]
@@ -47,6 +51,12 @@ def finish(process: ForkServerProcess) -> None:
     process.join(timeout=120)
     assert process.exitcode == 0
     process.close()
+
+
+def joined_pair(folder: Path, told: Any = None, **changes: Any) -> list[ForkServerProcess]:
+    """Two processes of one run; they meet at a file that must not be there before."""
+    Path(f"{folder}.store").unlink(missing_ok=True)
+    return [start(folder, told if rank == 0 else None, rank, 2, **changes) for rank in range(2)]
 
 
 def stopped_after(folder: Path, steps: int, number: signal.Signals) -> int | None:
@@ -104,8 +114,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, symmetric: bool) ->
         "optimizer": "adam",
     }
     finish(start(tmp_path / "one", **changes))
-    both = [start(tmp_path / "two", None, rank, 2, **changes) for rank in range(2)]
-    for process in both:
+    for process in joined_pair(tmp_path / "two", **changes):
         finish(process)
     (one,), (two,) = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
@@ -114,3 +123,58 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, symmetric: bool) ->
         if name.startswith("weight."):
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
     assert torch.equal(expected["queue"], found["queue"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_processes_is_killed_and_both_go_on(tmp_path: Path, victim: int) -> None:
+    changes: dict[str, Any] = {"epochs": 2, "checkpoint_every": 3}
+    for process in joined_pair(tmp_path / "whole", **changes):
+        finish(process)
+    hears, tells = context.Pipe(duplex=False)
+    with hears, tells:
+        both = joined_pair(tmp_path / "killed", tells, **changes)
+        for _ in range(14):  # 10 steps an epoch: the last checkpoint lies two steps back
+            assert hears.poll(60)
+            hears.recv()
+        both[victim].kill()
+        other = both[1 - victim]
+        other.join(timeout=60)
+        assert other.exitcode not in (None, 0), "the other process does not wait for ever"
+    for process in joined_pair(tmp_path / "killed", **changes):
+        finish(process)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+
+
+class FullDiskAfter:
+    """Takes what a run tells; from some step on, this process can write no file larger than a kilobyte."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def send(self, _: int) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"epochs": 2, "checkpoint_every": 3}
+    limit, threads = resource.getrlimit(resource.RLIMIT_FSIZE), torch.get_num_threads()
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint.* cannot be written: File too large.*make room"):
+            small_run(tmp_path / "full", changes, FullDiskAfter(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        torch.set_num_threads(threads)
+    assert not list((tmp_path / "full").glob("*.part"))
+    assert read_tensors(tmp_path / "full" / "checkpoint.safetensors")[1]["step"] == 3
+    for name in ("full", "whole"):
+        finish(start(tmp_path / name, **changes))
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "full")
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
