@@ -153,6 +153,8 @@ export class AnswerView {
       h("h3", {}, "What the photo says itself (EXIF)"),
       h("p", { class: "mono" }, coordinates(exif.lat, exif.lon) + accuracy),
       h("p", {}, words, exif.time ? ` · ${exif.time.replace("T", " ")}` : null),
+      result.verdict ? h("p", {}, h("strong", {}, `${result.verdict}: `), result.reason ?? "") : null,
+      ...(result.remarks ?? []).map(({ text }) => h("p", { class: "quiet" }, text)),
       h("p", { class: "quiet" }, "EXIF can be wrong or forged. It took no part in the estimate."),
     );
   }

@@ -52,6 +52,10 @@ export interface Result {
   heat?: Heat;
   thumbnail?: string | null;
   exif?: Exif | null;
+  /** How the photo's own place was judged, by `geoclip verify`. */
+  verdict?: string | null;
+  reason?: string | null;
+  remarks?: { text: string }[] | null;
 }
 
 /** A place that is known of a photo before it is located: `within` and `not_within` of the API. */

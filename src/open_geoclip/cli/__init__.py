@@ -41,10 +41,14 @@ for _name, _help in {
     app.command(f"open_geoclip.cli.{_name}:{'app' if _name in ('data', 'gallery') else _name}", name=_name, help=_help)
 
 
-def main() -> None:
-    """Run ``geoclip``. Exit status: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
+def main(words: list[str] | None = None) -> None:
+    """Run ``geoclip``. Exit status: 0 done, 1 something failed, 2 wrong use, 130 interrupted.
+
+    Args:
+        words: what stands behind ``geoclip``; what the program was called with when not given.
+    """
     try:
-        app()
+        app(words)
     except (ModelNameError, SettingsError, TextError) as error:
         print(f"geoclip: {error}", file=sys.stderr)
         sys.exit(2)

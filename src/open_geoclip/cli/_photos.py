@@ -1,15 +1,18 @@
-"""What the commands share that read and write photos' metadata: which files, one line a file, three formats."""
+"""What the commands share that read and write photos' metadata: which files, and how they end."""
 
-import csv
-import io
-import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from open_geoclip.cli._output import Kind, rows_as, to_json
 from open_geoclip.errors import ImageError
 
-__all__ = ["as_csv", "as_json", "photo_files"]
+__all__ = ["ROW_FORMATS", "RowFormat", "finish", "photo_files", "report", "tell_errors"]
+
+RowFormat = Literal["table", "json", "csv", "parquet"]
+ROW_FORMATS: tuple[RowFormat, ...] = ("table", "json", "csv", "parquet")
+Record = Mapping[str, Any]
 
 
 def photo_files(paths: list[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
@@ -30,17 +33,30 @@ def photo_files(paths: list[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
     return files, failed
 
 
-def as_json(records: list[dict[str, Any]]) -> str:
-    """One list, one object a photo."""
-    return json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+def report(format_: str, records: Sequence[Record], columns: Mapping[str, Kind], table: str) -> str | bytes:
+    """What was done, as a row a photo; JSON has what there is to say of each and no more.
+
+    Args:
+        format_: one of :data:`ROW_FORMATS`.
+        records: in order, with errors.
+        columns: of CSV and Parquet.
+        table: the lines for people.
+    """
+    if format_ == "table":
+        return table
+    return to_json(list(records)) if format_ == "json" else rows_as(format_, records, columns)
 
 
-def as_csv(records: list[dict[str, Any]]) -> str:
-    """One row a photo; lists are joined with semicolons."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
+def tell_errors(records: Sequence[Record]) -> None:
+    """Say on stderr which photos could not be done, and why."""
     for record in records:
-        writer.writerow({k: "; ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()})
-    return file.getvalue()
+        if "error" in record:
+            print(f"geoclip: {record['image']}: {record['error']}", file=sys.stderr)
+
+
+def finish(records: Sequence[Record], *, interrupted: bool, found: bool = False) -> None:
+    """End the command: 130 when it was interrupted, 1 when a photo could not be done or something was found."""
+    if interrupted:
+        sys.exit(130)
+    if found or any("error" in record for record in records):
+        sys.exit(1)

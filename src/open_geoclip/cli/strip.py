@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._photos import as_csv, as_json, photo_files
+from open_geoclip.cli._output import Kind, choose
+from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, tell_errors
+from open_geoclip.cli._photos import report as reported
 from open_geoclip.cli._shared import progress_bar, write_output
 from open_geoclip.errors import DataError, ImageError, SettingsError
 
@@ -14,6 +16,15 @@ if TYPE_CHECKING:
     from open_geoclip.metadata.stripping import Stripped
 
 __all__ = ["strip"]
+
+_COLUMNS: dict[str, Kind] = {
+    "image": "text",
+    "removed": "texts",
+    "unsure": "texts",
+    "written": "text",
+    "kept": "text",
+    "error": "text",
+}
 
 
 def strip(
@@ -24,7 +35,8 @@ def strip(
     in_place: bool = False,
     check: bool = False,
     maker_notes: bool = False,
-    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    format_: Annotated[RowFormat | None, Parameter(name="--format")] = None,
+    report: Path | None = None,
 ) -> None:
     """Take places out of photos: EXIF GPS, XMP and IPTC fields, sidecars. Pixels are not touched.
 
@@ -36,34 +48,38 @@ def strip(
         in_place: Write over the photos; each is kept as it was beside it, as photo.jpg.original.
         check: Write nothing; say which photos hold a place.
         maker_notes: Take the camera maker's notes out as well, which may hold a place that only the maker can read.
-        format_: A table to read, JSON or CSV.
+        format_: What was done, as a table to read, JSON, CSV or Parquet. When not given, what the name of --report ends
+            in, else a table.
+        report: A file for that, instead of stdout.
     """
     if sum((output is not None, in_place, check)) != 1:
         raise SettingsError("give one of --output FOLDER (copies), --in-place (originals kept) and --check")
+    chosen = choose(format_, report, ROW_FORMATS, option="--report")
     from open_geoclip.metadata.place import read_bytes
     from open_geoclip.metadata.stripping import strip as stripped
 
     goals = _goals(photos, output)
     files, records = photo_files(photos)
-    with progress_bar("checking" if check else "stripping") as progress:
-        for done, path in enumerate(files, 1):
-            try:
-                found = stripped(read_bytes(path), str(path), maker_notes=maker_notes)
-                goal = None if check else _written(path, found, goals.get(path) if output else None)
-                records.append(_record(path, found, goal, _sidecars(path, in_place, check)))
-            except (ImageError, DataError) as error:
-                reason = error.reason if isinstance(error, ImageError) else str(error)
-                records.append({"image": str(path), "error": reason})
-            progress(done, len(files))
-    for record in records:
-        if "error" in record:
-            print(f"geoclip: {record['image']}: {record['error']}", file=sys.stderr)
-    text = {"json": as_json, "csv": as_csv}.get(format_, _table)(records)
-    write_output(text, None)
+    interrupted = False
+    try:
+        with progress_bar("checking" if check else "stripping") as progress:
+            for done, path in enumerate(files, 1):
+                try:
+                    found = stripped(read_bytes(path), str(path), maker_notes=maker_notes)
+                    goal = None if check else _written(path, found, goals.get(path) if output else None)
+                    records.append(_record(path, found, goal, _sidecars(path, in_place, check)))
+                except (ImageError, DataError) as error:
+                    reason = error.reason if isinstance(error, ImageError) else str(error)
+                    records.append({"image": str(path), "error": reason})
+                progress(done, len(files))
+    except KeyboardInterrupt:  # what was done so far is told
+        interrupted = True
+        print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
+    tell_errors(records)
+    write_output(reported(chosen, records, _COLUMNS, _table(records)), report)
     if in_place and any(record.get("kept") for record in records):
         print("geoclip: the .original files still hold the places: do not hand them on", file=sys.stderr)
-    if any("error" in record or (check and record["removed"]) for record in records):
-        sys.exit(1)
+    finish(records, interrupted=interrupted, found=check and any(record.get("removed") for record in records))
 
 
 def _goals(photos: list[Path], output: Path | None) -> dict[Path, Path]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._photos import as_csv, as_json, photo_files
+from open_geoclip.cli._output import Kind, choose
+from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, report, tell_errors
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
 from open_geoclip.errors import DataError, ImageError
 
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from open_geoclip.search.answers import Answer
 
 __all__ = ["tag"]
+
+_COLUMNS: dict[str, Kind] = {
+    "image": "text",
+    "lat": "number",
+    "lon": "number",
+    "probability": "number",
+    "sure": "flag",
+    "radius_km": "number",
+    "written": "text",
+    "kept": "text",
+    "would_write": "text",
+    "left": "text",
+    "error": "text",
+}
 
 
 def tag(
@@ -28,7 +43,7 @@ def tag(
     overwrite: bool = False,
     unsure: bool = False,
     dry_run: bool = False,
-    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    format_: Annotated[RowFormat | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     engine: Literal["auto", "torch", "openvino"] = "auto",
@@ -51,7 +66,8 @@ def tag(
         overwrite: Replace a place that is there.
         unsure: Write answers that are not sure too, or of a model that is not calibrated.
         dry_run: Write nothing; say what would be done.
-        format_: A table to read, JSON or CSV.
+        format_: What was done, as a table to read, JSON, CSV or Parquet. When not given, what the name of --output ends
+            in, else a table.
         output: A file for that, instead of stdout.
         dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
         engine: What runs the image backbone; auto is openvino where the extra fast is installed.
@@ -59,6 +75,7 @@ def tag(
         max_pixels: Larger pictures are refused before they are decoded.
     """
     show_log()
+    chosen = choose(format_, output, ROW_FORMATS)
     from open_geoclip.images import MAX_PIXELS
     from open_geoclip.search.locator import Locator
 
@@ -87,14 +104,9 @@ def tag(
     except KeyboardInterrupt:
         interrupted = True
         print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
-    for record in records:
-        if "error" in record:
-            print(f"geoclip: {record['image']}: {record['error']}", file=sys.stderr)
-    write_output({"json": as_json, "csv": as_csv}.get(format_, _table)(records), output)
-    if interrupted:
-        sys.exit(130)
-    if any("error" in record for record in records):
-        sys.exit(1)
+    tell_errors(records)
+    write_output(report(chosen, records, _COLUMNS, _table(records)), output)
+    finish(records, interrupted=interrupted)
 
 
 def _tagged(path: Path, answer: "Answer", into: str, overwrite: bool, unsure: bool, dry_run: bool) -> dict[str, Any]:

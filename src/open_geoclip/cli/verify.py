@@ -1,18 +1,47 @@
 """``geoclip verify``: whether pictures look like the places that their metadata name."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._photos import as_csv, as_json, photo_files
+from open_geoclip.cli._answers import AnswerFormat, chosen, in_detail
+from open_geoclip.cli._output import Kind
+from open_geoclip.cli._photos import ROW_FORMATS, finish, photo_files, report, tell_errors
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.search.verification import Verification
 
 __all__ = ["verify"]
+
+_COLUMNS: dict[str, Kind] = {
+    "image": "text",
+    "verdict": "text",
+    "p_value": "number",
+    "region_level": "number",
+    "distance_km": "number",
+    "within_25_km": "number",
+    "within_200_km": "number",
+    "within_750_km": "number",
+    "within_2500_km": "number",
+    "exif_lat": "number",
+    "exif_lon": "number",
+    "exif_accuracy_m": "number",
+    "exif_time": "text",
+    "exif_source": "text",
+    "best_lat": "number",
+    "best_lon": "number",
+    "sure": "flag",
+    "remarks": "texts",
+    "reason": "text",
+    "model": "text",
+    "gallery": "text",
+    "version": "text",
+    "error": "text",
+}
 
 
 def verify(
@@ -22,8 +51,9 @@ def verify(
     model: str = "earth",
     backbone: str | None = None,
     gallery: Path | None = None,
-    format_: Annotated[Literal["table", "json", "csv"], Parameter(name="--format")] = "table",
+    format_: Annotated[AnswerFormat | None, Parameter(name="--format")] = None,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    detail: bool | None = None,
     top_k: int = 5,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     engine: Literal["auto", "torch", "openvino"] = "auto",
@@ -40,20 +70,25 @@ def verify(
             dir:/folder. Of a model that is not calibrated, the verdict is "cannot tell".
         backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
         gallery: Places to choose from; with another one than the model's own the verdict is "cannot tell".
-        format_: A table to read, JSON or CSV.
+        format_: A table to read, or a file: JSON, CSV or Parquet (a row a photo), GeoJSON, KML (or KMZ, with
+            pictures), or HTML, a report that works from disk. When not given, what the name of --output ends in, else
+            a table.
         output: A file to write instead of stdout.
-        top_k: Candidates a picture, in JSON.
+        detail: Say the regions that hold 50 and 90 % and where the probability lies; when not given, in the files that
+            show them on a map (GeoJSON, KML, KMZ, HTML).
+        top_k: Candidates a picture, in JSON and in files for maps.
         dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
         engine: What runs the image backbone; auto is openvino where the extra fast is installed.
         batch_size: Pictures the model sees at once.
         max_pixels: Larger pictures are refused before they are decoded.
     """
     show_log()
+    format_ = chosen(format_, output)
     from open_geoclip.images import MAX_PIXELS
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.verification import verify as verified
 
-    files, failed = photo_files(photos)
+    files, records = photo_files(photos)
     with progress_bar("encoding the gallery, once") as progress:
         locator = Locator.from_pretrained(
             model,
@@ -65,26 +100,46 @@ def verify(
             max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
             progress=progress,
         )
-    records, lines, interrupted = failed, [], False
+    lines: list[str] = []
+    interrupted, detail = False, in_detail(detail, format_)
     try:
         with progress_bar("verifying") as progress:
-            for done, found in enumerate(verified(locator, files, top_k), 1):
-                records.append(found.to_dict() if format_ == "json" or found.answer.error else _row(found))
+            for done, found in enumerate(verified(locator, files, top_k, detail=detail), 1):
+                if format_ in ("csv", "parquet") and not found.answer.error:
+                    records.append(_row(found))
+                elif format_ in ROW_FORMATS:
+                    records.append(found.to_dict())
+                else:
+                    records.append(_shown(found, files[done - 1], format_, locator.max_pixels))
                 lines += _lines(found)
                 progress(done, len(files))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # what was found so far is not thrown away
         interrupted = True
         print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
-    for record in records:
-        if "error" in record:
-            print(f"geoclip: {record['image']}: {record['error']}", file=sys.stderr)
-    about = f"estimates by {locator.model_name}; a verdict is a reason to look closer, no proof\n" if lines else ""
-    table = "".join(f"{line}\n" for line in lines) + about
-    write_output({"json": as_json, "csv": as_csv}.get(format_, lambda _: table)(records), output)
-    if interrupted:
-        sys.exit(130)
-    if any("error" in record for record in records):
-        sys.exit(1)
+    tell_errors(records)
+    if format_ in ROW_FORMATS:
+        about = f"estimates by {locator.model_name}; a verdict is a reason to look closer, no proof"
+        lines += [about] if lines else []
+        write_output(report(format_, records, _COLUMNS, "".join(f"{line}\n" for line in lines)), output)
+    else:
+        from open_geoclip.export.formats import render
+
+        write_output(render(records, format_), output)
+    finish(records, interrupted=interrupted)
+
+
+def _shown(found: "Verification", path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
+    """A record for maps and reports: a place that is not on Earth is not drawn, the remarks tell of it."""
+    from open_geoclip.errors import ImageError
+    from open_geoclip.export.thumbnails import thumbnail
+
+    told, place = found.to_dict(), found.facts.place
+    if place is not None and not (abs(place.lat) <= 90 and abs(place.lon) <= 180):
+        told["exif"] = None
+    if format_ in ("html", "kmz") and found.answer.error is None:
+        with suppress(ImageError):  # the file went away since it was read: the answer is shown without it
+            told["thumbnail"] = thumbnail(path, max_pixels=max_pixels)
+    return told
 
 
 def _row(found: "Verification") -> dict[str, Any]:

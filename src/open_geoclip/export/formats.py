@@ -1,11 +1,13 @@
 """Answers as files: one call for the command line, the HTTP API and the page.
 
 What goes in are records: answers as JSON-ready values (:meth:`open_geoclip.search.answers.Answer.to_dict`), to which
-may be added ``thumbnail``, a picture as a data URI, and ``exif``, where the photo itself says it was taken. What made
-an answer stands in every format beside the words that it is an estimate.
+may be added ``thumbnail``, a picture as a data URI, ``exif``, where the photo itself says it was taken, and how that
+was judged (:meth:`open_geoclip.search.verification.Verification.to_dict`). What made an answer stands in every format
+beside the words that it is an estimate.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +17,9 @@ from open_geoclip._version import __version__
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.export import geojson, html, kml, tables
 from open_geoclip.search.answers import Answer
+from open_geoclip.search.verification import VERDICTS
+
+_BESIDE = ("thumbnail", "exif", "verdict", "reason", "comparison", "remarks", "camera", "software")
 
 __all__ = ["CAUTION", "FORMATS", "About", "Format", "Record", "render"]
 
@@ -101,9 +106,10 @@ def render(records: Sequence[Record], format_: str, *, about: About | None = Non
 def _check(number: int, record: Record) -> None:
     """Each record is looked at: a page sends back what it shows, and anybody may write such a request."""
     try:
-        Answer.from_dict({key: value for key, value in record.items() if key not in ("thumbnail", "exif")})
+        Answer.from_dict({key: value for key, value in record.items() if key not in _BESIDE})
         kml.checked_thumbnail(record.get("thumbnail"))
         _check_exif(record.get("exif"))
+        _check_verdict(record)
     except DataError as error:
         raise DataError(f"record {number}: {error}") from error
 
@@ -117,3 +123,23 @@ def _check_exif(exif: object) -> None:
         value = exif.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= most:
             raise DataError(f"exif.{name}: a number from -{most:g} to {most:g}")
+
+
+def _check_verdict(record: Record) -> None:
+    """What :meth:`open_geoclip.search.verification.Verification.to_dict` adds, as far as it is shown."""
+    if record.get("verdict") not in (None, *VERDICTS):
+        raise DataError(f"verdict: one of {', '.join(VERDICTS)}, or null")
+    if not isinstance(record.get("reason"), str | None):
+        raise DataError("reason: a text or null")
+    compared = record.get("comparison")
+    if not isinstance(compared, Mapping | None):
+        raise DataError("comparison: an object or null")
+    for name in ("p_value", "distance_km"):
+        value = (compared or {}).get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | None) or not 0 <= (value or 0) < math.inf:
+            raise DataError(f"comparison.{name}: a number from 0, or null")
+    remarks = record.get("remarks") or ()
+    if not isinstance(remarks, Sequence) or not all(
+        isinstance(one, Mapping) and isinstance(one.get("text"), str) for one in remarks
+    ):
+        raise DataError('remarks: a list of objects with a "text"')

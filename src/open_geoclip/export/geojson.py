@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["features", "to_geojson"]
+__all__ = ["features", "to_geojson", "verdict_of"]
 
 
 def to_geojson(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
@@ -31,12 +31,12 @@ def features(record: Mapping[str, Any], number: int) -> Iterator[dict[str, Any]]
                 "geometry": region,
                 "properties": {**common, "kind": "credible region", "percent": float(share), **made},
             }
-    exif = record.get("exif")
+    exif, verdict = record.get("exif"), verdict_of(record)
     if exif:
         yield {
             "type": "Feature",
             "geometry": {"type": "Point", "coordinates": [exif["lon"], exif["lat"]]},
-            "properties": {**common, "kind": "where the photo itself says it was taken"},
+            "properties": {**common, "kind": "where the photo itself says it was taken", **verdict},
         }
     for rank, candidate in reversed(list(enumerate(record["candidates"], 1))):
         told = {key: value for key, value in candidate.items() if key not in ("lat", "lon")}
@@ -50,8 +50,22 @@ def features(record: Mapping[str, Any], number: int) -> Iterator[dict[str, Any]]
                 "kind": "candidate",
                 "rank": rank,
                 **told,
-                **(best if rank == 1 else {}),
+                **({**best, **verdict} if rank == 1 else {}),
                 "sure": record.get("sure"),
                 **made,
             },
         }
+
+
+def verdict_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How the photo's own place was judged, in a few words and figures; empty when it was not held against anything."""
+    if not record.get("verdict"):
+        return {}
+    compared = record.get("comparison") or {}
+    return {
+        "verdict": record["verdict"],
+        "reason": record.get("reason"),
+        "p_value": compared.get("p_value"),
+        "distance_km": compared.get("distance_km"),
+        "remarks": "; ".join(remark["text"] for remark in record.get("remarks") or ()) or None,
+    }

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from open_geoclip.errors import DataError
+from open_geoclip.export.geojson import verdict_of
 
 __all__ = ["checked_thumbnail", "to_kml", "to_kmz"]
 
@@ -107,7 +108,9 @@ def _folder(
         _text(folder, "description", f"It could not be read: {record['error']}")
         return
     made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}; {about['caution']}"
-    _text(folder, "description", f"{_sureness(record)}. {made}")
+    verdict = verdict_of(record)
+    judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
+    _text(folder, "description", f"{judged}{_sureness(record)}. {made}")
     for rank, candidate in enumerate(record["candidates"], 1):
         share = candidate["probability"]
         mark = ET.SubElement(folder, "Placemark")
@@ -126,6 +129,10 @@ def _folder(
     if exif:
         mark = ET.SubElement(folder, "Placemark")
         _text(mark, "name", "where the photo itself says it was taken")
+        if verdict:
+            lines = [judged, *([verdict["remarks"]] if verdict["remarks"] else []), made]
+            _text(mark, "description", "<br/>".join(map(_escaped, lines)))
+            _data(mark, {name: value for name, value in verdict.items() if value is not None})
         _text(ET.SubElement(mark, "Point"), "coordinates", f"{exif['lon']},{exif['lat']}")
     for share, region in record.get("regions", {}).items():
         if region["coordinates"]:

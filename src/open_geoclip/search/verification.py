@@ -123,20 +123,23 @@ class Verification:
         }
 
 
-def verify(locator: Locator, images: Iterable[ImageSource], top_k: int = 5) -> Iterator[Verification]:
+def verify(
+    locator: Locator, images: Iterable[ImageSource], top_k: int = 5, *, detail: bool = False
+) -> Iterator[Verification]:
     """Hold photos against what they say, one by one; memory stays flat.
 
     Args:
         locator: without limits, refinement or ten crops: nothing was calibrated with these.
         images: the photos; sidecars of those that are files are read too.
         top_k: candidates an answer.
+        detail: answers say their regions and heat too.
     """
     for batch, sources in _batched(locator, images):
         answers: Iterator[tuple[Answer, Posterior, int, float]] = iter(())
         if len(batch.vectors):
             posterior = locator.posterior(batch.vectors)
             best = locator.index.logits(batch.vectors, 1.0).max(dim=1).values.tolist()
-            told = locator.tell(batch.vectors, top_k)
+            told = locator.tell(batch.vectors, top_k, detail=detail)
             answers = iter([(answer, posterior, row, best[row]) for row, answer in enumerate(told)])
         for name, error, source in zip(batch.names, batch.errors, sources, strict=True):
             if error is not None:
