@@ -15,6 +15,7 @@ SOURCE = Path(open_geoclip.__file__).parent
 RANKS = {
     "_version": 0,
     "errors": 0,
+    "files": 0,
     "sphere": 1,
     "images": 1,
     "pretrained": 1,

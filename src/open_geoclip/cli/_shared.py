@@ -1,14 +1,13 @@
 """What several commands share: progress on stderr, coordinates as arguments, output to a file or stdout."""
 
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from open_geoclip.errors import CoordinateError, OpenGeoCLIPError
+from open_geoclip.files import write_beside
 
 __all__ = ["parse_coordinate", "progress_bar", "show_log", "write_output"]
 
@@ -65,20 +64,6 @@ def write_output(content: str | bytes, output: Path | None) -> None:
         sys.stdout.flush()
         return
     try:
-        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_beside(output, data)
     except OSError as error:
         raise OpenGeoCLIPError(f"{output} cannot be written: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from open_geoclip.cli._output import to_json
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
+from open_geoclip.files import beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,12 +255,8 @@ def _write_parquet(table: dict[str, list[Any]], path: Path) -> None:
         from pyarrow import parquet
     except ImportError:  # the CSV holds the same
         return
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with beside(path) as temporary:
         parquet.write_table(pyarrow.table(table), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _table(found: dict[str, Any], folder: Path) -> str:

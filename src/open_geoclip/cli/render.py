@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._shared import parse_coordinate
 from open_geoclip.errors import OpenGeoCLIPError
+from open_geoclip.files import beside
 
 __all__ = ["render"]
 
@@ -41,12 +42,9 @@ def render(
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise OpenGeoCLIPError(f"{path}: the name of a picture ends in .png, .jpg or .webp")
     view = Earth(look).render(np.array([[lat, lon]]), np.array([width_km]), np.array([turn_deg]), size=size)[0]
-    temporary = path.with_name(f".{path.name}.part{path.suffix}")
     try:
-        Image.fromarray(view).save(temporary)
-        temporary.replace(path)
+        with beside(path) as temporary:
+            Image.fromarray(view).save(temporary, Image.registered_extensions()[path.suffix.lower()])
     except OSError as error:
         raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     print(path)

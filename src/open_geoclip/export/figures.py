@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError
 from open_geoclip.export.world import MAP_RATIO, draw_world
+from open_geoclip.files import beside
 from open_geoclip.sphere import equal_earth
 
 if TYPE_CHECKING:
@@ -121,11 +122,8 @@ def _figure(size: tuple[float, float]) -> "Figure":
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.part.png")
     try:
-        figure.savefig(temporary)
-        temporary.replace(path)
+        with beside(path) as temporary:
+            figure.savefig(temporary, format="png")
     except OSError as error:
         raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

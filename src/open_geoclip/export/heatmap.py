@@ -6,7 +6,6 @@ truth in 50 and 90 % of cases (:meth:`~open_geoclip.search.posterior.Posterior.r
 """
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, shorelines
+from open_geoclip.files import beside
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.regions import REGIONS
@@ -101,12 +101,8 @@ def draw_posterior(path: Path, posterior: Posterior, row: int = 0, **about: Any)
     if path.suffix.lower() != ".png":
         raise SettingsError(f"the map is a PNG file: give it a name ending in .png, not {path.name}")
     figure = posterior_figure(posterior, row, **about)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with beside(path) as unfinished:
         figure.savefig(unfinished, format="png", metadata={"Software": "open-geoclip"})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def posterior_figure(

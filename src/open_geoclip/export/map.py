@@ -5,7 +5,6 @@ The map is Equal Earth, so that areas compare. Matplotlib draws it, land comes f
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, great_circle, spread
+from open_geoclip.files import beside
 from open_geoclip.sphere import check_coordinates, equal_earth, geodesic_km
 
 if TYPE_CHECKING:
@@ -99,12 +99,8 @@ def draw_answers(path: Path, places: Sequence[PlacedPicture], *, note: str = "")
     if path.suffix.lower() != ".png":
         raise SettingsError(f"the map is a PNG file: give it a name ending in .png, not {path.name}")
     figure = answers_figure(places, note=note)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with beside(path) as unfinished:
         figure.savefig(unfinished, format="png", metadata={"Software": "open-geoclip"})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def answers_figure(places: Sequence[PlacedPicture], *, note: str = "") -> "Figure":

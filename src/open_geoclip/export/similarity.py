@@ -1,6 +1,5 @@
 """Maps of how like a place the rest of the Earth is, one below the other: a model beside a seamless one, say."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from jaxtyping import Float
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, shorelines
+from open_geoclip.files import beside
 from open_geoclip.sphere import equal_earth
 
 if TYPE_CHECKING:
@@ -67,12 +67,8 @@ def draw_similarity(path: Path, place: tuple[float, float], maps: Sequence[Simil
         axes.set_title(one.title, fontsize=9)
         axes.set_axis_off()
         figure.colorbar(picture, ax=axes, shrink=0.6, label="cosine")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with beside(path) as unfinished:
         figure.savefig(unfinished, format="png", metadata={"Software": "open-geoclip"})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def draw_coasts(axes: "Axes", colour: str = "black") -> None:

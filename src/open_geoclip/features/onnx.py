@@ -16,7 +16,6 @@ The graph is written down by hand: it is short, and what computes the phases mus
 
 import json
 import math
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +24,7 @@ import numpy as np
 from open_geoclip import pretrained
 from open_geoclip._version import __version__
 from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError, SettingsError
+from open_geoclip.files import write_beside
 from open_geoclip.sphere import MAX_LONGITUDE_DEG
 
 try:
@@ -59,14 +59,10 @@ def export_onnx(model: str, path: str | Path, *, normalize: bool = False) -> Pat
     """
     path = Path(path)
     content = location_tower(pretrained.load(model), normalize=normalize).SerializeToString()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_beside(path, content)
     except OSError as error:
         raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

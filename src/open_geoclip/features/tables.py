@@ -9,11 +9,9 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from open_geoclip.errors import CoordinateError, MissingExtraError, OpenGeoCLIPError, SettingsError
+from open_geoclip.files import beside
 
 __all__ = ["OUTPUTS", "coordinate_columns", "read_coordinates", "write_vectors"]
 
@@ -311,17 +310,6 @@ def write_vectors(
         raise OpenGeoCLIPError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
-@contextmanager
-def _beside(output: Path) -> Iterator[Path]:
-    """A name beside the goal, renamed into place when all went well and removed when not."""
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _array_header(rows: int, width: int) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)})
@@ -349,7 +337,7 @@ def _write_npy(
 def _write_npz(
     output: Path, coordinates: Float64[np.ndarray, "n 2"], width: int, vectors: Vectors, about: Mapping[str, str]
 ) -> None:
-    with _beside(output) as temporary, zipfile.ZipFile(temporary, "x") as archive:
+    with beside(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open("vectors.npy", "w", force_zip64=True) as file:
             file.write(_array_header(len(coordinates), width))
             for block in vectors(0):
@@ -366,7 +354,7 @@ def _write_csv(
     output: Path, coordinates: Float64[np.ndarray, "n 2"], width: int, vectors: Vectors, about: Mapping[str, str]
 ) -> None:
     line = "%s,%s," + ",".join(["%.9g"] * width) + "\r\n"  # nine digits give back every float32
-    with _beside(output) as temporary, temporary.open("x", encoding="utf-8", newline="") as file:
+    with beside(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerow(["lat", "lon", *(f"v{i}" for i in range(width))])
         start = 0
         for block in vectors(0):
@@ -389,7 +377,7 @@ def _write_parquet(
     )
     # Vectors neither repeat nor compress: 1 % is not worth the time.
     with (
-        _beside(output) as temporary,
+        beside(output) as temporary,
         parquet.ParquetWriter(temporary, schema, use_dictionary=False, compression="none") as writer,
     ):
         start = 0

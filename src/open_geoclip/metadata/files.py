@@ -1,12 +1,12 @@
-"""Photos written back: beside their goal and renamed, the original kept, at no moment half a file."""
+"""Photos written back, the original kept: at no moment is a photo half a file, or none."""
 
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from open_geoclip.errors import DataError
+from open_geoclip.files import beside, write_beside
 
 __all__ = ["KEPT", "keep_original", "once", "write_bytes"]
 
@@ -56,13 +56,9 @@ def _copied(path: Path, kept: Path) -> Path:
     if kept.exists():
         raise DataError(f"{kept} exists already and is not written over")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            shutil.copy2(path, name)
-            Path(name).replace(kept)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with beside(kept, like=path, new=True) as temporary:
+            shutil.copyfile(path, temporary)
+            shutil.copystat(path, temporary)
     except OSError as error:
         raise DataError(f"{path}: the original cannot be kept: {error.strerror or error}") from error
     return kept
@@ -73,7 +69,7 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 
 def write_bytes(path: Path, data: bytes, *, like: Path | None = None, new: bool = False) -> None:
-    """Write a file beside its goal and rename it into place; it is on the disk before the name is given to it.
+    """Write a photo or a sidecar; see :func:`open_geoclip.files.beside`.
 
     Args:
         path: the goal.
@@ -85,37 +81,8 @@ def write_bytes(path: Path, data: bytes, *, like: Path | None = None, new: bool 
         DataError: it cannot be written; the goal is what it was.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if like is not None:
-                shutil.copymode(like, temporary)
-            else:
-                temporary.chmod(0o666 & ~_umask())
-            if new:
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    raise
-                except OSError:  # a file system without links
-                    if path.exists():
-                        raise FileExistsError(17, "exists already") from None
-                    temporary.replace(path)
-            else:
-                temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_beside(path, data, like=like, new=new)
     except FileExistsError as error:
         raise DataError(f"{path} exists already and is not written over") from error
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,0 +1,111 @@
+"""A goal is the old file or the new one, whatever goes wrong while it is written; nothing is left behind."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from open_geoclip.files import beside, write_beside
+
+
+def test_what_was_written_is_there_and_nothing_else(tmp_path: Path) -> None:
+    goal = tmp_path / "a.txt"
+    before = os.umask(0o027)
+    try:
+        write_beside(goal, b"first")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(goal.stat().st_mode) == 0o640, "permissions are those of any new file"
+    write_beside(goal, b"second")
+    assert goal.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [goal]
+
+
+def test_a_fault_leaves_the_old_file(tmp_path: Path) -> None:
+    goal = tmp_path / "a.txt"
+    goal.write_text("old")
+
+    def broken_off(fault: type[BaseException]) -> None:
+        with beside(goal) as temporary:
+            temporary.write_text("half")
+            raise fault
+
+    for fault in (ValueError, KeyboardInterrupt):
+        with pytest.raises(fault):
+            broken_off(fault)
+    with pytest.raises(IsADirectoryError):
+        write_beside(tmp_path, b"a folder is in its place")
+    with pytest.raises(FileNotFoundError):
+        write_beside(tmp_path / "none" / "a.txt", b"")
+    assert goal.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [goal]
+
+
+def test_new_files_write_over_nothing_and_others_keep_their_permissions(tmp_path: Path) -> None:
+    old, goal = tmp_path / "old.txt", tmp_path / "a.txt"
+    old.write_text("old")
+    old.chmod(0o604)
+    write_beside(goal, b"new", like=old, new=True)
+    assert stat.S_IMODE(goal.stat().st_mode) == 0o604
+    with pytest.raises(FileExistsError):
+        write_beside(goal, b"newer", new=True)
+    assert goal.read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_on_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_beside(tmp_path / "a.txt", b"new", new=True)
+    with pytest.raises(FileExistsError):
+        write_beside(tmp_path / "a.txt", b"newer", new=True)
+    assert (tmp_path / "a.txt").read_bytes() == b"new"
+
+
+def test_the_longest_names_fit(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        write_beside(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("moment", ["replace", "fsync"])
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path: Path, moment: str) -> None:
+    """At the moment before the new file gets its name, and before it is on the disk."""
+    goal = tmp_path / "a.txt"
+    goal.write_text("old")
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from open_geoclip.files import write_beside\n"
+        f"{'pathlib.Path.replace' if moment == 'replace' else 'os.fsync'} = "
+        "lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_beside(pathlib.Path(sys.argv[1]), b'new')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(goal)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert goal.read_text() == "old"
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    """The most that a file may hold stands in for the disk: the system refuses what is beyond, as it does there."""
+    goal = tmp_path / "a.txt"
+    goal.write_text("old")
+    code = (
+        "import pathlib, resource, signal, sys\n"
+        "from open_geoclip.files import write_beside\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    write_beside(pathlib.Path(sys.argv[1]), bytes(5000))\n"
+        "except OSError as error:\n"
+        "    print(error.strerror)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(goal)], check=True, capture_output=True, text=True)
+    assert done.stdout == "File too large\n"
+    assert goal.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [goal]
