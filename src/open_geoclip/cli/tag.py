@@ -1,6 +1,7 @@
 """``geoclip tag``: estimated places written beside photos, or into them."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,8 +53,8 @@ def tag(
 ) -> None:
     """Write estimated places into XMP sidecars, or into EXIF, marked as estimates. Pixels are not touched.
 
-    A photo that has a place already, or whose answer is not sure, is left alone and told. Exit status 1 if a photo
-    could not be done.
+    A photo that has a place already, whose answer is not sure, or that is unlike the pictures the model was calibrated
+    on, is left alone and told. Exit status 1 if a photo could not be done.
 
     Args:
         photos: Photos, or folders that are searched for them.
@@ -64,7 +65,7 @@ def tag(
         backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
         gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
         overwrite: Replace a place that is there.
-        unsure: Write answers that are not sure too, or of a model that is not calibrated.
+        unsure: Write answers that are not sure too, or of a model that is not calibrated for the picture.
         dry_run: Write nothing; say what would be done.
         format_: What was done, as a table to read, JSON, CSV or Parquet. When not given, what the name of --output ends
             in, else a table.
@@ -96,7 +97,9 @@ def tag(
         with progress_bar("tagging") as progress:
             for done, (path, answer) in enumerate(zip(files, locator.stream(files, 1), strict=True), 1):
                 try:
-                    records.append(_tagged(path, answer, into, overwrite, unsure, dry_run))
+                    familiar = answer.error or answer.candidates[0].score >= locator.calibration.least_score
+                    told = answer if familiar else replace(answer, sure=None)
+                    records.append(_tagged(path, told, into, overwrite, unsure, dry_run))
                 except (ImageError, DataError) as error:
                     reason = error.reason if isinstance(error, ImageError) else str(error)
                     records.append({"image": str(path), "error": reason})
@@ -126,7 +129,9 @@ def _tagged(path: Path, answer: "Answer", into: str, overwrite: bool, unsure: bo
             "left": f"it has {what} already, {there.lat:.5f}, {there.lon:.5f} ({there.source}): --overwrite",
         }
     if not answer.sure and not unsure:
-        why = "the model is not calibrated for this" if answer.sure is None else "the answer is not sure"
+        why = (
+            "the answer is not sure" if answer.sure is False else "nothing is known of the model on pictures like this"
+        )
         return {**told, "left": f"{why}: --unsure"}
     radius = None if answer.sure is None else answer.credible_radius_km["90"]
     about = (answer.model, answer.gallery, answer.version)
