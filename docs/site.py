@@ -28,6 +28,7 @@ MODULES = [
     "open_geoclip.places",
     "open_geoclip.data.sources",
     "open_geoclip.training.settings",
+    "open_geoclip.training.configuration",
     "open_geoclip.training.contrastive",
 ]
 """Modules whose public names stand in the reference beside those of the package itself."""

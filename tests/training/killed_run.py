@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from open_geoclip.training.run import Listener, RunSettings, run
+from open_geoclip.training.configuration import RunSettings
+from open_geoclip.training.run import Listener, run
 
 
 def whole_run(settings: RunSettings, told: Any, resume: bool) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from open_geoclip.sphere import even_points
-from open_geoclip.training.run import DataSettings, ModelSettings, RunSettings
+from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings
 from open_geoclip.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parent))

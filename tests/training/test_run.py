@@ -17,7 +17,8 @@ from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.locator import Locator
 from open_geoclip.sphere import even_points, haversine_km
-from open_geoclip.training.run import DataSettings, ModelSettings, RunSettings, read_settings, run, with_levels
+from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings, read_settings
+from open_geoclip.training.run import run, with_levels
 from open_geoclip.training.settings import TrainSettings
 
 N = 24

@@ -40,8 +40,9 @@ def train(
     from rich.text import Text
 
     from open_geoclip.errors import MissingExtraError
+    from open_geoclip.training.configuration import read_settings
     from open_geoclip.training.distributed import joined
-    from open_geoclip.training.run import Listener, read_settings, run
+    from open_geoclip.training.run import Listener, run
 
     settings = read_settings(config, set_ or [])
     console = Console(stderr=True, highlight=False)

@@ -5,10 +5,21 @@ from dataclasses import dataclass
 
 from open_geoclip.errors import DataError
 
-__all__ = ["FILE_NAMES", "GROUP_NAMES", "ID_NAMES", "LAT_NAMES", "LON_NAMES", "PhotoColumns", "find_column"]
+__all__ = [
+    "FILE_NAMES",
+    "GROUP_NAMES",
+    "ID_NAMES",
+    "LAT_NAMES",
+    "LON_NAMES",
+    "PHOTO_LAT_NAMES",
+    "PHOTO_LON_NAMES",
+    "PhotoColumns",
+    "find_column",
+]
 
-LAT_NAMES = ("lat", "latitude", "lat_deg", "gps_lat", "gpslatitude", "y")
-LON_NAMES = ("lon", "lng", "long", "longitude", "lon_deg", "gps_lon", "gps_lng", "gpslongitude", "x")
+LAT_NAMES = ("lat", "latitude", "lat_deg", "gps_lat", "gpslatitude")
+LON_NAMES = ("lon", "lng", "long", "longitude", "lon_deg", "gps_lon", "gps_lng", "gpslongitude")
+PHOTO_LAT_NAMES, PHOTO_LON_NAMES = (*LAT_NAMES, "y"), (*LON_NAMES, "x")  # as map software writes a table of photos
 FILE_NAMES = (
     *("img_file", "file", "file_name", "filename", "path", "file_path", "filepath", "img_path", "image_path"),
     *("image", "img", "photo", "picture", "jpg", "image_file", "photo_file"),
@@ -55,7 +66,7 @@ class PhotoColumns:
         Raises:
             DataError: a column that is needed is not there.
         """
-        lat, lon = find_column(names, LAT_NAMES), find_column(names, LON_NAMES)
+        lat, lon = find_column(names, PHOTO_LAT_NAMES), find_column(names, PHOTO_LON_NAMES)
         file, key = find_column(names, FILE_NAMES), find_column(names, ID_NAMES)
         listed = ", ".join(names[:20]) or "none"
         if lat is None or lon is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from open_geoclip.data.columns import GROUP_NAMES, ID_NAMES, LAT_NAMES, LON_NAMES, find_column
+from open_geoclip.data.columns import GROUP_NAMES, ID_NAMES, PHOTO_LAT_NAMES, PHOTO_LON_NAMES, find_column
 from open_geoclip.data.exif import NoPositionError, read_position
 from open_geoclip.data.photos import Entry, Fault, Photo, check_part, photo_or_fault, usable
 from open_geoclip.data.tables import PhotoTable
@@ -259,7 +259,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _place(facts: dict[str, object]) -> tuple[float, float] | None:
-    lat, lon = find_column(facts, LAT_NAMES), find_column(facts, LON_NAMES)
+    lat, lon = find_column(facts, PHOTO_LAT_NAMES), find_column(facts, PHOTO_LON_NAMES)
     if lat is None or lon is None or facts[lat] is None or facts[lon] is None:
         return None
     return float(str(facts[lat])), float(str(facts[lon]))

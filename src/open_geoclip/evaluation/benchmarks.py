@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int
 
+from open_geoclip.data.columns import LAT_NAMES, LON_NAMES
 from open_geoclip.errors import BenchmarkError, ImageError
 from open_geoclip.evaluation.table import Table, read_table
 from open_geoclip.images import find_images
@@ -73,8 +74,8 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 _COLUMNS = {
     "id": ("IMG_ID", "IMG_FILE", "id", "image", "path", "image_id", "filename", "file", "name"),
-    "lat": ("LAT", "lat", "latitude", "true_lat", "lat_deg"),
-    "lon": ("LON", "lon", "longitude", "true_lon", "lng", "lon_deg"),
+    "lat": ("LAT", *LAT_NAMES, "true_lat"),
+    "lon": ("LON", *LON_NAMES, "true_lon"),
 }
 _GROUPS = ("AUTHOR", "creator_id", "user", "sequence")
 _FLICKR_USER = re.compile(r"\d+@N\d+$")

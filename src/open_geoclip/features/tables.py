@@ -18,13 +18,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from open_geoclip.data.columns import LAT_NAMES, LON_NAMES, find_column
 from open_geoclip.errors import CoordinateError, MissingExtraError, OpenGeoCLIPError, SettingsError
 from open_geoclip.files import beside
 
 __all__ = ["OUTPUTS", "coordinate_columns", "read_coordinates", "write_vectors"]
 
-_LAT_NAMES = ("lat", "latitude", "lat_deg")
-_LON_NAMES = ("lon", "lng", "long", "longitude", "lon_deg")
 _NO_NUMBER = ("", "na", "null")  # "nan" is a number to Python
 
 Vectors = Callable[[int], Iterator[Float32[np.ndarray, "m k"]]]
@@ -49,14 +48,13 @@ def coordinate_columns(names: Iterable[Any], given: tuple[Any, Any] | None, what
         if absent:
             raise CoordinateError(f"{what} has no column {absent[0]!r}; its columns are {listed}")
         return given[0], given[1]
-    known = {str(name).strip().lower(): name for name in reversed(all_names)}
-    lat = next((known[name] for name in _LAT_NAMES if name in known), None)
-    lon = next((known[name] for name in _LON_NAMES if name in known), None)
+    named = {str(name): name for name in reversed(all_names)}  # a DataFrame's columns need not be text
+    lat, lon = (find_column([str(name) for name in all_names], wanted) for wanted in (LAT_NAMES, LON_NAMES))
     if lat is None or lon is None:
         raise CoordinateError(
             f"{what} has no columns lat and lon, only {listed}; name them, or say which ones they are"
         )
-    return lat, lon
+    return named[lat], named[lon]
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
+from open_geoclip.data.columns import LAT_NAMES, LON_NAMES, find_column
 from open_geoclip.errors import CoordinateError, GalleryError, MissingExtraError
 from open_geoclip.sphere import check_coordinates
 
 __all__ = ["Gallery"]
 
-_LAT_NAMES = ("lat", "latitude", "lat_deg")
-_LON_NAMES = ("lon", "lng", "long", "longitude", "lon_deg")
 _WEIGHT_NAMES = ("weight", "count")
 
 
@@ -124,15 +123,14 @@ _Table = tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"] | None]
 
 def _columns(names: Iterable[str], path: Path) -> tuple[str, str, str | None]:
     """The columns that hold latitude, longitude and, perhaps, weight."""
-    known = {name.strip().lower().lstrip("﻿"): name for name in names}
-    lat = next((known[name] for name in _LAT_NAMES if name in known), None)
-    lon = next((known[name] for name in _LON_NAMES if name in known), None)
+    known = list(names)
+    lat, lon = find_column(known, LAT_NAMES), find_column(known, LON_NAMES)
     if lat is None or lon is None:
         raise GalleryError(
             f"gallery {path}: no columns for latitude and longitude among {', '.join(known) or 'none'}; "
             "name them lat and lon"
         )
-    return lat, lon, next((known[name] for name in _WEIGHT_NAMES if name in known), None)
+    return lat, lon, find_column(known, _WEIGHT_NAMES)
 
 
 def _read_csv(path: Path) -> _Table:
