@@ -21,6 +21,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.search.locator import Locator
 from open_geoclip.server.jobs import Job, Outcome
 from open_geoclip.server.runners import ProcessRunner, WorkerDiedError
 from open_geoclip.server.settings import ServerSettings
@@ -54,8 +55,8 @@ class Gate:
         return [Outcome([{"image": picture.name} for picture in job.pictures]) for job in jobs]
 
 
-def post(client: TestClient, *names: str, **options: Any) -> Any:
-    return client.post("/v1/locate", files=[("images", (name, b"x" * 100)) for name in names], **options)
+def post(client: TestClient, *names: str, body: bytes = b"x" * 100, **options: Any) -> Any:
+    return client.post("/v1/locate", files=[("images", (name, body)) for name in names], **options)
 
 
 def test_a_full_queue_refuses_whole_requests(serving: Serve) -> None:
@@ -152,6 +153,15 @@ def test_no_file_is_written(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> 
     watching = False
     assert answer.status_code == 200
     assert written == []
+
+
+def test_areas_that_clients_name_leave_nothing_on_disk(serving: Serve, locator: Locator, png: Png) -> None:
+    assert locator.index.path is not None
+    folder = locator.index.path.parent
+    before = sorted(folder.rglob("*"))
+    answer = post(serving(), "a.png", data={"within": "48.86,2.29,20km"}, body=png(1))
+    assert "even places in the area" in answer.json()["data"][0]["gallery"]  # vectors were made for it
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_tokens(serving: Serve, tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ class GalleryIndex:
         *,
         folder: Path | None = None,
         progress: Progress | None = None,
+        keep: bool = True,
     ) -> "GalleryIndex":
         """Open the vectors from the cache, or compute and keep them first.
 
@@ -121,11 +122,14 @@ class GalleryIndex:
             folder: the cache; :func:`cache_folder` when not given. When it cannot be written, the vectors are
                 kept in memory and a warning is logged.
             progress: called while vectors are computed.
+            keep: write a file; else the vectors stay in memory when the cache does not have them.
         """
         path = cls.cached_path(encoder, gallery, folder)
         vectors = _opened(path, len(gallery), encoder.settings.output)
         if vectors is not None:
             return cls(encoder, gallery, vectors, path)
+        if not keep:
+            return cls(encoder, gallery, torch.cat(list(_encoded(encoder, gallery, progress))))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):

@@ -151,12 +151,16 @@ class Locator:
             refine=refine,
         )
 
-    def within(self, area: Area) -> "Locator":
+    def within(self, area: Area, *, keep: bool = True) -> "Locator":
         """A locator of the same towers whose answers lie inside an area.
 
         Places of the gallery outside have no mass, and probabilities are shares of what is inside. Where the gallery
         has no place inside, even places on land in the area stand in for it, their prior even unless it is a density;
         their vectors are kept on disk too. Nothing was calibrated within limits: ``sure`` is None.
+
+        Args:
+            area: the limits.
+            keep: whether such vectors may be written; a server whose clients name the areas does not.
 
         Raises:
             AreaError: the area lies wholly in the sea, or nothing is left of it.
@@ -165,7 +169,7 @@ class Locator:
         if not area.limited:
             return self
         limited = copy(self)
-        limited.territory = self.territory.within(area)
+        limited.territory = self.territory.within(area, keep=keep)
         limited.calibration = replace(self.calibration, fitted_on=None)
         return limited
 

@@ -56,7 +56,7 @@ class Territory:
         about = f"{self.gallery.name}, {len(self.gallery):,}{whole} places, sha256 {self.gallery.fingerprint[:12]}"
         return about + (f", within {self.area.name}" if self.area.limited else "")
 
-    def within(self, area: Area) -> "Territory":
+    def within(self, area: Area, *, keep: bool = True) -> "Territory":
         """What lies inside an area; see :meth:`open_geoclip.search.locator.Locator.within`.
 
         Raises:
@@ -70,7 +70,7 @@ class Territory:
             return Territory(self.index.only(rows), self.prior, area, self, rows)
         even = Gallery.from_coordinates(land_points(area), name="even places in the area")
         folder = self.index.path.parent if self.index.path else None
-        index = GalleryIndex.build(self.index.encoder, even, folder=folder)
+        index = GalleryIndex.build(self.index.encoder, even, folder=folder, keep=keep)
         # Of cities or a file, what lies outside would be given to the places at the border.
         return Territory(index, self.prior if callable(self.prior) else "even", area)
 

@@ -140,7 +140,7 @@ class Engine:
         locator = self.locator
         if any(key):
             if key not in self._limited:
-                self._limited[key] = self.locator.within(parse_area(*key))
+                self._limited[key] = self.locator.within(parse_area(*key), keep=False)
             self._limited.move_to_end(key)
             locator = self._limited[key]
             if len(self._limited) > _KEPT:
