@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,8 @@ class ProcessRunner:
         """
         if self.ready:
             return
-        # A session of its own: Ctrl-C is for the server, which then finishes what it took.
+        # A session of its own: Ctrl-C is for the server, which then finishes what it took. Threads that wait for each
+        # other do so without keeping a core busy, which the server and its clients need.
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -115,6 +117,7 @@ class ProcessRunner:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
         try:
             answer = await self._exchange(packed_message(self._model))
