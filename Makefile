@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: docs web chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places serve bench-serve clean
+.PHONY: docs web chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -83,6 +83,10 @@ serve: $(STAMP) $(PAGE)
 
 bench-serve: $(STAMP)
 	$(BIN)/python benchmarks/serve_load.py
+
+# 10,000 broken requests and 1,000 broken pictures.
+fuzz-serve: $(STAMP)
+	$(BIN)/python -W ignore benchmarks/serve_fuzz.py
 
 accuracy: $(STAMP)
 	$(BIN)/python -m open_geoclip.training.accuracy
