@@ -76,7 +76,8 @@ def adapt(
     base = base.gather(1, found.place_starts)
     encoded = base + sharpness * found.place_cosines.double() + found.place_shares.log()
     prior = torch.softmax(log_prior.double(), dim=0)
-    background = calibration.background_of(logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1))
+    best = logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1)
+    background, familiar = calibration.background_of(best), best >= calibration.least_score * scale
     answers = []
     for n, at in enumerate(rows):
         k = len(at)
@@ -101,7 +102,7 @@ def adapt(
         )
         answers.append(
             Adapted(
-                Posterior(finer, mass.float()[None], calibration, background[n : n + 1].float()),
+                Posterior(finer, mass.float()[None], calibration, background[[n]].float(), familiar[[n]]),
                 np.concatenate([np.arange(len(ground)), origins[new].numpy()]),
             )
         )

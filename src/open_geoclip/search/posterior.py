@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
@@ -43,12 +43,14 @@ class Posterior:
         mass: probability of the ground that each place stands for; each row sums to one.
         calibration: how it was made.
         background: the share of each picture's mass that follows the prior alone; none when not given.
+        familiar: whether each picture looks like those that the calibration was fitted on; not asked when not given.
     """
 
     ground: Ground
     mass: Float32[Tensor, "n m"]
     calibration: Calibration
     background: Float32[Tensor, " n"] | None = None
+    familiar: Bool[Tensor, " n"] | None = None
 
     @classmethod
     def from_logits(
@@ -57,6 +59,7 @@ class Posterior:
         log_prior: Float[Tensor, " m"],
         ground: Ground,
         calibration: Calibration | None = None,
+        scale: float | None = None,
     ) -> "Posterior":
         """The posterior of logits.
 
@@ -65,6 +68,7 @@ class Posterior:
             log_prior: of each place, see :func:`open_geoclip.search.ground.log_prior`; -inf rules a place out.
             ground: of the gallery.
             calibration: none is :class:`Calibration`'s defaults.
+            scale: the temperature that cosines were multiplied by: tells which pictures are unlike those of the fit.
 
         Raises:
             SettingsError: the prior rules out every place.
@@ -73,11 +77,13 @@ class Posterior:
         if not bool((log_prior > -torch.inf).any()):
             raise SettingsError("prior: it rules out every place of the gallery")
         mass = torch.softmax(torch.add(log_prior, logits, alpha=1 / calibration.temperature), dim=1)
+        best = logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1)
+        familiar = None if scale is None else best >= calibration.least_score * scale
         if not calibration.background:
-            return cls(ground, mass.float(), calibration)
-        background = calibration.background_of(logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1))
+            return cls(ground, mass.float(), calibration, familiar=familiar)
+        background = calibration.background_of(best)
         mass.mul_((1 - background)[:, None]).addcmul_(background[:, None], torch.softmax(log_prior, dim=0))
-        return cls(ground, mass.float(), calibration, background.float())
+        return cls(ground, mass.float(), calibration, background.float(), familiar)
 
     @classmethod
     def from_log_mass(
@@ -91,8 +97,8 @@ class Posterior:
 
     def __getitem__(self, row: int) -> "Posterior":
         """The posterior of one picture."""
-        background = None if self.background is None else self.background[[row]]
-        return Posterior(self.ground, self.mass[[row]], self.calibration, background)
+        background, familiar = (None if of is None else of[[row]] for of in (self.background, self.familiar))
+        return Posterior(self.ground, self.mass[[row]], self.calibration, background, familiar)
 
     @property
     def log_mass(self) -> Float32[Tensor, "n m"]:
@@ -223,10 +229,17 @@ class Posterior:
         return self.profile(places).radius_km(shares)
 
     def sure(self, profile: "Profile") -> list[bool | None]:
-        """Whether answers are right within 200 km with a probability of 0.8 or more; None if not calibrated."""
+        """Whether answers are right within 200 km with a probability of 0.8 or more; None if not calibrated.
+
+        Never of a picture that is unlike those that the calibration was fitted on: what holds for them says nothing
+        about a picture of a flower.
+        """
         if self.calibration.fitted_on is None:
             return [None] * len(self)
-        return [bool(share >= SURE_SHARE) for share in profile.within((SURE_KM,))[:, 0]]
+        familiar = [True] * len(self) if self.familiar is None else self.familiar.tolist()
+        return [
+            bool(share >= SURE_SHARE and k) for share, k in zip(profile.within((SURE_KM,))[:, 0], familiar, strict=True)
+        ]
 
     def shares(self, labels: Sequence[str] | np.ndarray, least: float = 0.005) -> list[dict[str, float]]:
         """Probability of each label, such as the countries of the gallery's places; the largest first.

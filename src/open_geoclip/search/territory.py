@@ -117,7 +117,7 @@ class Territory:
     def posterior(self, vectors: Float[Tensor, "n k"], scale: float, calibration: Calibration) -> Posterior:
         """Probabilities over the places; logits are scale times the products of vectors."""
         logits = self.index.logits(vectors, scale, exact=5)
-        return Posterior.from_logits(logits, self.log_prior, self.ground, calibration)
+        return Posterior.from_logits(logits, self.log_prior, self.ground, calibration, scale)
 
     def between(
         self,

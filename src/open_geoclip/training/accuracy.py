@@ -21,15 +21,19 @@ from torch import Tensor
 
 from open_geoclip import pretrained
 from open_geoclip.data.earth_views import Split
-from open_geoclip.evaluation.calibration import fit_calibration, reliability
+from open_geoclip.data.strange import strange_pictures
+from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, reliability
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
+from open_geoclip.images import MAX_PIXELS
 from open_geoclip.model.two_towers import TwoTowers
 from open_geoclip.search.calibration import SURE_KM, SURE_SHARE, Calibration
 from open_geoclip.search.decoding import Decode
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
+from open_geoclip.search.pictures import Pictures
 from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.surprise import FAMILIAR_SHARE
 from open_geoclip.training.features import FeatureSet, earth_view_features
 
 __all__ = ["fitted", "main", "measure", "page"]
@@ -83,7 +87,20 @@ def posteriors(
         rows = slice(start, start + _CHUNK)
         logits = index.logits(views.vectors[rows], scale)
         plain = Posterior.from_logits(logits, before, ground)
-        yield rows, Posterior.from_logits(logits, before, ground, calibration), plain
+        yield rows, Posterior.from_logits(logits, before, ground, calibration, scale), plain
+
+
+def strange(index: GalleryIndex, model: TwoTowers, calibration: Calibration) -> dict[str, dict[str, int]]:
+    """Of pictures that are no view of the Earth, how many an answer is sure of."""
+    ground = Ground.of(index.gallery)
+    before, pictures = log_prior(index.gallery, ground), Pictures(model, 8, MAX_PIXELS, 1)
+    found = {}
+    for kind, images in strange_pictures().items():
+        logits = index.logits(pictures.encode(images), model.scale)
+        posterior = Posterior.from_logits(logits, before, ground, calibration, model.scale)
+        sure = posterior.sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
+        found[kind] = {"pictures": len(images), "sure": sum(map(bool, sure))}
+    return found
 
 
 def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibration) -> dict[str, Any]:
@@ -99,7 +116,7 @@ def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibr
         best = answers["most mass within 200 km"][rows]
         profile = posterior.profile(best)
         within[rows], radii[rows] = profile.within(THRESHOLDS_KM), profile.radius_km(SHARES)
-        sure[rows] = profile.within((SURE_KM,))[:, 0] >= SURE_SHARE
+        sure[rows] = posterior.sure(profile)
         density[rows] = posterior.log_density(views.truth[rows])
         level[rows] = posterior.region_level(views.truth[rows])
         raw[rows] = plain.log_density(views.truth[rows])
@@ -134,10 +151,14 @@ def page(name: str, figures: dict[str, Any]) -> str:
         "# Accuracy and calibration",
         "",
         f"Of the model `{name}`, on {test['n']:,} test views of the Earth. `make accuracy` writes this page; nothing",
-        "was tuned on these views. The calibration was fitted on "
-        f"{cal['pictures']:,} {cal['fitted_on']}: temperature {cal['temperature']}, background "
-        f"{100 * cal['background']:.2f} %, width {cal['width_km']} km. What these mean:"
-        " [search/posterior.py](../src/open_geoclip/search/posterior.py).",
+        "was tuned on these views, but that circles are mapped at all was decided after a look at test figures of the",
+        "first model ([log](log/2026-11-23-posterior.md)).",
+        "",
+        f"The calibration was fitted on {cal['pictures']:,} {cal['fitted_on']}: temperature {cal['temperature']}, "
+        f"width {cal['width_km']} km, background",
+        f"{100 * cal['background']:.2f} % for a picture whose best logit is {cal['usual']:.1f}, its log odds "
+        f"{cal['doubt']:.2f} more for each unit below. What these mean:",
+        "[search/calibration.py](../src/open_geoclip/search/calibration.py).",
         "",
         "## What each decision gains",
         "",
@@ -178,7 +199,8 @@ def page(name: str, figures: dict[str, Any]) -> str:
         f"Negative log-likelihood of the truth: {nats['calibrated']:.2f} nats per km² "
         f"({nats['not calibrated']:.2f} without the calibration; an even guess over all land has 18.82).",
         "",
-        f"An answer is called sure when it claims {100 * SURE_SHARE:.0f} % or more for {SURE_KM:.0f} km. "
+        f"An answer is called sure when it claims {100 * SURE_SHARE:.0f} % or more for {SURE_KM:.0f} km, and its best "
+        f"place scores at least as those of {100 * FAMILIAR_SHARE:.0f} % of the validation views. "
         f"{sure['share']:.1f} % of the answers are; "
         + ", ".join(
             f"{value:.1f} % of {who} are right within {SURE_KM:.0f} km"
@@ -186,6 +208,14 @@ def page(name: str, figures: dict[str, Any]) -> str:
             if value is not None
         )
         + ".",
+        "",
+        "## Pictures of something else",
+        "",
+        "Pictures that are no view of the Earth, such as a flower, should leave the model unsure.",
+        "",
+        "| pictures | how many | sure |",
+        "| --- | --- | --- |",
+        *(f"| {kind} | {count['pictures']} | {count['sure']} |" for kind, count in test["strange"].items()),
         "",
         "The released `geoclip` weights have no validation photos here. Their answers say that they are not",
         "calibrated: `sure` is null, and probabilities are those of its own temperature. With photos of your own,",
@@ -245,6 +275,7 @@ def main() -> None:
     test = views("test")
     test = Views(test.vectors[: options.test_views], test.truth[: options.test_views])
     figures = measure(index, test, model.scale, calibration)
+    figures["strange"] = strange(index, model, calibration)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (options.docs / "accuracy.md").write_text(page(options.model, figures), encoding="utf-8")

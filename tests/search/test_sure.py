@@ -1,0 +1,53 @@
+"""The embedded model with its own gallery and calibration: sure of views of the Earth, and of nothing else."""
+
+import numpy as np
+import pytest
+import torch
+
+from open_geoclip import Locator
+from open_geoclip.data.earth_views import views
+from open_geoclip.data.strange import strange_pictures
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.ground import Ground
+from open_geoclip.search.posterior import Posterior
+from open_geoclip.sphere import even_points
+
+
+@pytest.fixture(scope="module")
+def earth(tmp_path_factory: pytest.TempPathFactory) -> Locator:
+    return Locator.from_pretrained("earth", cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_sure_of_its_own_views_alone(earth: Locator) -> None:
+    [batch] = views("test", 96)
+    told = earth.locate(list(batch.images), 1)
+    assert np.mean([answer.sure for answer in told]) >= 0.88
+    strange = strange_pictures()
+    for kind in ("one grey", "noise", "a drawn pattern"):
+        assert [answer.sure for answer in earth.locate(strange[kind], 1)] == [False] * len(strange[kind])
+
+
+def test_strange_pictures_are_the_same_each_time_and_differ() -> None:
+    pictures, again = strange_pictures(), strange_pictures()
+    assert list(pictures) == list(again)
+    seen = [picture.tobytes() for part in pictures.values() for picture in part]
+    assert seen == [picture.tobytes() for part in again.values() for picture in part]
+    assert len(set(seen)) == len(seen) > 30
+    assert {picture.mode for part in pictures.values() for picture in part} == {"RGB"}
+
+
+def test_who_looks_unlike_the_calibrations_pictures_is_never_sure() -> None:
+    ground = Ground.of(Gallery.from_coordinates(even_points(500)))
+    ground = Ground(ground.coordinates, ground.points, np.full(500, 100.0))  # places of a hundred square kilometres
+    calibration = Calibration(1.0, fitted_on="a test", pictures=1, least_score=0.5)
+    logits = torch.zeros(2, 500)
+    logits[0, 7], logits[1, 7] = 25.0, 19.0  # cosines 0.625 and 0.475
+    places = ground.coordinates[[7, 7]].astype(np.float64)
+    both = Posterior.from_logits(logits, torch.zeros(500), ground, calibration, scale=40.0)
+    assert (both.mass_within(places, (200.0,)) > 0.99).all()
+    assert both.sure(both.profile(places)) == [True, False]
+    assert both[1].sure(both[1].profile(places[:1])) == [False]
+    unknown = Posterior.from_logits(logits, torch.zeros(500), ground, calibration)
+    assert unknown.sure(unknown.profile(places)) == [True, True]  # without the scale nobody can tell
