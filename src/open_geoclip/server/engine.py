@@ -81,22 +81,25 @@ class Engine:
     def run_all(self, jobs: Sequence[Job]) -> list[Outcome]:
         """What became of each job, in order.
 
-        Pictures of all jobs go through the image tower together, and are searched for together where they are asked
-        for in one way.
+        Pictures of all jobs, those to embed too, go through the image tower together, and are searched for together
+        where they are asked for in one way.
         """
-        pictures = [picture for job in jobs if _is_plain(job) for picture in job.pictures]
-        vectors = self._encoded(pictures)
-        of_job = {n: list(itertools.islice(vectors, len(job.pictures))) for n, job in enumerate(jobs) if _is_plain(job)}
+        of_towers = [n for n, job in enumerate(jobs) if _is_plain(job) or job.kind == "embed"]
+        vectors = self._encoded([picture for n in of_towers for picture in jobs[n].seen])
+        seen = {n: list(itertools.islice(vectors, len(jobs[n].seen))) for n in of_towers}
         outcomes: dict[int, Outcome] = {}
-        for options in dict.fromkeys(jobs[n].options for n in of_job):
-            group = [n for n in of_job if jobs[n].options == options]
+        plain = [n for n in of_towers if _is_plain(jobs[n])]
+        for options in dict.fromkeys(jobs[n].options for n in plain):
+            group = [n for n in plain if jobs[n].options == options]
             names = [picture.name for n in group for picture in jobs[n].pictures]
-            told = _tried(self._told, options, names, [vector for n in group for vector in of_job[n]])
+            told = _tried(self._told, options, names, [vector for n in group for vector in seen[n]])
             records = iter(told.answers or ())
             for n in group:
                 own = None if told.answers is None else list(itertools.islice(records, len(jobs[n].pictures)))
                 outcomes[n] = told if own is None else _tried(self._shown, jobs[n], own)
-        return [outcomes[n] if n in outcomes else _tried(self._answered, job) for n, job in enumerate(jobs)]
+        return [
+            outcomes[n] if n in outcomes else _tried(self._answered, job, seen.get(n, [])) for n, job in enumerate(jobs)
+        ]
 
     def _encoded(self, pictures: list[Picture]) -> Iterator[Tensor | str]:
         """The vector of each picture, or why it cannot be read."""
@@ -116,9 +119,9 @@ class Engine:
             for name, one in zip(names, found, strict=True)
         ]
 
-    def _answered(self, job: Job) -> list[dict[str, Any]]:
+    def _answered(self, job: Job, seen: list[Tensor | str]) -> list[dict[str, Any]]:
         if job.kind == "embed":
-            return self._embedded(job)
+            return self._embedded(job, seen)
         locator = self._asked(job.options)
         if job.kind == "text":
             found = locator.locate_text(job.texts, job.options.top_k, detail=job.options.detail)
@@ -159,18 +162,28 @@ class Engine:
         except ImageError as error:
             return {"image": name, "error": str(error)}
 
-    def _embedded(self, job: Job) -> list[dict[str, Any]]:
+    def _embedded(self, job: Job, seen: list[Tensor | str]) -> list[dict[str, Any]]:
+        """Vectors of a job's inputs, in order; its pictures were seen already."""
+        texts = [given for given in job.inputs if isinstance(given, str)]
+        places = [given for given in job.inputs if isinstance(given, tuple)]
+        pictures = iter(seen)
+        told = iter(self.locator.encode_text(texts) if texts else ())
+        located = iter(self._located(places) if places else ())
         vectors = []
         for given in job.inputs:
-            if isinstance(given, Picture):
-                vector = self.locator.encode([NamedBytes(given.data, given.name)])
-            elif isinstance(given, str):
-                vector = self.locator.encode_text([given])
+            if not isinstance(given, Picture):
+                vector = next(told if isinstance(given, str) else located)
+            elif isinstance(one := next(pictures), str):
+                raise ImageError(given.name, one)
             else:
-                with torch.inference_mode():
-                    vector = self.locator.model.location_encoder.encode(torch.tensor([given], dtype=torch.float64))
-            vectors.append({"embedding": vector[0].float().tolist()})
+                vector = one
+            vectors.append({"embedding": vector.float().tolist()})
         return vectors
+
+    @torch.inference_mode()
+    def _located(self, places: list[tuple[float, float]]) -> Tensor:
+        encoder = self.locator.model.location_encoder
+        return encoder.encode(torch.tensor(places, dtype=torch.float64))
 
 
 def _tried(answer: Callable[..., list[dict[str, Any]]], *asked: Any) -> Outcome:

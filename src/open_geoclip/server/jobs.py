@@ -74,10 +74,9 @@ class Job:
         return len(self.pictures) + len(self.texts) + len(self.inputs)
 
     @property
-    def bytes(self) -> int:
-        """How large the pictures are."""
-        given = [*self.pictures, *(one for one in self.inputs if isinstance(one, Picture))]
-        return sum(len(picture.data) for picture in given)
+    def seen(self) -> tuple[Picture, ...]:
+        """All its pictures, to locate or to embed, in order."""
+        return (*self.pictures, *(given for given in self.inputs if isinstance(given, Picture)))
 
 
 @dataclass(frozen=True)

@@ -113,10 +113,13 @@ class Service:
             Problem: what was asked for cannot be done, takes too long, or nobody waits for it any more.
         """
         most = self._settings.batch_size
-        jobs = [job]
+        jobs = [job]  # in parts, so that others come in between
         if job.kind == "locate" and not job.options.together and len(job.pictures) > most:
-            parts = (job.pictures[i : i + most] for i in range(0, len(job.pictures), most))
-            jobs = [replace(job, pictures=part) for part in parts]  # so that others come in between
+            starts = range(0, len(job.pictures), most)
+            jobs = [replace(job, pictures=job.pictures[start : start + most]) for start in starts]
+        elif job.kind == "embed" and len(job.inputs) > most:
+            starts = range(0, len(job.inputs), most)
+            jobs = [replace(job, inputs=job.inputs[start : start + most]) for start in starts]
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 return await _while_connected(request, self._batchers[model].answer(jobs))
