@@ -1,4 +1,4 @@
-"""The container's files keep to what they promise. There is no engine here; `make container` does their steps without."""
+"""The container's files keep to what they promise; `make container` does their steps where there is no engine."""
 
 import re
 import shutil
