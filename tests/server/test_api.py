@@ -196,6 +196,27 @@ def test_metrics_count_what_was_asked(serving: Serve, png: Png) -> None:
     assert "geoclip_held_bytes 0.0" in text
 
 
+def test_the_examples_of_the_description_are_right(serving: Serve, png: Png) -> None:
+    client = serving()
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            assert {"400", "405"} <= set(operation["responses"])
+            if method != "post":
+                continue
+            [(kind, content)] = operation["requestBody"]["content"].items()
+            assert content["examples"]
+            for name, example in content["examples"].items():
+                value = dict(example["value"])
+                value.pop("model", None)
+                if kind == "multipart/form-data":
+                    files = [("images", (f"{n}.png", png(n))) for n, _ in enumerate(value.pop("images"))]
+                    answer = client.post(path, files=files, data=value)
+                else:
+                    answer = client.post(path, json=value | ({"model": "small"} if "input" in value else {}))
+                assert answer.status_code == 200, (path, name, answer.text)
+
+
 def test_requests_made_from_the_description_cannot_break_it(locator: Locator) -> None:
     app = create_app(ServerSettings(max_file_mb=1, max_request_mb=2), {"small": locator})
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers={"Host": "localhost"})

@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from open_geoclip._version import __version__
 from open_geoclip.errors import OpenGeoCLIPError
 from open_geoclip.server import schemas
+from open_geoclip.server.description import COMMON, WORK, body_of, errors, files
 from open_geoclip.server.embeddings import packed, parse_input
 from open_geoclip.server.guard import json_response
 from open_geoclip.server.jobs import Job, Options, Picture
@@ -39,54 +40,6 @@ BODIES: list[type[BaseModel]] = [
 
 _SEVERAL = ("within", "not_within")
 _MAX_NAME = 256  # characters of a file's name that an answer repeats
-
-
-def _files() -> dict[int | str, dict[str, Any]]:
-    """What answers may be written as, for the description."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    kinds = (
-        "text/csv; charset=utf-8",
-        "application/geo+json",
-        "application/vnd.google-earth.kml+xml",
-        "application/vnd.google-earth.kmz",
-        "application/vnd.apache.parquet",
-        "text/html; charset=utf-8",
-    )
-    return {200: {"description": "Answers, as asked for by format.", "content": dict.fromkeys(kinds, binary)}}
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    told = {
-        400: "The request is damaged, or its Host is not served here.",
-        401: "A token is needed.",
-        403: "Pages of other servers may not ask.",
-        404: "There is no such model.",
-        408: "The body took too long to arrive.",
-        413: "Too large, or too many.",
-        415: "Another content type is needed.",
-        422: "A field is wrong; the message says which, and why.",
-        429: "Too much is waiting; come again after Retry-After seconds.",
-        503: "The model cannot answer at the moment.",
-        504: "It took too long.",
-    }
-    return {status: {"model": schemas.ErrorAnswer, "description": told[status]} for status in statuses}
-
-
-_COMMON = (400, 401, 403)
-_WORK = (*_COMMON, 404, 408, 413, 415, 422, 429, 503, 504)
-
-
-def _json_body(name: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/LocateForm"}}},
-    }
-}
 
 
 def _settings(request: Request) -> ServerSettings:
@@ -152,8 +105,8 @@ def _misfit(error: ValidationError) -> Problem:
     operation_id="locate",
     summary="Where photos were taken",
     response_model=schemas.Answers,
-    responses=_errors(*_WORK) | _files(),
-    openapi_extra=_FORM,
+    responses=errors(*WORK) | files(),
+    openapi_extra=body_of("LocateForm", "multipart/form-data"),
 )
 async def locate(request: Request) -> Response:
     """One answer a picture, in order; one that cannot be read has ``error`` in its place."""
@@ -252,8 +205,8 @@ async def _form(request: Request) -> tuple[schemas.LocateForm, tuple[Picture, ..
     operation_id="text",
     summary="Where on Earth words lead",
     response_model=schemas.Answers,
-    responses=_errors(*_WORK) | _files(),
-    openapi_extra=_json_body("TextRequest"),
+    responses=errors(*WORK) | files(),
+    openapi_extra=body_of("TextRequest"),
 )
 async def text(request: Request) -> Response:
     """One answer a text, in order."""
@@ -274,8 +227,8 @@ async def text(request: Request) -> Response:
     operation_id="embeddings",
     summary="Vectors of pictures, places and texts",
     response_model=schemas.EmbeddingsAnswer,
-    responses=_errors(*_WORK),
-    openapi_extra=_json_body("EmbeddingsRequest"),
+    responses=errors(*WORK),
+    openapi_extra=body_of("EmbeddingsRequest"),
 )
 async def embeddings(request: Request) -> Response:
     """One vector an input, in order, all in one space: the cosine of a photo's and a place's says how well they fit."""
@@ -302,9 +255,9 @@ async def embeddings(request: Request) -> Response:
     operation_id="export",
     summary="Answers as a file",
     response_class=Response,
-    responses=_errors(*_COMMON, 408, 413, 415, 422, 429)
-    | {200: {"description": "The file.", "content": {**_files()[200]["content"], "application/json": {}}}},
-    openapi_extra=_json_body("ExportRequest"),
+    responses=errors(*COMMON, 408, 413, 415, 422, 429, 499)
+    | {200: {"description": "The file.", "content": {**files()[200]["content"], "application/json": {}}}},
+    openapi_extra=body_of("ExportRequest"),
 )
 async def export(request: Request) -> Response:
     """The records that were sent, written in another format."""
@@ -313,7 +266,7 @@ async def export(request: Request) -> Response:
         return await _file(asked.records, asked.format)
 
 
-@router.get("/v1/models", operation_id="models", response_model=schemas.ModelList, responses=_errors(*_COMMON))
+@router.get("/v1/models", operation_id="models", response_model=schemas.ModelList, responses=errors(*COMMON))
 async def models(request: Request) -> Response:
     """The models that this server has; the first is that of requests that name none."""
     data = [{"id": n, "object": "model", "created": 0, "owned_by": "open-geoclip"} for n in _service(request).models]
@@ -321,7 +274,7 @@ async def models(request: Request) -> Response:
 
 
 @router.get(
-    "/v1/countries", operation_id="countries", response_model=list[schemas.Country], responses=_errors(*_COMMON, 503)
+    "/v1/countries", operation_id="countries", response_model=list[schemas.Country], responses=errors(*COMMON, 503)
 )
 async def countries() -> Response:
     """The countries that ``within`` takes, by name."""
@@ -336,7 +289,7 @@ def _countries() -> list[dict[str, str]]:
     return [{"code": code, "name": names[code]} for code in sorted(names, key=lambda code: names[code])]
 
 
-@router.get("/v1/page", operation_id="page", response_model=schemas.PageSettings, responses=_errors(*_COMMON))
+@router.get("/v1/page", operation_id="page", response_model=schemas.PageSettings, responses=errors(*COMMON))
 async def page(request: Request) -> Response:
     """What the page has to know."""
     settings = _settings(request)
@@ -352,13 +305,13 @@ async def page(request: Request) -> Response:
     )
 
 
-@router.get("/healthz", operation_id="healthz", responses=_errors(400))
+@router.get("/healthz", operation_id="healthz", responses=errors(400, 405))
 async def healthz() -> Response:
     """Whether the server lives."""
     return json_response({"status": "ok"})
 
 
-@router.get("/readyz", operation_id="readyz", responses=_errors(400, 503))
+@router.get("/readyz", operation_id="readyz", responses=errors(400, 405, 503))
 async def readyz(request: Request) -> Response:
     """Whether its models can answer."""
     if not _service(request).ready:
@@ -366,7 +319,7 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse, responses=_errors(*_COMMON))
+@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse, responses=errors(*COMMON))
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
     return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,103 @@
+"""What the OpenAPI description tells of bodies that routes read themselves, of files, and of errors."""
+
+from typing import Any
+
+from open_geoclip.server import schemas
+
+__all__ = ["COMMON", "WORK", "body_of", "errors", "files"]
+
+COMMON = (400, 401, 403, 405)
+"""What any route may answer."""
+
+WORK = (*COMMON, 404, 408, 413, 415, 422, 429, 499, 503, 504)
+"""What a route that asks a model may answer."""
+
+_ERRORS = {
+    400: "The request is damaged, or its Host is not served here.",
+    401: "A token is needed.",
+    403: "Pages of other servers may not ask.",
+    404: "There is no such model.",
+    405: "This path has another method; Allow says which.",
+    408: "The body took too long to arrive.",
+    413: "Too large, or too many.",
+    415: "Another content type is needed.",
+    422: "A field is wrong; the message says which, and why.",
+    429: "Too much is waiting; come again after Retry-After seconds.",
+    499: "The client went away; nobody reads this, it stands in the log and in /metrics.",
+    503: "The model cannot answer at the moment.",
+    504: "It took too long.",
+}
+
+_TRIANGLE = '{"type": "Polygon", "coordinates": [[[0, 0], [60, 0], [0, 60], [0, 0]]]}'
+_RECORD = {
+    "image": "rome.jpg",
+    "model": "earth",
+    "gallery": "places",
+    "version": "1",
+    "candidates": [{"lat": 41.9, "lon": 12.5, "score": 0.4, "probability": 0.8, "radius_km": 40.0}],
+    "credible_radius_km": {"50": 60.0, "90": 300.0},
+    "within_km": {"1": 0.0, "25": 0.2, "200": 0.8, "750": 0.95, "2500": 1.0},
+    "countries": {"IT": 0.98},
+    "sure": True,
+}
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "LocateForm": {
+        "one photo": {"images": ["(the file)"], "top_k": 3},
+        "photos within a country, with the places that they name": {
+            "images": ["(a file)", "(another)"],
+            "within": ["Italy"],
+            "exif": True,
+        },
+        "several photos of one place, as a map": {
+            "images": ["(a file)", "(another)"],
+            "together": True,
+            "detail": True,
+            "format": "kml",
+        },
+    },
+    "TextRequest": {
+        "one text": {"texts": ["a hot desert"]},
+        "within limits": {"texts": ["rain forest"], "within": ["-20,-80,10,-40", _TRIANGLE], "not_within": ["Brazil"]},
+    },
+    "EmbeddingsRequest": {
+        "two places and a text": {"model": "earth", "input": ["48.8584,2.2945", "-33.86,151.2", "a hot desert"]},
+        "as base64": {"model": "earth", "input": "48.8584,2.2945", "encoding_format": "base64"},
+    },
+    "ExportRequest": {"an answer as a map": {"format": "geojson", "records": [_RECORD]}},
+}
+
+
+def body_of(name: str, media_type: str = "application/json") -> dict[str, Any]:
+    """A body that its route reads itself, with examples.
+
+    Args:
+        name: of its schema.
+        media_type: of the body.
+    """
+    examples = {summary: {"summary": summary, "value": value} for summary, value in _EXAMPLES[name].items()}
+    content = {media_type: {"schema": {"$ref": f"#/components/schemas/{name}"}, "examples": examples}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def files() -> dict[int | str, dict[str, Any]]:
+    """What answers may be written as."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    kinds = (
+        "text/csv; charset=utf-8",
+        "application/vnd.google-earth.kml+xml",
+        "application/vnd.google-earth.kmz",
+        "application/vnd.apache.parquet",
+        "text/html; charset=utf-8",
+    )
+    content: dict[str, Any] = {**dict.fromkeys(kinds, binary), "application/geo+json": {"schema": {"type": "object"}}}
+    return {200: {"description": "Answers, as asked for by format.", "content": content}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What is told of answers other than 200; those that say when to come again, and how, with their headers."""
+    told: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        told[status] = {"model": schemas.ErrorAnswer, "description": _ERRORS[status]}
+        if status == 429:
+            told[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+    return told

@@ -1,0 +1,121 @@
+"""Clients that send slowly or go away: the rest are served, and what nobody waits for is not done."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from open_geoclip.server.app import create_app
+from open_geoclip.server.jobs import Job, Outcome
+from open_geoclip.server.settings import ServerSettings
+
+
+class Held:
+    """A runner that answers when it is let to, and notes what it was given."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        self.begun, self.open = asyncio.Event(), asyncio.Event()
+        self.seen: list[str] = []
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        self.seen += [picture.name for job in jobs for picture in job.pictures]
+        self.begun.set()
+        await self.open.wait()
+        return [Outcome([{"image": picture.name} for picture in job.pictures]) for job in jobs]
+
+
+def form(name: str) -> bytes:
+    head = f'--b\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'
+    return head.encode() + b"x" * 100 + b"\r\n--b--\r\n"
+
+
+async def ask(app: FastAPI, body: bytes, *, whole: bool = True, gone: asyncio.Event | None = None) -> tuple[int, bytes]:
+    """Status and body of an answer to a client that sends a body, all of it or not, and goes away when told."""
+    sent: list[dict[str, Any]] = []
+    parts = [{"type": "http.request", "body": body, "more_body": not whole}]
+
+    async def receive() -> dict[str, Any]:
+        if parts:
+            return parts.pop()
+        await (gone or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/locate",
+        "raw_path": b"/v1/locate",
+        "query_string": b"",
+        "headers": headers,
+    }
+    await app(scope, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+async def until_waiting(app: FastAPI, count: int) -> None:
+    while f'geoclip_queue_waiting{{model="m"}} {count}.0'.encode() not in app.state.service.metrics.text():
+        await asyncio.sleep(0)
+
+
+def test_a_body_that_arrives_too_slowly_is_given_up() -> None:
+    async def run() -> None:
+        held = Held()
+        app = create_app(ServerSettings(timeout_s=0.2), {"m": held})
+        async with app.router.lifespan_context(app):
+            status, told = await ask(app, form("slow")[:80], whole=False)
+            assert status == 408
+            assert b"slow_body" in told
+            assert held.seen == []
+            assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
+            held.open.set()
+            assert (await ask(app, form("quick")))[0] == 200
+
+    asyncio.run(run())
+
+
+def test_the_work_of_a_client_that_goes_away_is_dropped_and_others_are_served() -> None:
+    async def run() -> None:
+        held = Held()
+        app = create_app(ServerSettings(), {"m": held})
+        async with app.router.lifespan_context(app):
+            gone = asyncio.Event()
+            first = asyncio.create_task(ask(app, form("first")))
+            await held.begun.wait()
+            leaver = asyncio.create_task(ask(app, form("leaver"), gone=gone))
+            await until_waiting(app, 2)
+            last = asyncio.create_task(ask(app, form("last")))
+            await until_waiting(app, 3)
+            gone.set()
+            assert (await leaver)[0] == 499
+            await until_waiting(app, 2)
+            held.open.set()
+            assert [status for status, _ in (await first, await last)] == [200, 200]
+            assert b'"last"' in (await last)[1]
+            assert held.seen == ["first", "last"]
+            assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
+
+    asyncio.run(run())
+
+
+def test_one_who_goes_away_while_sending_leaves_nothing_behind() -> None:
+    async def run() -> None:
+        held, gone = Held(), asyncio.Event()
+        gone.set()
+        app = create_app(ServerSettings(), {"m": held})
+        async with app.router.lifespan_context(app):
+            assert (await ask(app, form("half")[:90], whole=False, gone=gone))[0] == 499
+            assert held.seen == []
+            assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
+
+    asyncio.run(run())
