@@ -4,10 +4,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
+from h11 import LocalProtocolError
+from starlette.responses import PlainTextResponse
 
 from open_geoclip.server.app import create_app
+from open_geoclip.server.guard import Guard
 from open_geoclip.server.jobs import Job, Outcome
+from open_geoclip.server.metrics import Metrics
 from open_geoclip.server.settings import ServerSettings
 
 
@@ -117,5 +122,27 @@ def test_one_who_goes_away_while_sending_leaves_nothing_behind() -> None:
             assert (await ask(app, form("half")[:90], whole=False, gone=gone))[0] == 499
             assert held.seen == []
             assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", [LocalProtocolError, ValueError])
+def test_a_connection_that_broke_is_no_failure_of_the_server(kind: type[Exception]) -> None:
+    """uvicorn answers 400 by itself where HTTP ends in something else; what the application says then fits nowhere."""
+
+    async def run() -> None:
+        metrics = Metrics()
+
+        async def send(_: Any) -> None:
+            raise kind("no answer fits here")
+
+        guard = Guard(PlainTextResponse("ok"), metrics=metrics)
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        if kind is LocalProtocolError:
+            await guard(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]  # nothing is received
+            assert b'geoclip_requests_total{route="-",status="499"} 1.0' in metrics.text()
+        else:
+            with pytest.raises(kind):
+                await guard(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
 
     asyncio.run(run())

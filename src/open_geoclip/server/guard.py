@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -88,10 +89,10 @@ class Guard:
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
-        start, status = time.perf_counter(), 0
+        start, status, broken = time.perf_counter(), 0, False
 
         async def send_guarded(message: Message) -> None:
-            nonlocal status
+            nonlocal status, broken
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
@@ -99,7 +100,11 @@ class Guard:
                 for name, value in self._headers.items():
                     out.setdefault(name, value)
                 out.setdefault("Cache-Control", "no-store")
-            await send(message)
+            try:
+                await send(message)
+            except LocalProtocolError:
+                broken = True
+                raise
 
         scope.setdefault("state", {})["request_id"] = request_id
         try:
@@ -109,6 +114,11 @@ class Guard:
             except Problem as problem:
                 self._metrics.refused.labels(problem.code).inc()
                 await problem_response(problem)(scope, receive, send_guarded)
+        except Exception:
+            # What followed was no HTTP, and the server under us has told the client so: there is nobody to answer.
+            if not broken:
+                raise
+            status = 499
         finally:
             route = getattr(scope.get("route"), "path", "-")  # a path that nobody made may hold anything
             seconds = time.perf_counter() - start
