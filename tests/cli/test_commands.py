@@ -73,7 +73,7 @@ def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
     for answer in answers:
         assert list(answer) == [
             *("image", "model", "gallery", "version", "candidates"),
-            *("credible_radius_km", "within_km", "countries", "sure"),
+            *("credible_radius_km", "within_km", "countries", "sure", "sha256"),
         ]
         assert len(answer["candidates"]) == 3
         assert list(answer["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km", "country", "place"]

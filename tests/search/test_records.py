@@ -45,6 +45,7 @@ FOUND = st.fixed_dictionaries(
         "within_km": st.fixed_dictionaries({"1": SHARES, "2500": SHARES}),
         "countries": st.none() | st.dictionaries(st.text(max_size=2), SHARES, max_size=2),
         "sure": st.none() | st.booleans(),
+        "sha256": st.dictionaries(st.text(max_size=4), st.text()),
         "regions": st.none() | regions(),
         "heat": st.none() | st.fixed_dictionaries({"cell_km": KM, "cells": CELLS}),
     }

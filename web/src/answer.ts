@@ -194,6 +194,7 @@ export class AnswerView {
             ["Model", result.model],
             ["Gallery", result.gallery],
             ["OpenGeoCLIP", result.version],
+            ...Object.entries(result.sha256 ?? {}).map(([what, mark]) => [`sha256, ${what}`, mark] as const),
           ] as const
         ).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "not told")]),
       ),

@@ -48,6 +48,8 @@ export interface Result {
   within_km?: Record<string, number>;
   countries?: Record<string, number> | null;
   sure?: boolean | null;
+  /** Of the weights and of the gallery, in full. */
+  sha256?: Record<string, string>;
   regions?: Record<string, MultiPolygon>;
   heat?: Heat;
   thumbnail?: string | null;

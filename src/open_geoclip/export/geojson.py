@@ -22,7 +22,7 @@ def features(record: Mapping[str, Any], number: int) -> Iterator[dict[str, Any]]
     if "error" in record:
         return
     name = {kind: record[kind] for kind in ("image", "text") if record.get(kind)}
-    made = {key: record[key] for key in ("model", "gallery", "version")}
+    made = {key: record[key] for key in ("model", "gallery", "version", "sha256") if key in record}
     common = {"answer": number, **name}
     for share, region in sorted(record.get("regions", {}).items(), key=lambda item: -float(item[0])):
         if region["coordinates"]:

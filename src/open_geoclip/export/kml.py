@@ -107,7 +107,8 @@ def _folder(
     if "error" in record:
         _text(folder, "description", f"It could not be read: {record['error']}")
         return
-    made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}; {about['caution']}"
+    marks = "".join(f"; sha256 of the {what}: {mark}" for what, mark in record.get("sha256", {}).items())
+    made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}{marks}; {about['caution']}"
     verdict = verdict_of(record)
     judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
     _text(folder, "description", f"{judged}{_sureness(record)}. {made}")

@@ -29,6 +29,8 @@ COLUMNS: dict[str, str] = {
     "model": "string",
     "gallery": "string",
     "version": "string",
+    "weights_sha256": "string",
+    "gallery_sha256": "string",
     "error": "string",
     "caution": "string",
     "created": "string",
@@ -52,6 +54,7 @@ def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterato
             "within_200_km": record.get("within_km", {}).get("200"),
             "exif_lat": exif.get("lat"),
             "exif_lon": exif.get("lon"),
+            **{f"{what}_sha256": mark for what, mark in record.get("sha256", {}).items()},
             **made,
         }
         for rank, candidate in enumerate(record.get("candidates", ()), 1):

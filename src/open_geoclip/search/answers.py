@@ -91,6 +91,8 @@ class Answer:
             degrees; None where they were not asked for (``detail``).
         heat: where the probability lies, ``{"cell_km", "cells": [[lat, lon, probability], ...]}``: cells of one area,
             the likeliest first, that hold 99 %; None where it was not asked for.
+        sha256: in full, of the ``weights`` (all tensors and the settings; not of a model of your own) and of the
+            ``gallery`` (coordinates and weights), to tell that two answers were made by the same.
     """
 
     image: str
@@ -106,6 +108,7 @@ class Answer:
     sure: bool | None = None
     regions: Mapping[str, Any] | None = None
     heat: Mapping[str, Any] | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -127,6 +130,7 @@ class Answer:
             "within_km": dict(self.within_km),
             "countries": None if self.countries is None else dict(self.countries),
             "sure": self.sure,
+            **({"sha256": dict(self.sha256)} if self.sha256 else {}),
             **({} if self.regions is None else {"regions": dict(self.regions)}),
             **({} if self.heat is None else {"heat": dict(self.heat)}),
         }

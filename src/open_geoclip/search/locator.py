@@ -38,6 +38,7 @@ class Locator:
         model: two trained towers.
         gallery: the places to choose from.
         model_name: what an answer calls the model.
+        weights_sha256: of the model's weights, for its answers.
         batch_size: photos the model sees at once; the next ones are decoded meanwhile.
         max_pixels: larger pictures are refused before they are decoded; see :mod:`open_geoclip.images`.
         crops: 1, or 10 as in the published evaluation: corners and middle, mirrored too, their logits averaged. Takes
@@ -58,6 +59,7 @@ class Locator:
         gallery: Gallery,
         *,
         model_name: str = "custom",
+        weights_sha256: str | None = None,
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
         crops: int = 1,
@@ -68,7 +70,7 @@ class Locator:
         refine: bool = False,
     ) -> None:
         self.model = model.eval()
-        self.model_name = model_name
+        self.model_name, self.weights_sha256 = model_name, weights_sha256
         self.pictures = Pictures(self.model, batch_size, max_pixels, crops)
         self.answers = answers or AnswerSettings()
         self.calibration = calibration or Calibration()
@@ -141,6 +143,7 @@ class Locator:
             model,
             gallery,
             model_name=f"{name} {release.version}",
+            weights_sha256=release.fingerprint,
             batch_size=batch_size,
             max_pixels=max_pixels,
             crops=crops,
@@ -267,9 +270,8 @@ class Locator:
             MissingExtraError: the extra ``text`` is not installed.
         """
         self._check_top_k(top_k)
-        about = ("", self.model_name, self._gallery_name, __version__)
         found = self._search(self.encode_text(texts), top_k, Calibration(), detail)
-        return [Answer(*about, text=text, **told) for text, told in zip(texts, found, strict=True)]
+        return [self._answer("", text=text, **told) for text, told in zip(texts, found, strict=True)]
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
         """Vectors of texts, of length 1, float32; errors are those of :meth:`locate_text`."""
@@ -293,7 +295,7 @@ class Locator:
         name = ", ".join(image_name(source, number) for number, source in enumerate(images))
         several = replace(self.calibration, fitted_on=None) if len(images) > 1 else self.calibration
         [found] = self._search(together(self.encode(images)).float()[None], top_k, several, detail)
-        return Answer(name, self.model_name, self._gallery_name, __version__, **found)
+        return self._answer(name, **found)
 
     def locate_trip(
         self,
@@ -329,17 +331,15 @@ class Locator:
             raise SettingsError(
                 f"a trip is one picture or more and a time for each, not {hours.size} for {len(images)}"
             )
-        about = [
-            (image_name(source, number), self.model_name, self._gallery_name, __version__)
-            for number, source in enumerate(images)
-        ]
+        names = [image_name(source, number) for number, source in enumerate(images)]
         vectors = self.encode(images)
         calibration = replace(self.calibration, background=0.0, fitted_on=None)
         alone = self.posterior(vectors, calibration).log_mass
         gap = float(np.median(self.territory.gaps_km))
         trip = along_trip(alone, self.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=gap)
         if trip.log_evidence == -np.inf:
-            return [Answer(*of, error=f"no trip of these pictures keeps to {speed_kmh:g} km/h") for of in about]
+            error = f"no trip of these pictures keeps to {speed_kmh:g} km/h"
+            return [self._answer(name, error=error) for name in names]
         if self.refine:
             parts = self.territory.between(vectors, self.model.scale, calibration, trip.log_mass)
             found = [
@@ -349,7 +349,7 @@ class Locator:
         else:
             posterior = Posterior.from_log_mass(trip.log_mass, self.ground, calibration)
             found = self._told(posterior, vectors, top_k, detail=detail)
-        return [Answer(*of, **each) for of, each in zip(about, found, strict=True)]
+        return [self._answer(name, **told) for name, told in zip(names, found, strict=True)]
 
     def encode(self, images: Iterable[ImageSource]) -> Float[Tensor, "n k"]:
         """Vectors of pictures, float32: of length 1, or the mean of ten such.
@@ -383,7 +383,7 @@ class Locator:
         if text is not None:
             vectors = _Beside(text, self.encode_text([text])[0], text_weight).mixed(vectors)
         found = self._search(vectors, top_k, self.calibration if text is None else Calibration(), detail)
-        return [Answer("", self.model_name, self._gallery_name, __version__, text=text, **told) for told in found]
+        return [self._answer("", text=text, **told) for told in found]
 
     def _check_top_k(self, top_k: int) -> None:
         most = top_k if self.territory.area.limited else len(self.gallery)  # an area may hold fewer: then it is fewer
@@ -401,12 +401,15 @@ class Locator:
                 calibration = self.calibration if beside is None else Calibration()
                 found = iter(self._search(vectors, top_k, calibration, detail))
             for name, error in zip(batch.names, batch.errors, strict=True):
-                about = (name, self.model_name, self._gallery_name, __version__)
-                yield Answer(*about, error=error) if error is not None else Answer(*about, text=text, **next(found))
+                told = {"error": error} if error is not None else {"text": text, **next(found)}
+                yield self._answer(name, **told)
 
-    @property
-    def _gallery_name(self) -> str:
-        return self.territory.name + (", refined" if self.refine else "")
+    def _answer(self, name: str, **told: Any) -> Answer:
+        """What was found for a picture or text, and what made it."""
+        gallery = self.territory.name + (", refined" if self.refine else "")
+        weights = {} if self.weights_sha256 is None else {"weights": self.weights_sha256}
+        sha256 = {**weights, "gallery": self.gallery.fingerprint}
+        return Answer(name, self.model_name, gallery, __version__, sha256=sha256, **told)
 
     def posterior(self, vectors: Float[Tensor, "n k"], calibration: Calibration | None = None) -> Posterior:
         """Probabilities over the gallery's ground.

@@ -154,6 +154,7 @@ _OPTIONAL: dict[str, Check] = {
     "within_km": _by_name(_SHARE),
     "countries": _or_null(_by_name(_SHARE)),
     "sure": _or_null(_flag),
+    "sha256": _by_name(_text),
     "regions": _by_name(_region),
     "heat": lambda value, name: _fields(value, name, {"cell_km": _KM, "cells": _each(_cell)}, {}),
 }

@@ -134,6 +134,7 @@ class _Record(BaseModel):
     within_km: dict[str, float] | None = None
     countries: dict[str, float] | None = None
     sure: bool | None = None
+    sha256: dict[str, str] | None = None
     exif: _Exif | None = Field(
         None,
         description="In each record where it was asked for; null where the photo names no place. Of several pictures "
