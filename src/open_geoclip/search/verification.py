@@ -1,7 +1,7 @@
 """Whether a picture looks like the place that its metadata name.
 
 Estimate and metadata meet here and nowhere else: the picture is located as ever, and what the file says is held
-against the answer afterwards. What that can tell and what not is measured in ``benchmarks/verification.py``.
+against the answer afterwards. What that can tell and what not is measured by ``benchmarks/verify_rates.py``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -170,10 +170,9 @@ def _verified(answer: Answer, source: ImageSource, posterior: Posterior, row: in
     except ImageError as error:  # its pixels were read, so this is the file that changed meanwhile
         facts = PhotoFacts(faults=(error.reason,))
     place = facts.place
-    one = Posterior(posterior.ground, posterior.mass[row : row + 1], posterior.calibration)
     found, odd = None, list(remarks(facts))
     if place is not None and abs(place.lat) <= 90 and abs(place.lon) <= 180:
-        found = compare(one, place, answer, score)
+        found = compare(posterior[row], place, answer, score)
         with suppress(MissingExtraError):  # without outlines of countries nobody can say what is sea
             if not Places().countries(np.array([[place.lat, place.lon]], np.float64))[0]:
                 odd.append(Remark("sea", "the place lies in the open sea"))
@@ -230,8 +229,7 @@ def _level(posterior: Posterior, where: np.ndarray, accuracy_km: float) -> float
         if len(near):
             density = posterior.mass[0].numpy()[near] / ground.cell_km2[near]
             where = np.concatenate([where, ground.coordinates[near[[int(density.argmax())]]].astype(np.float64)])
-    same = Posterior(ground, posterior.mass.expand(len(where), -1), posterior.calibration)
-    return float(same.region_level(where).min())
+    return min(float(posterior.region_level(place[None])[0]) for place in where)
 
 
 def _off_ground(ground: Ground, where: np.ndarray) -> float | None:

@@ -1,0 +1,170 @@
+"""How often ``geoclip verify`` doubts true places, and moved ones: ``python benchmarks/verify_rates.py --write``.
+
+Each of the Earth's test views is held against its true place, and against one that it was not taken at: 50, 200, 1000
+or 5000 km off, in turn, on land where there is any in that distance. Nothing was fitted on these views. What the
+verdicts are made of is the command's own code; only reading files is left out, and the backbone's features of the views
+are kept on disk, so that new weights or a new calibration are measured in minutes.
+
+With ``--write`` the table goes into docs/verify.md and all figures into results/verify_rates.json.
+"""
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from open_geoclip.data.earth import is_land
+from open_geoclip.metadata.place import PhotoPlace
+from open_geoclip.search.locator import Locator
+from open_geoclip.search.verification import VERDICTS, compare
+from open_geoclip.sphere import destination
+from open_geoclip.training.features import FeatureSet, earth_view_features
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "verify.md"
+RESULTS = Path(__file__).parent / "results" / "verify_rates.json"
+BEGIN, END = "<!-- written by benchmarks/verify_rates.py: begin -->", "<!-- end -->"
+
+MOVED_KM = (50, 200, 1000, 5000)
+SEED = 20261125
+BATCH = 32
+TRIES = 64  # bearings that are tried for land
+
+
+def moved(lat: float, lon: float, km: float, number: int) -> tuple[float, float]:
+    """Where somebody might say that a view was taken: so far off, on land if there is any."""
+    bearings = np.random.default_rng([SEED, number]).uniform(0, 360, TRIES)
+    places = destination(np.tile(np.array([[lat, lon]], np.float64), (TRIES, 1)), bearings, float(km))
+    land = np.flatnonzero(is_land(places))
+    found = places[land[0] if len(land) else 0]
+    return float(found[0]), float(found[1])
+
+
+def judged(locator: Locator, data: FeatureSet, first: int) -> list[tuple[str, str]]:
+    """What was said, and its verdict, of a batch of views: ``true`` or how far it was moved."""
+    rows = slice(first, min(first + BATCH, len(data)))
+    with torch.inference_mode():
+        vectors = locator.model.image_encoder.of_features(data.features[rows].float())
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+        scores = locator.index.logits(vectors, 1.0).max(dim=1).values.tolist()
+    posterior, answers = locator.posterior(vectors), locator.tell(vectors, 1)
+    found = []
+    for row, (answer, score) in enumerate(zip(answers, scores, strict=True)):
+        number, one = first + row, posterior[row]
+        lat, lon = data.coordinates[number].tolist()
+        km = MOVED_KM[number % len(MOVED_KM)]
+        for said, place in (("true", (lat, lon)), (f"{km}", moved(lat, lon, km, number))):
+            verdict = compare(one, PhotoPlace(*place, "exif"), replace(answer, image=f"{number}"), score).verdict
+            found.append((said, verdict))
+    return found
+
+
+def rates(verdicts: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Shares of the verdicts in percent, for each thing that was said of a view."""
+    counts: dict[str, Counter[str]] = {said: Counter() for said in ("true", *map(str, MOVED_KM))}
+    for said, verdict in verdicts:
+        counts[said][verdict] += 1
+    found: dict[str, dict[str, Any]] = {}
+    for said, count in counts.items():
+        told = count.total() - count["cannot tell"]
+        doubted = count["unlikely"] + count["contradicts"]
+        found[said] = {
+            "views": count.total(),
+            **{verdict: count[verdict] for verdict in VERDICTS},
+            "doubted_percent": percent(doubted, told),
+            "doubted_interval": interval(doubted, told),
+            "contradicted_percent": percent(count["contradicts"], told),
+            "cannot_tell_percent": percent(count["cannot tell"], count.total()),
+        }
+    return found
+
+
+def percent(part: int, whole: int) -> float | None:
+    """None of nothing."""
+    return round(100 * part / whole, 2) if whole else None
+
+
+def interval(part: int, whole: int) -> tuple[float, float] | None:
+    """Percent between which the true share lies with 95 % (E. B. Wilson, 1927)."""
+    if not whole:
+        return None
+    z, p = 1.959964, part / whole
+    middle, reach = p + z * z / (2 * whole), z * math.sqrt(p * (1 - p) / whole + z * z / (4 * whole * whole))
+    low, high = ((middle + sign * reach) / (1 + z * z / whole) for sign in (-1, 1))
+    return round(100 * max(low, 0.0), 2), round(100 * min(high, 1.0), 2)
+
+
+def table(found: dict[str, Any]) -> str:
+    """The part of the page that is written by this command."""
+    lines = [
+        BEGIN,
+        f"Of `{found['model']}` on {found['views']:,} test views of the Earth, by `make verify-rates`. Shares are of",
+        "the views that got a verdict, but for the last column, which is of all. `doubted` is `unlikely` or",
+        "`contradicts`, with an interval of 95 %.",
+        "",
+        "| the place that the photo names | views | doubted | of these `contradicts` | `cannot tell` |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for said, one in found["rates"].items():
+        if not one["views"]:
+            continue
+        name = "the true one (a false alarm)" if said == "true" else f"moved by {int(said):,} km"
+        doubted = (
+            "-"
+            if one["doubted_percent"] is None
+            else f"**{one['doubted_percent']:.1f} %** "
+            + (f"({one['doubted_interval'][0]:.1f} to {one['doubted_interval'][1]:.1f})")
+        )
+        contradicted = "-" if one["contradicted_percent"] is None else f"{one['contradicted_percent']:.1f} %"
+        lines.append(f"| {name} | {one['views']:,} | {doubted} | {contradicted} | {one['cannot_tell_percent']:.1f} % |")
+    return "\n".join([*lines, END])
+
+
+def written(page: str, part: str) -> str:
+    """The page with its part replaced."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin, f"{PAGE} has a place for the table"
+    assert end, f"{PAGE} says where the table ends"
+    return before + part + after
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="earth")
+    parser.add_argument("--views", type=int, default=4096, help="the first of the 4,096 test views")
+    parser.add_argument("--features", type=Path, default=ROOT / "build" / "earth-model" / "features")
+    parser.add_argument("--write", action="store_true", help="into docs/verify.md and benchmarks/results")
+    options = parser.parse_args(arguments)
+    locator = Locator.from_pretrained(options.model)
+    if not locator.calibration.surprise:
+        parser.error(f"--model {options.model}: it is not calibrated, so that verify cannot tell anything")
+    verdicts: list[tuple[str, str]] = []
+    with Progress(console=Console(stderr=True)) as bar:
+        seen = bar.add_task("looking at views, once", total=options.views)
+        data = earth_view_features(
+            options.features, "test", options.views, progress=lambda done, _: bar.update(seen, completed=done)
+        )
+        task = bar.add_task("verifying", total=len(data))
+        for first in range(0, len(data), BATCH):
+            verdicts += judged(locator, data, first)
+            bar.update(task, completed=len(verdicts) // 2)
+    found = {"model": locator.model_name, "views": len(data), "seed": SEED, "rates": rates(verdicts)}
+    print(table(found))
+    if options.write:
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
