@@ -36,9 +36,9 @@ def looking(ground: Ground, best_logit: float = 30.0, calibration: Calibration =
     return Posterior.from_logits(logits, torch.zeros(len(ground)), ground, calibration)
 
 
-def place(km: float = 0.0, **about: float) -> PhotoPlace:
+def place(km: float = 0.0, accuracy_m: float | None = None) -> PhotoPlace:
     [[lat, lon]] = destination(HERE, 60.0, km).tolist()
-    return PhotoPlace(lat, lon, "exif", **about)
+    return PhotoPlace(lat, lon, "exif", accuracy_m)
 
 
 def test_further_off_is_more_surprising(ground: Ground) -> None:

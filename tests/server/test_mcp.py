@@ -90,7 +90,7 @@ def call(folder: Path, environment: dict[str, str]) -> Iterator[Caller]:
 
 def test_tools_say_what_they_take_and_give(call: Caller) -> None:
     tools = {tool.name: tool for tool in call.portal.call(call.client.list_tools).tools}
-    assert {"locate", "text", "where", "embed", "models"} <= set(tools)
+    assert {"locate", "verify", "text", "where", "embed", "models"} <= set(tools)
     for tool in tools.values():
         assert tool.description
         assert tool.output_schema is not None
@@ -204,6 +204,54 @@ def test_text_where_and_models(call: Caller) -> None:
     models = call("models")
     assert models["in_use"] == "earth"
     assert {"earth", "geoclip"} <= {one["name"] for one in models["models"]}
+
+
+def test_verify_holds_photos_against_what_they_say(call: Caller, folder: Path) -> None:
+    said = folder / "said"
+    said.mkdir()
+    for name, (lat, lon) in {"right": (41.9, 12.5), "moved": (8.0, 34.9), "nothing": (None, None)}.items():
+        exif = Image.Exif()
+        exif[0x010F] = "Maker"
+        if lat is not None:
+            exif.get_ifd(0x8825).update({1: "N", 2: (lat, 0, 0), 3: "E", 4: (lon, 0, 0)})
+        with Image.open(folder / "rome.png") as picture:
+            picture.save(said / f"{name}.png", exif=exif)
+    found = call("verify", images=["said/right.png", "said/moved.png", "said/nothing.png", "none.png"])
+    assert found["note"].startswith("A verdict is a reason to look closer")
+    right, moved, nothing, none = found["photos"]
+    assert [one["verdict"] for one in (right, moved, nothing)] == ["consistent", "contradicts", "cannot tell"]
+    assert (right["image"], right["exif"]["lat"]) == ("said/right.png", pytest.approx(41.9, abs=1e-5))
+    assert moved["comparison"]["p_value"] <= 0.01 < 0.05 < right["comparison"]["p_value"]
+    assert right["candidates"] == moved["candidates"] == nothing["candidates"]
+    assert "no such file" in none["error"]
+    text = text_of(call.raw("verify", images=["said/moved.png"]))
+    assert text.startswith("said/moved.png: CONTRADICTS, ")
+    assert "it says 8.0000, 34.9000 (exif)" in text
+
+    data = "data:image/png;base64," + base64.b64encode((said / "moved.png").read_bytes()).decode()
+    assert call("verify", images=[data])["photos"][0]["verdict"] == "contradicts"
+
+
+def test_a_sidecar_that_leads_outside_is_not_read(call: Caller, folder: Path) -> None:
+    beside = folder / "beside"
+    beside.mkdir()
+    (beside / "rome.png").write_bytes((folder / "rome.png").read_bytes())
+    packet = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:GPSLatitude="8,0.0N" '
+        'exif:GPSLongitude="34,54.0E"/></rdf:RDF></x:xmpmeta>'
+    )
+    (folder.parent / "secret.xmp").write_text(packet)
+    (beside / "rome.png.xmp").write_text(packet)
+    [photo] = call("verify", images=["beside/rome.png"])["photos"]
+    assert (photo["verdict"], photo["exif"]["source"]) == ("contradicts", "sidecar")
+    (beside / "rome.png.xmp").unlink()
+    (beside / "rome.png.xmp").symlink_to(folder.parent / "secret.xmp")
+    told = call.error("verify", images=["beside/rome.png"])
+    assert "its sidecar rome.png.xmp is outside of the folders" in told
+    (beside / "rome.png.xmp").unlink()
+    (beside / "rome.png.xmp").write_bytes(bytes(1_000_001))
+    assert "--max-mb" in call.error("verify", images=["beside/rome.png"])
 
 
 def test_vectors_of_places_and_pictures_compare(call: Caller) -> None:

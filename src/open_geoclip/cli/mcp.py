@@ -24,8 +24,8 @@ def mcp(
 ) -> None:
     """Offer the tools to a program that speaks the Model Context Protocol, over standard input and output.
 
-    The tools are locate, text, embed, where and models. The program starts this command; nothing but the protocol is
-    printed. Pictures are read in the folders that are allowed alone, and nothing leaves this machine.
+    The tools are locate, verify, text, embed, where and models. The program starts this command; nothing but the
+    protocol is printed. Pictures are read in the folders that are allowed alone, and nothing leaves this machine.
 
     Args:
         folder: A folder in which pictures may be read; several times for several. The current folder when not given.

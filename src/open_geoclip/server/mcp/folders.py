@@ -11,6 +11,7 @@ from pathlib import Path
 
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import SUFFIXES
+from open_geoclip.metadata.place import find_sidecars
 
 __all__ = ["Asked", "Folders"]
 
@@ -110,6 +111,16 @@ class Folders:
         if not found:
             raise SettingsError("at least one picture: a path, a folder or a data URI (data:image/jpeg;base64,...)")
         return found
+
+    def with_sidecars(self, asked: Asked) -> Asked:
+        """A picture whose sidecars are read too: an error if one of them may not be, for links lead anywhere."""
+        if not isinstance(asked.source, Path):
+            return asked
+        for sidecar in find_sidecars(asked.source):
+            found = self._checked(sidecar.name, sidecar)
+            if found.error is not None:
+                return Asked(asked.name, error=f"its sidecar {sidecar.name} {found.error}")
+        return asked
 
     def _from_data(self, text: str, start: int, name: str) -> Asked:
         if (len(text) - start) * 3 // 4 > self.max_bytes + 2:  # told before it is decoded

@@ -4,9 +4,21 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["NOTE", "Candidate", "Located", "LocatedResult", "ModelsResult", "Named", "VectorsResult", "WhereResult"]
+__all__ = [
+    "DOUBT",
+    "NOTE",
+    "Candidate",
+    "Located",
+    "LocatedResult",
+    "ModelsResult",
+    "Named",
+    "VectorsResult",
+    "VerifiedResult",
+    "WhereResult",
+]
 
 NOTE = "An estimate, not evidence."
+DOUBT = "A verdict is a reason to look closer, not a proof: of many true places, one in twenty is unlikely by chance."
 
 
 class Candidate(BaseModel):
@@ -57,6 +69,36 @@ class LocatedResult(BaseModel):
 
     note: str = Field(description="What the answers are and are not.")
     answers: list[Located]
+
+
+class Verified(Located):
+    """What was found for one photo, and how the place that it names fits."""
+
+    exif: dict[str, Any] | None = Field(
+        None,
+        description="Where the file says it was taken, which took no part in the estimate; null where it does not.",
+    )
+    verdict: str | None = Field(
+        None,
+        description="consistent (no more surprising than true places are, which is no confirmation), unlikely (at most "
+        "5 % of true places are as surprising), contradicts (at most 1 %), or cannot tell.",
+    )
+    reason: str | None = Field(None, description="What the verdict rests on, or why nothing can be told.")
+    comparison: dict[str, Any] | None = Field(
+        None,
+        description="p_value (share of true places that are at least as surprising; null where not calibrated), "
+        "region_level, within_km (probability around the place that the file names), distance_km (to the estimate).",
+    )
+    remarks: list[dict[str, str]] = Field(
+        default_factory=list, description="What is odd about the metadata themselves; needs no model."
+    )
+
+
+class VerifiedResult(BaseModel):
+    """Verdicts in the order of what was asked."""
+
+    note: str = Field(description="What a verdict is and is not.")
+    photos: list[Verified]
 
 
 class Named(BaseModel):

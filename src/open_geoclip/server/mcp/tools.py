@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
@@ -21,12 +20,21 @@ from open_geoclip._version import __version__
 from open_geoclip.errors import ImageError, OpenGeoCLIPError, SettingsError
 from open_geoclip.images import MAX_PIXELS
 from open_geoclip.server.mcp.folders import Asked, Folders
-from open_geoclip.server.mcp.schemas import NOTE, LocatedResult, ModelsResult, VectorsResult, WhereResult
+from open_geoclip.server.mcp.schemas import (
+    DOUBT,
+    NOTE,
+    LocatedResult,
+    ModelsResult,
+    VectorsResult,
+    VerifiedResult,
+    WhereResult,
+)
 from open_geoclip.server.mcp.words import said
 
 if TYPE_CHECKING:
     from open_geoclip.search.limits import Area
     from open_geoclip.search.locator import Answer, Locator
+    from open_geoclip.search.verification import Verification
 
 __all__ = ["McpSettings", "make_server"]
 
@@ -100,6 +108,7 @@ def make_server(settings: McpSettings) -> MCPServer[Any]:
     offered: dict[str, Callable[..., Any]] = {
         "Locate pictures": tools.locate,
         "Locate texts": tools.text,
+        "Hold photos against the places that they name": tools.verify,
         "Name coordinates": tools.where,
         "Vectors of places, pictures and texts": tools.embed,
         "List models": tools.models,
@@ -156,22 +165,59 @@ class _Tools:
             locator = await self._work(self._limited, ctx, area)
             if together:
                 return await self._together(locator, asked, top_k)
-            records = [{"image": one.name, "error": one.error} for one in asked]
-            readable = [(number, one) for number, one in enumerate(asked) if one.source is not None]
-            sources = [one.source for _, one in readable if one.source is not None]
-            stream = partial(locator.stream, sources, top_k, text=text, text_weight=text_weight)
-            answers = cast("Generator[Answer]", await self._work(stream))
-            try:
-                for done, (number, one) in enumerate(readable, 1):
-                    answer = await self._work(next, answers)
-                    records[number] = replace(answer, image=one.name).to_dict()
-                    await ctx.report_progress(done, len(readable), one.name)
-            finally:
-                with anyio.CancelScope(shield=True):  # decoding ahead ends before the next call begins
-                    await self._work(answers.close)
-            if all("error" in record and record["error"] is not None for record in records):
-                raise SettingsError("; ".join(f"{record['image']}: {record['error']}" for record in records[:10]))
+
+            def stream(sources: Sequence[Path | bytes]) -> "Iterator[Answer]":
+                return locator.stream(sources, top_k, text=text, text_weight=text_weight)
+
+            records = await self._each(ctx, asked, stream, lambda one, name: replace(one, image=name).to_dict())
         return _located(records)
+
+    async def verify(self, ctx: _CONTEXT, images: Images, top_k: TopK = 1) -> Annotated[CallToolResult, VerifiedResult]:
+        """Hold photos against the places that their EXIF data, XMP or sidecars name: how surprising these are.
+
+        A verdict is a reason to look closer, never a proof. What the file says takes no part in the estimate.
+        """
+        from open_geoclip.search.verification import verify
+
+        with _told():
+            asked = [self.folders.with_sidecars(one) for one in await self._work(self.folders.pictures, images)]
+            locator = await self._work(self._limited, ctx, None)
+
+            def stream(sources: Sequence[Path | bytes]) -> "Iterator[Verification]":
+                return verify(locator, sources, top_k)
+
+            def record(one: "Verification", name: str) -> dict[str, Any]:
+                return replace(one, answer=replace(one.answer, image=name)).to_dict()
+
+            records = await self._each(ctx, asked, stream, record)
+        return _result({"note": DOUBT, "photos": records}, said(records) + f"\n{DOUBT}")
+
+    async def _each(
+        self,
+        ctx: _CONTEXT,
+        asked: Sequence[Asked],
+        stream: "Callable[[Sequence[Path | bytes]], Iterator[T]]",
+        record: Callable[[T, str], dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """What is found for each picture, in order, and why there is nothing for those that cannot be read.
+
+        Raises:
+            SettingsError: none of them can be.
+        """
+        records: list[dict[str, Any]] = [{"image": one.name, "error": one.error} for one in asked]
+        readable = [(number, one) for number, one in enumerate(asked) if one.source is not None]
+        sources = [one.source for _, one in readable if one.source is not None]
+        answers = cast("Generator[T]", await self._work(stream, sources))
+        try:
+            for done, (number, one) in enumerate(readable, 1):
+                records[number] = record(await self._work(next, answers), one.name)
+                await ctx.report_progress(done, len(readable), one.name)
+        finally:
+            with anyio.CancelScope(shield=True):  # decoding ahead ends before the next call begins
+                await self._work(answers.close)
+        if all(one.get("error") is not None for one in records):
+            raise SettingsError("; ".join(f"{one['image']}: {one['error']}" for one in records[:10]))
+        return records
 
     async def _together(self, locator: "Locator", asked: Sequence[Asked], top_k: int) -> CallToolResult:
         for one in asked:

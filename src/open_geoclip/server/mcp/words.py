@@ -32,4 +32,15 @@ def _answer(record: Mapping[str, Any]) -> str:
     countries = ", ".join(f"{code} {share:.0%}" for code, share in list((record["countries"] or {}).items())[:3])
     sure = {True: "sure", False: "not sure", None: "not calibrated: probabilities compare places"}[record["sure"]]
     rest = "; ".join(part for part in (f"probability {best['probability']:.1%}", radii, countries, sure) if part)
-    return f"{name}: {best['lat']:.4f}, {best['lon']:.4f}{place}; {rest}; by {record['model']}"
+    looks = f"{best['lat']:.4f}, {best['lon']:.4f}{place}; {rest}; by {record['model']}"
+    if record.get("verdict"):
+        return f"{name}: {_judged(record)}; it looks like {looks}"
+    return f"{name}: {looks}"
+
+
+def _judged(record: Mapping[str, Any]) -> str:
+    """The verdict, what the file says, and what is odd about that."""
+    own = record["exif"]
+    says = "" if own is None else f"; it says {own['lat']:.4f}, {own['lon']:.4f} ({own['source']})"
+    remarks = "".join(f"; note: {remark['text']}" for remark in record["remarks"])
+    return f"{record['verdict'].upper()}, {record['reason']}{says}{remarks}"
