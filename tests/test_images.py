@@ -381,7 +381,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
     assert error(Broken(b"")) == "stream: may not be read (permission denied)"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("open_geoclip.images.MAX_FILE_BYTES", 2**20)
+        patch.setattr("open_geoclip.images.sources.MAX_FILE_BYTES", 2**20)
         assert "too large" in error(Stream(bytes(2**20 + 1)))
     with pytest.raises(ImageError, match=r"^holiday: is empty"):
         load_image(b"", name="holiday")

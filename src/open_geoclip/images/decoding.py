@@ -24,18 +24,14 @@ off at 255.
 If a program sets Pillow's global ``ImageFile.LOAD_TRUNCATED_IMAGES``, pictures that are cut off pass.
 """
 
-import os
 import re
-import stat
-import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from io import BytesIO, FileIO
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,21 +45,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from open_geoclip.errors import ImageError, MissingExtraError
+from open_geoclip.images.sources import ImageSource, image_name, in_words, read_bytes
+from open_geoclip.images.upright import TURNS, orientation, to_rgb
 
-__all__ = [
-    "MAX_ASPECT",
-    "MAX_FILE_BYTES",
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "ImageSource",
-    "SupportsRead",
-    "find_images",
-    "image_name",
-    "load_image",
-    "read_exif",
-    "sniff",
-    "taken_at",
-]
+__all__ = ["MAX_ASPECT", "MAX_PIXELS", "load_image", "read_exif", "sniff", "taken_at"]
 
 MAX_PIXELS = 89_478_485
 """The most pixels that are decoded: a quarter of a GiB at three bytes each, as Pillow counts it."""
@@ -71,35 +56,10 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT = 50
 """The longer side over the shorter. Of a picture at the bound, the model looks at a square that is 2 %."""
 
-MAX_FILE_BYTES = 2**30
-"""The largest file that is read. An uncompressed 16-bit TIFF of `MAX_PIXELS` is half as large."""
-
-SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg"}
-    | {".mpo", ".png", ".tif", ".tiff", ".webp"}
-)
-"""What `find_images` takes for a picture in a folder, in lower case."""
-
 _READS = "JPEG, PNG, WebP, AVIF, TIFF, GIF, BMP and HEIC are read"
 _JPEG_ALLOWANCE = 4  # times max_pixels
 _COEFFICIENT_BYTES = 8  # times max_pixels: what a CMYK JPEG of max_pixels needs
 _MAX_SCANS = 50  # a scan can be a few bytes long and still cost a walk over the whole picture
-
-
-@runtime_checkable
-class SupportsRead(Protocol):
-    """An open binary file, or anything else that gives bytes. It need not be seekable."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Give at most ``size`` bytes, none at the end."""
-        ...
-
-
-_Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | SupportsRead
-
-ImageSource: TypeAlias = _Encoded | Image.Image | npt.NDArray[Any]
-"""A path, the bytes of a file, an open binary file, a Pillow image, or a uint8 array of (height, width) or
-(height, width, 1 | 3 | 4) in the order red, green, blue, alpha."""
 
 
 def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -126,15 +86,15 @@ def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int 
     elif isinstance(source, Image.Image):
         picture = source
     else:
-        picture = _open(_read(source, label), label, max_pixels)
+        picture = _open(read_bytes(source, label), label, max_pixels)
     # An image made in memory has spent its memory already; one that Pillow opened may yet have to be decoded.
     bound = max_pixels if isinstance(picture, ImageFile.ImageFile) else None
     _check_size(picture.size, label, bound)
     try:
         with _quiet(picture.format == "TIFF"):
             picture.load()
-        upright = _to_rgb(picture)
-        turn = _TURNS.get(_orientation(picture))
+        upright = to_rgb(picture)
+        turn = TURNS.get(orientation(picture))
         if turn is not None:
             upright = upright.transpose(turn)
         elif upright is source:
@@ -161,145 +121,38 @@ def read_exif(source: ImageSource, *, name: str | None = None) -> Image.Exif:
     label = image_name(source) if name is None else name
     if isinstance(source, np.ndarray):
         return Image.Exif()
-    picture = source if isinstance(source, Image.Image) else _open(_read(source, label), label, MAX_PIXELS)
+    picture = source if isinstance(source, Image.Image) else _open(read_bytes(source, label), label, MAX_PIXELS)
     try:
         with _quiet(True):
             exif = picture.getexif()
             exif.get_ifd(0x8825)  # read now, so that damage shows here
     except Exception as error:  # as in load_image
-        raise ImageError(label, f"its EXIF data are damaged: {_tell(error)}") from error
+        raise ImageError(label, f"its EXIF data are damaged: {in_words(error)}") from error
     return exif
 
 
-def image_name(source: ImageSource, index: int | None = None) -> str:
-    """Say what answers and errors call a picture: its path, or its kind and ``#index`` where it has none.
+def taken_at(source: ImageSource, *, name: str | None = None) -> datetime | None:
+    """When a photo was taken, as its camera wrote it down: EXIF DateTimeOriginal; None where there is none.
 
-    Args:
-        source: The picture.
-        index: Its position, from 0, among the pictures that were handed over together.
-    """
-    path: object = source
-    if isinstance(source, Image.Image):
-        path = getattr(source, "filename", None)
-    elif hasattr(source, "read"):
-        path = getattr(source, "name", None)
-    if isinstance(path, (str, os.PathLike)) and (text := os.fsdecode(path)):
-        # A name that is not valid Unicode could not be printed, and one as long as a file is no path.
-        return text[:4096].encode(errors="backslashreplace").decode()
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        kind = "bytes"
-    elif isinstance(source, np.ndarray):
-        kind = "array"
-    elif isinstance(source, Image.Image):
-        kind = "image"
-    else:
-        kind = "empty path" if isinstance(source, str) else "stream"
-    return kind if index is None else f"{kind} #{index}"
-
-
-def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the pictures among files and folders.
-
-    A file is kept whatever its suffix. A folder gives, sorted, the files below it that have one of
-    `SUFFIXES`, but not hidden ones. Links to folders are followed, once each, unless they lead back up.
-
-    Args:
-        paths: Files and folders, or a single one.
-
-    Returns:
-        The files, in the order of ``paths``.
+    With OffsetTimeOriginal the time knows its zone; without, it is what the camera's clock showed.
 
     Raises:
-        ImageError: A path that does not exist, or a folder that cannot be read or holds no picture.
+        ImageError: The picture is missing, damaged, or not one at all.
     """
-    found: list[Path] = []
-    for given in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-        path, name = Path(given), image_name(given)
+    label = image_name(source) if name is None else name
+    if isinstance(source, np.ndarray):
+        return None
+    picture = source if isinstance(source, Image.Image) else _open(read_bytes(source, label), label, MAX_PIXELS)
+    with _quiet(True):
         try:
-            if not os.fspath(given):
-                raise FileNotFoundError
-            inside = _walk(path) if stat.S_ISDIR(path.stat().st_mode) else [path]
-        except (OSError, ValueError) as error:
-            inner = error.filename if isinstance(error, OSError) else None
-            raise ImageError(str(inner or name), _why_unread(given, error)) from error
-        if not inside:
-            suffixes = " ".join(sorted(SUFFIXES))
-            raise ImageError(name, f"the folder holds no pictures (files ending in {suffixes})")
-        found += inside
-    return found
-
-
-def _walk(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    found: list[Path] = []
-    seen: set[Path] = set()
-    for name, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        here = Path(name)
-        real = here.resolve()
-        # A link to a folder above would be walked for ever, or bring in everything beside the folder given.
-        if real in seen or (seen and here.parent.resolve().is_relative_to(real)):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(child for child in folders if not child.startswith("."))
-        pictures = [here / file for file in files if not file.startswith(".")]
-        pictures = [path for path in pictures if path.suffix.lower() in SUFFIXES]
-        # A broken link is kept, so that decoding it says what is wrong; a pipe would block for ever.
-        found += [path for path in pictures if path.is_file() or not path.exists()]
-    return sorted(found)
-
-
-def _read(source: _Encoded, name: str) -> bytes:
-    try:
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            data = bytes(source)
-        elif isinstance(source, (str, os.PathLike)):
-            with FileIO(source) as file:
-                data = _read_stream(file, name)
-        elif callable(getattr(source, "read", None)):
-            data = _read_stream(source, name)
-        else:
-            what = f"a picture cannot be read from an object of type {type(source).__name__}"
-            raise ImageError(name, f"{what}; hand over a path, bytes, a binary file, a Pillow image or an array")
-    except ImageError:
-        raise
-    except Exception as error:  # a stream may be anybody's class
-        raise ImageError(name, _why_unread(source, error)) from error
-    if not data:
-        raise ImageError(name, "is empty (0 bytes)")
-    return data
-
-
-def _read_stream(stream: SupportsRead, name: str) -> bytes:
-    seek = getattr(stream, "seek", None)
-    if seek is not None:
-        with suppress(OSError):  # a pipe is read from where it stands
-            seek(0)  # a file that was just written stands at its end
-    chunks: list[bytes] = []
-    total = 0
-    while chunk := stream.read(2**24):  # nearly every photo is one chunk, which join() gives back uncopied
-        chunks.append(chunk)
-        total += len(chunk)
-        if total > MAX_FILE_BYTES:
-            raise ImageError(name, f"is larger than {MAX_FILE_BYTES / 2**30:g} GiB, too large for a picture")
-    return b"".join(chunks)
-
-
-def _why_unread(source: object, error: Exception) -> str:
-    path = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else ""
-    if re.match(r"(?i)[a-z][a-z0-9+.-]+:/|data:", path):
-        return "URLs are not fetched: save the picture first and hand over its path"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, IsADirectoryError):
-        return "is a folder, not a picture"
-    if isinstance(error, PermissionError):
-        return "may not be read (permission denied)"
-    if isinstance(error, TypeError):
-        return f"does not give bytes; open the file in binary mode, 'rb' ({error})"
-    return f"cannot be read: {_tell(error)}"
+            tags = picture.getexif().get_ifd(0x8769)
+        except Exception:  # noqa: BLE001  # damaged metadata in any way it likes: there is no time in it
+            return None
+    text, zone = tags.get(0x9003), tags.get(0x9011)
+    with suppress(ValueError, TypeError):
+        zone = zone.strip("\0 ") if isinstance(zone, str) else ""
+        return datetime.strptime(f"{text}".strip("\0 ") + zone, "%Y:%m:%d %H:%M:%S" + ("%z" if zone else ""))
+    return None
 
 
 class _Jpeg(JpegImageFile):
@@ -440,12 +293,7 @@ def _quiet(needed: bool) -> Iterator[None]:
 def _why_undecoded(kind: str | None, error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"
-    return f"the {kind or 'image'} is damaged or cut off: {_tell(error)}"
-
-
-def _tell(error: Exception) -> str:
-    # "KeyError: 7" says more than "7"; for the usual kinds the sentence is enough.
-    return str(error) if isinstance(error, (OSError, SyntaxError)) else f"{type(error).__name__}: {error}"
+    return f"the {kind or 'image'} is damaged or cut off: {in_words(error)}"
 
 
 def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
@@ -459,102 +307,3 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
         raise ImageError(name, f"an array of shape {array.shape} must be (height, width[, 1, 3 or 4]){told}")
     _check_size((array.shape[1], array.shape[0]), name, None)
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = _grey_to_8_bits(image)
-    if image.has_transparency_data:
-        cut_out = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(cut_out, mask=cut_out)
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey_to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float32)
-    white = 65535.0
-    if not image.mode.startswith("I;16"):
-        greatest = float(np.max(values, initial=0, where=np.isfinite(values)))
-        levels = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        white = next((level for level in levels if greatest <= level), greatest)
-    grey = np.rint(np.nan_to_num(values).clip(0, white) * np.float32(255 / white)).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orientation(image: Image.Image) -> int:
-    """Read the orientation (1 to 8) where ``ImageOps.exif_transpose`` looks, but never warn and never fail.
-
-    TIFF and HEIC pictures are turned by their decoders, which then take the tag away.
-    """
-    info = image.info
-    exif, raw = info.get("exif"), info.get("Raw profile type exif")
-    if exif is None and isinstance(raw, str):  # how ImageMagick puts EXIF data into a PNG
-        with suppress(ValueError):
-            exif = bytes.fromhex("".join(raw.split("\n")[3:]))
-    found = _exif_orientation(exif) if isinstance(exif, bytes) else None
-    if exif is None and raw is None:  # the tag may have been set on an image in memory
-        found = image.getexif().get(0x0112)
-    if isinstance(found, int):
-        return found
-    xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
-    xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
-    match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
-    return int(match[1]) if match else 1
-
-
-def taken_at(source: ImageSource, *, name: str | None = None) -> datetime | None:
-    """When a photo was taken, as its camera wrote it down: EXIF DateTimeOriginal; None where there is none.
-
-    With OffsetTimeOriginal the time knows its zone; without, it is what the camera's clock showed.
-
-    Raises:
-        ImageError: The picture is missing, damaged, or not one at all.
-    """
-    label = image_name(source) if name is None else name
-    if isinstance(source, np.ndarray):
-        return None
-    picture = source if isinstance(source, Image.Image) else _open(_read(source, label), label, MAX_PIXELS)
-    with _quiet(True):
-        try:
-            tags = picture.getexif().get_ifd(0x8769)
-        except Exception:  # noqa: BLE001  # damaged metadata in any way it likes: there is no time in it
-            return None
-    text, zone = tags.get(0x9003), tags.get(0x9011)
-    with suppress(ValueError, TypeError):
-        zone = zone.strip("\0 ") if isinstance(zone, str) else ""
-        return datetime.strptime(f"{text}".strip("\0 ") + zone, "%Y:%m:%d %H:%M:%S" + ("%z" if zone else ""))
-    return None
-
-
-def _exif_orientation(exif: bytes) -> int | None:
-    # Pillow's reader takes in every tag and stumbles over each damaged one; this needs one tag of one table.
-    for _ in range(2):  # some programs write the prefix twice
-        exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return None
-    with suppress(struct.error):  # the data end early
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (count,) = struct.unpack_from(f"{order}H", exif, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", exif, at)
-            if tag == 0x0112:
-                (value,) = struct.unpack_from(order + {1: "B", 4: "I"}.get(kind, "H"), exif, at + 8)
-                return int(value)
-    return None
