@@ -241,16 +241,32 @@ def test_logs_tell_nothing_of_what_was_asked(serving: Serve, png: Png, caplog: p
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced(serving: Serve, release: Path, png: Png) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
+    serving: Serve, release: Path, locator: Locator, png: Png
+) -> None:
     runner = ProcessRunner({"name": f"dir:{release}", "engine": "torch"})
-    client = serving({"small": runner})
-    files = [("images", ("a.png", png(1)))]
-    before = client.post("/v1/locate", files=files).json()
+    client = serving({"small": runner}, batch_wait_ms=300)
     first = runner.pid
     assert first is not None
-    os.kill(first, signal.SIGKILL)
-    assert client.post("/v1/locate", files=files).json() == before
-    assert runner.pid != first
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(post, client, f"{n}", body=png(n)) for n in range(12)]
+        while 'geoclip_batch_size_count{model="small"} 1.0' not in client.get("/metrics").text:
+            assert not all(one.done() for one in asked)
+        os.kill(first, signal.SIGKILL)  # the first batch is on its way, or what it answered is
+        answers = [one.result() for one in asked]
+    assert [answer.status_code for answer in answers] == [200] * 12
+    expected_of = [answer.candidates[0].lat for answer in locator.locate([png(n) for n in range(12)])]
+    for n, answer in enumerate(answers):
+        [record] = answer.json()["data"]
+        assert record["image"] == str(n)
+        assert record["candidates"][0]["lat"] == pytest.approx(expected_of[n], abs=1e-5)
+    second = runner.pid
+    assert second is not None
+    assert second != first
+    os.kill(second, signal.SIGKILL)  # while it has nothing to do
+    [record] = post(client, "1", body=png(1)).json()["data"]
+    assert record["candidates"][0]["lat"] == pytest.approx(expected_of[1], abs=1e-5)
+    assert runner.pid != second
 
 
 @pytest.mark.slow
