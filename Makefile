@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: docs web node-modules container container-venv container-page container-lint chromium page-pictures demo test check format bench accuracy verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: docs web node-modules container container-venv container-page container-lint chromium page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -120,6 +120,9 @@ accuracy: $(STAMP)
 
 verify-rates: $(STAMP)
 	$(BIN)/python benchmarks/verify_rates.py --write
+
+refinement: $(STAMP)
+	$(BIN)/python benchmarks/refinement.py
 
 # Pictures of the Earth that the model is not trained on, to measure it on: another month, and an older composite.
 OTHERS := build/others/january.jpg build/others/may.jpg

@@ -1,63 +1,88 @@
-"""What refinement, several pictures and crops are worth: ``python benchmarks/refinement.py PART --features FOLDER``.
+"""``make refinement``: what looking between the places of a gallery is worth, and what it costs.
 
-Parts: ``earth`` (galleries of 2,000 to 100,000 places, with and without refinement, on test views), ``released``
-(places found again from noisy vectors of the released location tower), ``together`` (several views of one place, and
-of one trip), ``crops`` (one or ten). Settings were chosen on validation views (``--split validation``). Results of
-test views go to results/refinement.json, a key a part.
+Parts: ``earth`` (galleries of 2,000 to 100,000 places, with and without refinement, on test views) and ``released``
+(places found again from noisy vectors of the released location tower: its pictures are not here). Settings were chosen
+on validation views and other places. Figures go to results/refinement.json, tables into docs/refinement.md. Several
+pictures, ten crops and refinement with decisions are measured by ``make accuracy``.
 """
 
 import argparse
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from open_geoclip import Gallery, LocationEncoder, pretrained
 from open_geoclip.data.earth import is_land
-from open_geoclip.data.earth_views import even_land, views
+from open_geoclip.data.earth_views import even_land
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.model.two_towers import TwoTowers
-from open_geoclip.search.refinement import RefineSettings, nearest_gap_km, refine, starts_for
-from open_geoclip.search.trips import along_trip, together
-from open_geoclip.sphere import coordinates_of, geodesic_km, haversine_km, unit_vectors
+from open_geoclip.search.index import GalleryIndex
+from open_geoclip.search.refinement import RefineSettings, Surroundings, nearest_gap_km, refine, starts_for
+from open_geoclip.sphere import geodesic_km, offset
 from open_geoclip.training.features import earth_view_features
 
 RESULTS = Path(__file__).parent / "results" / "refinement.json"
+PAGE = Path(__file__).parents[1] / "docs" / "refinement.md"
 BATCH = 32
+ALL_KEPT = 8192  # places: the surroundings of a smaller gallery are encoded beforehand
+COARSE_KM = 50 * math.sqrt(52_699 / 2000)  # between places on land, for 2,000 of them
+RADII = ("1", "25", "200", "750", "2500")
 
 
 def measured(answers: Tensor, truth: Tensor) -> dict[str, Any]:
     """Percent within distances, and the median."""
     found = summary(geodesic_km(truth.numpy(), answers.numpy()))
-    return {
-        "n": found["n"],
-        **{f"{km} km": round(found["within_km"][km], 1) for km in ("1", "25", "200", "750", "2500")},
-        "median_km": round(found["median_km"], 1),
-    }
+    within = {f"{km} km": round(found["within_km"][km], 1) for km in RADII}
+    return {"n": found["n"], **within, "median_km": round(found["median_km"], 1)}
 
 
-def refined(encoder: LocationEncoder, vectors: Tensor, places: Tensor, located: Tensor) -> tuple[Tensor, float, int]:
-    """Refined places, milliseconds of processor time a picture, places encoded a picture."""
-    gaps = torch.from_numpy(nearest_gap_km(places.numpy(), places.numpy()))
-    settings = RefineSettings(starts=min(starts_for(gaps.numpy()), len(places)))
-    answers, encoded = [], 0
-    start = time.process_time()
-    for part in vectors.split(BATCH):
-        rows = (part @ located.T).topk(settings.starts, dim=1).indices
-        found = refine(encoder, part, places[rows], gaps[rows], settings)
-        answers.append(found.coordinates)
-        encoded = max(encoded, found.encoded)
-    return torch.cat(answers), 1000 * (time.process_time() - start) / len(vectors), encoded
+@dataclass(frozen=True)
+class Searched:
+    """A gallery and its vectors, as a locator keeps them."""
+
+    encoder: LocationEncoder
+    places: Tensor
+    located: Tensor
+
+    def plain(self, vectors: Tensor) -> Tensor:
+        """The gallery's best place for each vector."""
+        return self.places[(vectors @ self.located.T).argmax(dim=1)]
+
+    def refined(self, vectors: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Refined places and what they cost in processor time: once for the gallery, and for each picture on top."""
+        gaps_km = nearest_gap_km(self.places.numpy(), self.places.numpy())
+        settings, gaps = RefineSettings(starts=min(starts_for(gaps_km), len(gaps_km))), torch.from_numpy(gaps_km)
+        around, start = Surroundings(self.encoder, self.places.numpy(), gaps_km), time.process_time()
+        if len(gaps_km) <= ALL_KEPT:
+            around.cosines(vectors[:1], torch.arange(len(gaps_km))[None])
+        once = time.process_time() - start
+        answers, start = [], time.process_time()
+        for part in vectors.split(BATCH):
+            rows = (part @ self.located.T).topk(settings.starts, dim=1).indices
+            found = refine(self.encoder, part, self.places[rows], gaps[rows], settings, known=(around, rows))
+            answers.append(found.coordinates)
+        each = 1000 * (time.process_time() - start) / len(vectors)
+        return torch.cat(answers), {"ms_a_picture": round(each, 1), "s_once": round(once, 1)}
+
+    def rows(self, vectors: Tensor, truth: Tensor, about: dict[str, Any]) -> list[dict[str, Any]]:
+        """Two rows of a table: without and with."""
+        answers, cost = self.refined(vectors)
+        found = [
+            {**about, "places": len(self.places), "refined": False, **measured(self.plain(vectors), truth)},
+            {**about, "places": len(self.places), "refined": True, **measured(answers, truth), **cost},
+        ]
+        print(json.dumps(found), flush=True)
+        return found
 
 
 def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -65,137 +90,138 @@ def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     model = TwoTowers.from_release(pretrained.load("earth"))
     data = earth_view_features(options.features, options.split, 4096).first(options.n)
     with torch.inference_mode():
-        vectors = F.normalize(model.image_encoder.mlp(data.features.float()), dim=1)
+        vectors = F.normalize(model.image_encoder.of_features(data.features.float()), dim=1)
     rows = []
     for size in (2_000, 10_000, 52_699, 100_000):
         places = torch.from_numpy(even_land(50 * math.sqrt(52_699 / size)))
-        located = model.location_encoder.encode(places.float())
-        plain = places[(vectors @ located.T).argmax(dim=1)]
-        rows.append({"places": len(places), "refined": False, **measured(plain, data.coordinates)})
-        answers, ms, encoded = refined(model.location_encoder, vectors, places, located)
-        cost = {"ms_a_picture": round(ms, 1), "places_encoded": encoded}
-        rows.append({"places": len(places), "refined": True, **measured(answers, data.coordinates), **cost})
-        print(json.dumps(rows[-2:]), flush=True)
+        searched = Searched(model.location_encoder, places, model.location_encoder.encode(places.float()))
+        rows += searched.rows(vectors, data.coordinates, {})
     return rows
 
 
 def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Places on land, found again from vectors of the released tower with noise, from even galleries."""
-    encoder = LocationEncoder.from_pretrained("geoclip")
-    generator = np.random.default_rng(0)
-    spots = np.stack((np.degrees(np.arcsin(generator.uniform(-0.8, 0.95, 400))), generator.uniform(-180, 180, 400)), 1)
-    truth = torch.from_numpy(spots[is_land(spots)][: options.n])
-    own = encoder.encode(truth.float())
-    noise = F.normalize(torch.randn(own.shape, generator=torch.Generator().manual_seed(0)), dim=1)
-    even = even_land(50 * math.sqrt(52_699 / 2000))
-    released = Gallery.from_file(pretrained.load("geoclip").gallery or "").coordinates.astype(np.float64)
+    """Places found again from vectors of the released tower with noise: from 2,000 places, and from its own gallery."""
+    release = pretrained.load("geoclip")
+    encoder = LocationEncoder.from_release(release)
+    own = Gallery.from_file(release.gallery or "")
+    index = GalleryIndex.build(encoder, own)
+    whole = Searched(encoder, torch.from_numpy(own.coordinates.astype(np.float64)), index.vectors.float())
+    rng, n = np.random.default_rng(options.split == "test"), options.places
+    mixed = torch.from_numpy(rng.permutation(len(own)))
+    spots = np.stack((np.degrees(np.arcsin(rng.uniform(-0.8, 0.95, 20 * n))), rng.uniform(-180, 180, 20 * n)), axis=1)
+    even = torch.from_numpy(even_land(COARSE_KM))
+    part = whole.places[mixed[:2000]]
+    asked = {
+        "anywhere on land": (torch.from_numpy(spots[is_land(spots)][:n]), even, "even on land"),
+        "5 km from photos": (offset(whole.places[mixed[2000 : 2000 + n]], 3000.0, -4000.0), part, "of the gallery"),
+    }
     rows = []
-    for name, gallery in (("even", even), ("of the released gallery", generator.permutation(released)[:2000])):
-        places = torch.from_numpy(np.ascontiguousarray(gallery))
-        located = encoder.encode(places.float())
+    for name, (truth, places, kind) in asked.items():
+        coarse = Searched(encoder, places, encoder.encode(places.float()))
+        of_truth = encoder.encode(truth.float())
+        noise = F.normalize(torch.randn(of_truth.shape, generator=torch.Generator().manual_seed(0)), dim=1)
         for cosine in (1.0, 0.5):
-            vectors = cosine * own + math.sqrt(1 - cosine**2) * noise
-            plain = places[(vectors @ located.T).argmax(dim=1)]
-            answers, ms, encoded = refined(encoder, vectors, places, located)
-            about = {"gallery": f"{len(places):,} places, {name}", "cosine_with_truth": cosine}
-            rows.append({**about, "refined": False, **measured(plain, truth)})
-            cost = {"ms_a_picture": round(ms, 1), "places_encoded": encoded}
-            rows.append({**about, "refined": True, **measured(answers, truth), **cost})
-            print(json.dumps(rows[-2:]), flush=True)
+            vectors = cosine * of_truth + math.sqrt(1 - cosine**2) * noise
+            about = {"truths": name, "cosine": cosine}
+            found = {**about, "places": len(own), "refined": False, **measured(whole.plain(vectors), truth)}
+            print(json.dumps(found), flush=True)
+            rows += [found, *coarse.rows(vectors, truth, {**about, "kind": kind})]
     return rows
 
 
-def together_part(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One view and four of a neighbourhood, and views along trips: views of the split that happen to lie so."""
-    model = TwoTowers.from_release(pretrained.load("earth"))
-    places = torch.from_numpy(even_land(50.0))
-    located = model.location_encoder.encode(places.float())
-    data = earth_view_features(options.features, options.split, 4096, look=options.look)
-    with torch.inference_mode():
-        vectors = F.normalize(model.image_encoder.mlp(data.features.float()), dim=1)
-    rng = np.random.default_rng([3, options.split == "test"])
-    apart = haversine_km(data.coordinates[:, None], data.coordinates[None])
-    rows: list[dict[str, Any]] = []
-
-    # One place: a view and the three nearest to it, all within 150 km; it is where their middles have their mean.
-    near, at = apart.topk(4, dim=1, largest=False)
-    groups = at[near[:, 3] <= 150][: options.n]
-    goal = coordinates_of(unit_vectors(data.coordinates)[groups].mean(dim=1))
-    cell = haversine_km(goal[:, None], places[None]).argmin(dim=1)
-    asked = {"one view": vectors[groups[:, 0]]}
-    for likeness in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 64.0):
-        asked[f"four views, likeness {likeness:g}"] = torch.stack([together(vectors[g], likeness) for g in groups])
-    for name, vector in asked.items():
-        logits = model.scale * (vector.float() @ located.T)
-        nats = float(-torch.log_softmax(logits, dim=1)[torch.arange(len(goal)), cell].mean())
-        rows.append({"what": name, **measured(places[logits.argmax(dim=1)], goal), "nats": round(nats, 2)})
-        print(json.dumps(rows[-1]), flush=True)
-
-    # A trip: four views, two hours apart, up to 600 km from one to the next.
-    trips = []
-    for start in range(min(options.n, len(apart))):
-        trip = [start]
-        while len(trip) < 4:
-            reach = torch.nonzero(apart[trip[-1]] <= 600)[:, 0].numpy()
-            trip.append(int(rng.choice(reach)))
-        trips.append(trip)
-    stops = torch.tensor(trips).flatten()
-    alone = torch.log_softmax(model.scale * (vectors[stops] @ located.T), dim=1).view(len(trips), 4, -1)
-    start_s = time.process_time()
-    found = [along_trip(a, places.numpy(), np.arange(4) * 2.0, speed_kmh=300, slack_km=50) for a in alone]
-    cost = 1000 * (time.process_time() - start_s) / len(trips)
-    best = torch.stack([trip.log_mass.argmax(dim=1) for trip in found]).flatten()
-    truth = data.coordinates[stops]
-    rows.append({"what": "views of trips, each alone", **measured(places[alone.argmax(dim=2).flatten()], truth)})
-    rows.append({"what": "views of trips, as trips", **measured(places[best], truth), "ms_a_trip": round(cost, 1)})
-    print(json.dumps(rows[-2:]), flush=True)
-    return rows
-
-
-@torch.inference_mode()
-def crops_part(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One crop and ten of the same views."""
-    model = TwoTowers.from_release(pretrained.load("earth"))
-    places = torch.from_numpy(even_land(50.0))
-    located = model.location_encoder.encode(places.float())
-    pre, one, ten, truth = model.image_encoder.preprocessing, [], [], []
-    for batch in views(options.split, min(options.n, 256), batch_size=64):
-        truth.append(torch.from_numpy(batch.coordinates))
-        for image in map(Image.fromarray, batch.images):
-            one.append(F.normalize(model.image_encoder(pre(image)[None]).float(), dim=1))
-            ten.append(F.normalize(model.image_encoder(pre.ten_crops(image)).float(), dim=1).mean(dim=0, keepdim=True))
-    goal = torch.cat(truth)
+def earth_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Of the embedded model, and what it says."""
+    lines = [
+        f"| places, {rows[0]['n']:,} test views | 25 km | 200 km | 750 km | 2500 km | median | time a picture |",
+        "| --- |" + " --- |" * 6,
+    ]
+    lines += [f"| {_gallery(row)} | {_cells(row, RADII[1:])} | {_cost(row)} |" for row in rows]
+    finest = next(row for row in reversed(rows) if not row["refined"])
+    said = [
+        f"{rows[1][f'{km} km']:.1f} % within {km} km from {rows[1]['places']:,} places with refinement, "
+        f"{finest[f'{km} km']:.1f} % from {finest['places']:,} without"
+        for km in ("25", "200")
+    ]
     return [
-        {"crops": crops, **measured(places[(torch.cat(vectors) @ located.T).argmax(dim=1)], goal)}
-        for crops, vectors in ((1, one), (10, ten))
+        *lines,
+        "",
+        f"The claim to show: {'; '.join(said)}. Chance alone moves these by {_chance(finest):.1f} points.",
     ]
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
-    "earth": earth_part,
-    "released": released_part,
-    "together": together_part,
-    "crops": crops_part,
+def released_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Of the released tower, and what it costs."""
+    lines = [
+        f"| truth, {rows[0]['n']:,} places | cosine with it | places | 1 km | 25 km | 200 km | 2500 km | median "
+        "| time a picture |",
+        "| --- |" + " --- |" * 8,
+    ]
+    lines += [
+        f"| {row['truths']} | {row['cosine']:g} | {_gallery(row)}{', ' + row['kind'] if 'kind' in row else ''} "
+        f"| {_cells(row, ('1', '25', '200', '2500'))} | {_cost(row)} |"
+        for row in rows
+    ]
+    most, once = (max(row.get(key, 0.0) for row in rows) for key in ("ms_a_picture", "s_once"))
+    cost = f"At most {most:.0f} ms a picture on top, after {once:.0f} s once for the surroundings of 2,000 places."
+    return [*lines, "", f"{cost} Processor time of one thread, in batches of {BATCH}."]
+
+
+def _gallery(row: dict[str, Any]) -> str:
+    return f"**{row['places']:,}, refined**" if row["refined"] else f"{row['places']:,}"
+
+
+def _cells(row: dict[str, Any], radii: tuple[str, ...]) -> str:
+    return " | ".join([*(f"{row[f'{km} km']:.1f}" for km in radii), f"{row['median_km']:.1f} km"])
+
+
+def _cost(row: dict[str, Any]) -> str:
+    return f"{row['ms_a_picture']:.0f} ms" if row["refined"] else ""
+
+
+def _chance(row: dict[str, Any]) -> float:
+    """Standard error of a share within 25 km, in points."""
+    share = row["25 km"] / 100
+    return 100 * math.sqrt(share * (1 - share) / row["n"])
+
+
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[list[dict[str, Any]]], list[str]]]] = {
+    "earth": (earth_part, earth_table),
+    "released": (released_part, released_table),
 }
 
 
+def placed(page: str, part: str, lines: list[str]) -> str:
+    """A page with a table in the place that is marked for it."""
+    begin, end = f"<!-- make refinement: {part} -->\n", f"<!-- {part} ends -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    assert found
+    assert closed
+    return before + begin + "\n" + "\n".join(lines) + "\n\n" + end + after
+
+
 def main() -> None:
-    """Run a part and keep its figures."""
+    """Run the parts, keep their figures, write their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all when not given")
     parser.add_argument("--features", type=Path, default=Path("build/earth-model/features"))
     parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--look", choices=("bluemarble", "shadedrelief"), default="bluemarble", help="of together")
-    parser.add_argument("-n", type=int, default=1024, help="pictures or places")
+    parser.add_argument("-n", type=int, default=1024, help="views of earth")
+    parser.add_argument("--places", type=int, default=64, help="places of released")
     options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    found = PARTS[options.part](options)
-    print(json.dumps(found, indent=1))
-    if options.split == "test":
-        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        known["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
-        known[options.part + (f" {options.look}" if options.look != "bluemarble" else "")] = found
-        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part is called {', '.join(unknown)}: there are {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    for part in options.parts or PARTS:
+        run, table = PARTS[part]
+        found = run(options)
+        print("\n".join(table(found)))
+        if options.split == "test":
+            known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            known = {key: value for key, value in known.items() if key in PARTS}
+            known |= {"machine": f"{platform.machine()}, 1 thread", part: found}
+            RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+            PAGE.write_text(placed(PAGE.read_text(encoding="utf-8"), part, table(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_parquet(tmp_path: Path) -> None:
         ("a.csv", "lat,lon\n1,2\n3,north\n", r"line 3: '3', 'north' are not numbers"),
         ("a.csv", "lat,lon\n1,2\n3\n", "line 3"),
         ("a.csv", "x,y\n1,2\n", "name them lat and lon"),
-        ("a.csv", "", "no columns"),
+        ("a.csv", "", "it is empty"),
         ("a.csv", "lat,lon\n", "at least one coordinate"),
         ("a.csv", "lat,lon\n1,2\n120,20\n", "row 1"),
         ("a.csv", "lat,lon,weight\n1,2,-1\n", "above 0"),

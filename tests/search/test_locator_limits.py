@@ -95,6 +95,33 @@ def test_refined_answers_score_higher_differ_and_stay_inside(locator: Locator, p
         assert between.gallery.endswith("refined")
 
 
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_gallery_in_which_every_place_stands_twice_answers_the_same(
+    refine: bool, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    once = even_points(400)
+    twice = np.random.default_rng(1).permutation(np.concatenate([once, once]))
+    answers, posteriors = [], []
+    for places in (once, twice):
+        gallery = Gallery.from_coordinates(places)
+        found = Locator.from_pretrained("earth", gallery=gallery, cache=tmp_path, refine=refine)
+        posterior = found.posterior(found.encode(pictures))
+        order = np.lexsort(posterior.ground.coordinates.T)
+        posteriors.append((posterior.ground.coordinates[order], posterior.mass.numpy()[:, order]))
+        answers.append(found.locate(pictures, 3))
+    np.testing.assert_array_equal(posteriors[0][0], posteriors[1][0])
+    np.testing.assert_allclose(posteriors[0][1], posteriors[1][1], atol=1e-6)
+    near = (
+        0.02 if refine else 1e-3
+    )  # of two places with next to the same cosine, rounding chooses what is looked around
+    for one, other in zip(*answers, strict=True):
+        assert one.credible_radius_km == pytest.approx(other.credible_radius_km, rel=near)
+        assert one.within_km == pytest.approx(other.within_km, abs=near)
+        here, there = one.candidates[0], other.candidates[0]
+        assert haversine_km(np.array([here.lat, here.lon]), np.array([there.lat, there.lon])) < 1000 * near
+        assert here.probability == pytest.approx(there.probability, abs=near)
+
+
 def test_copies_of_a_picture_tell_no_more_than_the_picture(locator: Locator, pictures: list[np.ndarray]) -> None:
     alone = locator.locate(pictures[:1])[0]
     copies = locator.locate_together(pictures[:1] * 3)

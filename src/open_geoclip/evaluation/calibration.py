@@ -1,7 +1,7 @@
 """Fitting a calibration on validation data, and measuring on test data whether probabilities hold."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.surprise import FAMILIAR_SHARE, levels_of
+from open_geoclip.search.territory import Territory
 from open_geoclip.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 
-__all__ = ["ANSWER_KM", "fit_calibration", "fit_levels", "fit_surprise", "reliability"]
+__all__ = ["ANSWER_KM", "fit_between", "fit_calibration", "fit_levels", "fit_surprise", "reliability"]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer that has the most mass within this radius."""
@@ -142,12 +143,53 @@ def fit_levels(
     """
     ground = Ground.of(index.gallery)
     prior, plain = log_prior(index.gallery, ground), replace(calibration, levels=(), region_levels=())
+
+    def posteriors() -> Iterator[Posterior]:
+        for part in vectors.split(_CHUNK):
+            yield Posterior.from_logits(index.logits(part, scale), prior, ground, plain)
+
+    return _levels_of(posteriors(), truth, plain, prior, ground)
+
+
+@torch.inference_mode()
+def fit_between(
+    index: GalleryIndex,
+    vectors: Float[Tensor, "n d"],
+    truth: Float[np.ndarray, "n 2"],
+    scale: float,
+    calibration: Calibration,
+) -> Calibration:
+    """A calibration that holds for answers between the places of the gallery too.
+
+    Refined grounds gather the mass in narrower peaks, which the levels of the gallery's own places would trust too
+    much. Arguments are those of :func:`fit_calibration`.
+    """
+    plain = replace(calibration, levels=(), region_levels=())
+    territory = Territory(index, "gallery")
+
+    def posteriors() -> Iterator[Posterior]:
+        for part in vectors.split(_CHUNK):
+            yield from (adapted.posterior for adapted in territory.between(part, scale, plain))
+
+    levels, region_levels = _levels_of(posteriors(), truth, plain, territory.log_prior, territory.ground)
+    return replace(calibration, between_levels=levels, between_region_levels=region_levels)
+
+
+def _levels_of(
+    posteriors: Iterable[Posterior],
+    truth: Float[np.ndarray, "n 2"],
+    plain: Calibration,
+    prior: Float[Tensor, " m"],
+    ground: Ground,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Levels around answers and of regions; the posteriors are of all truths, one after the other."""
     places = np.asarray(truth, np.float64)
     before = prior.exp().double().numpy() / ground.cell_km2
-    nearer, denser, weight = (np.empty(len(vectors)) for _ in range(3))
-    for start in range(0, len(vectors), _CHUNK):
-        part = slice(start, min(start + _CHUNK, len(vectors)))
-        posterior = Posterior.from_logits(index.logits(vectors[part], scale), prior, ground, plain)
+    nearer, denser, weight = (np.empty(len(places)) for _ in range(3))
+    start = 0
+    for posterior in posteriors:
+        part = slice(start, start + len(posterior))
+        start = part.stop
         answers = posterior.decode("mass", ANSWER_KM)
         off = haversine_km(places[part], answers)
         profile = posterior.profile(answers)
@@ -155,7 +197,7 @@ def fit_levels(
             Profile(row[None]).within((max(km, 1e-3),))[0, 0] for row, km in zip(profile.upto, off, strict=True)
         ]
         denser[part] = posterior.region_level(places[part])
-        if posterior.background is None or not calibration.doubt:
+        if posterior.background is None or not plain.doubt:
             weight[part] = 1.0
             continue
         background = posterior.background.double().numpy()

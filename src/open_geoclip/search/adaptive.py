@@ -62,7 +62,7 @@ def adapt(
         log_prior: of each place, for the background.
         ground: of the gallery.
         gaps_km: how far its places are apart; see :func:`open_geoclip.search.refinement.nearest_gap_km`.
-        calibration: of the model; its ``fitted_on`` is dropped by the caller where nothing was measured.
+        calibration: of the model, with the levels of refined grounds.
         allowed: which places an answer may be; all when not given.
         surroundings: of the gallery, which need not be encoded anew.
     """

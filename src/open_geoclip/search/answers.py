@@ -85,8 +85,8 @@ class Answer:
         within_km: probability that the best candidate is right within 1, 25, 200, 750 and 2500 km.
         countries: probability of each country, the likeliest first; None where the extra ``places`` is not installed.
         sure: right within 200 km with a probability of 0.8 or more, and the picture is like those that this was
-            measured on; None when the model is not calibrated, or was not for what was asked: limits, refinement,
-            several pictures, ten crops, another gallery or prior.
+            measured on; None when the model is not calibrated, or was not for what was asked: limits, several
+            pictures, ten crops, another gallery or prior.
         regions: the smallest regions that hold 50 and 90 % of all probability, as GeoJSON MultiPolygons cut at 180
             degrees; None where they were not asked for (``detail``).
         heat: where the probability lies, ``{"cell_km", "cells": [[lat, lon, probability], ...]}``: cells of one area,

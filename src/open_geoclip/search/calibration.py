@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ SURE_KM, SURE_SHARE = 200.0, 0.8
 
 
 _MOST = 0.999  # of the mass is background
+_LEVELS = ("levels", "region_levels", "between_levels", "between_region_levels")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Calibration:
             ripples of the logits average out; this maps what is told to what was seen (Kuleshov, Fenner and Ermon,
             2018). Empty: as told.
         region_levels: the same for the smallest regions, those of the densest ground.
+        between_levels: ``levels`` of grounds that are refined between the places of the gallery; see :meth:`between`.
+        between_region_levels: ``region_levels`` of such grounds.
         doubt: by how much the log odds of the background grow for each unit that the best logit lies below ``usual``.
             A picture that looks like no place at all is more likely one that the model does not understand, which
             differences between logits do not show.
@@ -56,6 +59,8 @@ class Calibration:
     pictures: int = 0
     levels: tuple[float, ...] = ()
     region_levels: tuple[float, ...] = ()
+    between_levels: tuple[float, ...] = ()
+    between_region_levels: tuple[float, ...] = ()
     doubt: float = 0.0
     usual: float = 0.0
     surprise: tuple[tuple[float, ...], ...] = ()
@@ -69,7 +74,7 @@ class Calibration:
             raise SettingsError(
                 "calibration: a temperature above 0, a background from 0 to below 1, width and doubt from 0"
             )
-        for name in ("levels", "region_levels"):
+        for name in _LEVELS:
             levels = getattr(self, name)
             if levels and (len(levels) != len(NOMINAL) or sorted({0.0, 1.0, *levels}) != list(levels)):
                 raise SettingsError(f"calibration: {name} are {len(NOMINAL)} numbers that grow from 0 to 1, or none")
@@ -89,7 +94,7 @@ class Calibration:
         if values is None:
             return cls()
         try:
-            levels = {name: tuple(values.get(name, ())) for name in ("levels", "region_levels")}
+            levels = {name: tuple(values.get(name, ())) for name in _LEVELS}
             surprise = tuple(map(tuple, values.get("surprise", ())))
             return cls(**{**values, **levels, "surprise": surprise})
         except (TypeError, SettingsError) as error:
@@ -98,6 +103,11 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """As a release keeps it."""
         return asdict(self)
+
+    def between(self) -> "Calibration":
+        """The calibration of grounds that are refined; one that was fitted without these says nothing of them."""
+        fitted_on = self.fitted_on if self.between_levels else None
+        return replace(self, levels=self.between_levels, region_levels=self.between_region_levels, fitted_on=fitted_on)
 
     def background_of(self, best_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The background's share of pictures whose best places have these logits."""

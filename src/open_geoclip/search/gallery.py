@@ -125,10 +125,11 @@ def _columns(names: Iterable[str], path: Path) -> tuple[str, str, str | None]:
     """The columns that hold latitude, longitude and, perhaps, weight."""
     known = list(names)
     lat, lon = find_column(known, LAT_NAMES), find_column(known, LON_NAMES)
+    if not known:
+        raise GalleryError(f"gallery {path}: it is empty; a first line that names the columns lat and lon is needed")
     if lat is None or lon is None:
         raise GalleryError(
-            f"gallery {path}: no columns for latitude and longitude among {', '.join(known) or 'none'}; "
-            "name them lat and lon"
+            f"gallery {path}: no columns for latitude and longitude among {', '.join(known)}; name them lat and lon"
         )
     return lat, lon, find_column(known, _WEIGHT_NAMES)
 

@@ -80,7 +80,7 @@ class Locator:
         if self.answers.decode is None:
             known = refine or self.calibration != Calibration()
             self.answers = replace(self.answers, decode="mass" if known else "max")
-        if crops != 1 or refine or self.answers.prior != "gallery":  # it was measured without any of these
+        if crops != 1 or self.answers.prior != "gallery":  # it was measured without these
             self.calibration = replace(self.calibration, fitted_on=None)
         index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
         self.territory = Territory(index, self.answers.prior)

@@ -59,7 +59,7 @@ class RefineSettings:
     """
 
     starts: int = 128
-    beam: tuple[int, ...] = (8, 4, 2, 1)
+    beam: tuple[int, ...] = (6, 3, 1)
     reach: float = 0.4
     shrink: float = 0.4
     finish_km: float = 1.0
@@ -135,7 +135,7 @@ def cosines_at(
 
 
 class Surroundings:
-    """The first ring around each place of a gallery, its location vectors kept once they were computed.
+    """Each place of a gallery and the first ring around it: location vectors, kept once they were computed.
 
     Args:
         encoder: the location tower.
@@ -159,15 +159,15 @@ class Surroundings:
         self._gaps_km = torch.from_numpy(gaps_km)
         self._most = most
         self._at = torch.full((len(places),), -1)  # of a place: the number of its ring among those kept
-        self._kept = torch.empty(0, _RING, encoder.settings.output)
+        self._kept = torch.empty(0, 1 + _RING, encoder.settings.output)
 
     def rings(self, rows: Int64[Tensor, "n k"]) -> Float64[Tensor, "n k 6 2"]:
         """The places around some of the gallery's, (lat, lon) in degrees."""
         return _around(self._places[rows], self.reach * self._gaps_km[rows], 1, 0.0)
 
     @torch.inference_mode()
-    def cosines(self, vectors: Float[Tensor, "n d"], rows: Int64[Tensor, "n k"]) -> Float32[Tensor, "n k 6"]:
-        """Cosine of each picture's vector with the rings around its own rows of the gallery."""
+    def cosines(self, vectors: Float[Tensor, "n d"], rows: Int64[Tensor, "n k"]) -> Float32[Tensor, "n k 7"]:
+        """Cosine of each picture's vector with its own rows of the gallery and the ring around each."""
         unique, inverse = rows.unique(return_inverse=True)
         missing = unique[self._at[unique] < 0]
         fresh = self._encoded(missing)
@@ -175,15 +175,16 @@ class Surroundings:
         self._at[missing[:keep]] = len(self._kept) + torch.arange(keep)
         self._kept = torch.cat([self._kept, fresh[:keep]])
         at = self._at[unique]
-        table = torch.empty(len(unique), _RING, fresh.shape[2])
+        table = torch.empty(len(unique), 1 + _RING, fresh.shape[2])
         table[at >= 0], table[at < 0] = self._kept[at[at >= 0]], fresh[keep:]
-        cosines = (vectors.float() @ table.flatten(0, 1).T).view(len(vectors), len(unique), _RING)
-        return cosines.gather(1, inverse[..., None].expand(-1, -1, _RING))
+        cosines = (vectors.float() @ table.flatten(0, 1).T).view(len(vectors), len(unique), 1 + _RING)
+        return cosines.gather(1, inverse[..., None].expand(-1, -1, 1 + _RING))
 
-    def _encoded(self, rows: Int64[Tensor, " u"]) -> Float32[Tensor, "u 6 d"]:
+    def _encoded(self, rows: Int64[Tensor, " u"]) -> Float32[Tensor, "u 7 d"]:
         device = next(self.encoder.parameters()).device
-        located = self.encoder.encode(self.rings(rows[None]).reshape(-1, 2).float().to(device)).cpu()
-        return located.view(len(rows), _RING, located.shape[1])
+        places = torch.cat([self._places[rows][:, None], self.rings(rows[None])[0]], dim=1)
+        located = self.encoder.encode(places.reshape(-1, 2).float().to(device)).cpu()
+        return located.view(len(rows), 1 + _RING, located.shape[1])
 
 
 @torch.inference_mode()
@@ -214,15 +215,16 @@ def refine(
     settings = RefineSettings() if settings is None else settings
     n, k = gaps_km.shape
     spots, steps = starts, settings.reach * gaps_km
-    cosines = cosines_at(encoder, vectors, spots)
+    kept = None if known is None else known[0].cosines(vectors, known[1])
+    cosines = cosines_at(encoder, vectors, spots) if kept is None else kept[..., 0]
     shares = torch.ones(n, k, dtype=torch.float64)
     roots = torch.arange(k).expand(n, k)
     chosen, round_ = roots, 0
     while chosen.shape[1] and bool((steps.gather(1, chosen) > settings.finish_km).any()):
         # The first round is broad: many starts, one ring around each; the others are narrow, with two.
         rings = 2 if round_ or k == 1 else 1
-        if known is not None and rings == 1:
-            around, found = known[0].rings(known[1]), known[0].cosines(vectors, known[1]).flatten(1)
+        if known is not None and kept is not None and rings == 1:
+            around, found = known[0].rings(known[1]), kept[..., 1:].flatten(1)
             new = around.flatten(1, 2)
         else:
             around = _around(_picked(spots, chosen), steps.gather(1, chosen), rings, 30.0 * (round_ % 2))

@@ -131,10 +131,10 @@ class Territory:
         Args:
             vectors: of pictures or texts.
             scale: logits are scale times the products of vectors.
-            calibration: how they become probabilities.
+            calibration: how they become probabilities; what it says of refined grounds is what counts.
             log_mass: of each place, such as that of a trip; that of the vectors alone when not given.
         """
-        logits = self.index.logits(vectors, scale, exact=5)
+        calibration, logits = calibration.between(), self.index.logits(vectors, scale, exact=5)
         if log_mass is None:
             log_mass = torch.add(self.log_prior, logits, alpha=1 / calibration.temperature)
         return adapt(

@@ -7,7 +7,7 @@ views first and written into the card of the model; nothing else here looks at t
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from open_geoclip import pretrained
 from open_geoclip.data.earth_views import Split
 from open_geoclip.data.strange import strange_pictures
-from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, reliability
+from open_geoclip.evaluation.calibration import ANSWER_KM, fit_between, fit_calibration, reliability
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.images import MAX_PIXELS
 from open_geoclip.model.two_towers import TwoTowers
@@ -31,10 +31,12 @@ from open_geoclip.search.decoding import Decode
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
+from open_geoclip.search.locator import Locator
 from open_geoclip.search.pictures import Pictures
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.surprise import FAMILIAR_SHARE
 from open_geoclip.training.features import FeatureSet, earth_view_features
+from open_geoclip.training.several import crops, neighbourhoods, refined, several_lines, trips
 
 __all__ = ["fitted", "main", "measure", "page"]
 
@@ -50,6 +52,7 @@ DECODINGS: tuple[tuple[str, Decode, float], ...] = (
 BINNED_KM = (25, 200, 750)  # distances whose reliability is drawn; at 1 km nothing is right, at 2500 km nearly all
 SHARES = (0.5, 0.9)
 _CHUNK = 32  # pictures
+_BETWEEN, _REFINED = 1024, 512  # views that refinement is calibrated and measured on: it takes longer
 
 console = Console(stderr=True)
 
@@ -75,7 +78,9 @@ def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibr
     def progress(done: int, total: int) -> None:
         console.print(f"calibration: {done:,} of {total:,} views")
 
-    return fit_calibration(index, views.vectors, views.truth, scale, name=name, progress=progress)
+    found = fit_calibration(index, views.vectors, views.truth, scale, name=name, progress=progress)
+    console.print("calibration between the gallery's places")
+    return fit_between(index, views.vectors[:_BETWEEN], views.truth[:_BETWEEN], scale, found)
 
 
 def posteriors(
@@ -217,6 +222,7 @@ def page(name: str, figures: dict[str, Any]) -> str:
         "| --- | --- | --- |",
         *(f"| {kind} | {count['pictures']} | {count['sure']} |" for kind, count in test["strange"].items()),
         "",
+        *several_lines(test),
         "The released `geoclip` weights have no validation photos here. Their answers say that they are not",
         "calibrated: `sure` is null, and probabilities are those of its own temperature. With photos of your own,",
         "`open_geoclip.evaluation.calibration.fit_calibration` gives a calibration.",
@@ -251,6 +257,9 @@ def main() -> None:
     parser.add_argument("--features", type=Path, default=Path("build/earth-model/features"))
     parser.add_argument("--views", type=int, default=4096)
     parser.add_argument("--test-views", type=int, default=4096, help="measure on the first of them only")
+    parser.add_argument(
+        "--rendered", type=int, default=192, help="groups of views, and pictures in ten crops, that are rendered"
+    )
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--json", type=Path, default=Path("build/accuracy.json"))
     options = parser.parse_args()
@@ -276,6 +285,16 @@ def main() -> None:
     test = Views(test.vectors[: options.test_views], test.truth[: options.test_views])
     figures = measure(index, test, model.scale, calibration)
     figures["strange"] = strange(index, model, calibration)
+    locator = Locator.from_pretrained(options.model, dtype="float32")  # with the calibration as it now stands
+    several: dict[str, Callable[[], dict[str, Any]]] = {
+        "refined": lambda: refined(locator, test.vectors[:_REFINED], test.truth[:_REFINED]),
+        "neighbourhoods": lambda: neighbourhoods(locator, options.rendered),
+        "trips": lambda: trips(locator, max(options.rendered // 2, 1)),
+        "crops": lambda: crops(locator, options.rendered),
+    }
+    for name, work in several.items():
+        console.print(name)
+        figures[name] = work()
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (options.docs / "accuracy.md").write_text(page(options.model, figures), encoding="utf-8")
