@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4096)
     parser.add_argument("--test-views", type=int, default=4096, help="measure on the first of them only")
     parser.add_argument(
-        "--rendered", type=int, default=192, help="groups of views, and pictures in ten crops, that are rendered"
+        "--rendered", type=int, default=96, help="groups of views, and pictures in ten crops, that are rendered"
     )
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--json", type=Path, default=Path("build/accuracy.json"))

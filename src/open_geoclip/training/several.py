@@ -147,7 +147,7 @@ def several_lines(figures: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"The first {figures['refined']['refined']['n']:,} test views, most mass within {ANSWER_KM:.0f} km: `--refine` "
-        "and the calibration as it was fitted without.",
+        "has levels of its own in the calibration.",
         "",
         "## Several pictures",
         "",
