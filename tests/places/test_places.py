@@ -46,6 +46,26 @@ PLACES = Places()
         ("Hargeisa", 9.5600, 44.0650, "XS"),
         ("Kyrenia", 35.3350, 33.3200, "XC"),
         ("Nuuk", 64.1750, -51.7380, "GL"),
+        ("Suva", -18.1248, 178.4501, "FJ"),
+        ("the Lau islands, beyond 180 degrees", -17.2000, -178.9500, "FJ"),
+        ("the Chatham islands, beyond it", -43.9500, -176.5600, "NZ"),
+        ("the south of the Pacific", -40.0, -130.0, ""),
+        ("Monaco", 43.7384, 7.4246, "MC"),
+        ("Gibraltar", 36.1408, -5.3536, "GI"),
+        ("Ceuta, an exclave", 35.8894, -5.3213, "ES"),
+        ("Llivia, an exclave", 42.4645, 1.9810, "ES"),
+        # Disputed areas, as the source draws and names them.
+        ("Laayoune, west of the berm", 27.1536, -13.2033, "MA"),
+        ("Tifariti, east of it", 26.1580, -10.5670, "EH"),
+        ("Simferopol", 44.9521, 34.1024, "RU"),
+        ("Kherson", 46.6400, 32.6100, "UA"),
+        ("Sokhumi", 43.0015, 41.0234, "GE"),
+        ("Tiraspol", 46.8403, 29.6433, "MD"),
+        ("the Siachen glacier", 35.4200, 77.1000, "XG"),
+        # What is smaller than the source draws belongs to what lies around it.
+        ("Vatican City", 41.9022, 12.4533, "IT"),
+        ("Baarle-Hertog, between Baarle-Nassau's houses", 51.4426, 4.9303, "NL"),
+        ("Campione d'Italia", 45.9689, 8.9711, "CH"),
     ],
 )
 def test_known_places(name: str, lat: float, lon: float, code: str) -> None:
@@ -90,6 +110,12 @@ def test_an_unknown_country_brings_suggestions() -> None:
         PLACES.polygon("Germny")
     with pytest.raises(SettingsError, match="names and ISO 3166 codes are known"):
         PLACES.country_code("zzzzqqq")
+
+
+def test_a_country_that_is_not_drawn_says_so() -> None:
+    for name in ("Vatican", "VA", "VAT"):
+        with pytest.raises(SettingsError, match="too small to have an outline here: name a circle instead"):
+            PLACES.polygon(name)
 
 
 def test_every_area_has_a_name_and_a_continent() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from open_geoclip.errors import SettingsError
 from open_geoclip.places.cities import Cities, City
 from open_geoclip.places.countries import SHORE_KM, Countries
 from open_geoclip.sphere import unit_vectors
@@ -103,9 +104,16 @@ class Places:
             country: a name, or a code of two or three letters; case and accents do not matter.
 
         Raises:
-            SettingsError: there is no such country; the message has names that are like it.
+            SettingsError: there is no such country, and the message has names that are like it; or it is so small that
+                the source does not draw it.
         """
-        return _countries().polygon(country)
+        outline = _countries().polygon(country)
+        if outline.is_empty:
+            raise SettingsError(
+                f"{country} is too small to have an outline here: name a circle instead, LAT,LON,RADIUS such as "
+                "41.9029,12.4534,1km"
+            )
+        return outline
 
     def nearest_cities(self, coordinates: Float[np.ndarray, "n 2"]) -> list[City]:
         """The nearest city with more than 15,000 people to each coordinate.
