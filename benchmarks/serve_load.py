@@ -12,7 +12,6 @@ import asyncio
 import io
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -64,10 +63,10 @@ def bare(folder: Path) -> None:
     locator.locate(files[:16])
     print("ready", flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         answers = locator.locate(files)
-        took = time.perf_counter() - start
-        print(json.dumps({"seconds": took, "answers": [answer.to_dict() for answer in answers]}), flush=True)
+        done = {"seconds": time.perf_counter() - start, "processor": time.process_time() - worked}
+        print(json.dumps(done | {"answers": [answer.to_dict() for answer in answers]}), flush=True)
 
 
 @contextmanager
@@ -86,14 +85,14 @@ def bare_model(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def bare_round(process: "subprocess.Popen[str]") -> tuple[float, list[Any]]:
-    """Seconds for all pictures, and the answers."""
+def bare_round(process: "subprocess.Popen[str]") -> tuple[float, float, list[Any]]:
+    """Seconds for all pictures, those of processor, and the answers."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("again\n")
     process.stdin.flush()
     done = json.loads(process.stdout.readline())
-    return done["seconds"], done["answers"]
+    return done["seconds"], done["processor"], done["answers"]
 
 
 @contextmanager
@@ -204,14 +203,18 @@ def run(folder: Path) -> None:
     say("loading the bare model and the server")
     pairs: list[tuple[float, float]] = []
     latencies: list[float] = []
-    wrong = 0
+    worked: list[float] = []
+    wrong, sent = 0, 0.0
     with bare_model(folder / "views") as model, serving(folder) as (url, pid):
         asyncio.run(upload(url, files[:16]))
         usage: list[dict[str, tuple[float, float, float]]] = [processes(pid)]
         begun = time.monotonic()
         while len(pairs) < PAIRS and time.monotonic() - begun < ENOUGH_S:
-            alone, expected = bare_round(model)
+            alone, own, expected = bare_round(model)
+            worked.append(own)
+            before = time.process_time()
             served, took, found = asyncio.run(upload(url, files))
+            sent += time.process_time() - before
             usage.append(processes(pid))
             pairs.append((COUNT / alone, COUNT / served))
             latencies += took
@@ -220,13 +223,13 @@ def run(folder: Path) -> None:
     ratio = float(np.median([served / alone for alone, served in pairs]))
     growth = max(usage[-1][name][1] - usage[1][name][1] for name in usage[1])
     first, last = usage[0], usage[-1]
-    own = resource.getrusage(resource.RUSAGE_SELF)
     print(f"{len(pairs)} times {COUNT} uploads at once on {os.cpu_count()} cores")
     print(f"answers that are the bare model's: {len(latencies) - wrong} of {len(latencies)}")
     print(f"latency: p50 {np.percentile(latencies, 50):.2f} s, p99 {np.percentile(latencies, 99):.2f} s")
     for alone, served in pairs:
         print(f"throughput: {served:.1f}/s; the bare model {alone:.1f}/s; {100 * served / alone:.0f} %")
     print(f"throughput, median of the pairs: {100 * ratio:.0f} % of the bare model's")
+    print(f"bare model: {1000 * sum(worked) / len(latencies):.1f} ms of processor a picture")
     for name in ("server", "worker"):
         peaks = ", ".join(f"{round_[name][1]:.0f}" for round_ in usage[1:])
         seconds = (last[name][2] - first[name][2]) / len(latencies)
@@ -234,7 +237,7 @@ def run(folder: Path) -> None:
             f"{name}: {first[name][0]:.0f} MB before; peak after each round {peaks} MB; "
             f"{1000 * seconds:.1f} ms of processor a picture"
         )
-    print(f"client: {own.ru_utime + own.ru_stime:.1f} s of processor, rendering the views included")
+    print(f"client: {1000 * sent / len(latencies):.1f} ms of processor a picture")
     faults = []
     if wrong:
         faults.append(f"{wrong} answers are lost or are not the bare model's")

@@ -240,6 +240,28 @@ def test_logs_tell_nothing_of_what_was_asked(serving: Serve, png: Png, caplog: p
         assert word not in lines
 
 
+def test_what_libraries_say_of_damaged_pictures_is_not_logged() -> None:
+    code = """
+import io, logging
+from PIL import Image
+from open_geoclip.server.logs import log_as_json
+log_as_json()
+file = io.BytesIO()
+Image.new("RGB", (2, 2)).save(file, "TIFF")
+data = file.getvalue().replace(b"\\x15\\x01\\x03\\x00\\x01\\x00\\x00\\x00\\x03\\x00",
+                               b"\\x15\\x01\\x03\\x00\\x01\\x00\\x00\\x00\\xff\\x7f")
+assert data != file.getvalue()
+try:
+    Image.open(io.BytesIO(data))
+except OSError:
+    pass
+logging.getLogger("open_geoclip.server").warning("our own")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    [line] = done.stderr.splitlines()
+    assert json.loads(line)["message"] == "our own"
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     serving: Serve, release: Path, locator: Locator, png: Png

@@ -136,13 +136,20 @@ def test_a_connection_that_broke_is_no_failure_of_the_server(kind: type[Exceptio
         async def send(_: Any) -> None:
             raise kind("no answer fits here")
 
+        received: list[str] = []
+
+        async def receive() -> Any:
+            received.append("http.disconnect" if received else "http.request")
+            return {"type": received[-1]}
+
         guard = Guard(PlainTextResponse("ok"), metrics=metrics)
         scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
         if kind is LocalProtocolError:
-            await guard(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]  # nothing is received
+            await guard(scope, receive, send)
+            assert received == ["http.request", "http.disconnect"]  # not before the connection has ended
             assert b'geoclip_requests_total{route="-",status="499"} 1.0' in metrics.text()
         else:
             with pytest.raises(kind):
-                await guard(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+                await guard(scope, receive, send)
 
     asyncio.run(run())

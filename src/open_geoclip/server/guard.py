@@ -1,5 +1,7 @@
 """What stands before every route: who may ask, what a browser may do with the answer, and a line in the log."""
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -23,6 +25,7 @@ __all__ = ["Guard", "is_loopback", "json_response", "problem_response"]
 
 logger = logging.getLogger(__name__)
 
+_HANG_UP_S = 5
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _OPEN_PATHS = {"/", "/healthz", "/readyz", "/favicon.ico"}  # and /assets/: the page asks for the token itself
 _HEADERS = {
@@ -115,10 +118,15 @@ class Guard:
                 self._metrics.refused.labels(problem.code).inc()
                 await problem_response(problem)(scope, receive, send_guarded)
         except Exception:
-            # What followed was no HTTP, and the server under us has told the client so: there is nobody to answer.
+            # What followed was no HTTP, and the server under us has told the client so and hangs up: nobody is there to
+            # answer. It takes an end before that for a failure of ours.
             if not broken:
                 raise
             status = 499
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HANG_UP_S):
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
         finally:
             route = getattr(scope.get("route"), "path", "-")  # a path that nobody made may hold anything
             seconds = time.perf_counter() - start

@@ -39,6 +39,8 @@ def log_as_json(level: int = logging.INFO) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("open_geoclip").setLevel(level)
+    # What it says of damaged pictures stands in their answers, and is the sender's business alone.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for name in ("uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any, BinaryIO
 
+from open_geoclip.server.logs import log_as_json
 from open_geoclip.server.wire import HEAD, jobs_from, packed_message, parts_of
 
 __all__ = ["main"]
@@ -19,6 +20,7 @@ def main() -> None:
     # What a library prints must not meet the answers: stdout is kept aside, and is stderr from now on.
     with os.fdopen(os.dup(1), "wb") as out, os.fdopen(os.dup(0), "rb") as into:
         os.dup2(2, 1)
+        log_as_json()
         first = _read(into)
         if first is None:
             return
