@@ -195,7 +195,7 @@ def run(url: str, port: int, pid: int, numbers: tuple[int, int, int]) -> list[st
                     one.result()
 
         before = canary()
-        # A worker keeps a few of the areas that were asked for last: as many large ones are the most that this takes.
+        # A worker keeps a few of the areas that were asked for last: so many large ones are the most that this takes.
         for degrees in range(1, 6):
             asked = {"texts": ["a desert"], "not_within": [f"0,0,{degrees},{degrees}"]}
             client.post("/v1/text", json=asked).raise_for_status()

@@ -22,7 +22,8 @@ from starlette.testclient import TestClient
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.search.locator import Locator
-from open_geoclip.server.jobs import Job, Outcome
+from open_geoclip.server.engine import Engine
+from open_geoclip.server.jobs import Job, Options, Outcome
 from open_geoclip.server.runners import ProcessRunner, WorkerDiedError
 from open_geoclip.server.settings import ServerSettings
 
@@ -162,6 +163,16 @@ def test_areas_that_clients_name_leave_nothing_on_disk(serving: Serve, locator: 
     answer = post(serving(), "a.png", data={"within": "48.86,2.29,20km"}, body=png(1))
     assert "even places in the area" in answer.json()["data"][0]["gallery"]  # vectors were made for it
     assert sorted(folder.rglob("*")) == before
+
+
+def test_areas_that_clients_name_do_not_fill_memory(locator: Locator) -> None:
+    engine = Engine(locator)
+    for degrees in range(1, 8):
+        for within, without in (((), (f"0,0,{degrees},{degrees}",)), ((f"-40,-170,{degrees},170",), ())):
+            [outcome] = engine.run_all([Job("text", Options(1, within, without), texts=("a desert",))])
+            assert outcome.answers is not None, outcome.message
+            assert sum(len(one.gallery) for one in engine._limited.values()) <= 2 * len(locator.gallery)
+            assert 1 <= len(engine._limited) <= 4
 
 
 def test_tokens(serving: Serve, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = ["Engine", "parse_area"]
 logger = logging.getLogger(__name__)
 
 _KEPT = 4  # locators with limits, each of which holds the vectors of its places
+_KEPT_TIMES = 2  # the gallery's places, that these may have together
 
 
 def parse_area(within: tuple[str, ...], without: tuple[str, ...]) -> Area:
@@ -146,12 +147,19 @@ class Engine:
                 self._limited[key] = self.locator.within(parse_area(*key), keep=False)
             self._limited.move_to_end(key)
             locator = self._limited[key]
-            if len(self._limited) > _KEPT:
-                self._limited.popitem(last=False)
+            self._forget()
         if options.decode is not None:
             locator = copy(locator)
             locator.answers = replace(locator.answers, decode=options.decode)
         return locator
+
+    def _forget(self) -> None:
+        """Keep few locators with limits, and of large ones fewer: their vectors may be as many as the gallery's."""
+        most = _KEPT_TIMES * len(self.locator.gallery)
+        while len(self._limited) > 1 and (
+            len(self._limited) > _KEPT or sum(len(one.gallery) for one in self._limited.values()) > most
+        ):
+            self._limited.popitem(last=False)
 
     def _as_one(self, locator: Locator, job: Job) -> dict[str, Any]:
         name = ", ".join(picture.name for picture in job.pictures)
