@@ -23,7 +23,7 @@ def record(key: str, near: float, method: str = "geoclip", share: float = 1.0) -
 
 def test_every_row_has_a_name_of_its_own() -> None:
     keys = [row.key for row in rows()]
-    assert len(keys) == len(set(keys)) == 118
+    assert len(keys) == len(set(keys)) == 112
     for group in ("main", "levels", "projection", "data"):
         seeds = Counter(row.name for row in rows() if row.group == group)
         assert set(seeds.values()) == {len(SEEDS)}, group

@@ -7,7 +7,6 @@ gallery and test; choices (the baseline's cells, its learning rate, k of the nei
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -128,9 +127,6 @@ def rows() -> Iterator[Row]:
         for seed in SEEDS:
             if projection != "sphere":
                 yield Row("projection", projection, seed=seed, location=replace(LOCATION, projection=projection))
-                # The sphere's unit is the Earth's radius, theirs half the equator: pi times as long.
-                fine = replace(LOCATION, projection=projection, sigmas=tuple(math.pi * s for s in LOCATION.sigmas))
-                yield Row("projection", f"{projection}, as fine as the sphere (sigmas x pi)", seed=seed, location=fine)
             group = "levels" if projection == "sphere" else "projection"
             yield Row(group, name, seed=seed, location=replace(PLAIN, projection=projection))
     for queue in (0, 512, 2048, 4096):
