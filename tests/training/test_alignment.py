@@ -74,6 +74,18 @@ def test_folded_weights_give_the_same_vectors(projections: Projections) -> None:
     torch.testing.assert_close(plain(torch.cat([text, own], dim=1)), head.of_texts(sentences), rtol=1e-4, atol=1e-4)
 
 
+def test_a_release_is_unfolded_to_go_on_with(projections: Projections) -> None:
+    head = AlignedHead(image_head((W + D, 16, 6)), projections).eval()
+    features, sentences = 3 * torch.randn(300, D) + torch.linspace(-5, 5, D), torch.randn(300, S)
+    again = AlignedHead.unfolded(head.folded(), features[:200]).eval()
+    torch.testing.assert_close(again.of_images(features), head.of_images(features), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again.of_texts(sentences), head.of_texts(sentences), rtol=1e-4, atol=1e-4)
+    for name, tensor in head.folded().items():
+        torch.testing.assert_close(again.folded()[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+    assert all(parameter.requires_grad for parameter in again.head.parameters())
+    assert not any(parameter.requires_grad for parameter in again.projections.parameters())
+
+
 def test_the_caption_is_read_in_training_alone(projections: Projections) -> None:
     torch.manual_seed(0)
     head = AlignedHead(nn.Sequential(nn.Linear(W + D, 6)), projections, without=1.0)

@@ -9,7 +9,7 @@ or from its caption.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Float, Float16, Int64
 from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.model.image_encoder import image_head
 
 __all__ = ["AlignSettings", "AlignedHead", "Projections", "align", "caption_loss"]
 
@@ -217,6 +218,35 @@ class AlignedHead(nn.Module):
         first[:, width:] /= self.projections.std
         tensors["image_encoder.mlp.0.bias"] -= first[:, width:] @ self.projections.mean
         return tensors
+
+    @classmethod
+    @torch.no_grad()
+    def unfolded(cls, tensors: Mapping[str, Tensor], features: Float[Tensor, "n d"]) -> "AlignedHead":
+        """The head of a release, to be trained on: the inverse of :meth:`folded`.
+
+        Args:
+            tensors: of the release, by name.
+            features: of some thousands of pictures, for their deviation; the mean is the release's.
+        """
+        saved = {name: tensor.float() for name, tensor in tensors.items()}
+        weight, text = saved["image_encoder.projection.weight"], saved["text_encoder.projection.weight"]
+        projections = Projections(features, text.shape[1], len(weight))
+        projections.mean.copy_(saved["text_encoder.picture"])
+        mean, std = projections.mean, projections.std
+        projections.image.weight.copy_(weight * std)
+        projections.image.bias.copy_(saved["image_encoder.projection.bias"] + weight @ mean)
+        projections.text.weight.copy_(text)
+        projections.text.bias.copy_(saved["text_encoder.projection.bias"])
+        start = "image_encoder.mlp."
+        mlp = {name.removeprefix(start): tensor.clone() for name, tensor in saved.items() if name.startswith(start)}
+        first, width = mlp["0.weight"], len(weight)
+        mlp["0.bias"] += first[:, width:] @ mean
+        first[:, width:] *= std
+        first[:, :width] /= _SHARED_GAIN
+        linear = [name for name in mlp if name.endswith(".weight")]
+        head = image_head((first.shape[1], *(len(mlp[name]) for name in sorted(linear))))
+        head.load_state_dict(mlp)
+        return cls(head, projections)
 
 
 _SHARED_GAIN = 16.0

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from open_geoclip.sphere import unit_vectors
 from open_geoclip.training.features import FeatureSet
 
-__all__ = ["Batch", "InMemory", "Part", "TrainingData"]
+__all__ = ["Batch", "InMemory", "Part", "TrainingData", "neighbourhoods"]
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,13 @@ class InMemory:
 
     Args:
         data: features and coordinates.
+        nearby: half of each batch is made of groups of about this many neighbours on Earth, since of pictures drawn by
+            chance hardly any lie near enough to each other to be mistaken; 0 draws all by chance.
     """
 
-    def __init__(self, data: FeatureSet) -> None:
+    def __init__(self, data: FeatureSet, nearby: int = 0) -> None:
         self.data = data
+        self.nearby = nearby
         self._fingerprint: str | None = None
 
     @property
@@ -115,11 +119,45 @@ class InMemory:
 
     def batches(self, part: Part) -> Iterator[Batch]:
         """Batches in a random order of all pictures; the position is the number of batches before."""
-        order = torch.randperm(len(self), generator=part.generator())
+        order = self._order(part)
         first = part.rank * part.own_size
         for step in range(part.position, len(self) // part.size):
             rows = order[step * part.size :][first : first + part.own_size]
             yield Batch(self.data.features[rows], self.data.coordinates[rows], step + 1, _Rows(rows))
+
+    def _order(self, part: Part) -> Int64[Tensor, " n"]:
+        generator = part.generator()
+        if not self.nearby:
+            return torch.randperm(len(self), generator=generator)
+        groups = neighbourhoods(self.data.coordinates, self.nearby, generator)
+        order = torch.cat([groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()])
+        half, steps = part.size // 2, len(self) // part.size
+        near, rest = order.split([steps * half, len(self) - steps * half])
+        rest = rest[torch.randperm(len(rest), generator=generator)][: steps * (part.size - half)]
+        return torch.cat([near.view(steps, half), rest.view(steps, part.size - half)], dim=1).flatten()
+
+
+def neighbourhoods(
+    coordinates: Float64[Tensor, "n 2"], size: int, generator: torch.Generator
+) -> list[Int64[Tensor, " k"]]:
+    """Pictures in groups of at most ``size`` that lie together on Earth: halved across chance directions.
+
+    Args:
+        coordinates: (lat, lon) in degrees.
+        size: of the largest group; none is smaller than half of it, if there are as many pictures.
+        generator: of the directions.
+    """
+    points = unit_vectors(coordinates)
+    waiting, done = [torch.arange(len(points))], []
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) <= size:
+            done.append(rows)
+            continue
+        direction = torch.randn(3, generator=generator, dtype=points.dtype)
+        rows = rows[(points[rows] @ direction).argsort(stable=True)]
+        waiting += rows.tensor_split(2)
+    return done
 
 
 @dataclass(frozen=True)
