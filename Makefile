@@ -149,6 +149,7 @@ experiments: $(STAMP)
 
 texts: $(STAMP)
 	$(BIN)/python -m open_geoclip.evaluation.text_queries --model earth --output docs/text-queries.md
+	$(BIN)/python examples/text_maps.py docs/text-maps.png
 
 places: $(STAMP)
 	mkdir -p build/world-atlas
