@@ -1,4 +1,4 @@
-"""Four texts as heat maps in one picture: ``python examples/text_maps.py docs/text-maps.png`` (part of `make texts`)."""
+"""Four texts as heat maps in one picture: ``python examples/text_maps.py docs/text-maps.png``, part of `make texts`."""
 
 import subprocess
 import sys
