@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: docs web node-modules container container-venv container-page container-lint chromium page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: text-cost docs web node-modules container container-venv container-page container-lint chromium page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -150,6 +150,9 @@ experiments: $(STAMP)
 texts: $(STAMP)
 	$(BIN)/python -m open_geoclip.evaluation.text_queries --model earth --output docs/text-queries.md
 	$(BIN)/python examples/text_maps.py docs/text-maps.png
+
+text-cost: $(STAMP)
+	$(BIN)/python benchmarks/text_cost.py --write docs/text.md
 
 places: $(STAMP)
 	mkdir -p build/world-atlas

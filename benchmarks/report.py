@@ -2,9 +2,10 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 
-__all__ = ["Memory", "Report", "Row", "parse_status", "seconds", "size"]
+__all__ = ["Memory", "Report", "Row", "parse_status", "put_between", "seconds", "size"]
 
 
 @dataclass
@@ -135,3 +136,15 @@ def parse_status(text: str) -> Memory:
     kb = {name: int(value.removesuffix("kB")) for name, _, value in lines if value.endswith(" kB")}
     own, files, shared, peak = (1024 * kb.get(name, 0) for name in ("RssAnon", "RssFile", "RssShmem", "VmHWM"))
     return Memory(own, files + shared, peak)
+
+
+def put_between(page: Path, name: str, text: str) -> None:
+    """Put a text into a page, between ``<!-- name: begin -->`` and ``<!-- name: end -->``; what was there goes."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{page} has no place for it, between {begin} and {end}")
+    part = page.with_suffix(".part")
+    part.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+    part.replace(page)
