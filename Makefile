@@ -82,7 +82,7 @@ demo: $(STAMP)
 
 test: $(STAMP) $(PAGE) chromium
 	cd web && npm test --silent
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP) $(NODE_STAMP)
 	cd web && npm run --silent check

@@ -1,7 +1,8 @@
 """Clients that send slowly or go away: the rest are served, and what nobody waits for is not done."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -39,6 +40,12 @@ class Held:
 def form(name: str) -> bytes:
     head = f'--b\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'
     return head.encode() + b"x" * 100 + b"\r\n--b--\r\n"
+
+
+def in_a_loop_of_its_own(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run it to its end in another thread: a browser's tests leave a running loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(run())).result()
 
 
 async def ask(app: FastAPI, body: bytes, *, whole: bool = True, gone: asyncio.Event | None = None) -> tuple[int, bytes]:
@@ -86,7 +93,7 @@ def test_a_body_that_arrives_too_slowly_is_given_up() -> None:
             held.open.set()
             assert (await ask(app, form("quick")))[0] == 200
 
-    asyncio.run(run())
+    in_a_loop_of_its_own(run)
 
 
 def test_the_work_of_a_client_that_goes_away_is_dropped_and_others_are_served() -> None:
@@ -110,7 +117,7 @@ def test_the_work_of_a_client_that_goes_away_is_dropped_and_others_are_served() 
             assert held.seen == ["first", "last"]
             assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
 
-    asyncio.run(run())
+    in_a_loop_of_its_own(run)
 
 
 def test_one_who_goes_away_while_sending_leaves_nothing_behind() -> None:
@@ -123,7 +130,7 @@ def test_one_who_goes_away_while_sending_leaves_nothing_behind() -> None:
             assert held.seen == []
             assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
 
-    asyncio.run(run())
+    in_a_loop_of_its_own(run)
 
 
 @pytest.mark.parametrize("kind", [LocalProtocolError, ValueError])
@@ -152,4 +159,4 @@ def test_a_connection_that_broke_is_no_failure_of_the_server(kind: type[Exceptio
             with pytest.raises(kind):
                 await guard(scope, receive, send)
 
-    asyncio.run(run())
+    in_a_loop_of_its_own(run)
