@@ -26,6 +26,7 @@ from open_geoclip.evaluation.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS
 from open_geoclip.evaluation.probes import PROBES, probe
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.sphere import equal_earth_inverse, unit_vectors
+from report import put_between
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "location-benchmark"
@@ -280,11 +281,7 @@ def main() -> None:
         part = RESULTS.with_suffix(".part")
         part.write_text(json.dumps(report, indent=1) + "\n")
         part.replace(RESULTS)
-        begin, end = "<!-- tables of `make location-benchmark` -->\n", "<!-- end of the tables -->\n"
-        before, rest = PAGE.read_text().split(begin)
-        part = PAGE.with_suffix(".part")
-        part.write_text(before + begin + tables + "\n" + end + rest.split(end)[1])
-        part.replace(PAGE)
+        put_between(PAGE, "make location-benchmark", tables)
         if not options.report:
             draw_maps(MAPS, options.map_width)
 

@@ -30,6 +30,7 @@ from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.refinement import RefineSettings, Surroundings, nearest_gap_km, refine, starts_for
 from open_geoclip.sphere import geodesic_km, offset
 from open_geoclip.training.features import earth_view_features
+from report import put_between
 
 RESULTS = Path(__file__).parent / "results" / "refinement.json"
 PAGE = Path(__file__).parents[1] / "docs" / "refinement.md"
@@ -190,16 +191,6 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[list[dict[
 }
 
 
-def placed(page: str, part: str, lines: list[str]) -> str:
-    """A page with a table in the place that is marked for it."""
-    begin, end = f"<!-- make refinement: {part} -->\n", f"<!-- {part} ends -->"
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    assert found
-    assert closed
-    return before + begin + "\n" + "\n".join(lines) + "\n\n" + end + after
-
-
 def main() -> None:
     """Run the parts, keep their figures, write their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,7 +212,7 @@ def main() -> None:
             known = {key: value for key, value in known.items() if key in PARTS}
             known |= {"machine": f"{platform.machine()}, 1 thread", part: found}
             RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-            PAGE.write_text(placed(PAGE.read_text(encoding="utf-8"), part, table(found)), encoding="utf-8")
+            put_between(PAGE, f"make refinement, {part}", "\n".join(table(found)))
 
 
 if __name__ == "__main__":

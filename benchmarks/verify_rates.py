@@ -28,11 +28,11 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.search.verification import VERDICTS, compare
 from open_geoclip.sphere import destination
 from open_geoclip.training.features import FeatureSet, earth_view_features
+from report import put_between
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "verify.md"
 RESULTS = Path(__file__).parent / "results" / "verify_rates.json"
-BEGIN, END = "<!-- written by benchmarks/verify_rates.py: begin -->", "<!-- end -->"
 
 MOVED_KM = (50, 200, 1000, 5000)
 SEED = 20261125
@@ -108,12 +108,11 @@ def interval(part: int, whole: int) -> tuple[float, float] | None:
 def table(found: dict[str, Any]) -> str:
     """The part of the page that is written by this command."""
     lines = [
-        BEGIN,
         f"Of `{found['model']}` on {found['views']:,} test views of the Earth, by `make verify-rates`. Shares are of",
         "the views that got a verdict, but for the last column, which is of all. `doubted` is `unlikely` or",
         "`contradicts`, with an interval of 95 %.",
         "",
-        "| the place that the photo names | views | doubted | of these `contradicts` | `cannot tell` |",
+        "| the place that the photo names | views | doubted | `contradicts` alone | `cannot tell` |",
         "| --- | --- | --- | --- | --- |",
     ]
     for said, one in found["rates"].items():
@@ -128,16 +127,7 @@ def table(found: dict[str, Any]) -> str:
         )
         contradicted = "-" if one["contradicted_percent"] is None else f"{one['contradicted_percent']:.1f} %"
         lines.append(f"| {name} | {one['views']:,} | {doubted} | {contradicted} | {one['cannot_tell_percent']:.1f} % |")
-    return "\n".join([*lines, END])
-
-
-def written(page: str, part: str) -> str:
-    """The page with its part replaced."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"{PAGE} has a place for the table"
-    assert end, f"{PAGE} says where the table ends"
-    return before + part + after
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {"model": locator.model_name, "views": len(data), "seed": SEED, "rates": rates(verdicts)}
     print(table(found))
     if options.write:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")
+        put_between(PAGE, "make verify-rates", table(found))
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -223,3 +223,18 @@ def _save_text_release(folder: Path, **changes: Any) -> Path:
     places = np.random.default_rng(0).uniform((-60, -180), (75, 180), (300, 2)).round(3)
     gallery.write_text("lat,lon\n" + "".join(f"{lat},{lon}\n" for lat, lon in places))
     return save_release(folder, tensors, config | changes, gallery=gallery, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def benchmark_module() -> Callable[[str], ModuleType]:
+    """Imports a file of benchmarks/ by its name."""
+
+    def imported(name: str) -> ModuleType:
+        folder = str(Path(__file__).resolve().parents[1] / "benchmarks")
+        sys.path.insert(0, folder)  # they import one another
+        try:
+            return import_module(name)
+        finally:
+            sys.path.remove(folder)
+
+    return imported

@@ -1,25 +1,17 @@
 """The report of the benchmarks: what is made of times and memory. The benchmarks themselves run by `make bench`."""
 
-import importlib.util
 import json
 import math
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "report.py"
-
 
 @pytest.fixture(scope="module")
-def report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_report", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def report(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("report")
 
 
 @pytest.mark.parametrize(
@@ -82,16 +74,36 @@ def test_a_difference_above_the_limit_fails(report: ModuleType, difference: floa
     assert (f"- {'yes' if passed else '**NO**'}: probabilities within 1e-05" in found.to_markdown()) is True
 
 
-def test_what_mp16_costs_follows_from_the_rates() -> None:
-    spec = importlib.util.spec_from_file_location("benchmark_mp16", PATH.with_name("mp16.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    mp16 = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = mp16  # where dataclasses look
-    spec.loader.exec_module(mp16)
+def test_what_mp16_costs_follows_from_the_rates(benchmark_module: Callable[[str], ModuleType]) -> None:
+    mp16 = benchmark_module("mp16")
     plan = mp16.Plan(3_600_000, views=2, epochs=10, processes=4, views_a_second=100.0, photos_a_second=2500.0)
     assert plan.encoding_hours == pytest.approx(5)
     assert plan.training_hours == pytest.approx(1)
     assert "| features, float16 | 11.1 GB |" in plan.table()
     assert "| encoding, 2 views a photo, once | 5 hours |" in plan.table()
-    del sys.modules[spec.name]
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("location-vectors.md", "make location-benchmark"),
+        ("refinement.md", "make refinement, earth"),
+        ("refinement.md", "make refinement, released"),
+        ("text.md", "make text-cost"),
+        ("verify.md", "make verify-rates"),
+    ],
+)
+def test_a_page_keeps_all_but_what_a_command_writes(report: ModuleType, tmp_path: Path, page: str, name: str) -> None:
+    whole = (Path(__file__).resolve().parents[1] / "docs" / page).read_text(encoding="utf-8")
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    copy = tmp_path / page
+    copy.write_text(whole, encoding="utf-8")
+    for _ in range(2):
+        report.put_between(copy, name, "X")
+        assert (
+            copy.read_text(encoding="utf-8")
+            == whole.partition(begin)[0] + f"{begin}\n\nX\n\n{end}" + whole.partition(end)[2]
+        )
+    with pytest.raises(SystemExit, match="no place for it"):
+        report.put_between(copy, "make nothing", "X")
+    assert [path.name for path in tmp_path.iterdir()] == [page]

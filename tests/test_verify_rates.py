@@ -1,7 +1,6 @@
 """The benchmark of ``geoclip verify``: places that are moved as far as it says, rates, and the page's own part."""
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -11,17 +10,10 @@ from open_geoclip.data.earth import is_land
 from open_geoclip.data.earth_views import view_centres
 from open_geoclip.sphere import haversine_km
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "verify_rates.py"
-
 
 @pytest.fixture(scope="module")
-def rates() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("verify_rates", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def rates(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("verify_rates")
 
 
 def test_places_are_moved_so_far_and_onto_land(rates: ModuleType) -> None:
@@ -47,13 +39,3 @@ def test_rates_leave_out_what_cannot_be_told(rates: ModuleType) -> None:
     assert "| the true one (a false alarm) | 25 | **10.0 %** (2.8 to 30.1) | 5.0 % | 20.0 % |" in text
     assert "moved by 200 km | 4 |" in text
     assert "5,000" not in text
-
-
-def test_the_page_keeps_all_else(rates: ModuleType) -> None:
-    page = rates.PAGE.read_text(encoding="utf-8")
-    part = rates.BEGIN + "\nX\n" + rates.END
-    once = rates.written(page, part)
-    assert rates.written(once, part) == once
-    assert part in once
-    assert once.startswith(page.partition(rates.BEGIN)[0])
-    assert once.endswith(page.partition(rates.END)[2])
