@@ -45,6 +45,16 @@ def test_a_fault_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [goal]
 
 
+def test_what_few_may_read_is_never_open_to_more(tmp_path: Path) -> None:
+    private = tmp_path / "private.jpg"
+    private.write_bytes(b"old")
+    private.chmod(0o600)
+    with beside(private, like=private) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        temporary.write_bytes(b"new")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+
+
 def test_new_files_write_over_nothing_and_others_keep_their_permissions(tmp_path: Path) -> None:
     old, goal = tmp_path / "old.txt", tmp_path / "a.txt"
     old.write_text("old")

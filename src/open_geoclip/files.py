@@ -1,8 +1,8 @@
 """Files written beside their goal and renamed into place: under the goal's name there is never half a file."""
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,17 +26,16 @@ def beside(path: Path, *, like: Path | None = None, new: bool = False) -> Iterat
         OSError: it cannot be written; the goal is what it was.
     """
     # The beginning of the name tells people whose it is; all of it could be too long for the disk with more behind it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
+    # Nobody may read it who may not read the file that it is like, not even while it is written.
+    mode = 0o666 if like is None else like.stat().st_mode & 0o777
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode | 0o600))
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         if like is not None:
             shutil.copymode(like, temporary)
-        else:
-            temporary.chmod(0o666 & ~_umask())
         if new:
             _named(temporary, path)
         else:
@@ -61,9 +60,3 @@ def _named(temporary: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(17, "exists already") from None
         temporary.replace(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
