@@ -5,11 +5,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from open_geoclip.errors import CoordinateError, OpenGeoCLIPError
 from open_geoclip.files import write_beside
 
-__all__ = ["parse_coordinate", "progress_bar", "show_log", "write_output"]
+if TYPE_CHECKING:
+    from open_geoclip.search.locator import Locator
+
+__all__ = ["load_locator", "parse_coordinate", "progress_bar", "show_log", "write_output"]
 
 
 def show_log() -> None:
@@ -28,6 +32,22 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def load_locator(model: str, *, max_pixels: int | None = None, **options: Any) -> "Locator":
+    """The locator that a command was asked for; a bar shows while the gallery is encoded, which happens once.
+
+    Args:
+        model: the weights.
+        max_pixels: the package's own bound when not given.
+        options: more arguments of :meth:`~open_geoclip.search.locator.Locator.from_pretrained`.
+    """
+    from open_geoclip.images import MAX_PIXELS
+    from open_geoclip.search.locator import Locator
+
+    bound = MAX_PIXELS if max_pixels is None else max_pixels
+    with progress_bar("encoding the gallery, once") as progress:
+        return Locator.from_pretrained(model, max_pixels=bound, progress=progress, **options)
 
 
 def parse_coordinate(text: str) -> tuple[float, float]:

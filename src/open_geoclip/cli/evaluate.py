@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._output import to_json
-from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.files import beside
 
@@ -119,26 +119,22 @@ def run(
     show_log()
     from open_geoclip.evaluation import evaluate as evaluation
     from open_geoclip.evaluation.benchmarks import describe_counts
-    from open_geoclip.images import MAX_PIXELS
-    from open_geoclip.search.locator import Locator
 
     countries, continents = _names()
     if bootstrap < 0:
         raise SettingsError(f"--bootstrap is a number of resamples, 0 or more, not {bootstrap}")
     for text in (*describe_counts(labelled.counts), *labelled.notes):
         print(f"geoclip: {text}", file=sys.stderr)
-    with progress_bar("encoding the gallery, once") as encoding:
-        locator = Locator.from_pretrained(
-            model,
-            backbone=backbone,
-            gallery=gallery,
-            dtype=dtype,
-            engine=engine,
-            batch_size=batch_size,
-            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
-            crops=crops,
-            progress=encoding,
-        )
+    locator = load_locator(
+        model,
+        backbone=backbone,
+        gallery=gallery,
+        dtype=dtype,
+        engine=engine,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        crops=crops,
+    )
     try:
         with progress_bar("locating") as bar:
             return evaluation.evaluate(

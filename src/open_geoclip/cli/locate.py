@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._answers import AnswerFormat, chosen, draw, in_detail, write
-from open_geoclip.cli._shared import progress_bar, show_log
+from open_geoclip.cli._shared import load_locator, progress_bar, show_log
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import ImageError, SettingsError
 
@@ -97,27 +97,24 @@ def locate(
     if times is not None and not trip:
         raise SettingsError("--times is for --trip")
     from open_geoclip._version import __version__
-    from open_geoclip.images import MAX_PIXELS, find_images
+    from open_geoclip.images import find_images
     from open_geoclip.search.answers import Answer, AnswerSettings
     from open_geoclip.search.limits import Area
-    from open_geoclip.search.locator import Locator
 
     format_ = chosen(format_, output)
     area = Area.parse(within or (), not_within or ())  # before anything slow: it may be refused
-    with progress_bar("encoding the gallery, once") as progress:
-        locator = Locator.from_pretrained(
-            model,
-            backbone=backbone,
-            gallery=gallery,
-            dtype=dtype,
-            engine=engine,
-            batch_size=batch_size,
-            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
-            progress=progress,
-            answers=AnswerSettings(decode, merge_km, radius_km, prior),
-            refine=refine,
-            crops=crops,
-        ).within(area)
+    locator = load_locator(
+        model,
+        backbone=backbone,
+        gallery=gallery,
+        dtype=dtype,
+        engine=engine,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        answers=AnswerSettings(decode, merge_km, radius_km, prior),
+        refine=refine,
+        crops=crops,
+    ).within(area)
     files: list[Path] = []
     answers: list[Answer] = []
     for path in images:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._output import Kind, choose
 from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, report, tell_errors
-from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
 from open_geoclip.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -77,21 +77,17 @@ def tag(
     """
     show_log()
     chosen = choose(format_, output, ROW_FORMATS)
-    from open_geoclip.images import MAX_PIXELS
-    from open_geoclip.search.locator import Locator
 
     files, records = photo_files(photos)
-    with progress_bar("encoding the gallery, once") as progress:
-        locator = Locator.from_pretrained(
-            model,
-            backbone=backbone,
-            gallery=gallery,
-            dtype=dtype,
-            engine=engine,
-            batch_size=batch_size,
-            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
-            progress=progress,
-        )
+    locator = load_locator(
+        model,
+        backbone=backbone,
+        gallery=gallery,
+        dtype=dtype,
+        engine=engine,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+    )
     interrupted = False
     try:
         with progress_bar("tagging") as progress:

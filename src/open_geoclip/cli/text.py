@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from open_geoclip.cli._answers import AnswerFormat, chosen, in_detail, write
-from open_geoclip.cli._shared import progress_bar, show_log
+from open_geoclip.cli._shared import load_locator, show_log
 
 if TYPE_CHECKING:
     from open_geoclip.search.locator import Answer, Locator
@@ -45,16 +45,8 @@ def text(
     """
     show_log()
     format_ = chosen(format_, output)
-    from open_geoclip.search.locator import Locator
-
-    with progress_bar("encoding the gallery, once") as progress:
-        locator = Locator.from_pretrained(
-            model,
-            backbone=backbone,
-            gallery=gallery,
-            engine="torch",  # no picture is looked at: nothing to compile
-            progress=progress,
-        )
+    # No picture is looked at: there is nothing to compile.
+    locator = load_locator(model, backbone=backbone, gallery=gallery, engine="torch")
     answers = locator.locate_text(texts, top_k, detail=in_detail(detail, format_))
     write(answers, format_, output, max_pixels=locator.max_pixels)
     if map_ is not None:

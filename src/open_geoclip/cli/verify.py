@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from open_geoclip.cli._answers import AnswerFormat, chosen, in_detail
 from open_geoclip.cli._output import Kind
 from open_geoclip.cli._photos import ROW_FORMATS, finish, photo_files, report, tell_errors
-from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.search.verification import Verification
@@ -84,22 +84,18 @@ def verify(
     """
     show_log()
     format_ = chosen(format_, output)
-    from open_geoclip.images import MAX_PIXELS
-    from open_geoclip.search.locator import Locator
     from open_geoclip.search.verification import verify as verified
 
     files, records = photo_files(photos)
-    with progress_bar("encoding the gallery, once") as progress:
-        locator = Locator.from_pretrained(
-            model,
-            backbone=backbone,
-            gallery=gallery,
-            dtype=dtype,
-            engine=engine,
-            batch_size=batch_size,
-            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
-            progress=progress,
-        )
+    locator = load_locator(
+        model,
+        backbone=backbone,
+        gallery=gallery,
+        dtype=dtype,
+        engine=engine,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+    )
     lines: list[str] = []
     interrupted, detail = False, in_detail(detail, format_)
     try:
