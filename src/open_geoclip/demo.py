@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from open_geoclip.cli._shared import progress_bar
+from open_geoclip.cli._shared import load_locator
 from open_geoclip.data.earth_views import views
 from open_geoclip.export.map import PlacedPicture, draw_answers
-from open_geoclip.search.locator import Locator
 from open_geoclip.sphere import geodesic_km
 
 FOLDER = Path("demo")
@@ -28,16 +27,16 @@ def main() -> None:
     for number, image in enumerate(batch.images, 1):
         paths.append(FOLDER / f"view_{number}.png")
         Image.fromarray(image).save(paths[-1])
-    with progress_bar("encoding the gallery, once") as progress:
-        locator = Locator.from_pretrained("earth", progress=progress)
+    locator = load_locator("earth")
     answers = locator.locate(paths)
     (FOLDER / "answers.json").write_text(json.dumps([answer.to_dict() for answer in answers], indent=2))
 
     best = np.array([[answer.candidates[0].lat, answer.candidates[0].lon] for answer in answers])
     distances = geodesic_km(batch.coordinates, best)
-    print("view                truth (lat, lon)     answer (lat, lon)    distance")
-    for path, truth, place, km in zip(paths, batch.coordinates, best, distances, strict=True):
-        print(f"{path!s:<16} {truth[0]:>9.3f} {truth[1]:>9.3f}   {place[0]:>9.3f} {place[1]:>9.3f} {km:>9.0f} km")
+    print("view                truth (lat, lon)     answer (lat, lon)    distance  sure")
+    for answer, truth, place, km in zip(answers, batch.coordinates, best, distances, strict=True):
+        places = f"{truth[0]:>9.3f} {truth[1]:>9.3f}   {place[0]:>9.3f} {place[1]:>9.3f}"
+        print(f"{answer.image:<16} {places} {km:>9.0f} km  {'yes' if answer.sure else 'no'}")
     draw_answers(
         FOLDER / "demo.png",
         [
@@ -47,6 +46,7 @@ def main() -> None:
                 candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
                 probabilities=np.array([c.probability for c in answer.candidates]),
                 truth=(float(truth[0]), float(truth[1])),
+                sure=answer.sure,
             )
             for number, image, answer, truth in zip(range(1, 7), batch.images, answers, batch.coordinates, strict=True)
         ],

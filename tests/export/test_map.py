@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,12 @@ def positions(figure: Figure, what: str) -> Float[np.ndarray, "n 2"]:
     """Where on the map the signs of a kind are, in the order they were drawn."""
     found = [np.asarray(signs.get_offsets()) for signs in the_map(figure).collections if signs.get_gid() == what]
     return np.concatenate([*found, np.empty((0, 2))])
+
+
+@pytest.mark.parametrize(("sure", "told"), [(False, True), (True, False), (None, False)])
+def test_what_is_not_sure_is_said_under_the_picture(sure: bool | None, told: bool) -> None:
+    figure = answers_figure([replace(place, sure=sure) for place in many(2)])
+    assert any(text.get_text().startswith("not sure, ") for text in figure.texts) is told
 
 
 class TestDrawAnswers:

@@ -151,6 +151,7 @@ def draw(path: Path, answers: "list[Answer]", locator: "Locator", *, together: l
                 name=Path(answer.image).name,
                 candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
                 probabilities=np.array([c.probability for c in answer.candidates]),
+                sure=answer.sure,
             )
             for answer in located
         ],

@@ -49,6 +49,7 @@ class PlacedPicture:
         candidates: (k, 2) degrees, k at least 1, the best first.
         probabilities: (k,) of the candidates.
         truth: (lat, lon) degrees where it was taken, if that is known.
+        sure: whether the answer is; told when it is not. None where nothing was measured.
 
     Raises:
         CoordinateError: a candidate or the truth is not a place on Earth.
@@ -60,6 +61,7 @@ class PlacedPicture:
     candidates: Float[np.ndarray, "k 2"]
     probabilities: Float[np.ndarray, " k"]
     truth: tuple[float, float] | None = None
+    sure: bool | None = None
 
     def __post_init__(self) -> None:
         check_coordinates(self.candidates)
@@ -224,9 +226,11 @@ def _draw_card(figure: "Figure", layout: _Layout, number: int, place: PlacedPict
 
     lines = [_place_text(place.best)]
     if place.off_km is not None:
-        lines.append(f"{_distance_text(place.off_km)} from the truth")
+        off = _distance_text(place.off_km)
+        lines.append(f"not sure, {off} off" if place.sure is False else f"{off} from the truth")
     else:
-        lines.append(f"probability {_percent(place.probabilities[0])}")
+        share = _percent(place.probabilities[0])
+        lines.append(f"not sure, {share}" if place.sure is False else f"probability {share}")
     if layout.alone and len(place.candidates) > 1:  # there is room to say more about a single picture
         lines += ["", "or, with a probability of"]
         further = zip(place.probabilities[1:5], place.candidates[1:5], strict=True)
