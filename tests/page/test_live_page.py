@@ -63,7 +63,9 @@ def test_photos_are_located_compared_and_flown_to(
 
     page.locator(".candidate").nth(1).click()
     place = page.locator(".candidate").nth(1).locator(".candidate-numbers").inner_text()
-    lat, south = re.match(r"([\d.]+)° (N|S)", place).groups()  # type: ignore[union-attr]
+    told = re.match(r"([\d.]+)° (N|S)", place)
+    assert told is not None, place
+    lat, south = told.groups()
     assert abs(view(page)[0] - float(lat) * (-1 if south == "S" else 1)) < 0.01
     assert view(page)[2] > 3.5
     page.locator(".marker.first").dispatch_event("click")

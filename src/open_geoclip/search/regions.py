@@ -81,7 +81,7 @@ def regions(
         MissingExtraError: the extra ``places`` is not installed.
     """
     try:
-        import contourpy  # noqa: F401
+        import contourpy  # noqa: F401  # `_outlines` has it: missed before anything is computed
         import shapely
     except ImportError as error:
         raise MissingExtraError("Regions as polygons", "places") from error
