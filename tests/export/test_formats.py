@@ -205,3 +205,9 @@ def test_what_is_no_record_is_refused(change: dict[str, Any], message: str) -> N
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(SettingsError, match="format: one of json"):
         render([], "doc")
+
+
+@pytest.mark.parametrize(("near", "told"), [(0.9, "Not sure: unlike the pictures"), (0.5, "Not sure; 50 % within")])
+def test_kml_says_why_it_is_not_sure(near: float, told: str) -> None:
+    doubted = record(sure=False, within_km={"200": near})
+    assert told in render([doubted], "kml", about=ABOUT).decode()

@@ -61,6 +61,13 @@ export function verdict(result: Result): Verdict {
   const chance = near === undefined ? "" : ` The chance that the first is right within 200 km is ${percent(near)}.`;
   if (result.sure === true)
     return { key: "sure", word: "Sure", meaning: `Measured to be right this often on pictures of its own kind.${chance}` };
+  // Sure needs 80 %; what is not sure with more is a picture unlike those of the calibration.
+  if (result.sure === false && near !== undefined && near >= 0.8)
+    return {
+      key: "unsure",
+      word: "Not sure",
+      meaning: "The picture is unlike those that the model was measured on: its probabilities may mean nothing.",
+    };
   if (result.sure === false)
     return { key: "unsure", word: "Not sure", meaning: `Look at the other candidates too.${chance}` };
   return {

@@ -101,7 +101,8 @@ def _confidence(answer: "Answer") -> str:
         return "not calibrated for this: percentages compare places, they are not chances of being right"
     radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in answer.credible_radius_km.items())
     countries = ", ".join(f"{code} {100 * share:.0f} %" for code, share in list((answer.countries or {}).items())[:3])
-    parts = ["sure" if answer.sure else "not sure", radii, countries]
+    doubt = "not sure: unlike the pictures that its probabilities were measured on" if answer.is_strange else "not sure"
+    parts = ["sure" if answer.sure else doubt, radii, countries]
     return "; ".join(part for part in parts if part)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from open_geoclip.errors import DataError
 from open_geoclip.export.geojson import verdict_of
+from open_geoclip.search.answers import is_strange
 
 __all__ = ["checked_thumbnail", "to_kml", "to_kmz"]
 
@@ -179,4 +180,6 @@ def _sureness(record: Mapping[str, Any]) -> str:
     if sure is None:
         return "Not calibrated for this: percentages compare places, they are not chances of being right"
     radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in record["credible_radius_km"].items())
-    return f"{'Sure' if sure else 'Not sure'}; {radii}"
+    strange = is_strange(sure, record.get("within_km", {}))
+    doubt = "Not sure: unlike the pictures that its probabilities were measured on" if strange else "Not sure"
+    return f"{'Sure' if sure else doubt}; {radii}"

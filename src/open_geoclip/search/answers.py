@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.search.calibration import SURE_KM, SURE_SHARE
 from open_geoclip.search.decoding import Decode
 from open_geoclip.search.ground import Prior
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.refinement import Allowed
 from open_geoclip.search.regions import drawn
 
-__all__ = ["Answer", "AnswerSettings", "Candidate", "told"]
+__all__ = ["Answer", "AnswerSettings", "Candidate", "is_strange", "told"]
 
 _RADII_KM = (1, 25, 200, 750, 2500)
 _SHARES = (0.5, 0.9)
@@ -111,6 +112,14 @@ class Answer:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_strange(self) -> bool:
+        """Whether it is unsure for its picture alone, which is unlike those that the model was calibrated on.
+
+        Its probabilities may be high all the same; they mean nothing then.
+        """
+        return is_strange(self.sure, self.within_km)
+
+    @property
     def name(self) -> str:
         """The picture's name, or the text when there is no picture."""
         return self.image or self.text or ""
@@ -149,6 +158,11 @@ class Answer:
 
         about = checked_answer(values)
         return cls(**{**about, "candidates": tuple(Candidate(**one) for one in about["candidates"])})
+
+
+def is_strange(sure: bool | None, within_km: Mapping[str, float]) -> bool:
+    """See :attr:`Answer.is_strange`; of an answer as it stands in JSON."""
+    return sure is False and within_km.get(f"{SURE_KM:g}", 0.0) >= SURE_SHARE
 
 
 def told(
