@@ -86,14 +86,14 @@ test: $(STAMP) $(PAGE) chromium
 
 check: $(STAMP) $(NODE_STAMP)
 	cd web && npm run --silent check
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src research tests benchmarks examples
+	$(BIN)/ruff format --check src research tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_layering.py
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix src tests benchmarks examples
-	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src research tests benchmarks examples
+	$(BIN)/ruff format src research tests benchmarks examples
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/metrics_speed.py
@@ -116,7 +116,7 @@ fuzz-serve: $(STAMP)
 	$(BIN)/python -W ignore benchmarks/serve_fuzz.py
 
 accuracy: $(STAMP)
-	$(BIN)/python -m open_geoclip.training.accuracy
+	$(BIN)/python -m research.accuracy
 
 verify-rates: $(STAMP)
 	$(BIN)/python benchmarks/verify_rates.py --write
@@ -141,14 +141,14 @@ build/others/may.jpg:
 	mv $@.part $@
 
 earth-model: $(STAMP) $(OTHERS)
-	$(BIN)/python -m open_geoclip.training.earth_model --other "Blue Marble, January" build/others/january.jpg \
+	$(BIN)/python -m research.earth_model --other "Blue Marble, January" build/others/january.jpg \
 		--other "Blue Marble, May, at 20 km a pixel" build/others/may.jpg
 
 experiments: $(STAMP)
-	$(BIN)/python -m open_geoclip.training.experiments
+	$(BIN)/python -m research.experiments
 
 texts: $(STAMP)
-	$(BIN)/python -m open_geoclip.evaluation.text_queries --model earth --output docs/text-queries.md
+	$(BIN)/python -m research.text_queries --model earth --output docs/text-queries.md
 	$(BIN)/python examples/text_maps.py docs/text-maps.png
 
 text-cost: $(STAMP)
@@ -157,7 +157,7 @@ text-cost: $(STAMP)
 places: $(STAMP)
 	mkdir -p build/world-atlas
 	cd build/world-atlas && npm pack --silent world-atlas@2.0.2 && tar -xzf world-atlas-2.0.2.tgz
-	$(BIN)/python -m open_geoclip.places.build build/world-atlas/package/countries-10m.json
+	$(BIN)/python -m research.countries build/world-atlas/package/countries-10m.json
 
 # The site, in build/site: docs/, commands and docstrings of the code. A warning is an error; no network is used.
 docs: $(STAMP)

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 from open_geoclip.features.onnx import export_onnx
+from open_geoclip.geo.sphere import even_points
+from open_geoclip.model.geoclip import network_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.model.two_towers import network_dtype
-from open_geoclip.sphere import even_points
 from report import parse_status
 
 RESULTS = Path(__file__).resolve().parent / "results" / "location_speed.json"

@@ -2,7 +2,7 @@
 
     make location-benchmark          # or: python benchmarks/location_vectors.py --write
 
-Offline, from data that the package index carries (see open_geoclip.evaluation.location_tasks). What was computed is
+Offline, from data that the package index carries (see research.location_tasks). What was computed is
 kept in build/location-benchmark: interrupted, the same command goes on. The small encoders are trained here, all in the
 same way: contrastively, on features of Earth views from places that are none of the benchmark's by more than chance.
 """
@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from open_geoclip.evaluation.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS, Known, draw_places, split
-from open_geoclip.evaluation.probes import PROBES, probe
+from open_geoclip.geo.sphere import equal_earth_inverse, unit_vectors
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.sphere import equal_earth_inverse, unit_vectors
 from report import put_between
+from research.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS, Known, draw_places, split
+from research.probes import PROBES, probe
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "location-benchmark"
@@ -56,8 +56,8 @@ def trained(name: str, settings: LocationSettings) -> LocationEncoder:
     """A small encoder after a short contrastive training on Earth views; kept."""
     from safetensors.torch import load_file, save_file
 
-    from open_geoclip.training.contrastive import StandardisedHead, TrainSettings, train
     from open_geoclip.training.features import earth_view_features
+    from open_geoclip.training.loop import StandardisedHead, TrainSettings, train
 
     torch.manual_seed(0)
     encoder = LocationEncoder(settings)

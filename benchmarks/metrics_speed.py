@@ -23,7 +23,7 @@ from pyproj import Geod
 
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.evaluation.predictions import read_predictions
-from open_geoclip.sphere import destination
+from open_geoclip.geo.sphere import destination
 from report import seconds
 
 PHOTOS = 2997  # as many as Im2GPS3k has

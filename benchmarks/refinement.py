@@ -21,15 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from open_geoclip import Gallery, LocationEncoder, pretrained
+from open_geoclip import Gallery, LocationEncoder
 from open_geoclip.data.earth import is_land
 from open_geoclip.data.earth_views import even_land
 from open_geoclip.evaluation.metrics import summary
-from open_geoclip.model.two_towers import TwoTowers
+from open_geoclip.geo.sphere import geodesic_km, offset
+from open_geoclip.model.geoclip import TwoTowers
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.search.refinement import RefineSettings, Surroundings, nearest_gap_km, refine, starts_for
-from open_geoclip.sphere import geodesic_km, offset
+from open_geoclip.search.refine import RefineSettings, Surroundings, nearest_gap_km, refine, starts_for
 from open_geoclip.training.features import earth_view_features
+from open_geoclip.weights.load import load_release
 from report import put_between
 
 RESULTS = Path(__file__).parent / "results" / "refinement.json"
@@ -88,7 +89,7 @@ class Searched:
 
 def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Galleries of the embedded model, with and without."""
-    model = TwoTowers.from_release(pretrained.load("earth"))
+    model = TwoTowers.from_release(load_release("earth"))
     data = earth_view_features(options.features, options.split, 4096).first(options.n)
     with torch.inference_mode():
         vectors = F.normalize(model.image_encoder.of_features(data.features.float()), dim=1)
@@ -102,7 +103,7 @@ def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Places found again from vectors of the released tower with noise: from 2,000 places, and from its own gallery."""
-    release = pretrained.load("geoclip")
+    release = load_release("geoclip")
     encoder = LocationEncoder.from_release(release)
     own = Gallery.from_file(release.gallery or "")
     index = GalleryIndex.build(encoder, own)

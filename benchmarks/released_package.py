@@ -110,7 +110,7 @@ class _Ours:
         self._open(og.Gallery.from_file(file), folder)
 
     def build_places(self, n: int, folder: Path) -> None:
-        from open_geoclip.sphere import even_points
+        from open_geoclip.geo.sphere import even_points
 
         self._open(og.Gallery.from_coordinates(even_points(n)), folder)
         self._ask(torch.zeros(QUERIES, self.encoder.settings.output), noise=1)
@@ -303,7 +303,7 @@ def compare(report: Report, clip: Path, pictures: list[str], scratch: Path) -> N
 
 def measure_bfloat16(report: Report, clip: Path, pictures: list[str]) -> None:
     """Our side once more in bfloat16, where the processor computes in it."""
-    from open_geoclip.model.two_towers import network_dtype
+    from open_geoclip.model.geoclip import network_dtype
 
     if network_dtype("auto") != torch.bfloat16:
         report.notes.append("bfloat16 is not timed: this processor has no instructions for it and would emulate it.")
@@ -322,10 +322,10 @@ def measure_bfloat16(report: Report, clip: Path, pictures: list[str]) -> None:
 
 def measure_earth(report: Report, view: str) -> None:
     """The embedded model: warm, and its command from a cold start."""
-    from open_geoclip import pretrained
+    from open_geoclip.weights.load import load_release
 
     try:
-        pretrained.load("earth")
+        load_release("earth")
     except og.OpenGeoCLIPError as error:
         report.notes.append(f"The embedded model is not timed: {error}.")
         return

@@ -14,13 +14,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from open_geoclip import pretrained
 from open_geoclip.data.earth_views import even_land
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.training.alignment import AlignedHead
-from open_geoclip.training.contrastive import train
-from open_geoclip.training.earth_model import (
+from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.heads import StandardisedHead
+from open_geoclip.training.loop import train
+from open_geoclip.weights.load import load_release
+from report import put_between
+from research.alignment import AlignedHead
+from research.earth_model import (
     LOCATION,
     SETTINGS,
     SPACING_KM,
@@ -30,9 +33,6 @@ from open_geoclip.training.earth_model import (
     best_places,
     measured,
 )
-from open_geoclip.training.features import FeatureSet
-from open_geoclip.training.heads import StandardisedHead
-from report import put_between
 
 THRESHOLDS = ("25", "200", "750", "2500")
 
@@ -46,7 +46,7 @@ def figures(
     for with_text in (True, False):
         torch.manual_seed(seed)
         if with_text:
-            projections = AlignedHead.unfolded(pretrained.load("earth").tensors, data.features[:8192]).projections
+            projections = AlignedHead.unfolded(load_release("earth").tensors, data.features[:8192]).projections
             head: AlignedHead | StandardisedHead = AlignedHead(image_head(WIDTHS), projections)
         else:
             head = StandardisedHead(image_head((data.features.shape[1], *WIDTHS[1:])), data.features[:8192])

@@ -33,12 +33,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from open_geoclip.geo.sphere import even_points
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.sphere import even_points
 from open_geoclip.training.backbone import PhotoBackbone
-from open_geoclip.training.contrastive import train
 from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.loop import train
 from open_geoclip.training.settings import PAPER
 from released_package import BUILD, ROOT, describe_machine, make_clip, say
 

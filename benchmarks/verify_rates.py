@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from open_geoclip.data.earth import is_land
+from open_geoclip.geo.sphere import destination
 from open_geoclip.metadata.place import PhotoPlace
 from open_geoclip.search.locator import Locator
-from open_geoclip.search.verification import VERDICTS, compare
-from open_geoclip.sphere import destination
 from open_geoclip.training.features import FeatureSet, earth_view_features
+from open_geoclip.verify.verification import VERDICTS, compare
 from report import put_between
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 MODULES = [
-    "open_geoclip.search.limits",
+    "open_geoclip.geo.areas",
     "open_geoclip.search.posterior",
     "open_geoclip.search.calibration",
     "open_geoclip.search.trips",
-    "open_geoclip.search.refinement",
+    "open_geoclip.search.refine",
     "open_geoclip.evaluation.metrics",
     "open_geoclip.evaluation.compare",
     "open_geoclip.evaluation.calibration",
@@ -25,11 +25,11 @@ MODULES = [
     "open_geoclip.export.map",
     "open_geoclip.features.transformer",
     "open_geoclip.features.onnx",
-    "open_geoclip.places",
+    "open_geoclip.geo.geocode",
     "open_geoclip.data.sources",
     "open_geoclip.training.settings",
     "open_geoclip.training.configuration",
-    "open_geoclip.training.contrastive",
+    "open_geoclip.training.loop",
 ]
 """Modules whose public names stand in the reference beside those of the package itself."""
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from open_geoclip import LocationEncoder
-from open_geoclip.data.facts import koppen
-from open_geoclip.evaluation.location_tasks import SPLIT_KINDS, Split, split
 from open_geoclip.training.features import FeatureSet, earth_view_features
+from research.geo_targets import koppen
+from research.location_tasks import SPLIT_KINDS, Split, split
 
 
 # %% The model: an image, a place, or both

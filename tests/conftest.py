@@ -25,7 +25,7 @@ assert not any(name.split(".")[0] == "open_geoclip" for name in sys.modules), "o
 _checker = ModuleType("open_geoclip_checker")
 vars(_checker)["check"] = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[_checker.__name__] = _checker
-install_import_hook("open_geoclip", "open_geoclip_checker.check")
+install_import_hook(["open_geoclip", "research"], "open_geoclip_checker.check")
 
 # Examples are the same in every run, and slow machines do not fail.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=100)
@@ -181,7 +181,7 @@ def save_text_release() -> Callable[..., Path]:
 
 def _save_text_release(folder: Path, **changes: Any) -> Path:
     """Write a release and, beside it, its gallery of 300 places."""
-    from open_geoclip.pretrained import save_release
+    from open_geoclip.weights.load import save_release
 
     aligned, picture, sentence, output = 8, 3888, 384, 16
     generator = torch.Generator().manual_seed(0)

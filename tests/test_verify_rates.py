@@ -8,7 +8,7 @@ import pytest
 
 from open_geoclip.data.earth import is_land
 from open_geoclip.data.earth_views import view_centres
-from open_geoclip.sphere import haversine_km
+from open_geoclip.geo.sphere import haversine_km
 
 
 @pytest.fixture(scope="module")

@@ -30,27 +30,27 @@ if TYPE_CHECKING:
         TrainingError,
         WeightsError,
     )
+    from open_geoclip.geo.areas import Area
     from open_geoclip.images import find_images, load_image
     from open_geoclip.metadata.place import PhotoPlace, read_place
     from open_geoclip.model.image_encoder import ImageEncoder
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
-    from open_geoclip.search.answers import Answer, AnswerSettings, Candidate
+    from open_geoclip.search.answer import Answer, AnswerSettings, Candidate
     from open_geoclip.search.calibration import Calibration
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.geoclip import GeoCLIP
-    from open_geoclip.search.limits import Area
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Posterior
-    from open_geoclip.search.verification import Verification, verify
+    from open_geoclip.verify.verification import Verification, verify
 
 _HOME = {
-    "Answer": "search.answers",
-    "AnswerSettings": "search.answers",
-    "Area": "search.limits",
+    "Answer": "search.answer",
+    "AnswerSettings": "search.answer",
+    "Area": "geo.areas",
     "AreaError": "errors",
     "Calibration": "search.calibration",
-    "Candidate": "search.answers",
+    "Candidate": "search.answer",
     "CoordinateError": "errors",
     "DataError": "errors",
     "Gallery": "search.gallery",
@@ -71,12 +71,12 @@ _HOME = {
     "Preprocessing": "model.preprocessing",
     "SettingsError": "errors",
     "TrainingError": "errors",
-    "Verification": "search.verification",
+    "Verification": "verify.verification",
     "WeightsError": "errors",
     "find_images": "images",
     "load_image": "images",
     "read_place": "metadata.place",
-    "verify": "search.verification",
+    "verify": "verify.verification",
 }
 
 __all__ = [

@@ -14,7 +14,7 @@ from PIL import Image
 from open_geoclip.cli._shared import load_locator
 from open_geoclip.data.earth_views import views
 from open_geoclip.export.map import PlacedPicture, draw_answers
-from open_geoclip.sphere import geodesic_km
+from open_geoclip.geo.sphere import geodesic_km
 
 FOLDER = Path("demo")
 

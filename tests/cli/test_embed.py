@@ -18,8 +18,9 @@ from open_geoclip.errors import CoordinateError, ModelNameError, OpenGeoCLIPErro
 from open_geoclip.features.encoding import CHUNK
 from open_geoclip.features.tables import _JsonText, write_vectors
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.pretrained import LocationSettings, save_release
-from open_geoclip.pretrained.tensors import expected_shapes
+from open_geoclip.weights.config import LocationSettings
+from open_geoclip.weights.load import save_release
+from open_geoclip.weights.tensors import expected_shapes
 
 WIDTH = 16
 HERE = [48.8584, 2.2945]

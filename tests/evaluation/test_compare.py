@@ -13,7 +13,7 @@ from open_geoclip.errors import PredictionsError, SettingsError
 from open_geoclip.evaluation.compare import compare, holm, mcnemar, paired_rows
 from open_geoclip.evaluation.metrics import FIGURES, distances_km, summary
 from open_geoclip.evaluation.predictions import Predictions
-from open_geoclip.sphere import destination, even_points
+from open_geoclip.geo.sphere import destination, even_points
 
 Places = Float64[np.ndarray, "n 2"]
 

@@ -19,9 +19,9 @@ from open_geoclip.evaluation.bounds import ceiling, nearest_km, random_place
 from open_geoclip.evaluation.evaluate import Evaluation, evaluate, leaks
 from open_geoclip.evaluation.metrics import score, summary
 from open_geoclip.evaluation.report import markdown
+from open_geoclip.geo.sphere import haversine_km
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.locator import Locator
-from open_geoclip.sphere import haversine_km
 
 N = 12
 
@@ -31,13 +31,13 @@ def colour_locator(cache: Path, seed: int = 0, crops: int = 1, batch_size: int =
     import numpy as np
     import torch
 
+    from open_geoclip.geo.sphere import even_points
+    from open_geoclip.model.geoclip import TwoTowers
     from open_geoclip.model.image_encoder import ImageEncoder
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
-    from open_geoclip.model.two_towers import TwoTowers
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.locator import Locator
-    from open_geoclip.sphere import even_points
 
     class Colours(torch.nn.Module):
         dim = 3

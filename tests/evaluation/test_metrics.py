@@ -25,7 +25,7 @@ from open_geoclip.evaluation.metrics import (
     summary,
 )
 from open_geoclip.evaluation.predictions import Predictions, read_predictions
-from open_geoclip.sphere import even_points
+from open_geoclip.geo.sphere import even_points
 
 Distances = Float64[np.ndarray, " n"]
 

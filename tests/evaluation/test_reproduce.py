@@ -8,7 +8,7 @@ import pytest
 from open_geoclip.errors import PredictionsError
 from open_geoclip.evaluation.predictions import Predictions
 from open_geoclip.evaluation.reproduce import agreement, figures_agree
-from open_geoclip.sphere import destination
+from open_geoclip.geo.sphere import destination
 
 N = 200
 

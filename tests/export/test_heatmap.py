@@ -9,13 +9,13 @@ from PIL import Image
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.export.heatmap import draw_posterior, near_density, world_density
+from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import Ground
 from open_geoclip.search.regions import REGIONS
-from open_geoclip.sphere import even_points, haversine_km
 
 
 @pytest.fixture(scope="module")

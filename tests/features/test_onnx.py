@@ -20,8 +20,9 @@ from open_geoclip.errors import MissingWeightsError, OpenGeoCLIPError
 from open_geoclip.features import export_onnx
 from open_geoclip.features.onnx import location_tower
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.pretrained import LocationSettings, load, save_release
-from open_geoclip.pretrained.tensors import expected_shapes
+from open_geoclip.weights.config import LocationSettings
+from open_geoclip.weights.load import load_release, save_release
+from open_geoclip.weights.tensors import expected_shapes
 
 EDGES = np.array(
     [[0, 180], [0, -180], [90, 0], [-90, 12], [0, 0], [10, 200], [10, -200], [10, 539.5], [-10, -540], [45, 360]], float
@@ -108,7 +109,7 @@ def test_metadata_says_what_it_is(tmp_path: Path) -> None:
         export_onnx(name, tmp_path / "tower.onnx"), providers=["CPUExecutionProvider"]
     )
     meta = session.get_modelmeta()
-    about, release = meta.custom_metadata_map, load(name)
+    about, release = meta.custom_metadata_map, load_release(name)
     assert (about["model"], about["fingerprint"]) == (name, release.fingerprint)
     assert json.loads(about["settings"]) == release.location_encoder
     assert json.loads(about["normalized"]) is False
@@ -132,7 +133,7 @@ def test_runs_without_torch(tmp_path: Path) -> None:
 
 
 def test_the_graph_is_small_and_self_contained(tmp_path: Path) -> None:
-    model = location_tower(load(save_model(tmp_path / "small", "equal_earth")))
+    model = location_tower(load_release(save_model(tmp_path / "small", "equal_earth")))
     assert {node.domain for node in model.graph.node} == {""}
     assert len(model.graph.node) < 100
     # Phases are float64 until less than a turn is left of them.

@@ -10,8 +10,8 @@ from PIL import Image
 
 from open_geoclip.errors import CoordinateError, SettingsError
 from open_geoclip.features.similar import between, seams, similar_places, similarity_map
+from open_geoclip.geo.sphere import even_points, geodesic_km, haversine_km
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.sphere import even_points, geodesic_km, haversine_km
 
 PARIS, QUITO = (48.86, 2.35), (-0.18, -78.47)
 

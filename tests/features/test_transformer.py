@@ -16,8 +16,9 @@ import torch
 
 from open_geoclip.errors import CoordinateError, SettingsError, WeightsError
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.pretrained import LocationSettings, save_release
-from open_geoclip.pretrained.tensors import expected_shapes
+from open_geoclip.weights.config import LocationSettings
+from open_geoclip.weights.load import save_release
+from open_geoclip.weights.tensors import expected_shapes
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (the extra `features`)")
 

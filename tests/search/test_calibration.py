@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.geo.sphere import even_points, haversine_km, unit_vectors
 from open_geoclip.search.calibration import NOMINAL, Calibration
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.sphere import even_points, haversine_km, unit_vectors
+from open_geoclip.search.prior import Ground
 
 BENT = tuple(float(level) for level in np.array(NOMINAL) ** 0.5)  # half of the truths lie within 71 % of the mass
 DOUBTING = Calibration(1.0, 0.01, 10.0, "a test", 1, region_levels=BENT, doubt=1.0, usual=30.0)

@@ -14,8 +14,8 @@ from open_geoclip import Locator
 from open_geoclip.errors import SettingsError, TextError, WeightsError
 from open_geoclip.model.backbones.clip_text import ClipText
 from open_geoclip.model.backbones.minilm import MiniLM
-from open_geoclip.pretrained import load, save_release
 from open_geoclip.search.locator import _Beside
+from open_geoclip.weights.load import load_release, save_release
 
 SaveRelease = Callable[..., Path]
 ALIGNED, PICTURE, OUTPUT = 8, 3888, 16
@@ -37,7 +37,7 @@ def picture() -> Image.Image:
 
 
 def test_a_text_goes_through_both_projections(release: Path, locator: Locator, picture: Image.Image) -> None:
-    tensors = load(f"dir:{release}").tensors
+    tensors = load_release(f"dir:{release}").tensors
     sentence = MiniLM().encode(["a hot desert"])[0]
     aligned = tensors["text_encoder.projection.weight"] @ sentence + tensors["text_encoder.projection.bias"]
     read = torch.cat([aligned / aligned.norm(), tensors["text_encoder.picture"]])
@@ -115,7 +115,7 @@ def test_clip_takes_its_own_text_half(
 def test_models_without_a_text_side_say_so(release: Path, tmp_path: Path) -> None:
     tensors = {
         name: tensor[:, ALIGNED:] if name.endswith("mlp.0.weight") else tensor
-        for name, tensor in load(f"dir:{release}").tensors.items()
+        for name, tensor in load_release(f"dir:{release}").tensors.items()
         if "projection" not in name and "text" not in name
     }
     plain = {

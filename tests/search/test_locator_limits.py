@@ -14,9 +14,9 @@ from PIL import Image
 from open_geoclip import AnswerSettings, Calibration, Gallery, ImageError, Locator
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import AreaError, SettingsError
+from open_geoclip.geo.areas import Area
+from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.images import taken_at
-from open_geoclip.search.limits import Area
-from open_geoclip.sphere import even_points, haversine_km
 
 
 @pytest.fixture(scope="module")

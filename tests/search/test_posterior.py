@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, destination, even_points, haversine_km
 from open_geoclip.search.calibration import Calibration
-from open_geoclip.search.decoding import Decode
+from open_geoclip.search.decode import Decode
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.sphere import EARTH_RADIUS_KM, destination, even_points, haversine_km
+from open_geoclip.search.prior import Ground, log_prior
 
 FITTED = Calibration(1.0, 0.0, 10.0, "a test", 1)
 

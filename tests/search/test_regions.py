@@ -10,13 +10,20 @@ import pytest
 import shapely
 import torch
 
+from open_geoclip.geo.sphere import (
+    EARTH_RADIUS_KM,
+    coordinates_of,
+    destination,
+    even_points,
+    haversine_km,
+    unit_vectors,
+)
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import Ground
 from open_geoclip.search.regions import REGIONS, cells_of, drawn, equal_area_cells, heat, regions
-from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, destination, even_points, haversine_km, unit_vectors
 
 Mass = Callable[[np.ndarray], np.ndarray]
 

@@ -6,13 +6,13 @@ import torch
 
 from open_geoclip import Locator
 from open_geoclip.data.earth_views import views
-from open_geoclip.data.strange import strange_pictures
-from open_geoclip.search.answers import Answer
+from open_geoclip.geo.sphere import even_points
+from open_geoclip.search.answer import Answer
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.sphere import even_points
+from open_geoclip.search.prior import Ground
+from research.out_of_distribution import strange_pictures
 
 
 @pytest.fixture(scope="module")

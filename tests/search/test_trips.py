@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.search.trips import along_trip, evidence_weights, together
-from open_geoclip.sphere import even_points, haversine_km
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:

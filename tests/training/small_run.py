@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
+from open_geoclip.geo.sphere import even_points, unit_vectors
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.sphere import even_points, unit_vectors
-from open_geoclip.training.contrastive import train
 from open_geoclip.training.features import FeatureSet
 from open_geoclip.training.heads import StandardisedHead
+from open_geoclip.training.loop import train
 from open_geoclip.training.settings import TrainSettings
 
 

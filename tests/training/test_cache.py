@@ -18,9 +18,9 @@ from open_geoclip.data.sources import open_source
 from open_geoclip.errors import DataError, SettingsError, TrainingError
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.training.backbone import PhotoBackbone
+from open_geoclip.training.batches import Part
 from open_geoclip.training.cache import cache_features
 from open_geoclip.training.pixels import PixelData
-from open_geoclip.training.provider import Part
 
 PREPROCESSING = Preprocessing(8, 8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 N = 23

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from open_geoclip.sphere import even_points
+from open_geoclip.geo.sphere import even_points
 from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings
 from open_geoclip.training.settings import TrainSettings
 

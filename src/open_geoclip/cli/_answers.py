@@ -9,7 +9,7 @@ from open_geoclip.cli._output import choose
 from open_geoclip.cli._shared import write_output
 
 if TYPE_CHECKING:
-    from open_geoclip.search.answers import Answer
+    from open_geoclip.search.answer import Answer
     from open_geoclip.search.locator import Locator
 
 __all__ = ["AnswerFormat", "chosen", "draw", "in_detail", "write"]

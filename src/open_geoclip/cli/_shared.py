@@ -58,7 +58,7 @@ def parse_coordinate(text: str) -> tuple[float, float]:
     """
     import numpy as np
 
-    from open_geoclip.sphere import check_coordinates
+    from open_geoclip.geo.sphere import check_coordinates
 
     parts = text.split(",")
     try:

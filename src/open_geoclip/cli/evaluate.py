@@ -158,7 +158,7 @@ def _names() -> "tuple[Names, Names] | tuple[None, None]":
     """What gives countries and continents their names, where the extra is installed."""
     import numpy as np
 
-    from open_geoclip.places import Places
+    from open_geoclip.geo.geocode import Places
 
     places = Places()
 

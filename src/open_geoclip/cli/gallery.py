@@ -68,12 +68,12 @@ def info(
 
 
 def _opened(file: Path | None, model: str) -> "tuple[Gallery, LocationEncoder]":
-    from open_geoclip import pretrained
     from open_geoclip.errors import GalleryError
     from open_geoclip.model.location_encoder import LocationEncoder
     from open_geoclip.search.gallery import Gallery
+    from open_geoclip.weights.load import load_release
 
-    release = pretrained.load(model)
+    release = load_release(model)
     path = release.gallery if file is None else file
     if path is None:
         raise GalleryError(f"{model} has no gallery of its own: name a file")

@@ -12,7 +12,7 @@ from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
-    from open_geoclip.search.answers import Answer
+    from open_geoclip.search.answer import Answer
     from open_geoclip.search.locator import Locator
 
 __all__ = ["locate"]
@@ -97,9 +97,9 @@ def locate(
     if times is not None and not trip:
         raise SettingsError("--times is for --trip")
     from open_geoclip._version import __version__
+    from open_geoclip.geo.areas import Area
     from open_geoclip.images import find_images
-    from open_geoclip.search.answers import Answer, AnswerSettings
-    from open_geoclip.search.limits import Area
+    from open_geoclip.search.answer import Answer, AnswerSettings
 
     format_ = chosen(format_, output)
     area = Area.parse(within or (), not_within or ())  # before anything slow: it may be refused

@@ -8,8 +8,8 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._output import choose, to_json
 from open_geoclip.cli._shared import write_output
-from open_geoclip.pretrained.places import Status, status
-from open_geoclip.pretrained.records import RECORDS
+from open_geoclip.weights.folders import Status, status
+from open_geoclip.weights.registry import RECORDS
 
 __all__ = ["models"]
 

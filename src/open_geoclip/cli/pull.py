@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from open_geoclip.pretrained.fetch import pull as bring
-from open_geoclip.pretrained.hub import Listener
+from open_geoclip.weights.hub import Listener
+from open_geoclip.weights.pull import pull as bring
 
 __all__ = ["pull"]
 

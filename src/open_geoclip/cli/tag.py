@@ -14,7 +14,7 @@ from open_geoclip.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from open_geoclip.metadata.tagging import Estimate
-    from open_geoclip.search.answers import Answer
+    from open_geoclip.search.answer import Answer
 
 __all__ = ["tag"]
 

@@ -9,7 +9,7 @@ from open_geoclip.cli._output import choose, rows_as
 from open_geoclip.cli._shared import parse_coordinate, write_output
 
 if TYPE_CHECKING:
-    from open_geoclip.places import Place
+    from open_geoclip.geo.geocode import Place
 
 __all__ = ["where"]
 
@@ -32,7 +32,7 @@ def where(
     chosen = choose(format_, output, ("table", "json", "csv", "geojson", "parquet"))
     import numpy as np
 
-    from open_geoclip.places import Places
+    from open_geoclip.geo.geocode import Places
 
     asked = np.array([parse_coordinate(text) for text in coordinates], np.float64)
     records = [_record(place) for place in Places().describe_all(asked)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from open_geoclip.data.weather import Weather, weathered
 from open_geoclip.errors import ImageError, MissingExtraError, SettingsError
-from open_geoclip.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
 
 __all__ = ["LOOKS", "Earth", "Light", "Look", "basemap_file", "is_land", "land_grid"]
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from open_geoclip.data.earth import LOOKS, Earth, Light, Look, is_land
 from open_geoclip.data.weather import Weather
 from open_geoclip.errors import SettingsError
-from open_geoclip.sphere import EARTH_RADIUS_KM, even_points, unit_vectors
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, even_points, unit_vectors
 
 __all__ = [
     "SPLITS",

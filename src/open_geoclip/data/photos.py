@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG
 from open_geoclip.images import ImageSource
-from open_geoclip.sphere import MAX_LONGITUDE_DEG
 
 __all__ = [
     "FAULT_KINDS",

@@ -19,7 +19,7 @@ from jaxtyping import Float64, Int64
 from open_geoclip.data.photos import Fault, OnFault, PhotoSource
 from open_geoclip.data.shards import TarPhotos
 from open_geoclip.errors import DataError, SettingsError
-from open_geoclip.sphere import EARTH_RADIUS_KM, unit_vectors
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 
 __all__ = ["SplitReport", "SplitSettings", "clusters", "split", "write_splits"]
 

@@ -16,8 +16,8 @@ from jaxtyping import Float64, Int
 from open_geoclip.data.columns import LAT_NAMES, LON_NAMES
 from open_geoclip.errors import BenchmarkError, ImageError
 from open_geoclip.evaluation.table import Table, read_table
+from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates
 from open_geoclip.images import find_images
-from open_geoclip.sphere import MAX_LONGITUDE_DEG, check_coordinates
 
 __all__ = ["BENCHMARKS", "Benchmark", "Labelled", "describe_counts", "places_fingerprint", "read_labelled"]
 

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from open_geoclip.evaluation.metrics import FIGURES, THRESHOLDS_KM, by_figure, geoscores, summary
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 
 __all__ = ["LEAK_M", "LEAK_SHARE", "ceiling", "nearest_km", "random_place"]
 

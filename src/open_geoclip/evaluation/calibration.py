@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.search.blur import Profile, log_gauss
 from open_geoclip.search.calibration import NOMINAL, Calibration
-from open_geoclip.search.ground import Ground, log_prior
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import Ground, log_prior
+from open_geoclip.search.search_space import Territory
 from open_geoclip.search.surprise import FAMILIAR_SHARE, levels_of
-from open_geoclip.search.territory import Territory
-from open_geoclip.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 
 __all__ = ["ANSWER_KM", "fit_between", "fit_calibration", "fit_levels", "fit_surprise", "reliability"]
 

@@ -21,7 +21,7 @@ from open_geoclip.evaluation.metrics import (
     summary,
 )
 from open_geoclip.evaluation.predictions import ID_COLUMNS, Predictions
-from open_geoclip.sphere import haversine_km
+from open_geoclip.geo.sphere import haversine_km
 
 __all__ = ["Comparison", "Difference", "compare", "holm", "mcnemar", "paired_rows"]
 

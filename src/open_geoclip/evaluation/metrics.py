@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.sphere import EARTH_RADIUS_KM, geodesic_km, haversine_km, unit_vectors
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, geodesic_km, haversine_km, unit_vectors
 
 __all__ = [
     "FIGURES",

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from open_geoclip.errors import CoordinateError, PredictionsError
 from open_geoclip.evaluation.table import Table, read_table, rows_have, shown
-from open_geoclip.sphere import MAX_LONGITUDE_DEG, check_coordinates, haversine_km
+from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates, haversine_km
 
 __all__ = ["ID_COLUMNS", "Predictions", "read_predictions"]
 

@@ -11,7 +11,7 @@ from open_geoclip.errors import PredictionsError
 from open_geoclip.evaluation.compare import Comparison, compare
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, Distance, distances_km
 from open_geoclip.evaluation.predictions import ID_COLUMNS, Predictions
-from open_geoclip.sphere import haversine_km
+from open_geoclip.geo.sphere import haversine_km
 
 __all__ = ["Agreement", "agreement", "figures_agree"]
 

@@ -16,10 +16,7 @@ from PIL import Image, ImageOps
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, shorelines
 from open_geoclip.files import beside
-from open_geoclip.search.mixture import Mixture
-from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.regions import REGIONS
-from open_geoclip.sphere import (
+from open_geoclip.geo.sphere import (
     EARTH_RADIUS_KM,
     check_coordinates,
     coordinates_of,
@@ -27,6 +24,9 @@ from open_geoclip.sphere import (
     equal_earth_inverse,
     unit_vectors,
 )
+from open_geoclip.search.mixture import Mixture
+from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.regions import REGIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

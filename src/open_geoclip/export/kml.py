@@ -15,7 +15,7 @@ from typing import Any
 
 from open_geoclip.errors import DataError
 from open_geoclip.export.geojson import verdict_of
-from open_geoclip.search.answers import is_strange
+from open_geoclip.search.answer import is_strange
 
 __all__ = ["checked_thumbnail", "to_kml", "to_kmz"]
 

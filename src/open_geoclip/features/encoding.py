@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Float64
 
-from open_geoclip import pretrained
 from open_geoclip.errors import CoordinateError
+from open_geoclip.geo.sphere import check_coordinates
+from open_geoclip.model.geoclip import DType, network_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.model.two_towers import DType, network_dtype
-from open_geoclip.sphere import check_coordinates
+from open_geoclip.weights.load import load_release
 
 __all__ = ["CHUNK", "Combine", "DType", "Missing", "checked_rows", "open_encoder", "vectors_by_chunk"]
 
@@ -41,7 +41,7 @@ def open_encoder(model: str, dtype: DType) -> tuple[LocationEncoder, str]:
         SettingsError: there is no such dtype.
     """
     network = network_dtype(dtype, "cpu")
-    release = pretrained.load(model)
+    release = load_release(model)
     return LocationEncoder.from_release(release).to(network), release.fingerprint
 
 

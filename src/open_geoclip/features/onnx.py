@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from open_geoclip import pretrained
 from open_geoclip._version import __version__
 from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError, SettingsError
 from open_geoclip.files import write_beside
-from open_geoclip.sphere import MAX_LONGITUDE_DEG
+from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG
+from open_geoclip.weights.load import load_release
 
 try:
     import onnx
@@ -34,7 +34,7 @@ except ImportError as error:
     raise MissingExtraError("The ONNX export", "onnx") from error
 
 if TYPE_CHECKING:
-    from open_geoclip.pretrained import Release
+    from open_geoclip.weights.load import Release
 
 __all__ = ["export_onnx", "location_tower"]
 
@@ -58,7 +58,7 @@ def export_onnx(model: str, path: str | Path, *, normalize: bool = False) -> Pat
         OpenGeoCLIPError: the file cannot be written.
     """
     path = Path(path)
-    content = location_tower(pretrained.load(model), normalize=normalize).SerializeToString()
+    content = location_tower(load_release(model), normalize=normalize).SerializeToString()
     try:
         write_beside(path, content)
     except OSError as error:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float32, Float64
 
 from open_geoclip.errors import CoordinateError, SettingsError
+from open_geoclip.geo.sphere import check_coordinates, equal_earth_inverse, haversine_km
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.sphere import check_coordinates, equal_earth_inverse, haversine_km
 
 __all__ = ["AlikePlace", "Seams", "between", "seams", "similar_places", "similarity_map"]
 

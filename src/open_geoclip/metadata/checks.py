@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from open_geoclip.geo.sphere import haversine_km
 from open_geoclip.metadata.place import PhotoFacts, PhotoPlace
-from open_geoclip.sphere import haversine_km
 
 __all__ = ["Remark", "remarks"]
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip import pretrained
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.backbones import earth
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.weights.folders import folder
+from open_geoclip.weights.load import Release, load_release
 
 __all__ = ["Backbone", "ImageEncoder", "image_head", "load_backbone"]
 
@@ -67,7 +68,7 @@ def load_backbone(name: str, preprocessing: Preprocessing | None = None) -> tupl
     """
     if name == "earth":
         return earth.EfficientNetLite0(), preprocessing or earth.PREPROCESSING
-    return ClipVision.from_folder(pretrained.folder(name), preprocessing)
+    return ClipVision.from_folder(folder(name), preprocessing)
 
 
 class ImageEncoder(nn.Module):
@@ -110,10 +111,10 @@ class ImageEncoder(nn.Module):
             ModelNameError: a name does not follow the grammar.
             WeightsError: weights are missing, damaged or of another layout; the message says what to do.
         """
-        return cls.from_release(pretrained.load(name), backbone=backbone)
+        return cls.from_release(load_release(name), backbone=backbone)
 
     @classmethod
-    def from_release(cls, release: "pretrained.Release", *, backbone: str | None = None) -> "ImageEncoder":
+    def from_release(cls, release: "Release", *, backbone: str | None = None) -> "ImageEncoder":
         """Build the encoder that a release holds, in evaluation mode."""
         if release.image_head is None:
             raise WeightsError(f"{release.name} holds a location encoder only, no image head")

@@ -9,7 +9,7 @@ apart and each pole is a line. ``sphere`` takes the Fourier features of the thre
 has no seam and each pole is one point. ``degrees`` is no projection at all: longitude and latitude, scaled to
 -1..1, are here to compare with.
 
-Other encodings of a place, to compare with, are in :mod:`open_geoclip.model.positional`. They have one level.
+Other encodings of a place, to compare with, are in :mod:`open_geoclip.model.encodings`. They have one level.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip import pretrained
 from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.model.positional import FourierFeatures, Harmonics, Sine, Space2Vec, Sphere2Vec, Wrapped, siren_
-from open_geoclip.pretrained.config import PROJECTIONS, SETTINGS_OF, input_size
-from open_geoclip.sphere import check_coordinates, equal_earth, unit_vectors
+from open_geoclip.geo.sphere import check_coordinates, equal_earth, unit_vectors
+from open_geoclip.model.encodings import FourierFeatures, Harmonics, Sine, Space2Vec, Sphere2Vec, Wrapped, siren_
+from open_geoclip.weights.config import PROJECTIONS, SETTINGS_OF, input_size
+from open_geoclip.weights.load import Release, load_release
 
 __all__ = ["LocationEncoder", "LocationSettings"]
 
@@ -162,10 +162,10 @@ class LocationEncoder(nn.Module):
             ModelNameError: the name does not follow the grammar.
             WeightsError: the weights are missing, damaged or of another layout.
         """
-        return cls.from_release(pretrained.load(name))
+        return cls.from_release(load_release(name))
 
     @classmethod
-    def from_release(cls, release: "pretrained.Release") -> "LocationEncoder":
+    def from_release(cls, release: "Release") -> "LocationEncoder":
         """Build the encoder that a release holds, in evaluation mode."""
         settings = {**release.location_encoder, "sigmas": tuple(release.location_encoder["sigmas"])}
         encoder = cls(LocationSettings(**settings))  # type: ignore[arg-type]  # it checks them

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip import pretrained
 from open_geoclip.errors import WeightsError
 from open_geoclip.model.backbones.clip_text import ClipText
 from open_geoclip.model.backbones.minilm import MiniLM
+from open_geoclip.weights.folders import folder
+from open_geoclip.weights.load import Release
 
 __all__ = ["TextEncoder"]
 
@@ -43,7 +44,7 @@ class TextEncoder:
         self.picture = picture
 
     @classmethod
-    def from_release(cls, release: "pretrained.Release", *, backbone: str | None = None) -> "TextEncoder":
+    def from_release(cls, release: "Release", *, backbone: str | None = None) -> "TextEncoder":
         """The text side of a release.
 
         Args:
@@ -67,7 +68,7 @@ class TextEncoder:
                 f"{release.name} has no text side: use a model that has one, or one whose backbone is a CLIP, such as "
                 "--model geoclip --backbone dir:/clip"
             )
-        model = ClipText.from_folder(pretrained.folder(backbone))
+        model = ClipText.from_folder(folder(backbone))
         if model.dim != release.image_head["widths"][0]:
             width = release.image_head["widths"][0]
             raise WeightsError(

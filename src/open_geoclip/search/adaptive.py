@@ -1,6 +1,6 @@
 """A posterior on a ground that is finer where a picture's vector points at.
 
-:func:`open_geoclip.search.refinement.refine` encodes places around the best ones of a gallery. Here they become
+:func:`open_geoclip.search.refine.refine` encodes places around the best ones of a gallery. Here they become
 ground of their own: a start shares its cell's area and its prior with the places around it, each in turn gets the
 likelihood of its own vector, and candidates, radii and probabilities are all told from that one posterior.
 """
@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from open_geoclip.geo.sphere import unit_vectors
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.calibration import Calibration
-from open_geoclip.search.ground import Ground
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.refinement import Allowed, Surroundings, refine, starts_for
-from open_geoclip.sphere import unit_vectors
+from open_geoclip.search.prior import Ground
+from open_geoclip.search.refine import Allowed, Surroundings, refine, starts_for
 
 __all__ = ["Adapted", "adapt"]
 
@@ -61,7 +61,7 @@ def adapt(
             the prior, or what a trip made of that.
         log_prior: of each place, for the background.
         ground: of the gallery.
-        gaps_km: how far its places are apart; see :func:`open_geoclip.search.refinement.nearest_gap_km`.
+        gaps_km: how far its places are apart; see :func:`open_geoclip.search.refine.nearest_gap_km`.
         calibration: of the model, with the levels of refined grounds.
         allowed: which places an answer may be; all when not given.
         surroundings: of the gallery, which need not be encoded anew.

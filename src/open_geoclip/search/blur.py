@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from open_geoclip.search.decoding import chord_km
-from open_geoclip.sphere import EARTH_RADIUS_KM
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM
+from open_geoclip.search.decode import chord_km
 
 __all__ = ["Profile", "blurred", "log_gauss", "quadrature", "quantile", "spread", "upto_marks"]
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32
 
 from open_geoclip.data.columns import LAT_NAMES, LON_NAMES, find_column
 from open_geoclip.errors import CoordinateError, GalleryError, MissingExtraError
-from open_geoclip.sphere import check_coordinates
+from open_geoclip.geo.sphere import check_coordinates
 
 __all__ = ["Gallery"]
 

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from open_geoclip import pretrained
 from open_geoclip.errors import GalleryError, SettingsError
 from open_geoclip.images import ImageSource
+from open_geoclip.model.geoclip import DType, Engine, TwoTowers, prepared
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.model.two_towers import DType, Engine, TwoTowers, prepared
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.locator import Locator
+from open_geoclip.weights.load import load_release
 
 __all__ = ["GeoCLIP"]
 
@@ -60,7 +60,7 @@ class GeoCLIP(TwoTowers):
             WeightsError: weights are missing or damaged; the message says what to do.
             GalleryError: the gallery file cannot be used.
         """
-        release = pretrained.load(name)
+        release = load_release(name)
         model = cls.from_release(release, backbone=backbone)
         model.image_encoder.backbone = prepared(model.image_encoder.backbone, engine, dtype)
         path = release.gallery if gallery is None else gallery

@@ -21,7 +21,7 @@ def country_labels(gallery: Gallery, folder: Path | None = None) -> np.ndarray |
         gallery: the places.
         folder: where codes are kept; nowhere when not given.
     """
-    from open_geoclip.places import Places
+    from open_geoclip.geo.geocode import Places
 
     file = None
     if folder is not None:

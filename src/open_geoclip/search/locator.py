@@ -12,21 +12,21 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from open_geoclip import pretrained
 from open_geoclip._version import __version__
 from open_geoclip.errors import GalleryError, SettingsError
+from open_geoclip.geo.areas import Area
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name
-from open_geoclip.model.two_towers import DType, Engine, TwoTowers, prepared
-from open_geoclip.search.answers import Answer, AnswerSettings, Candidate, told
+from open_geoclip.model.geoclip import DType, Engine, TwoTowers, prepared
+from open_geoclip.search.answer import Answer, AnswerSettings, Candidate, told
 from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.encode import Pictures, listed
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.ground import Ground
 from open_geoclip.search.index import GalleryIndex, Progress
-from open_geoclip.search.limits import Area
-from open_geoclip.search.pictures import Pictures, listed
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.territory import Territory
+from open_geoclip.search.prior import Ground
+from open_geoclip.search.search_space import Territory
 from open_geoclip.search.trips import along_trip, together
+from open_geoclip.weights.load import load_release
 
 __all__ = ["Answer", "AnswerSettings", "Candidate", "Locator"]
 
@@ -126,7 +126,7 @@ class Locator:
             WeightsError: weights are missing or damaged; the message says what to do.
             GalleryError: the gallery cannot be used, or the weights have none and none was given.
         """
-        release = pretrained.load(name)
+        release = load_release(name)
         calibration = Calibration.from_dict(release.calibration)
         if gallery is not None:  # the temperature is still the best there is, but nothing was measured with this one
             calibration = replace(calibration, fitted_on=None)

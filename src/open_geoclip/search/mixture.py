@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from open_geoclip.search.ground import Ground
-from open_geoclip.search.refinement import Allowed
-from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of
+from open_geoclip.search.prior import Ground
+from open_geoclip.search.refine import Allowed
 
 if TYPE_CHECKING:
     from open_geoclip.search.posterior import Posterior

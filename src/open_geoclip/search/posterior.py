@@ -19,12 +19,12 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 from open_geoclip.search.blur import Profile, blurred, log_gauss, quantile, upto_marks
 from open_geoclip.search.calibration import SURE_KM, SURE_SHARE, Calibration
-from open_geoclip.search.decoding import Decode, Distinct, check_decision, decided, nearest
-from open_geoclip.search.ground import Ground
+from open_geoclip.search.decode import Decode, Distinct, check_decision, decided, nearest
 from open_geoclip.search.mixture import Mixture
-from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
+from open_geoclip.search.prior import Ground
 
 __all__ = ["Posterior"]
 
@@ -65,7 +65,7 @@ class Posterior:
 
         Args:
             logits: temperature times cosine, as trained.
-            log_prior: of each place, see :func:`open_geoclip.search.ground.log_prior`; -inf rules a place out.
+            log_prior: of each place, see :func:`open_geoclip.search.prior.log_prior`; -inf rules a place out.
             ground: of the gallery.
             calibration: none is :class:`Calibration`'s defaults.
             scale: the temperature that cosines were multiplied by: tells which pictures are unlike those of the fit.

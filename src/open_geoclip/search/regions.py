@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 from open_geoclip.search.blur import quadrature
 from open_geoclip.search.mixture import Mixture, around
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.refinement import Allowed
-from open_geoclip.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
+from open_geoclip.search.refine import Allowed
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry

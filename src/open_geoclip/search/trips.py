@@ -19,7 +19,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.sphere import EARTH_RADIUS_KM, unit_vectors
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 
 __all__ = ["LIKENESS", "Trip", "along_trip", "evidence_weights", "together"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from open_geoclip.errors import AreaError, ImageError, OpenGeoCLIPError
-from open_geoclip.search.answers import Answer
-from open_geoclip.search.limits import Area, Polygon, Shape, parse_shape
+from open_geoclip.geo.areas import Area, Polygon, Shape, parse_shape
+from open_geoclip.search.answer import Answer
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.beside import beside
 from open_geoclip.server.jobs import Job, Options, Outcome, Picture

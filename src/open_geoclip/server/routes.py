@@ -283,7 +283,7 @@ async def countries() -> Response:
 
 @lru_cache(maxsize=1)
 def _countries() -> list[dict[str, str]]:
-    from open_geoclip.places.countries import Countries
+    from open_geoclip.geo.countries import Countries
 
     names = Countries().names
     return [{"code": code, "name": names[code]} for code in sorted(names, key=lambda code: names[code])]

@@ -14,9 +14,9 @@ from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.decoding import mapped
 from open_geoclip.data.photos import Fault, Photo, PhotoSource
 from open_geoclip.images import load_image
+from open_geoclip.model.geoclip import DType, prepared
 from open_geoclip.model.image_encoder import load_backbone
 from open_geoclip.model.preprocessing import Preprocessing
-from open_geoclip.model.two_towers import DType, prepared
 
 __all__ = ["PhotoBackbone", "Seen"]
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from open_geoclip.data.photos import Fault, PhotoSource
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.training.backbone import PhotoBackbone, Seen
+from open_geoclip.training.batches import Batch, Part
 from open_geoclip.training.checkpoint import write_tensors
 from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.features import FeatureSet
-from open_geoclip.training.provider import Batch, Part
 
 __all__ = ["CachedFeatures", "cache_features"]
 

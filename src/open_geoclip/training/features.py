@@ -15,12 +15,12 @@ from jaxtyping import Float16, Float64, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from open_geoclip.data.captions import sentences
 from open_geoclip.data.earth_views import Earth, Look, Split, ViewBatch, view_centres, view_widths, views
-from open_geoclip.data.facts import facts_of
 from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
 from open_geoclip.model.backbones.minilm import MiniLM
-from open_geoclip.model.two_towers import prepared
+from open_geoclip.model.geoclip import prepared
+from research.captions import sentences
+from research.geo_targets import facts_of
 
 __all__ = ["CaptionSet", "FeatureSet", "SeenAs", "earth_view_captions", "earth_view_features"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from open_geoclip.data.photos import Fault, Photo, PhotoSource
 from open_geoclip.errors import DataError
 from open_geoclip.training.backbone import PhotoBackbone
-from open_geoclip.training.provider import Batch, Part
+from open_geoclip.training.batches import Batch, Part
 
 __all__ = ["PixelData"]
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from open_geoclip import pretrained
 from open_geoclip._version import __version__
 from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource
@@ -22,18 +21,19 @@ from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import SettingsError, TrainingError
 from open_geoclip.evaluation.metrics import summary
+from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.model.image_encoder import ImageEncoder, image_head
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.sphere import even_points, haversine_km
 from open_geoclip.training.backbone import PhotoBackbone
 from open_geoclip.training.cache import CachedFeatures, cache_features
 from open_geoclip.training.configuration import DataSettings, RunSettings
-from open_geoclip.training.contrastive import CHECKPOINT, Figures, train
 from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.heads import StandardisedHead, TrainedHead
+from open_geoclip.training.loop import CHECKPOINT, Figures, train
 from open_geoclip.training.pixels import PixelData
+from open_geoclip.weights.load import load_release, save_release
 
 __all__ = ["Listener", "run"]
 
@@ -198,7 +198,7 @@ def _model(settings: RunSettings) -> tuple[nn.Module, LocationEncoder, PhotoBack
         backbone = loaded(model.backbone)
         dim = _dim(backbone)
         return image_head((dim, *model.hidden, model.output)), LocationEncoder(shape), backbone, None
-    release = pretrained.load(model.start)
+    release = load_release(model.start)
     if "logit_scale" not in release.tensors:
         raise SettingsError(f"start: {model.start} holds a location encoder only")
     encoder = ImageEncoder.from_release(release, backbone=_absolute(model.backbone) if model.backbone else None)
@@ -310,12 +310,12 @@ def _save(
     }
     table = folder / "gallery.csv"
     if aligned:  # the projection into the space of the texts is frozen, so that their encoder still fits
-        release = pretrained.load(settings.model.start)
+        release = load_release(settings.model.start)
         tensors = {**release.tensors, **tensors}
         config["text_encoder"] = {"backbone": release.text_backbone}
     try:
         table.write_text("lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
-        pretrained.save_release(target, tensors, config, gallery=table, dtype="float32")
+        save_release(target, tensors, config, gallery=table, dtype="float32")
     except OSError as error:
         raise TrainingError(
             f"{target} cannot be written: {error.strerror or error}. The weights are safe in {folder / CHECKPOINT}: "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from open_geoclip.errors import MissingExtraError, WeightsError
 from open_geoclip.model.backbones.clip import ClipBlock, ClipSettings, block_weights, clip_json, clip_weights
-from open_geoclip.model.backbones.words import Tokens
+from open_geoclip.model.backbones.tokenizer import Tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

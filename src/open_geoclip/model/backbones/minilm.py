@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from open_geoclip.errors import MissingExtraError, WeightsError
-from open_geoclip.model.backbones.words import Tokens
+from open_geoclip.model.backbones.tokenizer import Tokens
 
 __all__ = ["MiniLM", "minilm_folder"]
 

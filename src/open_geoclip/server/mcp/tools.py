@@ -32,9 +32,9 @@ from open_geoclip.server.mcp.schemas import (
 from open_geoclip.server.mcp.words import said
 
 if TYPE_CHECKING:
-    from open_geoclip.search.limits import Area
+    from open_geoclip.geo.areas import Area
     from open_geoclip.search.locator import Answer, Locator
-    from open_geoclip.search.verification import Verification
+    from open_geoclip.verify.verification import Verification
 
 __all__ = ["McpSettings", "make_server"]
 
@@ -131,7 +131,7 @@ class _Tools:
     """One model, one gallery. Calls may come at the same time; the model works on one batch at a time, in turn."""
 
     def __init__(self, settings: McpSettings) -> None:
-        from open_geoclip.pretrained.names import parse_name
+        from open_geoclip.weights.names import parse_name
 
         for name in ("max_pictures", "max_bytes", "max_pixels"):
             if getattr(settings, name) < 1:
@@ -177,7 +177,7 @@ class _Tools:
 
         A verdict is a reason to look closer, never a proof. What the file says takes no part in the estimate.
         """
-        from open_geoclip.search.verification import verify
+        from open_geoclip.verify.verification import verify
 
         with _told():
             asked = [self.folders.with_sidecars(one) for one in await self._work(self.folders.pictures, images)]
@@ -311,14 +311,14 @@ class _Tools:
 
     def _area(self, within: list[str] | None, not_within: list[str] | None) -> "Area | None":
         """Limits as they were written; files only where files may be read."""
-        from open_geoclip.search.limits import Area
+        from open_geoclip.geo.areas import Area
 
         if not within and not not_within:
             return None
         return Area(tuple(map(self._shape, within or ())), tuple(map(self._shape, not_within or ())))
 
     def _shape(self, text: str) -> Any:
-        from open_geoclip.search.limits import Polygon, parse_shape
+        from open_geoclip.geo.areas import Polygon, parse_shape
 
         if not text.strip().lower().endswith((".json", ".geojson")):
             return parse_shape(text)
@@ -339,7 +339,7 @@ def _result(content: dict[str, Any], text: str) -> CallToolResult:
 def _names(coordinates: list[tuple[float, float]]) -> list[dict[str, Any]]:
     import numpy as np
 
-    from open_geoclip.places import Places
+    from open_geoclip.geo.geocode import Places
 
     return [
         {
@@ -391,8 +391,8 @@ def _rounded(vector: list[float]) -> list[float]:
 
 
 def _known_models() -> list[dict[str, Any]]:
-    from open_geoclip.pretrained.places import status
-    from open_geoclip.pretrained.records import RECORDS
+    from open_geoclip.weights.folders import status
+    from open_geoclip.weights.registry import RECORDS
 
     found = [status(name) for name in RECORDS]
     return [

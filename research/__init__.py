@@ -1,0 +1,1 @@
+"""What makes the embedded model, and the experiments: imports open_geoclip as any user would."""

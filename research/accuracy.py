@@ -1,0 +1,307 @@
+"""``make accuracy``: whether probabilities hold and what each way to decide gains, on test views.
+
+Writes docs/accuracy.md, its plot, and all figures as JSON. With ``--fit`` the calibration is fitted on validation
+views first and written into the card of the model; nothing else here looks at them, and nothing is tuned on test views.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from rich.console import Console
+from torch import Tensor
+
+from open_geoclip.data.earth_views import Split
+from open_geoclip.evaluation.calibration import ANSWER_KM, fit_between, fit_calibration, reliability
+from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
+from open_geoclip.images import MAX_PIXELS
+from open_geoclip.model.geoclip import TwoTowers
+from open_geoclip.search.calibration import SURE_KM, SURE_SHARE, Calibration
+from open_geoclip.search.decode import Decode
+from open_geoclip.search.encode import Pictures
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.index import GalleryIndex
+from open_geoclip.search.locator import Locator
+from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import Ground, log_prior
+from open_geoclip.search.surprise import FAMILIAR_SHARE
+from open_geoclip.training.features import FeatureSet, earth_view_features
+from open_geoclip.weights.folders import folder
+from open_geoclip.weights.load import load_release, save_calibration
+from research.out_of_distribution import strange_pictures
+from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
+
+__all__ = ["fitted", "main", "measure", "page"]
+
+DECODINGS: tuple[tuple[str, Decode, float], ...] = (
+    ("plain maximum", "max", 25.0),
+    ("most mass within 25 km", "mass", 25.0),
+    ("most mass within 200 km", "mass", 200.0),
+    ("most mass within 750 km", "mass", 750.0),
+    ("most mass within 2500 km", "mass", 2500.0),
+    ("least expected distance", "distance", 25.0),
+    ("best expected GeoScore", "geoscore", 25.0),
+)
+BINNED_KM = (25, 200, 750)  # distances whose reliability is drawn; at 1 km nothing is right, at 2500 km nearly all
+SHARES = (0.5, 0.9)
+_CHUNK = 32  # pictures
+_BETWEEN, _REFINED = 1024, 512  # views that refinement is calibrated and measured on: it takes longer
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Pictures of one split, as vectors, and where they were taken."""
+
+    vectors: Float[Tensor, "n d"]
+    truth: Float64[np.ndarray, "n 2"]
+
+
+@torch.inference_mode()
+def encoded(model: TwoTowers, data: FeatureSet) -> Views:
+    """Vectors of pictures whose backbone features are known."""
+    parts = [F.normalize(model.image_encoder.of_features(part.float()), dim=1) for part in data.features.split(512)]
+    return Views(torch.cat(parts), data.coordinates.numpy())
+
+
+def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibration:
+    """The calibration that makes validation views most likely."""
+
+    def progress(done: int, total: int) -> None:
+        console.print(f"calibration: {done:,} of {total:,} views")
+
+    found = fit_calibration(index, views.vectors, views.truth, scale, name=name, progress=progress)
+    console.print("calibration between the gallery's places")
+    return fit_between(index, views.vectors[:_BETWEEN], views.truth[:_BETWEEN], scale, found)
+
+
+def posteriors(
+    index: GalleryIndex, ground: Ground, views: Views, scale: float, calibration: Calibration
+) -> Iterator[tuple[slice, Posterior, Posterior]]:
+    """Posteriors of a few pictures at a time, calibrated and not."""
+    before = log_prior(index.gallery, ground)
+    for start in range(0, len(views.truth), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        logits = index.logits(views.vectors[rows], scale)
+        plain = Posterior.from_logits(logits, before, ground)
+        yield rows, Posterior.from_logits(logits, before, ground, calibration, scale), plain
+
+
+def strange(index: GalleryIndex, model: TwoTowers, calibration: Calibration) -> dict[str, dict[str, int]]:
+    """Of pictures that are no view of the Earth, how many an answer is sure of."""
+    ground = Ground.of(index.gallery)
+    before, pictures = log_prior(index.gallery, ground), Pictures(model, 8, MAX_PIXELS, 1)
+    found = {}
+    for kind, images in strange_pictures().items():
+        logits = index.logits(pictures.encode(images), model.scale)
+        posterior = Posterior.from_logits(logits, before, ground, calibration, model.scale)
+        sure = posterior.sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
+        found[kind] = {"pictures": len(images), "sure": sum(map(bool, sure))}
+    return found
+
+
+def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibration) -> dict[str, Any]:
+    """Everything that the page says, of one model on one set of views."""
+    ground, n = Ground.of(index.gallery), len(views.truth)
+    answers = {name: np.empty((n, 2)) for name, _, _ in DECODINGS}
+    within, radii = np.empty((n, len(THRESHOLDS_KM))), np.empty((n, len(SHARES)))
+    density, level, sure = np.empty(n), np.empty(n), np.zeros(n, bool)
+    raw = np.empty(n)
+    for rows, posterior, plain in posteriors(index, ground, views, scale, calibration):
+        for name, how, radius in DECODINGS:
+            answers[name][rows] = posterior.decode(how, radius)
+        best = answers["most mass within 200 km"][rows]
+        profile = posterior.profile(best)
+        within[rows], radii[rows] = profile.within(THRESHOLDS_KM), profile.radius_km(SHARES)
+        sure[rows] = posterior.sure(profile)
+        density[rows] = posterior.log_density(views.truth[rows])
+        level[rows] = posterior.region_level(views.truth[rows])
+        raw[rows] = plain.log_density(views.truth[rows])
+        console.print(f"{min(rows.stop, n):,} of {n:,} views")
+    km = {name: distances_km(views.truth, found) for name, found in answers.items()}
+    off = km["most mass within 200 km"]
+    return {
+        "n": n,
+        "calibration": calibration.to_dict(),
+        "decoding": {name: summary(distance) for name, distance in km.items()},
+        "circle_holds": {
+            f"{100 * s:.0f}": 100 * float(np.mean(off <= r)) for s, r in zip(SHARES, radii.T, strict=True)
+        },
+        "circle_median_km": {f"{100 * s:.0f}": float(np.median(r)) for s, r in zip(SHARES, radii.T, strict=True)},
+        "region_holds": {f"{100 * s:.0f}": 100 * float(np.mean(level <= s)) for s in SHARES},
+        "reliability": {
+            str(t): reliability(within[:, i], off <= t) for i, t in enumerate(THRESHOLDS_KM) if t in (*BINNED_KM, 2500)
+        },
+        "nats_per_km2": {"calibrated": float(-density.mean()), "not calibrated": float(-raw.mean())},
+        "sure": {
+            "share": 100 * float(sure.mean()),
+            "right_when_sure": 100 * float((off <= SURE_KM)[sure].mean()) if sure.any() else None,
+            "right_when_not_sure": 100 * float((off <= SURE_KM)[~sure].mean()) if not sure.all() else None,
+        },
+    }
+
+
+def page(name: str, figures: dict[str, Any]) -> str:
+    """docs/accuracy.md."""
+    cal, test = figures["calibration"], figures
+    lines = [
+        "# Accuracy and calibration",
+        "",
+        f"Of the model `{name}`, on {test['n']:,} test views of the Earth. `make accuracy` writes this page; nothing",
+        "was tuned on these views, but that circles are mapped at all was decided after a look at test figures of the",
+        "first model ([log](log/2026-11-23-posterior.md)).",
+        "",
+        f"The calibration was fitted on {cal['pictures']:,} {cal['fitted_on']}: temperature {cal['temperature']}, "
+        f"width {cal['width_km']} km, background",
+        f"{100 * cal['background']:.2f} % for a picture whose best logit is {cal['usual']:.1f}, its log odds "
+        f"{cal['doubt']:.2f} more for each unit below. What these mean:",
+        "[search/calibration.py](../src/open_geoclip/search/calibration.py).",
+        "",
+        "## What each decision gains",
+        "",
+        "| answer | " + " | ".join(f"{t} km" for t in THRESHOLDS_KM) + " | median km | mean km | GeoScore |",
+        "| --- |" + " --- |" * 8,
+    ]
+    for how, s in test["decoding"].items():
+        within = " | ".join(f"{s['within_km'][str(t)]:.1f}" for t in THRESHOLDS_KM)
+        lines.append(f"| {how} | {within} | {s['median_km']:.1f} | {s['mean_km']:.1f} | {s['geoscore']:.0f} |")
+    lines += [
+        "",
+        "Percent within each distance. The plain maximum is a place of the gallery, as in the released package; the",
+        "others may lie between places.",
+        "",
+        "## Do probabilities hold",
+        "",
+        "| share | circle around the answer holds the truth | its median radius | smallest region holds the truth |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {s} % | {holds:.1f} % | {test['circle_median_km'][s]:.0f} km | {test['region_holds'][s]:.1f} % |"
+        for s, holds in test["circle_holds"].items()
+    ]
+    lines += [
+        "",
+        "| probability of being within | claimed, mean | right | expected calibration error |",
+        "| --- | --- | --- | --- |",
+    ]
+    for km, found in test["reliability"].items():
+        weights = [b["n"] for b in found["bins"]]
+        claimed, right = (np.average([b[k] for b in found["bins"]], weights=weights) for k in ("claimed", "right"))
+        lines.append(f"| {km} km | {100 * claimed:.1f} % | {100 * right:.1f} % | {100 * found['ece']:.1f} % |")
+    nats, sure = test["nats_per_km2"], test["sure"]
+    lines += [
+        "",
+        "![Claimed probabilities against how often they were right](reliability.png)",
+        "",
+        f"Negative log-likelihood of the truth: {nats['calibrated']:.2f} nats per km² "
+        f"({nats['not calibrated']:.2f} without the calibration; an even guess over all land has 18.82).",
+        "",
+        f"An answer is called sure when it claims {100 * SURE_SHARE:.0f} % or more for {SURE_KM:.0f} km, and its best "
+        f"place scores at least as those of {100 * FAMILIAR_SHARE:.0f} % of the validation views. "
+        f"{sure['share']:.1f} % of the answers are; "
+        + ", ".join(
+            f"{value:.1f} % of {who} are right within {SURE_KM:.0f} km"
+            for who, value in (("these", sure["right_when_sure"]), ("the others", sure["right_when_not_sure"]))
+            if value is not None
+        )
+        + ".",
+        "",
+        "## Pictures of something else",
+        "",
+        "Pictures that are no view of the Earth, such as a flower, should leave the model unsure.",
+        "",
+        "| pictures | how many | sure |",
+        "| --- | --- | --- |",
+        *(f"| {kind} | {count['pictures']} | {count['sure']} |" for kind, count in test["strange"].items()),
+        "",
+        *several_lines(test),
+        "The released `geoclip` weights have no validation photos here. Their answers say that they are not",
+        "calibrated: `sure` is null, and probabilities are those of its own temperature. With photos of your own,",
+        "`open_geoclip.evaluation.calibration.fit_calibration` gives a calibration.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plot(path: Path, figures: dict[str, Any]) -> None:
+    """The reliability diagram."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 4.4), dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.14, 0.12, 0.83, 0.85), xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.plot([0, 1], [0, 1], color="#A9B4BC", linewidth=1)
+    for km, colour in zip(BINNED_KM, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        bins = figures["reliability"][str(km)]["bins"]
+        claimed, right = ([row[key] for row in bins] for key in ("claimed", "right"))
+        axes.plot(claimed, right, "o-", color=colour, markersize=4, linewidth=1, label=f"within {km} km")
+    axes.set(xlabel="claimed probability, mean of a tenth of the answers", ylabel="share that was right")
+    axes.legend(frameon=False, loc="upper left")
+    figure.savefig(path, metadata={"Software": "open-geoclip"})
+
+
+def main() -> None:
+    """Fit if asked to, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="earth")
+    parser.add_argument("--fit", action="store_true", help="fit on validation views and write it into the model's card")
+    parser.add_argument("--features", type=Path, default=Path("build/earth-model/features"))
+    parser.add_argument("--views", type=int, default=4096)
+    parser.add_argument("--test-views", type=int, default=4096, help="measure on the first of them only")
+    parser.add_argument(
+        "--rendered", type=int, default=96, help="groups of views, and pictures in ten crops, that are rendered"
+    )
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--json", type=Path, default=Path("build/accuracy.json"))
+    options = parser.parse_args()
+
+    release = load_release(options.model)
+    if release.gallery is None:
+        parser.error(f"{options.model} has no gallery")
+    model, gallery = TwoTowers.from_release(release), Gallery.from_file(release.gallery)
+    index = GalleryIndex.build(model.location_encoder, gallery)
+
+    def views(split: Split) -> Views:
+        return encoded(model, earth_view_features(options.features, split, options.views))
+
+    if options.fit:
+        calibration = fitted(index, views("validation"), model.scale, "validation views")
+        save_calibration(folder(options.model), calibration.to_dict())
+    else:
+        calibration = Calibration.from_dict(release.calibration)
+    console.print(calibration)
+    if calibration.fitted_on is None:
+        parser.error(f"{options.model} is not calibrated: --fit does it")
+    test = views("test")
+    test = Views(test.vectors[: options.test_views], test.truth[: options.test_views])
+    figures = measure(index, test, model.scale, calibration)
+    figures["strange"] = strange(index, model, calibration)
+    locator = Locator.from_pretrained(options.model, dtype="float32")  # with the calibration as it now stands
+    several: dict[str, Callable[[], dict[str, Any]]] = {
+        "refined": lambda: refined(locator, test.vectors[:_REFINED], test.truth[:_REFINED]),
+        "neighbourhoods": lambda: neighbourhoods(locator, options.rendered),
+        "trips": lambda: trips(locator, max(options.rendered // 2, 1)),
+        "crops": lambda: crops(locator, options.rendered),
+    }
+    for name, work in several.items():
+        console.print(name)
+        figures[name] = work()
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (options.docs / "accuracy.md").write_text(page(options.model, figures), encoding="utf-8")
+    plot(options.docs / "reliability.png", figures)
+    sys.stdout.write(page(options.model, figures))
+
+
+if __name__ == "__main__":
+    main()

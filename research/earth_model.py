@@ -1,0 +1,274 @@
+"""``make earth-model``: make the embedded model again, from the package indexes alone.
+
+Views of the Earth are rendered in all seasons and weathers; EfficientNet-Lite0 turns them into features. Captions are
+made for them from facts; MiniLM turns these into sentence vectors. Features and sentences are aligned in one space and
+frozen, and image head and location encoder are trained on top, in two stages: on views in all weathers, then on as
+many new ones, half of them as the camera saw them, with neighbours in each batch, in cycles of a learning rate that
+falls to nothing. The model is the mean of the weights at the end of the first stage and of each cycle (Izmailov et al.,
+"Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018). The result is measured on test views and
+written into the package with its card. Everything can be interrupted and is taken up again. Settings were chosen on
+validation views; test views are looked at once, here, after the weights are final.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from open_geoclip._version import __version__
+from open_geoclip.data.earth_views import Split, even_land
+from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places, tuned_k
+from open_geoclip.evaluation.metrics import summary
+from open_geoclip.geo.sphere import geodesic_km
+from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
+from open_geoclip.model.geoclip import TwoTowers
+from open_geoclip.model.image_encoder import image_head
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.index import GalleryIndex
+from open_geoclip.training.batches import InMemory
+from open_geoclip.training.features import CaptionSet, FeatureSet, SeenAs, earth_view_captions, earth_view_features
+from open_geoclip.training.loop import TrainSettings, train
+from open_geoclip.weights.folders import EMBEDDED
+from open_geoclip.weights.load import load_release, save_release
+from research.accuracy import encoded, fitted
+from research.alignment import AlignedHead, AlignSettings, Projections, align
+
+VIEWS = 131_072  # 32 shards of features
+CAPTIONS = 2  # a view
+SPACING_KM = 50.0  # of the gallery, even over land: 54,000 places
+RECIPE = "made by `make earth-model`"
+LOCATION = LocationSettings(sigmas=(4.0, 32.0), features=256, width=512, depth=3, output=512, projection="sphere")
+ALIGNMENT = AlignSettings()
+WIDTHS = (ALIGNMENT.width + EfficientNetLite0.dim, 512, 512)
+SETTINGS = TrainSettings(epochs=10)
+FURTHER = (  # cycles of the second stage
+    TrainSettings(epochs=6, learning_rate=7e-4),
+    TrainSettings(epochs=12, learning_rate=5e-4),
+)
+NEARBY = 64  # views of a neighbourhood; half of each batch of the second stage is made of such
+
+console = Console(stderr=True)
+
+
+@torch.inference_mode()
+def best_places(
+    head: Callable[[Tensor], Tensor], locations: LocationEncoder, data: FeatureSet, gallery: Float64[Tensor, "m 2"]
+) -> Float64[Tensor, "n 2"]:
+    """The best place in a gallery for each picture."""
+    places = locations.encode(gallery)
+    rows = [(F.normalize(head(part.float()), dim=1) @ places.T).argmax(dim=1) for part in data.features.split(1024)]
+    return gallery[torch.cat(rows)]
+
+
+def measured(answers: Float64[Tensor, "n 2"], data: FeatureSet) -> dict[str, Any]:
+    """Figures of merit, rounded for print."""
+    found = summary(geodesic_km(data.coordinates.numpy(), answers.numpy()))
+    return {
+        "n": found["n"],
+        "within_km": {threshold: round(share, 1) for threshold, share in found["within_km"].items()},
+        "median_km": round(found["median_km"], 1),
+        "mean_km": round(found["mean_km"], 1),
+        "geoscore": round(found["geoscore"]),
+    }
+
+
+def main() -> None:
+    """Render, encode, train, measure, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/earth-model"), help="features and checkpoints")
+    parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder of the finished model")
+    parser.add_argument("--views", type=int, default=VIEWS, help="training views of each stage")
+    parser.add_argument("--start", metavar="MODEL", help="weights to begin the second stage with, instead of the first")
+    parser.add_argument(
+        "--other",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "FILE"),
+        type=str,
+        help="a picture of the whole Earth that is not trained on, to measure on",
+    )
+    options = parser.parse_args()
+
+    views = Views(options.work / "features")
+    validation = views.features("validation", 4096)
+    gallery = torch.from_numpy(np.round(even_land(SPACING_KM), 3))
+    tensors, seen = trained(options, views, validation, gallery)
+    save(options, tensors, gallery, card={})  # without its figures, to measure what is really saved
+    accuracy, calibration = measurements(options, views, validation, seen, gallery)
+    card = {
+        "title": "GeoCLIP for views of the Earth from orbit",
+        "source": f"{RECIPE} (open-geoclip {__version__})",
+        "licence": "MIT; made from NASA's Blue Marble (public domain) and EfficientNet-Lite0 (Apache-2.0)",
+        "trained_on": f"{2 * options.views:,} rendered views of the Earth, in all weathers, with captions",
+        "training": {
+            "first": asdict(SETTINGS),
+            "further": [asdict(settings) for settings in FURTHER],
+            "neighbourhoods": NEARBY,
+        },
+        "alignment": asdict(ALIGNMENT),
+        "accuracy": {
+            f"Earth views, {name}": {f"{km} km": share for km, share in figures["within_km"].items()}
+            for name, figures in accuracy.items()
+            if name.startswith("test")
+        },
+        "measured": accuracy,
+        "calibration": calibration.to_dict(),
+    }
+    save(options, tensors, gallery, card)
+    console.print_json(json.dumps(accuracy))
+
+
+@dataclass(frozen=True)
+class Views:
+    """Features and captions of Earth views, told of while they are made.
+
+    Attributes:
+        folder: where they are kept.
+    """
+
+    folder: Path
+
+    def features(self, split: Split, n: int, look: SeenAs = "bluemarble", first: int = 0) -> FeatureSet:
+        """Features of views ``first`` to ``n``."""
+
+        def progress(done: int, total: int) -> None:
+            console.print(f"features of {look}, {split}: {done:,} of {total:,} views")
+
+        return earth_view_features(self.folder, split, n, look=look, first=first, progress=progress)
+
+    def captioned(self, data: FeatureSet, n: int, each: int, first: int = 0) -> tuple[FeatureSet, CaptionSet]:
+        """Rows of features followed by the view's first caption, and all captions."""
+
+        def progress(done: int, total: int) -> None:
+            console.print(f"sentence vectors: {done:,} of {total:,} captions")
+
+        captions = earth_view_captions(self.folder, "train", n, each, first=first, progress=progress)
+        rows = torch.cat([data.features, captions.sentences[captions.rows[:, 0]]], dim=1)
+        return FeatureSet(rows, data.coordinates), captions
+
+
+def trained(
+    options: argparse.Namespace, views: Views, validation: FeatureSet, gallery: Float64[Tensor, "m 2"]
+) -> tuple[dict[str, Tensor], FeatureSet]:
+    """Weights, by their names in a release, and the views that they were trained on here."""
+
+    def stage(data: InMemory, settings: TrainSettings, run: str, scale: float) -> float:
+        def evaluate(_: float) -> dict[str, float]:
+            found = measured(best_places(head.of_images, locations, validation, gallery), validation)
+            return {**{f"within_{k}_km": v for k, v in found["within_km"].items()}, "median_km": found["median_km"]}
+
+        folder = options.work / run
+        return train(head, locations, data, settings, folder, evaluate=evaluate, report=report, start_scale=scale)
+
+    # The second stage's views: half in all weathers, half as they are, none of them among the first stage's.
+    n, middle, last = options.views, 3 * options.views // 2, 2 * options.views
+    seen = joined(views.features("train", middle, "varied", first=n), views.features("train", last, first=middle))
+    fresh, _ = views.captioned(seen, last, 1, first=n)
+    if options.start:
+        release = load_release(options.start)
+        head = AlignedHead.unfolded(release.tensors, seen.features[:8192])
+        locations, scale = LocationEncoder.from_release(release), release.tensors["logit_scale"].exp().item()
+    else:
+        first = views.features("train", n, "varied")
+        data, captions = views.captioned(first, n, CAPTIONS)
+        torch.manual_seed(SETTINGS.seed)
+        projections = aligned(first, captions, options.work / "alignment.safetensors")
+        head, locations = AlignedHead(image_head(WIDTHS), projections), LocationEncoder(LOCATION)
+        scale = stage(InMemory(data), SETTINGS, "run", SETTINGS.start_scale)
+        seen = joined(first, seen)
+    ends = [released(head, locations, scale)]
+    for number, settings in enumerate(FURTHER, 1):
+        torch.manual_seed(settings.seed)
+        scale = stage(InMemory(fresh, NEARBY), settings, f"further-{number}", scale)
+        ends.append(released(head, locations, scale))
+    return {name: torch.stack([end[name] for end in ends]).mean(dim=0) for name in ends[0]}, seen
+
+
+def released(head: AlignedHead, locations: LocationEncoder, scale: float) -> dict[str, Tensor]:
+    """Weights as they are now, by their names in a release."""
+    tensors = {name: tensor.detach().clone() for name, tensor in head.folded().items()}
+    tensors |= {f"location_encoder.{name}": tensor.clone() for name, tensor in locations.state_dict().items()}
+    return tensors | {"logit_scale": torch.tensor(scale).log()}
+
+
+def measurements(
+    options: argparse.Namespace,
+    views: Views,
+    validation: FeatureSet,
+    seen: FeatureSet,
+    gallery: Float64[Tensor, "m 2"],
+) -> tuple[dict[str, Any], Calibration]:
+    """Figures of what was saved, picture retrieval among the views seen beside them, and its calibration."""
+    model = TwoTowers.from_release(load_release(f"dir:{options.output}"))
+    towers = (model.image_encoder.of_features, model.location_encoder)
+    table = Gallery.from_coordinates(gallery.numpy())
+    with TemporaryDirectory() as cache:
+        index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))
+        calibration = fitted(index, encoded(model, validation), model.scale, "validation views")
+    accuracy = {"validation": measured(best_places(*towers, validation, gallery), validation)}
+    looks: list[tuple[str, SeenAs]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
+    looks += [(f"test on {name}", Path(file)) for name, file in options.other]
+    k = tuned_k(*nearest_pictures(seen.features, validation.features, 40), seen.coordinates, validation.coordinates)
+    for name, look in looks:
+        asked = views.features("test", 4096, look)
+        accuracy[name] = measured(best_places(*towers, asked, gallery), asked)
+        retrieved = neighbour_places(*nearest_pictures(seen.features, asked.features, k), seen.coordinates)
+        accuracy[f"{name}, by picture retrieval (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
+    return accuracy, calibration
+
+
+def report(figures: dict[str, float]) -> None:
+    """Print an epoch's figures."""
+    console.print(json.dumps(figures))
+
+
+def joined(*parts: FeatureSet) -> FeatureSet:
+    """Several sets as one."""
+    return FeatureSet(torch.cat([p.features for p in parts]), torch.cat([p.coordinates for p in parts]))
+
+
+def aligned(data: FeatureSet, captions: CaptionSet, path: Path) -> Projections:
+    """Projections of pictures and sentences into one space, trained or as they were kept."""
+    projections = Projections(data.features[:8192], captions.sentences.shape[1], ALIGNMENT.width)
+    if path.exists():
+        projections.load_state_dict(load_file(path))
+        return projections.requires_grad_(False)
+    align(projections, data.features, captions.sentences, captions.rows, ALIGNMENT, report)
+    temporary = path.with_suffix(".part")
+    save_file(projections.state_dict(), temporary)
+    temporary.replace(path)
+    return projections
+
+
+def save(
+    options: argparse.Namespace, tensors: dict[str, Tensor], gallery: Float64[Tensor, "m 2"], card: dict[str, Any]
+) -> None:
+    """Write the model in the package's own layout."""
+    table = options.work / "gallery.csv"
+    table.write_text("lat,lon\n" + "".join(f"{lat:.3f},{lon:.3f}\n" for lat, lon in gallery.tolist()))
+    config = {
+        "location_encoder": asdict(LOCATION) | {"sigmas": list(LOCATION.sigmas)},
+        "image_encoder": {"backbone": "earth", "aligned": ALIGNMENT.width, "widths": list(WIDTHS)},
+        "text_encoder": {"backbone": "minilm"},
+        "preprocessing": asdict(PREPROCESSING),
+        "card": card,
+    }
+    save_release(options.output, tensors, config, gallery=table, dtype="float16")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What refinement, several pictures, trips and ten crops are worth, and whether probabilities hold with them.
+
+Measured on test views by ``make accuracy``. Views of one neighbourhood and of trips are rendered around the centres of
+test views; nothing was chosen on them.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from open_geoclip.data.earth import Earth, Look, is_land
+from open_geoclip.data.earth_views import drawn_cameras, view_centres, views
+from open_geoclip.evaluation.calibration import ANSWER_KM
+from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
+from open_geoclip.geo.sphere import destination
+from open_geoclip.images import MAX_PIXELS
+from open_geoclip.search.encode import Pictures
+from open_geoclip.search.locator import Locator
+from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.trips import along_trip, together
+
+__all__ = ["crops", "neighbourhoods", "refined", "several_lines", "trips"]
+
+SHARES = (0.5, 0.9)
+APART_KM = 50.0  # the most that views of one neighbourhood are apart
+TOGETHER = (2, 3, 5)
+HOURS, SPEED_KMH, STOPS = 2.0, 300.0, 4
+LOOKS: tuple[Look, ...] = ("bluemarble", "shadedrelief")
+_CHUNK = 32
+
+
+def judged(posteriors: Iterable[Posterior], truth: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
+    """Figures of merit of answers, and how often circles and regions hold the truth."""
+    answers, radii, levels, start = [], [], [], 0
+    for posterior in posteriors:
+        best = posterior.decode("mass", ANSWER_KM)
+        answers.append(best)
+        radii.append(posterior.credible_radius_km(best, SHARES))
+        levels.append(posterior.region_level(truth[start : start + len(best)]))
+        start += len(best)
+    km, level = distances_km(truth, np.concatenate(answers)), np.concatenate(levels)
+    holds = zip(SHARES, np.concatenate(radii).T, strict=True)
+    return {
+        **summary(km),
+        "circle_holds": {f"{100 * share:.0f}": 100 * float(np.mean(km <= radius)) for share, radius in holds},
+        "region_holds": {f"{100 * share:.0f}": 100 * float(np.mean(level <= share)) for share in SHARES},
+    }
+
+
+def refined(locator: Locator, vectors: Float[Tensor, "n d"], truth: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
+    """The same pictures from the gallery's places alone, and with refinement."""
+    parts = vectors.split(_CHUNK)
+    between = (
+        adapted.posterior
+        for part in parts
+        for adapted in locator.territory.between(part, locator.model.scale, locator.calibration)
+    )
+    return {"as ever": judged(map(locator.posterior, parts), truth), "refined": judged(between, truth)}
+
+
+def rendered(locator: Locator, earth: Earth, centres: Float64[np.ndarray, "n 2"], first: int) -> Float[Tensor, "n d"]:
+    """Vectors of views of any places, with the cameras of test views from a first one on."""
+    found = []
+    for start in range(0, len(centres), _CHUNK):
+        part = centres[start : start + _CHUNK]
+        width, turn, light = drawn_cameras("test", first + start, first + start + len(part))
+        found.append(locator.encode(list(earth.render(part, width, turn, light))))
+    return torch.cat(found)
+
+
+def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
+    """One view, and several of one neighbourhood, answered with one place; the truth is the neighbourhood's middle."""
+    middles, most = view_centres("test", n), max(TOGETHER)
+    rng = np.random.default_rng(4)
+    km = APART_KM / 2 * np.sqrt(rng.uniform(size=(n, most)))
+    centres = destination(np.repeat(middles[:, None], most, axis=1), rng.uniform(0, 360, (n, most)), km)
+    found: dict[str, dict[str, Any]] = {}
+    for look in LOOKS:
+        vectors = rendered(locator, Earth(look), centres.reshape(-1, 2), 0).view(n, most, -1)
+        asked = {"one view": vectors[:, 0]}
+        for count in TOGETHER:
+            joined = torch.stack([together(group[:count]) for group in vectors]).float()
+            asked[f"{count} views together"] = joined
+        found[look] = {
+            name: judged(map(locator.posterior, part.split(_CHUNK)), middles) for name, part in asked.items()
+        }
+    return found
+
+
+def stops_of(start: Float64[np.ndarray, "2"], rng: np.random.Generator) -> Float64[np.ndarray, "s 2"]:
+    """Places on land, each within reach of the one before."""
+    trip = [start]
+    while len(trip) < STOPS:
+        to = destination(trip[-1], rng.uniform(0, 360), HOURS * SPEED_KMH * np.sqrt(rng.uniform()))
+        if is_land(to[None])[0] and -60 < to[0] < 75:
+            trip.append(to)
+    return np.stack(trip)
+
+
+def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
+    """Views of trips, each alone, and as trips with the true limit of speed and with that of an airliner."""
+    rng = np.random.default_rng(5)
+    centres = np.stack([stops_of(start, rng) for start in view_centres("test", n)])
+    hours, truth = np.arange(STOPS) * HOURS, centres.reshape(-1, 2)
+    calibration = replace(locator.calibration, background=0.0)
+    gap, places = float(np.median(locator.territory.gaps_km)), locator.gallery.coordinates
+    found: dict[str, dict[str, Any]] = {}
+    for look in LOOKS:
+        parts = rendered(locator, Earth(look), truth, 4096).split(STOPS)
+
+        def as_trips(speed_kmh: float, parts: tuple[Tensor, ...] = parts) -> Iterator[Posterior]:
+            for part in parts:
+                alone = locator.posterior(part, calibration).log_mass
+                trip = along_trip(alone, places, hours, speed_kmh=speed_kmh, slack_km=gap)
+                yield Posterior.from_log_mass(trip.log_mass, locator.ground, calibration)
+
+        found[look] = {
+            "each view alone": judged(map(locator.posterior, parts), truth),
+            **{f"as trips, {speed:.0f} km/h at most": judged(as_trips(speed), truth) for speed in (SPEED_KMH, 900.0)},
+        }
+    return found
+
+
+def crops(locator: Locator, n: int = 256) -> dict[str, Any]:
+    """One crop and ten of the same views."""
+    ten = Pictures(locator.model, locator.batch_size, MAX_PIXELS, 10)
+    vectors: dict[str, list[Tensor]] = {"one crop": [], "ten crops": []}
+    truth = []
+    for batch in views("test", n, batch_size=_CHUNK):
+        truth.append(batch.coordinates)
+        vectors["one crop"].append(locator.encode(list(batch.images)))
+        vectors["ten crops"].append(ten.encode(list(batch.images)))
+    return {name: judged(map(locator.posterior, parts), np.concatenate(truth)) for name, parts in vectors.items()}
+
+
+def several_lines(figures: dict[str, Any]) -> list[str]:
+    """The part of docs/accuracy.md that tells of it."""
+    among = next(iter(figures["neighbourhoods"].values()))["one view"]["n"]
+    stops = next(iter(figures["trips"].values()))["each view alone"]["n"]
+    lines = ["## Between places of the gallery, and decided", ""]
+    lines += _table("answer", figures["refined"])
+    lines += [
+        "",
+        f"The first {figures['refined']['refined']['n']:,} test views, most mass within {ANSWER_KM:.0f} km: `--refine` "
+        "has levels of its own in the calibration.",
+        "",
+        "## Several pictures",
+        "",
+        f"{among} groups of views, up to {APART_KM:.0f} km apart, answered with one place, the truth in the middle.",
+        "",
+    ]
+    for look, rows in figures["neighbourhoods"].items():
+        lines += [*_table(f"{look}", rows), ""]
+    lines += [
+        f"{stops} views of trips, {STOPS} each, {HOURS:g} hours from one to the next, in truth at {SPEED_KMH:.0f} km/h "
+        "at most.",
+        "",
+    ]
+    for look, rows in figures["trips"].items():
+        lines += [*_table(f"{look}", rows), ""]
+    lines += ["## Ten crops", "", *_table("answer", figures["crops"]), ""]
+    lines += [
+        f"{figures['crops']['ten crops']['n']} views. Corner crops of a view from orbit have other middles, and a "
+        "mirrored coast is another coast.",
+        "",
+    ]
+    return lines
+
+
+def _table(what: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        f"| {what} | "
+        + " | ".join(f"{km} km" for km in THRESHOLDS_KM[1:])
+        + " | median | circle of 50, 90 % holds | region of 50, 90 % holds |",
+        "| --- |" + " --- |" * 7,
+    ]
+    for name, row in rows.items():
+        within = " | ".join(f"{row['within_km'][str(km)]:.1f}" for km in THRESHOLDS_KM[1:])
+        holds = " | ".join(", ".join(f"{x:.1f}" for x in row[key].values()) for key in ("circle_holds", "region_holds"))
+        lines.append(f"| {name} | {within} | {row['median_km']:.1f} km | {holds} |")
+    return lines

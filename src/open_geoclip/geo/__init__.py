@@ -1,0 +1,1 @@
+"""Where places are on the Earth: geometry, areas, and names of places."""

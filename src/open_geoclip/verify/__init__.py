@@ -1,0 +1,1 @@
+"""A photo held against the place that its metadata name."""

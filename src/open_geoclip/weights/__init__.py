@@ -1,0 +1,1 @@
+"""Trained weights: their names, where they lie on this machine, how they are read, saved and downloaded."""

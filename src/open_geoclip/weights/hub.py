@@ -1,0 +1,324 @@
+"""Downloading from the Hugging Face Hub into the cache that its tools share.
+
+The downloader of ``huggingface_hub`` gives up a partial file when it is interrupted (from version 1.18
+on), which is no way to get 1.7 GB over a bad line. So the bytes are fetched here, with ``Range``, into a
+partial file that stays; the client, the address, the token and the cache folder are those of
+``huggingface_hub``. Each file is held against the hash that the Hub states for it before it gets its name.
+Nothing is said about this machine but the name and version of this package.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+
+from open_geoclip._version import __version__
+from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
+from open_geoclip.weights.files import companions, read_json, sha256_of, shards
+from open_geoclip.weights.folders import hub_cache_folder
+from open_geoclip.weights.names import Name
+
+__all__ = ["HubFile", "Listener", "download", "fetch_repository", "list_files"]
+
+
+AGAIN = "run the same command again"
+
+PLAIN = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+"""A file at the top of a repository. What the network names becomes a path, so these and no others."""
+
+
+class Listener:
+    """Is told how a download goes. This one keeps it to itself; the command line's shows it."""
+
+    def say(self, text: str) -> None:
+        """Hear a sentence for the user."""
+
+    def progress(self, file: str, done: int, total: int) -> None:
+        """Hear that so many bytes of a file are there; when it is whole, done == total."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file in a repository.
+
+    Attributes:
+        name: Its name in the repository.
+        size: In bytes.
+        etag: Its hash: sha256 of a large file, git's sha1 of a small one. The cache files it under this.
+    """
+
+    name: str
+    size: int
+    etag: str
+
+
+def fetch_repository(name: Name, expected: Mapping[str, str], listener: Listener) -> Path:
+    """Bring the weights of a repository, and what belongs to them, into the shared cache.
+
+    Brought are ``config.json``, the preparation of pictures and words, the gallery that the configuration
+    names, and the weights as safetensors. Never the same weights a second time in another format.
+
+    Args:
+        name: A ``hub:`` name.
+        expected: File name to sha256, for files whose hash is on record.
+        listener: Is told how it goes.
+
+    Returns:
+        The folder of this commit in the cache.
+
+    Raises:
+        ModelNameError: There is no such repository or revision.
+        WeightsError: A file arrived damaged, is not the one on record, or there are no safetensors.
+        MissingWeightsError: The Hub cannot be reached or broke off; what has arrived is kept.
+    """
+    commit, files = list_files(name)
+    for file, sha256 in expected.items():
+        if file in files and files[file].etag != sha256:
+            raise WeightsError(
+                f"{name}: the hub offers another {file} than the one on record "
+                f"(sha256 {files[file].etag}, expected {sha256}); nothing was downloaded"
+            )
+    snapshot = hub_cache_folder(name.value) / "snapshots" / commit
+
+    def bring(file: str) -> Path:
+        if file not in files:
+            raise WeightsError(f"{name}: has no {file}, so it is no model that can be used here")
+        return _bring(name, commit, files[file], snapshot, listener)
+
+    config = read_json(bring("config.json"))
+    if "model.safetensors" in files:
+        weights = ["model.safetensors"]
+    elif "model.safetensors.index.json" in files:
+        index = bring("model.safetensors.index.json")
+        weights = shards(read_json(index), f"{name}: {index.name}")
+    else:
+        raise WeightsError(
+            f"{name}: has no weights as safetensors. Other formats can hold programs and are not opened; "
+            "convert it, or look for a revision that has them"
+        )
+    # The weights come last: a folder that has them has all.
+    for file in (*companions(files, config), *weights):
+        bring(file)
+    if name.revision != commit:
+        _write(hub_cache_folder(name.value) / "refs" / (name.revision or "main"), commit)
+    return snapshot
+
+
+def list_files(name: Name) -> tuple[str, dict[str, HubFile]]:
+    """Ask the Hub which commit a name stands for, and which files it has there.
+
+    Returns:
+        The commit, and its files by their names. Files in sub-folders are left out: none are used.
+
+    Raises:
+        ModelNameError: There is no such repository or revision.
+        MissingWeightsError: The Hub cannot be reached, or gives no such answer.
+    """
+    from huggingface_hub import constants
+
+    revision = quote(name.revision or "main", safe="")
+    # "blobs" asks for the sizes and hashes.
+    url = f"{constants.ENDPOINT}/api/models/{name.value}/revision/{revision}?blobs=true"
+    with _answer(name, url) as response:
+        try:
+            response.read()
+            answer = response.json()
+            commit = str(answer["sha"])
+            files = [_hub_file(entry) for entry in answer["siblings"] if PLAIN.fullmatch(entry["rfilename"])]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MissingWeightsError(
+                f"{name}: {constants.ENDPOINT} does not state sizes and hashes as a hub does ({error!r}); "
+                f"check HF_ENDPOINT, or carry the files over: geoclip pull {name} --from FOLDER"
+            ) from error
+    if not re.fullmatch(r"[0-9a-f]{40}", commit) or (re.fullmatch(r"[0-9a-f]{40}", revision) and commit != revision):
+        raise MissingWeightsError(f"{name}: {constants.ENDPOINT} answers for another commit, {commit!r}")
+    return commit, {file.name: file for file in files}
+
+
+def _hub_file(entry: Mapping[str, Any]) -> HubFile:
+    large = entry.get("lfs")
+    etag = large["sha256"] if large else entry["blobId"]
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag):
+        raise ValueError(f"{etag!r} is no hash")
+    return HubFile(entry["rfilename"], int(large["size"] if large else entry["size"]), etag)
+
+
+def _bring(name: Name, commit: str, file: HubFile, snapshot: Path, listener: Listener) -> Path:
+    """Have one file under its name in the snapshot: as it is there, as it is in the cache, or downloaded.
+
+    What is there already is hashed too, so that pulling again mends a damaged cache.
+    """
+    pointer = snapshot / file.name
+    if _is(file, pointer):
+        return pointer
+    repository = hub_cache_folder(name.value)
+    blob = repository / "blobs" / file.etag
+    # The lock that huggingface_hub takes for this file.
+    lock = FileLock(repository.parent / ".locks" / repository.name / f"{file.etag}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        listener.say(f"{file.name}: another process is downloading it; waiting for that")
+        held = lock.acquire()
+    with held:
+        if not _is(file, blob):
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            blob.unlink(missing_ok=True)
+            download(name, commit, file, blob, listener)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        _point(pointer, blob)
+    return pointer
+
+
+def _point(pointer: Path, blob: Path) -> None:
+    """Give a blob its name in a snapshot: a relative link, as everywhere in this cache, or a copy."""
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:  # Windows without the right to make links
+        shutil.copyfile(blob, pointer)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+def download(name: Name, commit: str, file: HubFile, target: Path, listener: Listener) -> None:
+    """Download one file, going on where an earlier try was interrupted.
+
+    A line that breaks is taken up at once as long as each try brings something.
+
+    Args:
+        name: The repository.
+        commit: Which of its commits.
+        file: Which of its files.
+        target: Where to put it. What has arrived is kept beside it until it is whole.
+        listener: Is told how it goes.
+
+    Raises:
+        MissingWeightsError: The disk is too small, or the hub cannot be reached any more.
+        WeightsError: The file arrived damaged; it is removed.
+    """
+    from huggingface_hub import constants
+
+    url = f"{constants.ENDPOINT}/{name.value}/resolve/{commit}/{quote(file.name)}"
+    partial = target.with_name(f"{target.name}.partial")
+    partial.touch()
+    have, free = partial.stat().st_size, shutil.disk_usage(target.parent).free
+    if file.size - have > free:
+        raise MissingWeightsError(
+            f"{name}: {file.name} takes {_mb(file.size)} and {target.parent} has {_mb(free)} free; "
+            "make room, or set HF_HOME to a larger disk"
+        )
+    if have:
+        listener.say(f"{file.name}: going on at {_mb(have)} of {_mb(file.size)}")
+    while have < file.size:
+        broken: MissingWeightsError | None = None
+        try:
+            _stream(name, url, partial, file, listener)
+        except MissingWeightsError as error:
+            broken = error
+        before, have = have, partial.stat().st_size
+        if have <= before:
+            raise broken or MissingWeightsError(f"{name}: the hub sends nothing of {file.name}; {AGAIN}")
+    if (found := _hash_as(file.etag, partial)) != file.etag:
+        partial.unlink()
+        raise WeightsError(
+            f"{name}: {file.name} arrived damaged (hash {found}, expected {file.etag}) and was removed; {AGAIN}"
+        )
+    partial.replace(target)
+
+
+def _stream(name: Name, url: str, partial: Path, file: HubFile, listener: Listener) -> None:
+    """Append to a partial file what the hub sends, until it stops."""
+    start = partial.stat().st_size
+    with _answer(name, url, {"range": f"bytes={start}-"} if start else {}) as response:
+        if start and response.status_code != 206:
+            start = 0  # a server that knows no ranges begins again, and so do we
+        # Unbuffered: a process that is killed leaves all that had arrived.
+        with partial.open("ab" if start else "wb", buffering=0) as goal:
+            for chunk in response.iter_bytes():
+                goal.write(chunk)
+                start += len(chunk)
+                if start > file.size:
+                    return  # more than was stated: the hash will tell
+                listener.progress(file.name, start, file.size)
+
+
+@contextlib.contextmanager
+def _answer(name: Name, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+    """Ask the hub, and turn each way in which this can fail into one of our errors."""
+    from huggingface_hub import constants, get_session, get_token
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    # httpx in huggingface_hub 1, httpx2 in 2: its errors share a root, from which this one comes as well.
+    roots = (kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception))
+    http_error = next(kind for kind in roots if kind.__name__ == "HTTPError")
+    sent = {"user-agent": f"open-geoclip/{__version__}", "accept-encoding": "identity", **(headers or {})}
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    if token is not None:
+        sent["authorization"] = f"Bearer {token}"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    try:
+        with get_session().stream("GET", url, headers=sent, timeout=timeout) as response:
+            _check_status(name, url, response)
+            yield response
+    except OfflineModeIsEnabled as error:
+        raise MissingWeightsError(f"{name}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it") from error
+    except http_error as error:
+        reason = str(error) or type(error).__name__
+        raise MissingWeightsError(
+            f"{name}: {constants.ENDPOINT} cannot be reached or broke off ({reason}). What has arrived is kept; "
+            f"{AGAIN}, or carry the files over with --from FOLDER"
+        ) from error
+
+
+def _check_status(name: Name, url: str, response: Any) -> None:
+    status, said = response.status_code, response.headers.get("x-error-code", "")
+    if status < 400:
+        return
+    host = url.partition("/api/")[0]
+    if status == 404 and said == "RevisionNotFound":
+        raise ModelNameError(f"{name}: {name.value} has no revision {name.revision!r} on {host}")
+    if status == 404 and "/api/" in url:
+        raise ModelNameError(f"{name}: there is no such repository on {host}")
+    if status in (401, 403):
+        # The Hub says 401 for what does not exist, too, so that private names stay private.
+        raise ModelNameError(
+            f"{name}: does not exist, or may not be read without logging in (hf auth login) and agreeing to "
+            "its terms on its page"
+        )
+    raise MissingWeightsError(f"{name}: {url} answers with status {status}; {AGAIN} later")
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _is(file: HubFile, path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and _hash_as(file.etag, path) == file.etag
+
+
+def _hash_as(etag: str, path: Path) -> str:
+    """The hash of a file in the form in which the Hub states it."""
+    if len(etag) == 64:
+        return sha256_of(path)
+    # git hashes a file together with its kind and size.
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    digest.update(path.read_bytes())
+    return digest.hexdigest()

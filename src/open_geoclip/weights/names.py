@@ -1,0 +1,122 @@
+"""The one grammar for the names of weights.
+
+::
+
+    earth                                a name that this package has on record
+    hub:org/repo                         a repository on the Hugging Face Hub
+    hub:org/repo@revision                the same, held to a commit, tag or branch
+    dir:/some/folder                     a folder on this machine (~ and relative paths are understood)
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from open_geoclip.errors import ModelNameError
+from open_geoclip.weights.registry import RECORDS
+
+__all__ = ["REGISTERED", "Name", "parse_name"]
+
+REGISTERED: tuple[str, ...] = tuple(sorted(name for name in RECORDS if ":" not in name))
+"""The names that stand for themselves."""
+
+GRAMMAR = (
+    "A name is one of: a registered name ({known}); hub:org/repo or hub:org/repo@revision "
+    "(a commit, tag or branch; without one the default branch is meant, with a commit the answer "
+    "never changes); dir:/some/folder"
+).format(known=", ".join(REGISTERED))
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name taken apart. ``str(name)`` puts it together again.
+
+    Attributes:
+        kind: Which of the three forms it is.
+        value: The registered name, ``org/repo``, or the absolute path of the folder.
+        revision: The commit, tag or branch of a ``hub:`` name, if one was given.
+    """
+
+    kind: Literal["registered", "hub", "dir"]
+    value: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "registered":
+            return self.value
+        return f"{self.kind}:{self.value}" + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_name(text: str) -> Name:
+    """Take a name apart.
+
+    Args:
+        text: A name as a person writes it.
+
+    Returns:
+        The parts; a folder is made absolute and ``~`` is replaced. ``parse_name(str(name)) == name``.
+
+    Raises:
+        ModelNameError: The text is not a name; the message says which form was probably meant.
+    """
+    if text in REGISTERED:
+        return Name("registered", text)
+    kind, colon, value = text.partition(":")
+    if colon and kind == "hub":
+        return _hub(text, value)
+    if colon and kind == "dir":
+        return _dir(text, value)
+    raise ModelNameError(f"{text!r} is not the name of a model. {_meant(text)}{GRAMMAR}.")
+
+
+def _hub(text: str, value: str) -> Name:
+    repo, at, revision = value.partition("@")
+    if not _is_repo(repo):
+        raise ModelNameError(f"{text!r}: {repo!r} is not a repository as org/repo. {GRAMMAR}.")
+    if not at:
+        return Name("hub", repo)
+    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith("/"):
+        raise ModelNameError(f"{text!r}: {revision!r} is not a revision. {GRAMMAR}.")
+    return Name("hub", repo, revision)
+
+
+def _is_repo(repo: str) -> bool:
+    # The Hub allows neither doubled mark, and "--" separates org from repo in the name of a cache folder.
+    return bool(_REPO.fullmatch(repo)) and "--" not in repo and ".." not in repo
+
+
+def _dir(text: str, value: str) -> Name:
+    if not value or "\0" in value:
+        raise ModelNameError(f"{text!r} names no folder. {GRAMMAR}.")
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:  # "~somebody" where there is no such person
+        raise ModelNameError(f"{text!r}: {error}. {GRAMMAR}.") from error
+    return Name("dir", str(path.absolute()))
+
+
+def _meant(text: str) -> str:
+    """What a person who wrote this most likely wanted to say."""
+    meant = []
+    if text.startswith(("/", "./", "../", "~", ".\\")) or _exists(text):
+        meant.append(f"the folder, written dir:{text}")
+    address = re.fullmatch(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.+?)/?", text)
+    repo = address[1] if address else text
+    if _is_repo(repo.partition("@")[0]):
+        meant.append(f"the repository on the Hub, written hub:{repo}")
+    if meant:
+        return f"Perhaps {' or '.join(meant)}. "
+    close = difflib.get_close_matches(text.lower(), REGISTERED, n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def _exists(text: str) -> bool:
+    try:
+        return text != "" and Path(text).exists()
+    except (OSError, ValueError):  # too long, or a zero byte in it: not a path
+        return False

@@ -1,0 +1,183 @@
+"""Putting in place what somebody carried over, for machines without a network.
+
+What is found is checked, then linked or copied into our own cache, where everything else finds it.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from open_geoclip.errors import WeightsError
+from open_geoclip.weights.config import FORMAT, HUB_TYPES
+from open_geoclip.weights.files import (
+    check_sha256,
+    companions,
+    has_weights,
+    new_folder,
+    read_json,
+    weight_files,
+)
+from open_geoclip.weights.folders import carried_folder, find_wheel_files, released_folder
+from open_geoclip.weights.hub import Listener
+from open_geoclip.weights.names import Name
+from open_geoclip.weights.registry import GALLERY_FILE, RECORDS
+
+__all__ = ["DEEPEST", "carry_released", "carry_repository", "place_wheel"]
+
+DEEPEST = 4
+"""How many folders down to look: Hugging Face's cache has three, and the wheel when it is unpacked."""
+
+CHUNK = 16 * 2**20
+
+
+def carry_released(source: Path, listener: Listener) -> Path | None:
+    """Put the released heads and gallery in place, from a wheel or what was unpacked from one.
+
+    Returns:
+        The folder, or None if the source has neither.
+
+    Raises:
+        WeightsError: A file is not the one on record.
+    """
+    for place in _folders(source):
+        for wheel in sorted(place.glob("geoclip-*.whl")):
+            path = place_wheel(wheel)
+            listener.say(f"geoclip: all hashes agree with the record; taken from {wheel}")
+            return path
+        if (files := find_wheel_files(place)) is not None:
+            path = _place_released(_reader(files), str(place))
+            listener.say(f"geoclip: all hashes agree with the record; taken from {place}")
+            return path
+    return None
+
+
+def _reader(files: Mapping[str, Path]) -> Callable[[str], bytes]:
+    return lambda file: files[file].read_bytes()
+
+
+def place_wheel(wheel: Path) -> Path:
+    """Take the weights and the gallery out of the released wheel. Nothing else of it is unpacked or run.
+
+    Raises:
+        WeightsError: It is no such wheel, or a file in it is not the one on record.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+
+            def read(file: str) -> bytes:
+                inner = "gps_gallery" if file == GALLERY_FILE else "weights"
+                return archive.read(f"geoclip/model/{inner}/{file}")
+
+            return _place_released(read, str(wheel))
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise WeightsError(f"{wheel}: is damaged or not the wheel of geoclip ({error})") from error
+
+
+def _place_released(read: Callable[[str], bytes], what: str) -> Path:
+    record = RECORDS["geoclip"]
+    with new_folder(released_folder()) as fresh:
+        for file, sha256 in record.sha256.items():
+            content = read(file)
+            check_sha256(content, sha256, f"{what}: {file}", mend=f"it must be geoclip {record.version}")
+            (fresh / file).write_bytes(content)
+    return released_folder()
+
+
+def carry_repository(name: Name, source: Path, listener: Listener) -> Path | None:
+    """Put what is the same as a repository on the Hub in place.
+
+    Args:
+        name: The ``hub:`` name under which it will be found.
+        source: A folder that holds it, or holds the folder that does.
+        listener: Is told how it goes.
+
+    Returns:
+        The folder, or None if the source has no such thing.
+
+    Raises:
+        WeightsError: It cannot be told which of several is meant, or the one found is damaged, is not the
+            one on record, or is neither a CLIP nor a GeoCLIP.
+    """
+    found = _choose(name, [place for place in _folders(source) if has_weights(place)], source)
+    if found is None:
+        return None
+    config, weights = read_json(found / "config.json"), weight_files(found)
+    index = [file for file in (found / "model.safetensors.index.json",) if weights != [found / "model.safetensors"]]
+    beside = companions([file.name for file in found.iterdir()], config)
+    kind = _check_kind(found, weights)
+    record = RECORDS.get(str(name))
+    known = record.sha256 if record else {}
+    with new_folder(carried_folder(name)) as fresh:
+        for file in (found / "config.json", *(found / companion for companion in beside), *index, *weights):
+            if not file.is_file():
+                raise WeightsError(f"{found}: {file.name} is missing")
+            _take(file, fresh / file.name, listener)
+            if file.name in known:
+                check_sha256(fresh / file.name, known[file.name], str(file), mend=f"it is not that of {name}")
+    checked = (
+        f"the hash of {', '.join(known)} agrees with the record"
+        if known
+        else f"no hash is on record; checked that it is a {kind} whose weights can be read"
+    )
+    listener.say(f"{name}: {checked}; taken from {found}")
+    return carried_folder(name)
+
+
+def _choose(name: Name, places: list[Path], source: Path) -> Path | None:
+    """The one folder that is meant: the only one, or the only one whose path tells repository or commit."""
+    repository = name.value.partition("/")[2].lower()
+    for hint in (repository, name.value.replace("/", "--").lower(), name.revision or ""):
+        if len(places) > 1:
+            places = [place for place in places if hint in str(place.relative_to(source)).lower()] or places
+    if len(places) > 1:
+        raise WeightsError(
+            f"--from {source}: several folders could be {name}: {', '.join(map(str, places))}; give the one that it is"
+        )
+    return places[0] if places else None
+
+
+def _check_kind(found: Path, weights: list[Path]) -> str:
+    """Say what a folder holds, after a look at its configuration and the headers of its weights."""
+    config = read_json(found / "config.json")
+    if str(config.get("model_type")).startswith("clip") and isinstance(config.get("vision_config", {}), dict):
+        kind = "CLIP"
+    elif config.get("format") == FORMAT or config.get("model_type") in HUB_TYPES:
+        kind = "GeoCLIP"
+    else:
+        raise WeightsError(f"{found}: is neither a CLIP nor a GeoCLIP, by its config.json")
+    names: set[str] = set()
+    for file in weights:
+        try:
+            # Opening reads the header and compares it with the length of the file.
+            with safe_open(file, framework="numpy") as tensors:
+                names.update(tensors.keys())
+        except SafetensorError as error:
+            raise WeightsError(f"{file}: is damaged or no safetensors file ({error}); carry it over again") from error
+    if kind == "CLIP" and not any(tensor.startswith("vision_model.") for tensor in names):
+        raise WeightsError(f"{found}: is a CLIP without the tower that sees")
+    return kind
+
+
+def _folders(source: Path, deep: int = 0) -> Iterator[Path]:
+    yield source
+    if deep < DEEPEST:
+        for place in sorted(source.iterdir()):
+            if place.is_dir() and not place.is_symlink():
+                yield from _folders(place, deep + 1)
+
+
+def _take(file: Path, target: Path, listener: Listener) -> None:
+    """Link a file, which takes no time and no room, or copy it where that cannot be."""
+    real = file.resolve()  # in Hugging Face's cache the names are links
+    try:
+        os.link(real, target)
+    except OSError:
+        size, done = real.stat().st_size, 0
+        with real.open("rb") as reading, target.open("wb") as writing:
+            while chunk := reading.read(CHUNK):
+                writing.write(chunk)
+                done += len(chunk)
+                listener.progress(file.name, done, size)

@@ -1,0 +1,83 @@
+"""A backbone run by OpenVINO gives what torch gives, and OpenVINO is chosen only where it can be used."""
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.model.backbones.clip import ClipVision
+from open_geoclip.model.backbones.earth import EfficientNetLite0
+from open_geoclip.model.backbones.runtime import CompiledBackbone
+from open_geoclip.model.geoclip import network_dtype, prepared
+
+pytest.importorskip("openvino", reason="the extra fast is not installed")
+
+
+@pytest.mark.parametrize("vision", [{}, {"hidden_act": "gelu"}, {"patch_size": 28, "layer_norm_eps": 1e-3}])
+def test_equals_torch(tmp_path: Path, save_clip: Callable[..., Path], vision: dict[str, Any]) -> None:
+    model, _ = ClipVision.from_folder(save_clip(tmp_path, projection=40, **vision))
+    compiled = CompiledBackbone(model)
+    assert compiled.dim == 40
+    for n in (1, 5, 2):
+        pixels = torch.randn(n, 3, 56, 56)
+        with torch.no_grad():
+            expected = model(pixels)
+        torch.testing.assert_close(compiled(pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_embedded_backbone_equals_torch() -> None:
+    model = EfficientNetLite0()
+    compiled = CompiledBackbone(model)
+    for n in (1, 3):
+        pixels = torch.randn(n, 3, 224, 224, generator=torch.Generator().manual_seed(n))
+        torch.testing.assert_close(compiled(pixels), model(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_outlive_the_model_they_came_from(tmp_path: Path, save_clip: Callable[..., Path]) -> None:
+    model, _ = ClipVision.from_folder(save_clip(tmp_path))
+    pixels = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = model(pixels)
+    compiled = CompiledBackbone(model)
+    del model
+    gc.collect()
+    torch.randn(4_000_000)  # takes up what was freed
+    torch.testing.assert_close(compiled(pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_engines_are_chosen(tmp_path: Path, save_clip: Callable[..., Path]) -> None:
+    folder = save_clip(tmp_path)
+    assert isinstance(prepared(ClipVision.from_folder(folder)[0], "auto", "float32"), CompiledBackbone)
+    assert isinstance(prepared(ClipVision.from_folder(folder)[0], "torch", "float32"), ClipVision)
+    assert isinstance(prepared(EfficientNetLite0(), "auto", "float32"), CompiledBackbone)
+    linear = nn.Linear(2, 2)
+    assert prepared(linear, "auto", "float32") is linear
+    with pytest.raises(SettingsError, match="on a CPU: use torch"):
+        prepared(linear, "openvino", "float32")
+
+
+def test_nothing_is_reported_to_anybody() -> None:
+    """OpenVINO carries telemetry; it must not even be imported by us."""
+    code = (
+        "import sys, torch\n"
+        "from open_geoclip.model.backbones.clip import ClipVision, ClipVisionSettings\n"
+        "from open_geoclip.model.backbones.runtime import CompiledBackbone\n"
+        "CompiledBackbone(ClipVision(ClipVisionSettings(32, 32, 1, 2, 28, 56, 8)))\n"
+        "assert not any(module for name, module in sys.modules.items() if name.startswith('openvino_telemetry'))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_bfloat16_only_where_the_processor_has_it(caplog: pytest.LogCaptureFixture) -> None:
+    automatic = network_dtype("auto")
+    wished = network_dtype("bfloat16")
+    assert automatic == wished
+    assert (wished == torch.float32) == ("no bfloat16 instructions" in caplog.text)
+    assert network_dtype("float32") == torch.float32

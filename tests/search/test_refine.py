@@ -1,0 +1,138 @@
+"""Refinement finds what lies between the places of a gallery, anywhere on the sphere."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.geo.areas import Area, Circle
+from open_geoclip.geo.sphere import destination, even_points, haversine_km, offset
+from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.search.refine import Refined, RefineSettings, Surroundings, cosines_at, nearest_gap_km, refine
+
+SPACING_KM = 500.0
+
+
+@pytest.fixture(scope="module")
+def earth() -> LocationEncoder:
+    return LocationEncoder.from_pretrained("earth")
+
+
+@pytest.fixture(scope="module")
+def gallery() -> Tensor:
+    """2,000 places, even over the whole sphere: about 500 km apart."""
+    return torch.from_numpy(even_points(2000))
+
+
+def found(encoder: LocationEncoder, vectors: Tensor, gallery: Tensor, k: int = 16, **more: object) -> Refined:
+    rows = (vectors @ encoder.encode(gallery.float()).T).topk(k, dim=1).indices
+    gaps = torch.from_numpy(nearest_gap_km(gallery.numpy(), gallery.numpy()))
+    return refine(encoder, vectors, gallery[rows], gaps[rows], **more)  # type: ignore[arg-type]
+
+
+PLACES = torch.tensor(
+    [[47.3, 8.5], [89.97, 12.0], [-89.9, -100.0], [-16.9, 179.98], [-16.9, -179.97], [0.0, 0.0], [70.0, 180.0]],
+    dtype=torch.float64,
+)
+
+
+def test_a_place_is_found_again_from_its_own_vector_at_poles_and_over_180_degrees(
+    earth: LocationEncoder, gallery: Tensor
+) -> None:
+    result = found(earth, earth.encode(PLACES.float()), gallery)
+    assert haversine_km(result.coordinates, PLACES).max() < 3
+    assert result.cosines.min() > 0.999
+    assert (result.coordinates.abs() <= torch.tensor([90, 180])).all()
+
+
+def test_a_local_search_goes_over_the_pole_and_over_180_degrees(earth: LocationEncoder) -> None:
+    target = torch.tensor([[89.8, 10.0], [5.0, -179.9], [-89.8, 0.0]], dtype=torch.float64)
+    start = torch.tensor([[89.8, -170.0], [5.0, 179.9], [-89.8, 180.0]], dtype=torch.float64)[:, None]
+    result = refine(earth, earth.encode(target.float()), start, torch.full((3, 1), 60.0, dtype=torch.float64))
+    assert haversine_km(start[:, 0], target).min() > 20
+    assert haversine_km(result.coordinates, target).max() < 2
+
+
+def test_what_refinement_promises(earth: LocationEncoder, gallery: Tensor) -> None:
+    vectors = F.normalize(earth.encode(PLACES.float()) + 0.05 * torch.randn(len(PLACES), 512), dim=1)
+    result = found(earth, vectors, gallery)
+    starts = cosines_at(earth, vectors, result.places[:, :16])
+    torch.testing.assert_close(starts, result.place_cosines[:, :16])
+    assert (result.cosines >= starts.max(dim=1).values).all()
+    at_best = cosines_at(earth, vectors, result.coordinates[:, None])[:, 0]
+    torch.testing.assert_close(at_best, result.cosines, atol=1e-5, rtol=0)
+    # Each start's weight is shared out, not lost or doubled, so that sums over places stay sums over areas.
+    total = torch.zeros(len(PLACES), 16, dtype=torch.float64).scatter_add(1, result.place_starts, result.place_shares)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    assert result.encoded == result.places.shape[1] - 16
+
+
+def test_pictures_do_not_disturb_one_another(earth: LocationEncoder, gallery: Tensor) -> None:
+    vectors = earth.encode(PLACES[:3].float())
+    together = found(earth, vectors, gallery)
+    for row in range(3):
+        alone = found(earth, vectors[row : row + 1], gallery)
+        assert haversine_km(alone.coordinates[0], together.coordinates[row]) < 0.5
+
+
+@pytest.mark.parametrize("most", [0, 5, 2000])
+def test_rings_that_are_kept_change_no_answer(earth: LocationEncoder, gallery: Tensor, most: int) -> None:
+    vectors = earth.encode(PLACES.float())
+    rows = (vectors @ earth.encode(gallery.float()).T).topk(16, dim=1).indices
+    gaps_km = nearest_gap_km(gallery.numpy(), gallery.numpy())
+    gaps = torch.from_numpy(gaps_km)[rows]
+    kept = Surroundings(earth, gallery.numpy(), gaps_km, most=most)
+    plain = refine(earth, vectors, gallery[rows], gaps)
+    for _ in range(2):  # encoded, then kept
+        again = refine(earth, vectors, gallery[rows], gaps, known=(kept, rows))
+        torch.testing.assert_close(again.places, plain.places)
+        torch.testing.assert_close(again.place_cosines, plain.place_cosines, atol=1e-5, rtol=0)
+
+
+def test_answers_stay_inside_limits(earth: LocationEncoder, gallery: Tensor) -> None:
+    centre = np.array([[47.3, 8.5]])
+    area = Area((Circle(47.3, 8.5, 400),), (Circle(47.3, 8.5, 50),))
+    start = torch.from_numpy(destination(centre, 90.0, 200.0))[:, None]
+    gap = torch.full((1, 1), SPACING_KM, dtype=torch.float64)
+    result = refine(earth, earth.encode(torch.from_numpy(centre).float()), start, gap, allowed=area.contains)
+    assert 50 < haversine_km(result.coordinates.numpy(), centre)[0] < 60
+    assert area.contains(result.places[0][result.place_cosines[0].isfinite()].numpy()).all()
+    assert float(result.place_shares.sum()) == pytest.approx(1)
+    assert (result.place_shares[~result.place_cosines.isfinite()] == 0).all()
+
+
+def test_the_released_tower_from_2000_places_of_its_gallery(rng: np.random.Generator) -> None:
+    from open_geoclip import Gallery
+    from open_geoclip.weights.load import load_release
+
+    release = load_release("geoclip")
+    assert release.gallery is not None
+    encoder, places = LocationEncoder.from_release(release), Gallery.from_file(release.gallery).coordinates
+    rows = rng.permutation(len(places))
+    coarse = torch.from_numpy(places[rows[:2000]].astype(np.float64))
+    others = offset(torch.from_numpy(places[rows[2000:2060]].astype(np.float64)), 3000.0, -4000.0)
+    truth = others[haversine_km(others[:, None], coarse[None]).min(dim=1).values > 20][:4]
+    located = encoder.encode(truth.float())
+    vectors = F.normalize(located + F.normalize(torch.randn_like(located), dim=1), dim=1)  # as much noise as place
+    plain = coarse[(vectors @ encoder.encode(coarse.float()).T).argmax(dim=1)]
+    refined = found(encoder, vectors, coarse, 32).coordinates
+    assert haversine_km(plain, truth).min() > 20
+    assert haversine_km(refined, truth).median() < 1
+
+
+def test_gaps_are_the_distances_between_places() -> None:
+    even = even_points(2000)
+    assert np.median(nearest_gap_km(even, even[:200])) == pytest.approx(SPACING_KM, rel=0.15)
+    street = offset(np.array([[48.86, 2.29]]), np.arange(10.0) * 50, 0.0)
+    assert nearest_gap_km(street, street).tolist() == [2.0] * 10  # the least that is looked around
+    assert nearest_gap_km(street[:2], street[:1]).tolist() == [2000.0]  # hardly a gallery: look far
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"starts": 0}, {"beam": ()}, {"beam": (2, 0)}, {"reach": 1.5}, {"shrink": 1.0}, {"finish_km": 0.0}]
+)
+def test_wrong_settings(wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        RefineSettings(**wrong)  # type: ignore[arg-type]

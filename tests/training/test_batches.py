@@ -1,0 +1,48 @@
+"""The order in which features are given to the training loop."""
+
+import pytest
+import torch
+
+from open_geoclip.geo.sphere import even_points, haversine_km
+from open_geoclip.training.batches import InMemory, Part, neighbourhoods
+from open_geoclip.training.features import FeatureSet
+
+PLACES = torch.from_numpy(even_points(3000))
+DATA = FeatureSet(torch.arange(3000.0)[:, None].half(), PLACES)
+
+
+def rows(data: InMemory, part: Part) -> torch.Tensor:
+    """Which pictures each batch holds, (batches, size)."""
+    number = {tuple(place): row for row, place in enumerate(PLACES.tolist())}
+    return torch.tensor([[number[tuple(p)] for p in batch.coordinates.tolist()] for batch in data.batches(part)])
+
+
+def test_neighbourhoods_are_small_and_hold_each_picture_once() -> None:
+    groups = neighbourhoods(PLACES, 50, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(groups).tolist()) == list(range(3000))
+    assert all(25 <= len(group) <= 50 for group in groups)
+    # Compact groups would be 3,300 km wide, these are longer; groups drawn by chance are as wide as the Earth.
+    widths = [haversine_km(PLACES[g][:, None], PLACES[g][None]).max().item() for g in groups]
+    assert torch.tensor(widths).median() < 6000
+
+
+@pytest.mark.parametrize("size", [400, 401])
+def test_half_of_each_batch_are_neighbours(size: int) -> None:
+    part = Part(epoch=1, seed=0, size=size)
+    found = rows(InMemory(DATA, nearby=50), part)
+    assert found.shape == (3000 // size, size)
+    assert len(found.flatten().unique()) == found.numel(), "each picture once in an epoch"
+    for batch in found:
+        near, rest = PLACES[batch[: size // 2]], PLACES[batch[size // 2 :]]
+        gap = [haversine_km(p[:, None], p[None]).fill_diagonal_(torch.inf).amin(dim=1).median() for p in (near, rest)]
+        assert gap[0] < 410, "the next place of all 3,000 is about 390 km away"
+        assert gap[1] > 1.3 * gap[0]
+    assert not torch.equal(found, rows(InMemory(DATA, nearby=50), Part(epoch=2, seed=0, size=size)))
+
+
+def test_it_is_taken_up_in_the_middle_and_shared_out() -> None:
+    data = InMemory(DATA, nearby=50)
+    whole = rows(data, Part(epoch=0, seed=3, size=400))
+    assert torch.equal(rows(data, Part(epoch=0, seed=3, size=400, position=4)), whole[4:])
+    halves = [rows(data, Part(epoch=0, seed=3, size=400, rank=rank, world=2)) for rank in range(2)]
+    assert torch.equal(torch.cat(halves, dim=1), whole)

@@ -1,0 +1,428 @@
+"""Reading each published layout, and writing our own."""
+
+import copy
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from open_geoclip.errors import MissingWeightsError, WeightsError
+from open_geoclip.weights.config import LocationSettings
+from open_geoclip.weights.load import load_release, save_release
+from open_geoclip.weights.registry import CLIP_BACKBONE, CLIP_PREPROCESSING, GALLERY_FILE, LOCATION_FILE, RECORDS
+from open_geoclip.weights.tensors import expected_shapes, fingerprint
+
+LOCATION = LocationSettings(sigmas=[1.0, 256.0], features=4, width=6, depth=2, output=5, projection="equal_earth")
+WIDTHS = [7, 6, 5]
+CONFIG: dict[str, Any] = {
+    "location_encoder": LOCATION,
+    "image_encoder": {"backbone": "earth", "widths": WIDTHS},
+    "preprocessing": {"resize": 8},
+    "card": {"licence": "MIT", "trained_on": "noise", "accuracy": {"nothing": {"25 km": 0.1}}},
+}
+
+
+def some_tensors(
+    location: LocationSettings = LOCATION, widths: list[int] | None = WIDTHS, seed: int = 0
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(location, widths).items()}
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """A small release in our own layout."""
+    gallery = tmp_path / "places.csv"
+    gallery.write_text("LAT,LON\n1,2\n")
+    return save_release(tmp_path / "own", some_tensors(), CONFIG, gallery=gallery, dtype="float32")
+
+
+# --- our own layout -------------------------------------------------------------------------------
+
+
+def test_what_is_saved_in_float32_is_loaded_to_the_bit(release: Path) -> None:
+    loaded = load_release(f"dir:{release}")
+    given_ = some_tensors()
+    assert loaded.tensors.keys() == given_.keys()
+    assert all(torch.equal(loaded.tensors[name], given_[name]) for name in given_)
+    assert loaded.location_encoder == LOCATION
+    assert loaded.image_head == {"widths": WIDTHS, "aligned": 0}
+    assert loaded.backbone == "earth"
+    assert loaded.preprocessing == {"resize": 8}
+    assert loaded.gallery is not None
+    assert loaded.gallery.read_text() == "LAT,LON\n1,2\n"
+    assert loaded.name == f"dir:{release}"
+    assert loaded.version == loaded.fingerprint[:12]
+    assert loaded.record is not None
+    assert (loaded.record.licence, loaded.record.trained_on) == ("MIT", "noise")
+    assert loaded.record.accuracy == {"nothing": {"25 km": 0.1}}
+
+
+def test_those_who_may_read_the_configuration_may_read_the_weights(release: Path) -> None:
+    assert (release / "model.safetensors").stat().st_mode == (release / "config.json").stat().st_mode
+
+
+def test_float16_halves_the_file_but_never_the_frequencies(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    target = save_release(tmp_path / "half", tensors, CONFIG)
+    on_disk = load_file(target / "model.safetensors")
+    loaded = load_release(f"dir:{target}").tensors
+    for name, tensor in tensors.items():
+        exact = name == "logit_scale" or name.endswith("capsule.0.b")
+        assert on_disk[name].dtype == (torch.float32 if exact else torch.float16)
+        assert loaded[name].dtype == torch.float32
+        torch.testing.assert_close(loaded[name], tensor, rtol=0 if exact else 1e-3, atol=0 if exact else 1e-6)
+
+
+def test_a_location_encoder_alone(tmp_path: Path) -> None:
+    config = {**CONFIG, "image_encoder": None, "preprocessing": None}
+    tensors = some_tensors(widths=None)
+    loaded = load_release(f"dir:{save_release(tmp_path / 'alone', tensors, config)}")
+    assert loaded.tensors.keys() == tensors.keys()
+    assert (loaded.image_head, loaded.backbone, loaded.gallery, loaded.preprocessing) == (
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def test_three_numbers_a_place_for_the_sphere(tmp_path: Path) -> None:
+    location = LocationSettings(**{**LOCATION, "projection": "sphere"})
+    target = save_release(tmp_path / "sphere", some_tensors(location), {**CONFIG, "location_encoder": location})
+    loaded = load_release(f"dir:{target}")
+    assert loaded.location_encoder["projection"] == "sphere"
+    assert loaded.tensors["location_encoder.LocEnc0.capsule.0.b"].shape == (4, 3)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.update(extra=1), "unknown key extra"),
+        (lambda c: c.pop("card"), "key card is missing"),
+        (lambda c: c.pop("sha256"), "key sha256 is missing"),
+        (lambda c: c.update(format_version=2), "format_version is 2"),
+        (lambda c: c.update(format_version=True), "format_version is True"),
+        (lambda c: c.update(location_encoder=[]), "location_encoder must be an object"),
+        (lambda c: c["location_encoder"].update(layers=3), "location_encoder: unknown key layers"),
+        (lambda c: c["location_encoder"].pop("width"), "location_encoder: the key width is missing"),
+        (lambda c: c["location_encoder"].update(projection="mercator"), "mercator"),
+        (lambda c: c["location_encoder"].update(features=0), "features: 0 must be a whole number"),
+        (lambda c: c["location_encoder"].update(width=6.0), "width: 6.0 must be a whole number"),
+        (lambda c: c["location_encoder"].update(depth=10**9), "depth: 1000000000"),
+        (lambda c: c["location_encoder"].update(sigmas=[]), "sigmas must be a list"),
+        (lambda c: c["location_encoder"].update(sigmas=[1, -2]), "positive numbers, not -2"),
+        (lambda c: c["location_encoder"].update(sigmas=[1, float("nan")]), "positive numbers, not nan"),
+        (lambda c: c["location_encoder"].update(sigmas=[1] * 10**5), "sigmas must be a list"),
+        (lambda c: c["image_encoder"].update(widths=[7]), "at least two"),
+        (lambda c: c["image_encoder"].update(backbone="geoclp"), "Did you mean 'geoclip'"),
+        (lambda c: c["image_encoder"].update(backbone=None), "backbone must be a name"),
+        (lambda c: c.update(card="x"), "card must be an object"),
+        (lambda c: c.update(gallery="../places.csv"), "'../places.csv' is not the name of a .csv file"),
+        (lambda c: c.update(gallery="/etc/x.csv"), "is not the name of a .csv file"),
+        (lambda c: c.update(gallery="..\\x.csv"), "is not the name of a .csv file"),
+        (lambda c: c.update(gallery="model.safetensors"), "is not the name of a .csv file"),
+        (lambda c: c.update(gallery="other.csv"), "gallery .* is missing"),
+        (lambda c: c["sha256"].pop("gallery.csv"), "sha256: the key gallery.csv is missing"),
+        (lambda c: c["sha256"].update({"x": ""}), "sha256: unknown key x"),
+        (lambda c: c["sha256"].update({"model.safetensors": "0" * 64}), "model.safetensors: is another file"),
+        (lambda c: c["sha256"].update({"gallery.csv": None}), "gallery.csv: is another file"),
+        (lambda c: c.update(format="other"), "describes no GeoCLIP"),
+        (lambda c: (c.pop("format"), c.update(model_type="clip")), "is a CLIP.*--backbone dir:"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_its_key(
+    release: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    changed(release, change)
+    with pytest.raises(WeightsError, match=said):
+        load_release(f"dir:{release}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is not JSON"),
+        ("[]", "holds no JSON object"),
+        ("\xff", "is not JSON"),
+        ("[" * 9**5, "is not JSON"),
+    ],
+)
+def test_what_is_no_configuration_at_all(release: Path, text: str, said: str) -> None:
+    (release / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(WeightsError, match=said):
+        load_release(f"dir:{release}")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "gallery.csv"])
+def test_one_bit_flipped_on_disk_is_seen(release: Path, file: str) -> None:
+    content = bytearray((release / file).read_bytes())
+    content[-1] ^= 1
+    (release / file).write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{file}: is another file than expected \(sha256 .*, expected"):
+        load_release(f"dir:{release}")
+
+
+def test_weights_that_are_gone(release: Path) -> None:
+    (release / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"model\.safetensors is missing"):
+        load_release(f"dir:{release}")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        (
+            "location_encoder.LocEnc1.head.0.bias",
+            torch.zeros(4),
+            r"LocEnc1.head.0.bias has shape \(4,\), expected \(5,\)",
+        ),
+        (
+            "location_encoder.LocEnc0.capsule.0.b",
+            torch.zeros(4, 3),
+            r"LocEnc0.capsule.0.b has shape \(4, 3\)",
+        ),
+        ("image_encoder.mlp.2.weight", torch.full((5, 6), torch.nan), "mlp.2.weight holds NaN or infinity"),
+        ("logit_scale", torch.tensor(torch.inf), "logit_scale holds NaN or infinity"),
+        ("logit_scale", torch.tensor([1.0]), r"logit_scale has shape \(1,\)"),
+        ("logit_scale", torch.tensor(1), "logit_scale holds torch.int64"),
+        ("image_encoder.mlp.4.weight", torch.zeros(5, 5), "mlp.4.weight is not expected"),
+        ("image_encoder.mlp.0.bias", None, "mlp.0.bias is missing"),
+        ("image_encoder.mlp.0.bias", torch.full((6,), 1e5), "mlp.0.bias holds numbers too large for float16"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, name: str, tensor: Tensor | None, said: str
+) -> None:
+    tensors = some_tensors()
+    if tensor is None:
+        del tensors[name]
+    else:
+        tensors[name] = tensor
+    with pytest.raises(WeightsError, match=said):
+        save_release(tmp_path / "bad", tensors, CONFIG)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_two_sides_of_different_lengths(tmp_path: Path) -> None:
+    config = {**CONFIG, "image_encoder": {"backbone": "earth", "widths": [7, 6]}}
+    with pytest.raises(WeightsError, match="image head ends in 6 numbers, the location encoder in 5"):
+        save_release(tmp_path / "bad", some_tensors(widths=[7, 6]), config)
+
+
+@pytest.mark.parametrize("change", [{"colour": 1}, {"gallery": "gallery.csv"}])
+def test_saving_takes_no_unknown_key(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(WeightsError, match="config: unknown key"):
+        save_release(tmp_path / "bad", some_tensors(), {**CONFIG, **change})
+
+
+def test_saving_replaces_as_a_whole_or_not_at_all(release: Path, tmp_path: Path) -> None:
+    before = load_release(f"dir:{release}")
+    with pytest.raises(FileNotFoundError):
+        save_release(release, some_tensors(seed=1), CONFIG, gallery=tmp_path / "none.csv")
+    assert load_release(f"dir:{release}").fingerprint == before.fingerprint
+    save_release(release, some_tensors(seed=1), CONFIG)
+    after = load_release(f"dir:{release}")
+    assert after.fingerprint != before.fingerprint
+    assert after.gallery is None
+    assert sorted(path.name for path in release.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "places.csv"], "nothing is left behind"
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("three years")
+    with pytest.raises(WeightsError, match="holds files that are no release"):
+        save_release(tmp_path, some_tensors(), CONFIG)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+# --- fingerprint ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_the_fingerprint_changes_with_any_number(data: st.DataObject) -> None:
+    tensors = some_tensors()
+    before = fingerprint(tensors, LOCATION)
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    flat = tensors[name].view(-1)
+    at = data.draw(st.integers(0, flat.numel() - 1))
+    flat[at] = torch.nextafter(flat[at], torch.tensor(torch.inf))
+    assert fingerprint(tensors, LOCATION) != before
+
+
+def test_the_fingerprint_is_of_the_content_not_of_its_order_or_place(release: Path, tmp_path: Path) -> None:
+    tensors = some_tensors()
+    turned = dict(reversed(tensors.items()))
+    assert fingerprint(turned, LOCATION) == fingerprint(tensors, LOCATION) == load_release(f"dir:{release}").fingerprint
+    other = copy.copy(LOCATION)
+    other["projection"] = "sphere"
+    assert fingerprint(tensors, other) != fingerprint(tensors, LOCATION)
+
+
+# --- releases on the Hub --------------------------------------------------------------------------
+
+
+def hub_release(folder: Path, *, alone: bool = False, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    tensors = some_tensors(widths=None if alone else WIDTHS)
+    if alone:
+        tensors = {name.removeprefix("location_encoder."): tensor for name, tensor in tensors.items()}
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "gallery.csv").write_text("LAT,LON\n1,2\n")
+    kind = "geoclip-location-encoder" if alone else "geoclip-geolocation"
+    whole = {"model_type": kind, "format_version": 1, "sigma": [1, 256], "library_name": "geoclip"}
+    if not alone:
+        whole |= {"gallery_file": "gallery.csv", "backbone": {"repo_id": "org/clip", "revision": "a" * 40}}
+    (folder / "config.json").write_text(json.dumps(whole | config))
+    return folder
+
+
+def test_a_release_on_the_hub(tmp_path: Path) -> None:
+    loaded = load_release(f"dir:{hub_release(tmp_path / ('c' * 40))}")
+    assert loaded.location_encoder == LOCATION
+    assert loaded.image_head == {"widths": WIDTHS, "aligned": 0}
+    assert loaded.backbone == f"hub:org/clip@{'a' * 40}"
+    assert loaded.gallery == tmp_path / ("c" * 40) / "gallery.csv"
+    assert loaded.preprocessing == CLIP_PREPROCESSING
+    assert loaded.version == "c" * 40
+    assert loaded.record is None
+    for name, tensor in some_tensors().items():
+        assert torch.equal(loaded.tensors[name], tensor.bfloat16().float())
+
+
+def test_our_own_layout_in_a_cache_tells_its_commit(release: Path) -> None:
+    assert load_release(f"dir:{release.rename(release.with_name('d' * 40))}").version == "d" * 40
+
+
+def test_a_location_encoder_from_the_hub_gets_its_prefix(tmp_path: Path) -> None:
+    loaded = load_release(f"dir:{hub_release(tmp_path / 'loc', alone=True)}")
+    assert loaded.location_encoder == LOCATION
+    assert loaded.tensors.keys() == some_tensors(widths=None).keys()
+    assert (loaded.image_head, loaded.gallery, loaded.backbone) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"format_version": 2}, "format_version is 2, only 1"),
+        ({"format_version": None}, "format_version is None"),
+        ({"sigma": [1, 16, 256]}, "LocEnc2.* missing"),
+        ({"sigma": [1]}, "LocEnc1.* not expected"),
+        ({"sigma": None}, "sigma must be a list"),
+        ({"gallery_file": "../x.csv"}, "is not the name of a .csv"),
+        ({"gallery_file": None}, "is not the name of a .csv"),
+        ({"backbone": "org/clip"}, "backbone must give repo_id and revision"),
+        ({"backbone": {"repo_id": "../..", "revision": "main"}}, "is not a repository"),
+    ],
+)
+def test_a_wrong_release_on_the_hub(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+    with pytest.raises(WeightsError, match=said):
+        load_release(f"dir:{hub_release(tmp_path / 'bad', **config)}")
+
+
+def test_safetensors_that_are_cut_short(tmp_path: Path) -> None:
+    path = hub_release(tmp_path / "cut")
+    content = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(content[:-10])
+    with pytest.raises(WeightsError, match=r"model\.safetensors: is damaged"):
+        load_release(f"dir:{path}")
+
+
+# --- the released wheel ---------------------------------------------------------------------------
+
+
+def test_the_released_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, released: Path) -> None:
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(tmp_path))
+    loaded = load_release("geoclip")
+    assert loaded.location_encoder == LocationSettings(
+        sigmas=[1.0, 16.0, 256.0], features=256, width=1024, depth=3, output=512, projection="equal_earth"
+    )
+    assert loaded.image_head == {"widths": [768, 768, 512], "aligned": 0}
+    assert loaded.version == "1.3.0"
+    assert loaded.backbone == CLIP_BACKBONE
+    assert loaded.preprocessing == CLIP_PREPROCESSING
+    assert loaded.record is RECORDS["geoclip"]
+    assert loaded.gallery == released / "model" / "gps_gallery" / GALLERY_FILE
+    assert loaded.tensors["logit_scale"].item() == pytest.approx(3.68103, abs=1e-5)
+    sizes = {"location_encoder": 9_449_472, "image_encoder": 984_320, "logit_scale": 1}
+    for start, size in sizes.items():
+        assert sum(t.numel() for name, t in loaded.tensors.items() if name.startswith(start)) == size
+    # Anyone who reads the same files gets the same fingerprint, on any machine.
+    assert loaded.fingerprint.startswith("b16061b3f7171f57")
+
+
+@pytest.mark.parametrize("inner", ["", "model", "geoclip/model"])
+def test_the_released_files_unpacked(tmp_path: Path, released: Path, inner: str) -> None:
+    flat = inner == ""
+    for file in RECORDS["geoclip"].sha256:
+        kind = "gps_gallery" if file == GALLERY_FILE else "weights"
+        target = tmp_path / file if flat else tmp_path / inner / kind / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(released / "model" / kind / file)
+    assert load_release(f"dir:{tmp_path}").fingerprint.startswith("b16061b3f7171f57")
+    (target.parent / file).unlink()
+    with pytest.raises(WeightsError, match="holds no weights of a known layout"):
+        load_release(f"dir:{tmp_path}")
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_another_pickle_is_never_opened(tmp_path: Path, released: Path) -> None:
+    for file in RECORDS["geoclip"].sha256:
+        kind = "gps_gallery" if file == GALLERY_FILE else "weights"
+        shutil.copyfile(released / "model" / kind / file, tmp_path / file)
+    (tmp_path / LOCATION_FILE).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(WeightsError) as caught:
+        load_release(f"dir:{tmp_path}")
+    message = str(caught.value)
+    assert str(tmp_path / LOCATION_FILE) in message
+    assert RECORDS["geoclip"].sha256[LOCATION_FILE] in message
+    assert "geoclip pull geoclip" in message
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_another_gallery_is_refused(tmp_path: Path, released: Path) -> None:
+    for file in RECORDS["geoclip"].sha256:
+        kind = "gps_gallery" if file == GALLERY_FILE else "weights"
+        shutil.copyfile(released / "model" / kind / file, tmp_path / file)
+    with (tmp_path / GALLERY_FILE).open("a") as gallery:
+        gallery.write("0,0\n")
+    with pytest.raises(WeightsError, match=f"{GALLERY_FILE}: is another file"):
+        load_release(f"dir:{tmp_path}")
+
+
+# --- what is not there ----------------------------------------------------------------------------
+
+
+def test_folders_that_are_not_there_or_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeightsError, match="there is no folder there"):
+        load_release(f"dir:{tmp_path / 'none'}")
+    (tmp_path / "file").touch()
+    with pytest.raises(MissingWeightsError, match="there is a file, no folder there"):
+        load_release(f"dir:{tmp_path / 'file'}")
+    with pytest.raises(WeightsError, match="holds no weights of a known layout"):
+        load_release(f"dir:{tmp_path}")
