@@ -56,8 +56,8 @@ def trained(name: str, settings: LocationSettings) -> LocationEncoder:
     """A small encoder after a short contrastive training on Earth views; kept."""
     from safetensors.torch import load_file, save_file
 
-    from open_geoclip.training.features import earth_view_features
     from open_geoclip.training.loop import StandardisedHead, TrainSettings, train
+    from research.view_features import earth_view_features
 
     torch.manual_seed(0)
     encoder = LocationEncoder(settings)

@@ -29,9 +29,9 @@ from open_geoclip.geo.sphere import geodesic_km, offset
 from open_geoclip.model.geoclip import TwoTowers
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.refine import RefineSettings, Surroundings, nearest_gap_km, refine, starts_for
-from open_geoclip.training.features import earth_view_features
 from open_geoclip.weights.load import load_release
 from report import put_between
+from research.view_features import earth_view_features
 
 RESULTS = Path(__file__).parent / "results" / "refinement.json"
 PAGE = Path(__file__).parents[1] / "docs" / "refinement.md"

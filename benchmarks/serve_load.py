@@ -42,7 +42,7 @@ def pictures() -> list[bytes]:
     """Views of places all over the Earth, as JPEG files."""
     from PIL import Image
 
-    from open_geoclip.data.earth_views import Earth
+    from open_geoclip.data.earth import Earth
 
     generator = np.random.default_rng(0)
     centres = np.stack([generator.uniform(-60, 70, COUNT), generator.uniform(-180, 180, COUNT)], axis=1)

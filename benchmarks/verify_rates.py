@@ -26,9 +26,10 @@ from open_geoclip.data.earth import is_land
 from open_geoclip.geo.sphere import destination
 from open_geoclip.metadata.place import PhotoPlace
 from open_geoclip.search.locator import Locator
-from open_geoclip.training.features import FeatureSet, earth_view_features
+from open_geoclip.training.features import FeatureSet
 from open_geoclip.verify.verification import VERDICTS, compare
 from report import put_between
+from research.view_features import earth_view_features
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "verify.md"

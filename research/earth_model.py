@@ -39,12 +39,13 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.training.batches import InMemory
-from open_geoclip.training.features import CaptionSet, FeatureSet, SeenAs, earth_view_captions, earth_view_features
+from open_geoclip.training.features import FeatureSet
 from open_geoclip.training.loop import TrainSettings, train
 from open_geoclip.weights.folders import EMBEDDED
 from open_geoclip.weights.load import load_release, save_release
 from research.accuracy import encoded, fitted
 from research.alignment import AlignedHead, AlignSettings, Projections, align
+from research.view_features import CaptionSet, Imagery, earth_view_captions, earth_view_features
 
 VIEWS = 131_072  # 32 shards of features
 CAPTIONS = 2  # a view
@@ -142,13 +143,13 @@ class Views:
 
     folder: Path
 
-    def features(self, split: Split, n: int, look: SeenAs = "bluemarble", first: int = 0) -> FeatureSet:
+    def features(self, split: Split, n: int, look: Imagery = "bluemarble", first: int = 0) -> FeatureSet:
         """Features of views ``first`` to ``n``."""
 
         def progress(done: int, total: int) -> None:
             console.print(f"features of {look}, {split}: {done:,} of {total:,} views")
 
-        return earth_view_features(self.folder, split, n, look=look, first=first, progress=progress)
+        return earth_view_features(self.folder, split, n, imagery=look, first=first, progress=progress)
 
     def captioned(self, data: FeatureSet, n: int, each: int, first: int = 0) -> tuple[FeatureSet, CaptionSet]:
         """Rows of features followed by the view's first caption, and all captions."""
@@ -220,7 +221,7 @@ def measurements(
         index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))
         calibration = fitted(index, encoded(model, validation), model.scale, "validation views")
     accuracy = {"validation": measured(best_places(*towers, validation, gallery), validation)}
-    looks: list[tuple[str, SeenAs]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
+    looks: list[tuple[str, Imagery]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]
     k = tuned_k(*nearest_pictures(seen.features, validation.features, 40), seen.coordinates, validation.coordinates)
     for name, look in looks:

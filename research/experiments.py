@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float64
 from rich.console import Console
 from torch import Tensor
 
-from open_geoclip.data.earth import Look
+from open_geoclip.data.earth import Basemap
 from open_geoclip.data.earth_views import Split, even_land, near_any
 from open_geoclip.data.sources import EarthViewPhotos
 from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places, tuned_k
@@ -30,11 +30,12 @@ from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings, Projection
 from open_geoclip.training.backbone import PhotoBackbone
 from open_geoclip.training.cache import cache_features
-from open_geoclip.training.features import FeatureSet, earth_view_features
+from open_geoclip.training.features import FeatureSet
 from open_geoclip.training.loop import StandardisedHead, TrainSettings, train
 from research.cells import CellSettings, train_cells
 from research.earth_model import best_places
 from research.experiment_report import write_report
+from research.view_features import earth_view_features
 
 __all__ = ["Row", "main", "rows"]
 
@@ -257,9 +258,9 @@ def main() -> None:
     parser.add_argument("--only", help="one group")
     options = parser.parse_args()
 
-    def features(split: Split, n: int, look: Look = "bluemarble") -> FeatureSet:
+    def features(split: Split, n: int, look: Basemap = "bluemarble") -> FeatureSet:
         told = partial(tell, f"{split} views, {look}")
-        return earth_view_features(options.work / "features", split, n, look=look, progress=told)
+        return earth_view_features(options.work / "features", split, n, imagery=look, progress=told)
 
     def tell(what: str, done: int, total: int | None) -> None:
         console.print(f"features of {what}: {done:,} of {total:,}")

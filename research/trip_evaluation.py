@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from open_geoclip.data.earth import Earth, Look, is_land
-from open_geoclip.data.earth_views import drawn_cameras, view_centres, views
+from open_geoclip.data.earth import Basemap, Earth, is_land
+from open_geoclip.data.earth_views import sample_cameras, view_centres, views
 from open_geoclip.evaluation.calibration import ANSWER_KM
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.geo.sphere import destination
@@ -30,7 +30,7 @@ SHARES = (0.5, 0.9)
 APART_KM = 50.0  # the most that views of one neighbourhood are apart
 TOGETHER = (2, 3, 5)
 HOURS, SPEED_KMH, STOPS = 2.0, 300.0, 4
-LOOKS: tuple[Look, ...] = ("bluemarble", "shadedrelief")
+BASEMAPS: tuple[Basemap, ...] = ("bluemarble", "shadedrelief")
 _CHUNK = 32
 
 
@@ -68,7 +68,7 @@ def rendered(locator: Locator, earth: Earth, centres: Float64[np.ndarray, "n 2"]
     found = []
     for start in range(0, len(centres), _CHUNK):
         part = centres[start : start + _CHUNK]
-        width, turn, light = drawn_cameras("test", first + start, first + start + len(part))
+        width, turn, light = sample_cameras("test", first + start, first + start + len(part))
         found.append(locator.encode(list(earth.render(part, width, turn, light))))
     return torch.cat(found)
 
@@ -80,7 +80,7 @@ def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
     km = APART_KM / 2 * np.sqrt(rng.uniform(size=(n, most)))
     centres = destination(np.repeat(middles[:, None], most, axis=1), rng.uniform(0, 360, (n, most)), km)
     found: dict[str, dict[str, Any]] = {}
-    for look in LOOKS:
+    for look in BASEMAPS:
         vectors = rendered(locator, Earth(look), centres.reshape(-1, 2), 0).view(n, most, -1)
         asked = {"one view": vectors[:, 0]}
         for count in TOGETHER:
@@ -110,7 +110,7 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
     calibration = replace(locator.calibration, background=0.0)
     gap, places = float(np.median(locator.territory.gaps_km)), locator.gallery.coordinates
     found: dict[str, dict[str, Any]] = {}
-    for look in LOOKS:
+    for look in BASEMAPS:
         parts = rendered(locator, Earth(look), truth, 4096).split(STOPS)
 
         def as_trips(speed_kmh: float, parts: tuple[Tensor, ...] = parts) -> Iterator[Posterior]:

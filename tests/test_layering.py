@@ -36,8 +36,9 @@ RANKS = {
 # Pairs of the same rank that may meet, as (who imports, what is imported).
 ALLOWED = {("training", "evaluation"), ("export", "verify"), ("model", "weights")}
 
-# Distributions that nothing may import: torchvision is a heavy dependency for three lines of resizing.
-FORBIDDEN = {"torchvision"}
+# Nothing in the package may import these: torchvision is a heavy dependency for three lines of resizing, and research/
+# is not in the wheel.
+FORBIDDEN = {"torchvision", "research"}
 
 
 def rooms_on_disk(source: Path) -> dict[str, list[Path]]:
@@ -161,6 +162,7 @@ def test_the_checker_lets_a_good_tree_pass(sample: Path) -> None:
             "x.py:2: imports torchvision",
         ),
         ("model/x.py", "import torchvision", "x.py:1: imports torchvision"),
+        ("training/x.py", "def f():\n    from research.captions import captions", "x.py:2: imports research"),
         ("attic/x.py", "", "attic: has no rank"),
         ("attic.py", "", "attic: has no rank"),
     ],

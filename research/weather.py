@@ -1,11 +1,11 @@
-"""Weather, seasons and other cameras for Earth views: what changes while the place stays the same.
+"""Weather, seasons and other cameras for Earth views: changes of an image that keep the place.
 
-A model that has seen one picture of the Earth knows its colours by heart and is lost on another one. Here the sea
-takes another colour, the land's colours turn, snow comes down from the poles, clouds pass, and the picture is as
-coarse as a poorer camera would make it. What stays is what a place is known by: shorelines, relief, the pattern of
-dry and green.
+A model that is trained on one image of the Earth learns its colours and fails on another one. Here the sea and the
+land change colour, snow and clouds are added, and resolution is reduced. Shorelines, relief and the pattern of dry and
+green land stay.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Weather", "weathered"]
+from open_geoclip.data.earth import BASEMAPS, Earth, Effect
+from open_geoclip.data.earth_views import SEEDS, Split, ViewBatch, sample_cameras, view_centres
+
+__all__ = ["Weather", "apply_weather", "varied_views"]
+
+_BASEMAP_SHARES = (0.7, 0.15, 0.15)  # of BASEMAPS
+_FAIR = 0.5  # share of the views of the Blue Marble that stay as they are
 
 _SNOW = (0.93, 0.95, 0.98)
 _CLOUD = (0.95, 0.95, 0.96)
@@ -24,7 +30,7 @@ _FINEST_KM, _COARSEST_KM = 8.0, 28.0  # on the ground, a pixel of the poorer cam
 
 @dataclass(frozen=True)
 class Weather:
-    """What becomes of n views: one row a view, 0 where nothing happens."""
+    """Weather of n views: one row per view, 0 where nothing changes."""
 
     sea: Float[np.ndarray, "n 4"]  # a colour for the sea, and its share
     land: Float[np.ndarray, "n 3 3"]  # what the land's colours are multiplied with
@@ -34,8 +40,8 @@ class Weather:
     seed: Float[np.ndarray, " n"]  # of the shapes of clouds and snow
 
     @staticmethod
-    def drawn(n: int, generator: np.random.Generator) -> "Weather":
-        """N kinds of weather; each thing happens to some of the views."""
+    def sample(n: int, generator: np.random.Generator) -> "Weather":
+        """Draw the weather of n views; each effect is applied to some of them."""
 
         def uniform(low: float, high: float, *shape: int) -> Float[np.ndarray, "..."]:
             return generator.uniform(low, high, shape)
@@ -62,8 +68,8 @@ class Weather:
         )
 
     @staticmethod
-    def joined(parts: "list[Weather]") -> "Weather":
-        """The views of several, one after the other."""
+    def concatenate(parts: "list[Weather]") -> "Weather":
+        """Concatenate along the views."""
         names = [field.name for field in fields(Weather)]
         return Weather(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -71,14 +77,14 @@ class Weather:
         return Weather(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def weathered(
+def apply_weather(
     colours: Float[Tensor, "n 3 h w"],
     land: Float[Tensor, "n h w"],
     lat_deg: Float[Tensor, "n h w"],
     width_km: Float[np.ndarray, " n"],
     weather: Weather,
 ) -> Float[Tensor, "n 3 h w"]:
-    """Views under a given weather.
+    """Apply weather to views.
 
     Args:
         colours: from 0 to 255.
@@ -127,3 +133,36 @@ def _noise(height: int, width: int, generator: torch.Generator) -> Float[Tensor,
         grid = torch.randn(1, 1, 3 * 2**octave, 3 * 2**octave, generator=generator)
         total += 0.6**octave * F.interpolate(grid, (height, width), mode="bicubic", align_corners=False)
     return total[0, 0] / 1.1
+
+
+def varied_views(split: Split, n: int, *, batch_size: int = 256, start: int = 0) -> Iterator[ViewBatch]:
+    """Render views as :func:`~open_geoclip.data.earth_views.views` does, each of a random basemap, most with weather.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+        n: where to stop.
+        batch_size: views per batch.
+        start: the first view.
+    """
+    earths = [Earth(basemap) for basemap in BASEMAPS]
+    centres = view_centres(split, n)
+    for first in range(start, n, batch_size):
+        last = min(first + batch_size, n)
+        width, turn, light = sample_cameras(split, first, last)
+        generators = [np.random.default_rng([SEEDS[split], 2, row]) for row in range(first, last)]
+        basemap = np.array([generator.choice(len(earths), p=_BASEMAP_SHARES) for generator in generators])
+        fair = np.array([generator.random() < _FAIR for generator in generators]) & (basemap == 0)
+        weather = Weather.concatenate([Weather.sample(1, generator) for generator in generators])
+        images = np.empty((last - first, 224, 224, 3), np.uint8)
+        for number, earth in enumerate(earths):
+            for rows in (np.flatnonzero((basemap == number) & fair), np.flatnonzero((basemap == number) & ~fair)):
+                if len(rows):
+                    effect = None if fair[rows[0]] else _effect(weather[rows], width[rows])
+                    camera = (centres[first:last][rows], width[rows], turn[rows], light[rows])
+                    images[rows] = earth.render(*camera, effect=effect)
+        yield ViewBatch(images, centres[first:last], width)
+
+
+def _effect(weather: Weather, width_km: Float[np.ndarray, " n"]) -> Effect:
+    """Return the effect that applies the weather of some views."""
+    return lambda colours, land, lat_deg, rows: apply_weather(colours, land, lat_deg, width_km[rows], weather[rows])
