@@ -197,3 +197,16 @@ def test_hours_of_a_trip_come_from_exif_or_a_table(tmp_path: Path) -> None:
         hours_of(files, table)
     with pytest.raises(SettingsError, match="cannot be read"):
         hours_of(files, tmp_path / "none.csv")
+
+
+def test_a_locator_with_another_decoding_shares_the_search_space_and_changes_nothing(
+    locator: Locator, pictures: list[np.ndarray]
+) -> None:
+    before = locator.locate(pictures[0])
+    other = locator.with_decode("max")
+    assert other.territory is locator.territory
+    assert other.locate(pictures[0])[0].candidates[0] != before[0].candidates[0]
+    assert locator.locate(pictures[0]) == before
+    refining = Locator(locator.model, locator.territory, refine=True)
+    with pytest.raises(SettingsError, match="decode max"):
+        refining.with_decode("max")

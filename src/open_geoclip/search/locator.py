@@ -1,7 +1,6 @@
 """The locator: photos in, answers out."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from open_geoclip.images import MAX_PIXELS, ImageSource, image_name
 from open_geoclip.model.geoclip import DType, Engine, TwoTowers, prepared
 from open_geoclip.search.answer import Answer, AnswerSettings, Candidate, told
 from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.decode import Decode
 from open_geoclip.search.encode import Pictures, listed
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
@@ -36,7 +36,7 @@ class Locator:
 
     Args:
         model: two trained towers.
-        gallery: the places to choose from.
+        gallery: the places to choose from, or a search space that was made of them before.
         model_name: what an answer calls the model.
         weights_sha256: of the model's weights, for its answers.
         batch_size: photos the model sees at once; the next ones are decoded meanwhile.
@@ -56,7 +56,7 @@ class Locator:
     def __init__(
         self,
         model: TwoTowers,
-        gallery: Gallery,
+        gallery: Gallery | Territory,
         *,
         model_name: str = "custom",
         weights_sha256: str | None = None,
@@ -82,8 +82,10 @@ class Locator:
             self.answers = replace(self.answers, decode="mass" if known else "max")
         if crops != 1 or self.answers.prior != "gallery":  # it was measured without these
             self.calibration = replace(self.calibration, fitted_on=None)
-        index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
-        self.territory = Territory(index, self.answers.prior)
+        if isinstance(gallery, Gallery):
+            index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
+            gallery = Territory(index, self.answers.prior)
+        self.territory = gallery
 
     @classmethod
     def from_pretrained(
@@ -171,10 +173,31 @@ class Locator:
         """
         if not area.limited:
             return self
-        limited = copy(self)
-        limited.territory = self.territory.within(area, keep=keep)
-        limited.calibration = replace(self.calibration, fitted_on=None)
-        return limited
+        calibration = replace(self.calibration, fitted_on=None)
+        return self._replace(gallery=self.territory.within(area, keep=keep), calibration=calibration)
+
+    def with_decode(self, decode: Decode) -> "Locator":
+        """A locator of the same model and search space whose answers are decoded in another way.
+
+        Raises:
+            SettingsError: it cannot be combined with refinement.
+        """
+        return self._replace(answers=replace(self.answers, decode=decode))
+
+    def _replace(self, **changes: Any) -> "Locator":
+        """A locator with other arguments, past no check of the constructor."""
+        arguments: dict[str, Any] = {
+            "gallery": self.territory,
+            "model_name": self.model_name,
+            "weights_sha256": self.weights_sha256,
+            "batch_size": self.batch_size,
+            "max_pixels": self.max_pixels,
+            "crops": self.crops,
+            "answers": self.answers,
+            "calibration": self.calibration,
+            "refine": self.refine,
+        }
+        return Locator(self.model, **(arguments | changes))
 
     @property
     def index(self) -> GalleryIndex:

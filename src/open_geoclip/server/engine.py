@@ -6,7 +6,6 @@ import logging
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -149,8 +148,7 @@ class Engine:
             locator = self._limited[key]
             self._forget()
         if options.decode is not None:
-            locator = copy(locator)
-            locator.answers = replace(locator.answers, decode=options.decode)
+            locator = locator.with_decode(options.decode)
         return locator
 
     def _forget(self) -> None:
