@@ -6,7 +6,7 @@ import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
-import { world } from "./world.mjs";
+import { buildWorld } from "./world.mjs";
 
 const [, , cities, folder] = process.argv;
 if (folder === undefined) throw new Error("node build.mjs CITIES.json FOLDER");
@@ -41,7 +41,7 @@ const filled = (head, body) => html.replace("<!--HEAD-->", () => head).replace("
 const goal = `${folder}.part`;
 rmSync(goal, { recursive: true, force: true });
 mkdirSync(join(goal, "assets"), { recursive: true });
-const map = gzipSync(JSON.stringify(world(cities)), { level: 9 });
+const map = gzipSync(JSON.stringify(buildWorld(cities)), { level: 9 });
 
 const page = await bundled(false);
 const names = { script: `page-${hash(page.script)}.js`, style: `page-${hash(page.style)}.css`, map: `world-${hash(map)}.gz` };

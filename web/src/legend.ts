@@ -31,7 +31,7 @@ export function legend(map: WorldMap): HTMLElement {
           checked: true,
           onchange: (event: Event) => map.showTiles((event.target as HTMLInputElement).checked),
         }),
-        h("span", {}, `tiles of ${host}, which learns where you look`),
+        h("span", {}, `tiles from ${host}, which sees the area you view`),
       ),
     );
   const sources = h("p", { class: "quiet tiny" }, "Natural Earth · cities: GeoNames (CC BY 4.0)");

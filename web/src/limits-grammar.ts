@@ -1,14 +1,14 @@
 /** Limits as the API and the command line write them, and what they look like on a map. */
+import { geoCircle } from "d3-geo";
 import type { Country, Limit, Polygon } from "./types";
-import { circle } from "./geo";
+import { densify, DEGREE, EARTH_RADIUS_KM, rewind, type Position } from "./geo";
 
 const NUMBER = String.raw`\s*([+-]?\d+(?:\.\d+)?)\s*`;
 const BOX = new RegExp(`^${[NUMBER, NUMBER, NUMBER, NUMBER].join(",")}$`);
 const CIRCLE = new RegExp(`^${NUMBER},${NUMBER},${NUMBER}(km|m)$`, "i");
 
-export type Shape =
-  | { kind: "country"; code: string }
-  | { kind: "rings"; rings: [number, number][][] }; // (lat, lon), longitudes without jumps
+/** What a limit covers: a country by its code, or a polygon in the winding order of d3-geo. */
+export type LimitShape = { type: "Country"; code: string } | GeoJSON.Polygon;
 
 /** What a person typed, as a limit; or what is wrong with it. */
 export function parse(typed: string, inside: boolean, countries: readonly Country[]): Limit | string {
@@ -74,27 +74,30 @@ export function polygonLimit(corners: readonly [number, number][], inside: boole
   return { inside, grammar: JSON.stringify(polygon), label: `Polygon of ${corners.length} corners` };
 }
 
-/** What to draw of a limit. */
-export function shapeOf(limit: Limit): Shape {
-  const text = limit.grammar;
-  if (text.startsWith("{")) {
-    const { coordinates } = JSON.parse(text) as Polygon;
-    return { kind: "rings", rings: coordinates.map((ring) => ring.map(([lon, lat]) => [lat, lon])) };
-  }
+const shapes = new WeakMap<Limit, LimitShape>();
+
+/** The shape of a limit, to draw it. */
+export function limitShape(limit: Limit): LimitShape {
+  let shape = shapes.get(limit);
+  if (shape === undefined) shapes.set(limit, (shape = parseShape(limit.grammar)));
+  return shape;
+}
+
+function parseShape(text: string): LimitShape {
+  const polygon = (...rings: Position[][]): LimitShape => ({ type: "Polygon", coordinates: rewind(rings.map((ring) => densify(ring))) });
+  if (text.startsWith("{")) return polygon(...(JSON.parse(text) as Polygon).coordinates);
   const box = BOX.exec(text)?.slice(1).map(Number);
   if (box) {
-    const [south, west, north] = box as [number, number, number];
-    let east = box[3]!;
-    if (east < west) east += 360;
-    const steps = Math.max(1, Math.ceil((east - west) / 5)); // edges follow parallels, on a globe too
-    const along = Array.from({ length: steps + 1 }, (_, n) => west + ((east - west) * n) / steps);
-    const ring = [...along.map((lon) => [south, lon]), ...along.reverse().map((lon) => [north, lon])];
-    return { kind: "rings", rings: [[...ring, ring[0]!] as [number, number][]] };
+    const [south, west, north, end] = box as [number, number, number, number];
+    const east = end < west ? end + 360 : end;
+    const middle = (west + east) / 2; // a corner halfway keeps each edge on the way eastwards
+    return polygon([[west, south], [middle, south], [east, south], [east, north], [middle, north], [west, north], [west, south]]);
   }
-  const round = CIRCLE.exec(text);
-  if (round) {
-    const km = Number(round[3]) / (round[4]!.toLowerCase() === "m" ? 1000 : 1);
-    return { kind: "rings", rings: [circle(Number(round[1]), Number(round[2]), km)] };
+  const circle = CIRCLE.exec(text);
+  if (circle) {
+    const [lat, lon, radius] = circle.slice(1, 4).map(Number) as [number, number, number];
+    const km = circle[4]!.toLowerCase() === "m" ? radius / 1000 : radius;
+    return geoCircle().center([lon, lat]).radius(km / EARTH_RADIUS_KM / DEGREE)();
   }
-  return { kind: "country", code: text };
+  return { type: "Country", code: text };
 }

@@ -1,7 +1,7 @@
 /** The panel that limits where photos may have been taken: countries, boxes, circles, shapes drawn on the map. */
 import { announce, fill, h, icon, unique } from "./dom";
 import { parse, suggestions } from "./limits-grammar";
-import type { Tool } from "./map/draw";
+import type { Tool } from "./map/drawing";
 import type { Store } from "./store";
 import type { Country, Limit } from "./types";
 

@@ -10,7 +10,8 @@ import { legend } from "./legend";
 import { LimitsPanel } from "./limits";
 import { List } from "./list";
 import { WorldMap } from "./map/map";
-import { unpacked } from "./map/world";
+import { Tiles } from "./map/tiles";
+import { World } from "./map/world";
 import { modelChoice, optionsPanel } from "./options";
 import { SendError } from "./queue";
 import { facts, frozen, items, type Frozen } from "./report";
@@ -78,12 +79,10 @@ async function boot(): Promise<void> {
     store.set({ models, countries, model: models[0]?.id ?? "" });
   }
   const limits = new LimitsPanel(store, (tool, inside) => map.draw(tool, inside));
-  const map = new WorldMap(await unpacked(bytes), page?.tile_url ?? null, {
-    chosen: (candidate) => store.set({ candidate }),
-    dot: (index) => store.select(dots(store)[index]?.id ?? null),
-    drawn: (limit) => {
-      if (limit) limits.add(limit);
-    },
+  const map = new WorldMap(await World.read(bytes), new Tiles(page?.tile_url ?? null, page?.tile_attribution ?? null), {
+    selectCandidate: (candidate) => store.set({ candidate }),
+    selectDot: (index) => store.select(dots(store)[index]?.id ?? null),
+    addLimit: (limit) => limits.add(limit),
   });
   document.getElementById("app")!.replaceChildren(...layout(store, map, limits, page, report));
   follow(store, map);
@@ -92,6 +91,7 @@ async function boot(): Promise<void> {
     store.select(store.state.items[0]?.id ?? null);
     document.title = `OpenGeoCLIP report · ${report.records.length === 1 ? store.state.items[0]!.name : `${report.records.length} answers`}`;
   }
+  setTimeout(() => map.prepareDetail(), 300); // after the first paint
   document.body.dataset["ready"] = "true";
 }
 
@@ -110,11 +110,11 @@ function follow(store: Store, map: WorldMap): void {
   let before: unknown = null;
   store.watch(["items", "selected"], () => {
     const result = store.selected?.result ?? null;
-    if (result !== before) map.show(result, store.state.candidate, true);
+    if (result !== before) map.show(result, store.state.candidate);
     before = result;
   });
   store.watch(["candidate"], () => {
-    if (store.selected?.result === before) map.show(store.selected?.result ?? null, store.state.candidate, true);
+    if (store.selected?.result === before) map.show(store.selected?.result ?? null, store.state.candidate);
   });
 }
 
@@ -141,7 +141,7 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, page: PageSett
     list.element,
     report && about(report),
   );
-  const stage = h("main", { class: "stage" }, map.element, map.controls(() => undefined), legend(map));
+  const stage = h("main", { class: "stage" }, map.element, map.controls(), legend(map));
   const answer = new AnswerView(store);
   return [head, h("div", { class: "columns" }, left, stage, answer.element), estimate(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
 }

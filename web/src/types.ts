@@ -90,6 +90,7 @@ export interface Country {
 /** GET /v1/page. */
 export interface PageSettings {
   tile_url: string | null;
+  tile_attribution: string | null;
   limits: Record<string, number>;
   /** What /v1/export makes. */
   formats?: string[];

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { comparison, coordinates, countryName, kilometres, percent, placeName, verdict } from "../src/format";
-import { boxLimit, parse, polygonLimit, shapeOf, suggestions } from "../src/limits-grammar";
+import { boxLimit, parse, polygonLimit, limitShape, suggestions } from "../src/limits-grammar";
 import { services, zoomFor } from "../src/links";
 import { facts } from "../src/report";
 import { fingerprint } from "../src/store";
@@ -75,11 +75,12 @@ test("what is drawn is sent as GeoJSON with longitude first, closed; and drawn a
   const limit = polygonLimit([[10, 170], [10, 185], [20, 180]], false);
   const { coordinates: [sent] } = JSON.parse(limit.grammar) as { coordinates: number[][][] };
   assert.deepEqual(sent, [[170, 10], [185, 10], [180, 20], [170, 10]]);
-  const shape = shapeOf(limit);
-  assert.deepEqual(shape.kind === "rings" && shape.rings[0]![0], [10, 170]);
-  const box = shapeOf(boxLimit(-48, 166, -34, -176, true)); // over 180 degrees, as of New Zealand
-  const lons = box.kind === "rings" ? box.rings[0]!.map(([, lon]) => lon) : [];
+  const shape = limitShape(limit);
+  assert.ok(shape.type === "Polygon" && shape.coordinates[0]!.some(([lon, lat]) => lon === 170 && lat === 10));
+  const box = limitShape(boxLimit(-48, 166, -34, -176, true)); // over 180 degrees, as of New Zealand
+  const lons = box.type === "Polygon" ? box.coordinates[0]!.map(([lon]) => lon!) : [];
   assert.deepEqual([Math.min(...lons), Math.max(...lons)], [166, 184]);
+  assert.deepEqual(limitShape({ inside: true, grammar: "FR", label: "France" }), { type: "Country", code: "FR" });
 });
 
 test("links hold the place and fit the radius, and nothing of the photo", () => {

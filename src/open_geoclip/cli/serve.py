@@ -26,6 +26,7 @@ def serve(
     allowed_host: list[str] | None = None,
     cors_origin: list[str] | None = None,
     tile_url: str | None = None,
+    tile_attribution: str | None = None,
     max_file_mb: int | None = None,
     max_request_mb: int | None = None,
     max_pixels: int | None = None,
@@ -54,7 +55,8 @@ def serve(
         no_token: Let anybody ask, from other machines too.
         allowed_host: A name that clients may call this server by, beside localhost.
         cors_origin: A page of another server that may ask, such as https://example.org.
-        tile_url: Map tiles for the page, with {z}, {x} and {y}; the page brings a map of its own.
+        tile_url: Raster tiles (imagery or streets) for the page's map, with {z}, {x}, {y} and optionally {s}.
+        tile_attribution: The attribution that the tiles' licence asks for.
         max_file_mb: The largest picture file.
         max_request_mb: The largest request.
         max_pixels: Larger pictures are refused before they are decoded (JPEGs may have four times as many).
@@ -80,6 +82,7 @@ def serve(
         "allowed_hosts": allowed_host,
         "cors_origins": cors_origin,
         "tile_url": tile_url,
+        "tile_attribution": tile_attribution,
         "max_file_mb": max_file_mb,
         "max_request_mb": max_request_mb,
         "max_pixels": max_pixels,

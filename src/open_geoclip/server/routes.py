@@ -298,6 +298,7 @@ async def page(request: Request) -> Response:
         {
             "models": _service(request).models,
             "tile_url": settings.tile_url,
+            "tile_attribution": settings.tile_attribution,
             "limits": {name: getattr(settings, name) for name in names},
             "formats": list(schemas.FORMATS),
             "version": __version__,

@@ -205,6 +205,7 @@ class PageSettings(BaseModel):
 
     models: list[str]
     tile_url: str | None
+    tile_attribution: str | None
     limits: _Limits
     formats: list[str]
     version: str

@@ -28,7 +28,9 @@ class ServerSettings(BaseSettings):
         no_token: allow other addresses than loopback without a token.
         allowed_hosts: names that a Host header may have, beside those of loopback when bound to it; ``*`` is any.
         cors_origins: pages of other servers that may ask, such as ``https://example.org``.
-        tile_url: of map tiles that the page shows, with {z}, {x} and {y}; none, and the page shows its own map.
+        tile_url: URL of raster tiles (imagery or streets) for the page's map, with {z}, {x}, {y} and optionally {s}.
+            Default: the page draws its own map.
+        tile_attribution: text that the tiles' licence asks for, such as ``© OpenStreetMap contributors``.
         max_file_mb: the largest picture file, in MiB.
         max_request_mb: the largest request.
         max_pixels: larger pictures are refused before they are decoded (JPEGs may have four times as many).
@@ -52,6 +54,7 @@ class ServerSettings(BaseSettings):
     allowed_hosts: _Words = ()
     cors_origins: _Words = ()
     tile_url: str | None = None
+    tile_attribution: str | None = None
     max_file_mb: _Positive = 64
     max_request_mb: _Positive = 256
     max_pixels: _Positive = 50_000_000

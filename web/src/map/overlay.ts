@@ -1,15 +1,15 @@
-/** What is known of the photo, above the map: heat, regions, limits, EXIF. */
-import { circle, greatCircle } from "../geo";
-import { shapeOf } from "../limits-grammar";
+/** What is known of the photo, above the map: heat map, regions, limits, the place in EXIF. */
+import { geoCircle, type GeoPermissibleObjects } from "d3-geo";
+import { EARTH_RADIUS_KM, DEGREE, outlines, rewind } from "../geo";
+import { limitShape } from "../limits-grammar";
 import type { Limit, MultiPolygon, Result } from "../types";
-import { fill, stroke } from "./base";
-import type { HeatLayer } from "./heat";
+import { fill, stroke } from "./canvas";
+import type { HeatLayer } from "./heatmap";
 import type { Palette } from "./palette";
 import type { Projection } from "./projection";
-import { ring, type Ring } from "./rings";
 import type { World } from "./world";
 
-type Pen = CanvasRenderingContext2D;
+type Context = CanvasRenderingContext2D;
 
 export interface Layers {
   heat: boolean;
@@ -17,112 +17,91 @@ export interface Layers {
   others: boolean;
 }
 
-/** Rings of a result's regions and limits, made once a result. */
-export class Shapes {
-  private regions = new WeakMap<MultiPolygon, Ring[]>();
-  private limits = new WeakMap<Limit, Ring[]>();
+const MAX_CIRCLE_KM = 2500; // a wider circle says nothing
 
-  ofRegion(region: MultiPolygon): Ring[] {
-    let found = this.regions.get(region);
-    if (found === undefined) {
-      found = region.coordinates.flatMap((rings) => rings.map((points) => ring(points.flat(), true)));
-      this.regions.set(region, found);
-    }
-    return found;
-  }
-
-  ofLimit(limit: Limit, world: World): Ring[] {
-    let found = this.limits.get(limit);
-    if (found === undefined) {
-      const shape = shapeOf(limit);
-      found =
-        shape.kind === "country"
-          ? world.country(shape.code)
-          : shape.rings.map((points) => ring(points.flatMap(([lat, lon]) => [lon, lat]), true));
-      this.limits.set(limit, found);
-    }
-    return found;
-  }
-}
-
-export function drawLimits(pen: Pen, limits: readonly Limit[], shapes: Shapes, world: World, at: Projection, colours: Palette): void {
+export function drawLimits(context: Context, limits: readonly Limit[], world: World, at: Projection, colors: Palette): void {
   for (const limit of limits) {
-    const rings = shapes.ofLimit(limit, world);
-    pen.setLineDash(limit.inside ? [] : [2, 3]);
-    fill(pen, rings, at, limit.inside ? colours.limitFill : colours.outsideFill);
-    stroke(pen, rings, at, limit.inside ? colours.limit : colours.outside, 1.6, true);
+    const shape = limitShape(limit);
+    const polygons =
+      shape.type === "Country"
+        ? (world.level(at.view.zoom).countries.get(shape.code) ?? []).map(({ geometry }) => geometry as GeoJSON.Polygon)
+        : [shape];
+    fill(context, polygons, at, limit.inside ? colors.limitFill : colors.outsideFill);
+    const outline: GeoJSON.MultiLineString = { type: "MultiLineString", coordinates: polygons.flatMap(({ coordinates }) => outlines(coordinates)) };
+    stroke(context, [outline], at, { color: limit.inside ? colors.limit : colors.outside, width: 1.6, dash: limit.inside ? [] : [2, 3] });
   }
-  pen.setLineDash([]);
 }
 
-/** Whether the cells of the heat are wider than what is known: then they would show a place where there is none. */
-function coarse(result: Result): boolean {
+/** Whether the cells of the heat map are wider than the answer is uncertain: they would show a place where there is none. */
+function isCoarse(result: Result): boolean {
   return (result.heat?.cell_km ?? 0) > (result.credible_radius_km?.["90"] ?? Infinity);
 }
 
 export function drawResult(
-  pen: Pen,
+  context: Context,
   result: Result,
   layers: Layers,
-  shapes: Shapes,
   heat: HeatLayer,
   ramp: Uint8ClampedArray,
   at: Projection,
-  colours: Palette,
+  colors: Palette,
 ): void {
-  if (layers.heat && result.heat && !coarse(result)) heat.draw(pen, result.heat, at, ramp);
-  else if (layers.heat && result.regions)
+  const { regions } = result;
+  if (layers.heat && result.heat && !isCoarse(result)) heat.draw(context, result.heat, at, ramp);
+  else if (layers.heat && regions)
     for (const [share, value] of [["90", 60], ["50", 150]] as const) {
       const [red, green, blue, alpha] = ramp.subarray(4 * value, 4 * value + 4) as unknown as [number, number, number, number];
-      const region = result.regions[share];
-      if (region) fill(pen, shapes.ofRegion(region), at, `rgb(${red} ${green} ${blue} / ${(0.75 * alpha) / 255})`);
+      const region = regions[share];
+      if (region) fill(context, [regionShapes(region).area], at, `rgb(${red} ${green} ${blue} / ${(0.75 * alpha) / 255})`);
     }
-  if (layers.regions && result.regions) {
-    const [half, most] = [result.regions["50"], result.regions["90"]];
-    if (most) {
-      pen.setLineDash([5, 4]);
-      stroke(pen, shapes.ofRegion(most), at, colours.halo, 2.6, true);
-      stroke(pen, shapes.ofRegion(most), at, colours.region, 1, true);
-    }
-    pen.setLineDash([]);
-    if (half) {
-      stroke(pen, shapes.ofRegion(half), at, colours.halo, 3.2, true);
-      stroke(pen, shapes.ofRegion(half), at, colours.region, 1.5, true);
-    }
-  }
   const best = result.candidates?.[0];
-  if (layers.regions && !result.regions && best) {
-    for (const [share, dash, width] of [["90", [5, 4], 1], ["50", [], 1.5]] as const) {
+  if (layers.regions)
+    for (const [share, width, dash] of [["90", 1, [5, 4]], ["50", 1.5, []]] as const) {
+      const region = regions?.[share];
       const km = result.credible_radius_km?.[share];
-      if (km === undefined || km > 2500) continue; // so wide a circle would say nothing
-      const around = [ring(circle(best.lat, best.lon, km).flatMap(([lat, lon]) => [lon, lat]), true)];
-      pen.setLineDash([...dash]);
-      stroke(pen, around, at, colours.halo, width + 1.6, true);
-      stroke(pen, around, at, colours.region, width, true);
+      const outline = region
+        ? regionShapes(region).outline
+        : !regions && best && km !== undefined && km <= MAX_CIRCLE_KM
+          ? geoCircle().center([best.lon, best.lat]).radius(km / EARTH_RADIUS_KM / DEGREE)()
+          : null;
+      if (outline) stroke(context, [outline], at, { color: colors.region, width, dash, halo: colors.halo });
     }
-    pen.setLineDash([]);
-  }
   if (result.exif && best) {
-    const line = greatCircle([best.lat, best.lon], [result.exif.lat, result.exif.lon]);
-    const path = [ring(line.flatMap(([lat, lon]) => [lon, lat]), false)];
-    pen.setLineDash([2, 5]);
-    stroke(pen, path, at, colours.halo, 4);
-    stroke(pen, path, at, colours.exif, 1.8);
-    pen.setLineDash([]);
+    const line: GeoPermissibleObjects = { type: "LineString", coordinates: [[best.lon, best.lat], [result.exif.lon, result.exif.lat]] };
+    stroke(context, [line], at, { color: colors.exif, width: 1.8, dash: [2, 5], halo: colors.halo });
   }
 }
 
+interface RegionShapes {
+  area: GeoJSON.MultiPolygon;
+  outline: GeoJSON.MultiLineString;
+}
+
+const shapesOfRegions = new WeakMap<MultiPolygon, RegionShapes>();
+
+function regionShapes(region: MultiPolygon): RegionShapes {
+  let shapes = shapesOfRegions.get(region);
+  if (shapes === undefined) {
+    shapes = {
+      area: { type: "MultiPolygon", coordinates: region.coordinates.map(rewind) },
+      outline: { type: "MultiLineString", coordinates: outlines(region.coordinates.flat()) },
+    };
+    shapesOfRegions.set(region, shapes);
+  }
+  return shapes;
+}
+
 /** The first candidates of all other photos, as dots. */
-export function drawDots(pen: Pen, places: readonly [number, number][], at: Projection, colours: Palette): void {
-  pen.lineWidth = 1.5;
-  pen.strokeStyle = colours.halo;
-  pen.fillStyle = colours.dot;
+export function drawDots(context: Context, places: readonly [number, number][], at: Projection, colors: Palette): void {
+  context.lineWidth = 1.5;
+  context.strokeStyle = colors.halo;
+  context.fillStyle = colors.dot;
   for (const [lat, lon] of places) {
     const spot = at.project(lat, lon);
     if (spot === null) continue;
-    pen.beginPath();
-    pen.arc(spot[0], spot[1], 3.6, 0, 2 * Math.PI);
-    pen.fill();
-    pen.stroke();
+    context.beginPath();
+    context.arc(spot[0], spot[1], 3.6, 0, 2 * Math.PI);
+    context.fill();
+    context.stroke();
   }
 }

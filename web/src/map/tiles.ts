@@ -1,51 +1,73 @@
-/** Tiles of a server that whoever runs the page has set; there are none otherwise. */
+/** Raster tiles (imagery or streets) of a server that the operator of this page configured; none by default. */
 import type { Projection } from "./projection";
 
-const MOST_KEPT = 300;
+const CACHE_SIZE = 300;
+const MAX_LEVEL = 18;
+const FALLBACK_LEVELS = 4; // coarser tiles that stand in for one that is still loading
 
 export class Tiles {
-  shown: boolean;
-  private readonly kept = new Map<string, HTMLImageElement>();
+  isShown: boolean;
+  /** Called when a tile has arrived. */
+  onLoad: () => void = () => undefined;
+  private readonly cache = new Map<string, HTMLImageElement>();
 
+  /**
+   * @param url With {z}, {x} and {y}, and optionally {s} for a subdomain a, b or c.
+   * @param attribution Text that the tiles' licence asks for.
+   */
   constructor(
     private readonly url: string | null,
-    private readonly arrived: () => void,
+    readonly attribution: string | null,
   ) {
-    this.shown = url !== null;
+    this.isShown = url !== null;
   }
 
-  /** The server that learns which parts of the map are looked at. */
+  /** The server that receives the requests for tiles. */
   get host(): string | null {
-    return this.url === null ? null : new URL(this.url.replaceAll(/[{}]/g, ""), location.href).host;
+    return this.url === null ? null : new URL(this.url.replace("{s}.", "").replaceAll(/[{}]/g, ""), location.href).host;
   }
 
-  draw(pen: CanvasRenderingContext2D, at: Projection, blank: string): void {
+  draw(context: CanvasRenderingContext2D, at: Projection, background: string): void {
     const { width, height, zoom } = at.view;
-    const level = Math.max(0, Math.min(18, Math.round(zoom)));
+    const level = Math.max(0, Math.min(MAX_LEVEL, Math.round(zoom)));
     const count = 2 ** level;
     const size = at.world / count;
-    pen.fillStyle = blank;
-    pen.fillRect(0, 0, width, height);
-    const [left, top] = [at.x * at.world - width / 2, at.y * at.world - height / 2];
-    for (let row = Math.max(0, Math.floor(top / size)); row <= Math.min(count - 1, Math.floor((top + height) / size)); row++)
-      for (let column = Math.floor(left / size); column <= Math.floor((left + width) / size); column++) {
-        const tile = this.tile(level, ((column % count) + count) % count, row);
-        if (tile.complete && tile.naturalWidth > 0)
-          pen.drawImage(tile, column * size - left, row * size - top, size + 0.5, size + 0.5);
-      }
+    context.fillStyle = background;
+    context.fillRect(0, 0, width, height);
+    const { x: left, y: top } = at.origin;
+    const last = Math.min(count - 1, Math.floor((top + height) / size));
+    for (let row = Math.max(0, Math.floor(top / size)); row <= last; row++)
+      for (let column = Math.floor(left / size); column <= Math.floor((left + width) / size); column++)
+        this.drawTile(context, level, ((column % count) + count) % count, row, column * size - left, row * size - top, size + 0.5);
   }
 
-  private tile(z: number, x: number, y: number): HTMLImageElement {
+  /** Draws a tile, or while it loads the part of a coarser one that is there. */
+  private drawTile(context: CanvasRenderingContext2D, level: number, x: number, y: number, left: number, top: number, size: number): void {
+    let tile = this.load(level, x, y);
+    let scale = 1;
+    for (let up = 1; !isComplete(tile) && up <= Math.min(level, FALLBACK_LEVELS); up++) {
+      const coarser = this.cache.get(`${level - up}/${x >> up}/${y >> up}`);
+      if (coarser && isComplete(coarser)) [tile, scale] = [coarser, 2 ** up];
+    }
+    if (!isComplete(tile)) return;
+    const part = tile.naturalWidth / scale;
+    context.drawImage(tile, (x % scale) * part, (y % scale) * part, part, part, left, top, size, size);
+  }
+
+  private load(z: number, x: number, y: number): HTMLImageElement {
     const key = `${z}/${x}/${y}`;
-    let found = this.kept.get(key);
-    if (found === undefined) {
-      found = new Image();
-      found.referrerPolicy = "no-referrer";
-      found.onload = this.arrived;
-      found.src = this.url!.replace("{z}", String(z)).replace("{x}", String(x)).replace("{y}", String(y));
-      if (this.kept.size >= MOST_KEPT) this.kept.delete(this.kept.keys().next().value!);
-    } else this.kept.delete(key);
-    this.kept.set(key, found);
-    return found;
+    let tile = this.cache.get(key);
+    if (tile === undefined) {
+      tile = new Image();
+      tile.referrerPolicy = "no-referrer";
+      tile.onload = () => this.onLoad();
+      const values: Record<string, string> = { z: String(z), x: String(x), y: String(y), s: "abc"[(x + y) % 3]! };
+      tile.src = this.url!.replaceAll(/\{([zxys])\}/g, (_, name: string) => values[name]!);
+      if (this.cache.size >= CACHE_SIZE) this.cache.delete(this.cache.keys().next().value!);
+    } else this.cache.delete(key); // the most recently used are last
+    this.cache.set(key, tile);
+    return tile;
   }
 }
+
+const isComplete = (tile: HTMLImageElement): boolean => tile.complete && tile.naturalWidth > 0;

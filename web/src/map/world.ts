@@ -1,156 +1,136 @@
-/** The map that ships with the page; made by web/world.mjs. */
-import { ring, type Ring } from "./rings";
+/** The map data that the page ships, as GeoJSON; web/world.mjs makes the file. */
+import { geoDistance, type GeoGeometryObjects } from "d3-geo";
+import { feature, mesh } from "topojson-client";
+import type { GeometryCollection, Topology } from "topojson-specification";
+import { nearestLongitude, outlines, type Position } from "../geo";
+import type { Projection } from "./projection";
 
-type Arcs = number[];
-
-interface Topology {
-  scale: [number, number];
-  translate: [number, number];
-  /** Each arc as steps on a grid: dx, dy, dx, dy, ... */
-  arcs: number[][];
+/** A geometry with the spherical cap that holds it (radius in radians), to skip what is out of view. */
+export interface Shape {
+  geometry: GeoGeometryObjects;
+  center: Position;
+  radius: number;
 }
 
-export interface Packed {
-  base: Topology & { land: Arcs[][]; countries: Record<string, Arcs[][]> };
-  water: Topology & { lakes: Arcs[][]; rivers: Arcs[] };
-  cities: [string, number, number, number, number][];
+/** Countries at one level of detail. */
+interface Level {
+  /** Polygons of each country by its ISO code; "" is land without a code. */
+  countries: Map<string, Shape[]>;
+  coasts: Shape[];
+  borders: Shape[];
 }
 
-export interface City {
+interface City {
   name: string;
   lat: number;
   lon: number;
-  people: number;
-  capital: boolean;
+  population: number;
+  isCapital: boolean;
 }
 
-export interface World {
-  land: Ring[];
-  coasts: Ring[];
-  borders: Ring[];
-  lakes: Ring[];
-  rivers: Ring[];
-  cities: City[];
-  /** Outline of a country by its ISO code, made when first asked for. */
-  country(code: string): Ring[];
-  /** Where a country's name goes, and how large it is there, in turns of the flat map. */
-  labels: { code: string; lat: number; lon: number; width: number }[];
+interface Label {
+  code: string;
+  lat: number;
+  lon: number;
+  /** Degrees of longitude that the country is wide at the label. */
+  width: number;
 }
 
-/** Reads the packed map out of gzip. */
-export async function unpacked(bytes: BufferSource): Promise<World> {
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return decode((await new Response(stream).json()) as Packed);
+type Countries = Topology<{ countries: GeometryCollection }>;
+
+interface WorldFile {
+  coarse: Countries;
+  detailed: Countries;
+  water: Topology<{ lakes: GeometryCollection; rivers: GeometryCollection }>;
+  labels: [code: string, lat: number, lon: number, width: number][];
+  cities: [name: string, lat: number, lon: number, population: number, isCapital: number][];
 }
 
-export function decode(packed: Packed): World {
-  const base = degrees(packed.base);
-  const water = degrees(packed.water);
-  const polygons = (arcs: Float64Array[], shapes: Arcs[][]): Ring[] =>
-    shapes.flatMap((rings) => rings.map((indices) => ring(joined(arcs, indices), true)));
+const COARSE_ZOOM = 4;
+const COARSE_ZOOM_MOVING = 5.2; // less detail keeps motion smooth
+const LINE_POINTS = 200; // long coasts are split, so that the parts out of view can be skipped
 
-  const uses = new Map<number, number>();
-  for (const shapes of Object.values(packed.base.countries))
-    for (const index of shapes.flat(2)) uses.set(index < 0 ? ~index : index, (uses.get(index < 0 ? ~index : index) ?? 0) + 1);
-  const [coasts, borders]: [Ring[], Ring[]] = [[], []];
-  base.forEach((arc, index) => (uses.get(index) === 2 ? borders : coasts).push(ring(arc, false)));
+export class World {
+  readonly cities: City[];
+  readonly labels: Label[];
+  readonly lakes: Shape[];
+  readonly rivers: Shape[];
+  private readonly levels = new Map<Countries, Level>();
 
-  const known = new Map<string, Ring[]>();
-  const country = (code: string): Ring[] => {
-    let found = known.get(code);
-    if (found === undefined) {
-      found = polygons(base, packed.base.countries[code] ?? []);
-      known.set(code, found);
-    }
-    return found;
-  };
+  constructor(private readonly file: WorldFile) {
+    const { water } = file;
+    this.lakes = geometries(water, water.objects.lakes).flatMap(polygons);
+    this.rivers = geometries(water, water.objects.rivers).flatMap(lines);
+    this.cities = file.cities.map(([name, lat, lon, population, isCapital]) => ({ name, lat, lon, population, isCapital: isCapital === 1 }));
+    this.labels = file.labels
+      .map(([code, lat, lon, width]) => ({ code, lat, lon, width }))
+      .sort((a, b) => b.width - a.width);
+  }
+
+  /** Reads the compressed file. */
+  static async read(bytes: BufferSource): Promise<World> {
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new World((await new Response(stream).json()) as WorldFile);
+  }
+
+  /** Countries in the detail that a zoom needs. */
+  level(zoom: number, isMoving = false): Level {
+    const topology = zoom < (isMoving ? COARSE_ZOOM_MOVING : COARSE_ZOOM) ? this.file.coarse : this.file.detailed;
+    let level = this.levels.get(topology);
+    if (level === undefined) this.levels.set(topology, (level = decode(topology)));
+    return level;
+  }
+}
+
+function decode(topology: Countries): Level {
+  const { countries } = topology.objects;
+  const byCode = new Map<string, Shape[]>();
+  for (const { id, geometry } of feature(topology, countries).features)
+    byCode.set(String(id ?? ""), [...(byCode.get(String(id ?? "")) ?? []), ...polygons(geometry)]);
   return {
-    land: polygons(base, packed.base.land),
-    coasts,
-    borders,
-    lakes: polygons(water, packed.water.lakes),
-    rivers: packed.water.rivers.map((indices) => ring(joined(water, indices), false)),
-    cities: packed.cities.map(([name, lat, lon, people, capital]) => ({ name, lat, lon, people, capital: capital === 1 })),
-    country,
-    labels: Object.entries(packed.base.countries)
-      .filter(([code]) => code !== "")
-      .map(([code, shapes]) => labelled(code, base, shapes)),
+    countries: byCode,
+    coasts: lines(mesh(topology, countries, (a, b) => a === b)),
+    borders: lines(mesh(topology, countries, (a, b) => a !== b)),
   };
 }
 
-/** Arcs in degrees: longitude, latitude, longitude, ... */
-function degrees({ scale, translate, arcs }: Topology): Float64Array[] {
-  return arcs.map((steps) => {
-    const points = new Float64Array(steps.length);
-    let [x, y] = [0, 0];
-    for (let i = 0; i < steps.length; i += 2) {
-      x += steps[i]!;
-      y += steps[i + 1]!;
-      points[i] = x * scale[0] + translate[0];
-      points[i + 1] = y * scale[1] + translate[1];
+const geometries = (topology: Topology, collection: GeometryCollection): GeoJSON.Geometry[] =>
+  feature(topology, collection).features.map(({ geometry }) => geometry);
+
+function polygons(geometry: GeoJSON.Geometry): Shape[] {
+  const each = geometry.type === "Polygon" ? [geometry.coordinates] : geometry.type === "MultiPolygon" ? geometry.coordinates : [];
+  return each.map((coordinates) => shape({ type: "Polygon", coordinates }, coordinates[0]!));
+}
+
+function lines(geometry: GeoJSON.Geometry): Shape[] {
+  const each = geometry.type === "LineString" ? [geometry.coordinates] : geometry.type === "MultiLineString" ? geometry.coordinates : [];
+  return outlines(each).flatMap((line) => {
+    const parts: Shape[] = [];
+    for (let start = 0; start < line.length - 1; start += LINE_POINTS) {
+      const coordinates = line.slice(start, start + LINE_POINTS + 1);
+      parts.push(shape({ type: "LineString", coordinates }, coordinates));
     }
-    return points;
+    return parts;
   });
 }
 
-/** Arcs one after the other, a negative one backwards, the points where they meet once. */
-function joined(arcs: Float64Array[], indices: Arcs): number[] {
-  const points: number[] = [];
-  for (const index of indices) {
-    const arc = arcs[index < 0 ? ~index : index]!;
-    const n = arc.length / 2;
-    for (let i = points.length > 0 ? 1 : 0; i < n; i++) {
-      const at = 2 * (index < 0 ? n - 1 - i : i);
-      points.push(arc[at]!, arc[at + 1]!);
-    }
+function shape(geometry: GeoGeometryObjects, points: readonly GeoJSON.Position[]): Shape {
+  let [west, east, south, north, lon] = [Infinity, -Infinity, 90, -90, points[0]![0]!];
+  for (const [x, lat] of points) {
+    lon = nearestLongitude(x!, lon);
+    west = Math.min(west, lon);
+    east = Math.max(east, lon);
+    south = Math.min(south, lat!);
+    north = Math.max(north, lat!);
   }
-  return points;
+  if (east - west > 180) return { geometry, center: [0, 0], radius: Math.PI };
+  const center: Position = [(west + east) / 2, (south + north) / 2];
+  return { geometry, center, radius: Math.max(geoDistance(center, [west, south]), geoDistance(center, [west, north])) };
 }
 
-/** The widest point of the largest polygon, for a name. */
-function labelled(code: string, arcs: Float64Array[], shapes: Arcs[][]): World["labels"][number] {
-  let best: { area: number; points: number[] } = { area: -1, points: [] };
-  for (const rings of shapes) {
-    const points = joined(arcs, rings[0]!);
-    const area = Math.abs(signedArea(points));
-    if (area > best.area) best = { area, points };
-  }
-  const { lat, lon, width } = widest(best.points);
-  return { code, lat, lon, width: width / 360 };
-}
-
-function signedArea(points: number[]): number {
-  let sum = 0;
-  for (let i = 0; i + 3 < points.length; i += 2) {
-    if (Math.abs(points[i + 2]! - points[i]!) > 180) continue;
-    sum += points[i]! * points[i + 3]! - points[i + 2]! * points[i + 1]!;
-  }
-  return sum * Math.cos(((points[1] ?? 0) * Math.PI) / 180);
-}
-
-/** Of a few parallels through a ring, the one with the longest stretch inside, those near the middle preferred. */
-function widest(points: number[]): { lat: number; lon: number; width: number } {
-  const lats = points.filter((_, i) => i % 2 === 1);
-  const [south, north] = [Math.min(...sample(lats)), Math.max(...sample(lats))];
-  let best = { lat: (south + north) / 2, lon: points[0] ?? 0, width: 0 };
-  for (let share = 0.25; share < 0.8; share += 0.05) {
-    const lat = south + share * (north - south);
-    const crossings: number[] = [];
-    for (let i = 0; i + 3 < points.length; i += 2) {
-      const [x1, y1, x2, y2] = [points[i]!, points[i + 1]!, points[i + 2]!, points[i + 3]!];
-      if (y1 > lat !== y2 > lat && Math.abs(x2 - x1) < 180) crossings.push(x1 + ((lat - y1) / (y2 - y1)) * (x2 - x1));
-    }
-    crossings.sort((a, b) => a - b);
-    for (let i = 0; i + 1 < crossings.length; i += 2) {
-      const width = (crossings[i + 1]! - crossings[i]!) * (1 - Math.abs(share - 0.5) / 2);
-      if (width > best.width) best = { lat, lon: (crossings[i]! + crossings[i + 1]!) / 2, width };
-    }
-  }
-  return best;
-}
-
-/** Math.min cannot take as many arguments as a coast has points. */
-function sample(values: number[]): number[] {
-  const step = Math.ceil(values.length / 1000);
-  return values.filter((_, i) => i % step === 0);
+/** The shapes of which a part may be in view. */
+export function visible(shapes: readonly Shape[], at: Projection): Shape[] {
+  const { radius, view } = at;
+  const center: Position = [view.lon, view.lat];
+  return shapes.filter((shape) => geoDistance(shape.center, center) <= shape.radius + radius);
 }

@@ -1,6 +1,6 @@
-/** Probability as colour: one hue path whose lightness only falls (light) or only rises (dark), for all eyes. */
-import { Projection } from "./projection";
+/** Heat map of the probability. Lightness falls (light theme) or rises (dark theme) monotonically, for color-blind readers. */
 import type { Heat } from "../types";
+import type { Projection } from "./projection";
 
 type Stop = [at: number, red: number, green: number, blue: number, alpha: number];
 
@@ -22,8 +22,8 @@ const DARK: Stop[] = [
   [1, 255, 246, 196, 0.95],
 ];
 
-/** 256 colours with alpha, for values from 0 to 1. */
-export function ramp(dark: boolean): Uint8ClampedArray {
+/** Color table of 256 RGBA entries, for values from 0 to 1. */
+export function colorRamp(dark: boolean): Uint8ClampedArray {
   const stops = dark ? DARK : LIGHT;
   const table = new Uint8ClampedArray(4 * 256);
   for (let i = 0; i < 256; i++) {
@@ -39,46 +39,46 @@ export function ramp(dark: boolean): Uint8ClampedArray {
   return table;
 }
 
-const COARSE = 3; // the field has a value for each third pixel, and is drawn smoothed
-const MOST_SIGMA = 48;
+const PIXELS_PER_CELL = 3; // resolution of the density grid
+const MAX_SIGMA = 48;
 
-/** Draws where the probability lies, into a canvas of its own that is given back. */
+/** Draws the heat map by way of a smaller canvas. */
 export class HeatLayer {
   private readonly canvas = document.createElement("canvas");
 
-  draw(context: CanvasRenderingContext2D, heat: Heat, projection: Projection, colours: Uint8ClampedArray): void {
-    const width = Math.ceil(projection.view.width / COARSE);
-    const height = Math.ceil(projection.view.height / COARSE);
+  draw(context: CanvasRenderingContext2D, heat: Heat, projection: Projection, colors: Uint8ClampedArray): void {
+    const width = Math.ceil(projection.view.width / PIXELS_PER_CELL);
+    const height = Math.ceil(projection.view.height / PIXELS_PER_CELL);
     if (width < 1 || height < 1 || heat.cells.length === 0) return;
-    const field = this.field(heat, projection, width, height);
+    const field = this.density(heat, projection, width, height);
     this.canvas.width = width;
     this.canvas.height = height;
     const own = this.canvas.getContext("2d")!;
     const image = own.createImageData(width, height);
     for (let i = 0; i < field.length; i++) {
       if (field[i]! <= 0) continue;
-      const colour = 4 * Math.round(255 * Math.min(1, field[i]!) ** 0.45);
-      image.data.set(colours.subarray(colour, colour + 4), 4 * i);
+      const color = 4 * Math.round(255 * Math.min(1, field[i]!) ** 0.45);
+      image.data.set(colors.subarray(color, color + 4), 4 * i);
     }
     own.putImageData(image, 0, 0);
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
-    context.drawImage(this.canvas, 0, 0, width * COARSE, height * COARSE);
+    context.drawImage(this.canvas, 0, 0, width * PIXELS_PER_CELL, height * PIXELS_PER_CELL);
   }
 
-  /** A bell for each cell, so high that the densest place is about 1. */
-  private field(heat: Heat, projection: Projection, width: number, height: number): Float32Array {
+  /** Density grid: a Gaussian per cell, scaled so that the densest place is about 1. */
+  private density(heat: Heat, projection: Projection, width: number, height: number): Float32Array {
     const field = new Float32Array(width * height);
     const top = heat.cells[0]![2];
     for (const [lat, lon, probability] of heat.cells) {
       const at = projection.project(lat, lon);
       if (at === null) continue;
-      const cell = heat.cell_km / projection.kmPerPixel(lat) / COARSE;
-      const sigma = Math.min(MOST_SIGMA, Math.max(0.62 * cell, 1.5));
+      const cell = heat.cell_km / projection.kmPerPixel(lat) / PIXELS_PER_CELL;
+      const sigma = Math.min(MAX_SIGMA, Math.max(0.62 * cell, 1.5));
       const reach = Math.ceil(4 * sigma);
-      const [x, y] = [at[0] / COARSE, at[1] / COARSE];
+      const [x, y] = [at[0] / PIXELS_PER_CELL, at[1] / PIXELS_PER_CELL];
       if (x < -reach || y < -reach || x > width + reach || y > height + reach) continue;
-      const crowd = Math.max(1, 2 * Math.PI * (sigma / Math.max(cell, 1e-6)) ** 2); // cells under one bell
+      const crowd = Math.max(1, 2 * Math.PI * (sigma / Math.max(cell, 1e-6)) ** 2); // cells under one Gaussian
       const weight = probability / Math.min(1, top * crowd);
       const [left, right] = [Math.max(0, Math.floor(x - reach)), Math.min(width - 1, Math.ceil(x + reach))];
       const [first, last] = [Math.max(0, Math.floor(y - reach)), Math.min(height - 1, Math.ceil(y + reach))];
