@@ -28,7 +28,7 @@ import torch
 
 from open_geoclip.features.onnx import export_onnx
 from open_geoclip.geo.sphere import even_points
-from open_geoclip.model.geoclip import network_dtype
+from open_geoclip.model.backbones.runtime import resolve_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
 from report import parse_status
 
@@ -69,7 +69,7 @@ def timed(places: int, times: int, folder: Path) -> dict[str, Any]:
             np.concatenate([tower.run(None, {"coordinates": part.numpy()})[0] for part in coordinates.split(1024)])
         ),
     }
-    if network_dtype("auto") == torch.bfloat16:
+    if resolve_dtype("auto") == torch.bfloat16:
         half = LocationEncoder.from_pretrained("geoclip").to(torch.bfloat16)
         sides["this package, torch, bfloat16"] = lambda: half.encode(single, chunk=1024, normalize=False)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -123,7 +123,7 @@ def main() -> None:
         report = {
             "command": " ".join(["python benchmarks/location_speed.py", *sys.argv[1:]]),
             "instructions": sorted(key for key, has in capabilities.items() if has is True),
-            "bfloat16": "timed" if network_dtype("auto") == torch.bfloat16 else "no instructions here: not timed",
+            "bfloat16": "timed" if resolve_dtype("auto") == torch.bfloat16 else "no instructions here: not timed",
             "threads": torch.get_num_threads(),
             "load": round(os.getloadavg()[0], 1),
             "sample": options.sample,

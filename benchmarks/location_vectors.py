@@ -100,7 +100,7 @@ def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
         for level in range(len(encoder.levels)):
             yield f"{title}, level {level}", vectors(encoder, level)
     torch.manual_seed(0)
-    yield "released's shape, untrained", vectors(LocationEncoder().eval())
+    yield "released's shape, untrained", vectors(LocationEncoder(LocationSettings()).eval())
 
 
 def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
@@ -110,7 +110,7 @@ def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.
     def of(places: np.ndarray) -> np.ndarray:
         if level is None:
             return encoder.encode(torch.from_numpy(places)).numpy()
-        laid = encoder.project(torch.from_numpy(places)).split(1024)
+        laid = torch.from_numpy(places).split(1024)
         out = torch.cat([encoder.levels[level](part).float() for part in laid])
         return nn.functional.normalize(out, dim=1).numpy()
 

@@ -26,10 +26,9 @@ from open_geoclip.data.earth import is_land
 from open_geoclip.data.earth_views import even_land
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.geo.sphere import geodesic_km, offset
-from open_geoclip.model.geoclip import TwoTowers
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.refine import RefineSettings, Surroundings, nearest_gap_km, refine, starts_for
-from open_geoclip.weights.load import load_release
+from open_geoclip.weights.load import build_model, load_model, load_release
 from report import put_between
 from research.view_features import earth_view_features
 
@@ -89,10 +88,10 @@ class Searched:
 
 def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Galleries of the embedded model, with and without."""
-    model = TwoTowers.from_release(load_release("earth"))
+    model = load_model("earth")
     data = earth_view_features(options.features, options.split, 4096).first(options.n)
     with torch.inference_mode():
-        vectors = F.normalize(model.image_encoder.of_features(data.features.float()), dim=1)
+        vectors = F.normalize(model.image_encoder.forward_head(data.features.float()), dim=1)
     rows = []
     for size in (2_000, 10_000, 52_699, 100_000):
         places = torch.from_numpy(even_land(50 * math.sqrt(52_699 / size)))
@@ -104,7 +103,7 @@ def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
 def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Places found again from vectors of the released tower with noise: from 2,000 places, and from its own gallery."""
     release = load_release("geoclip")
-    encoder = LocationEncoder.from_release(release)
+    encoder = build_model(release, towers=()).location_encoder
     own = Gallery.from_file(release.gallery or "")
     index = GalleryIndex.build(encoder, own)
     whole = Searched(encoder, torch.from_numpy(own.coordinates.astype(np.float64)), index.vectors.float())

@@ -65,8 +65,13 @@ class _Released:
 
 class _Ours:
     def load(self, clip: str, dtype: Literal["float32", "bfloat16"]) -> None:
-        self.model = og.GeoCLIP.from_pretrained("geoclip", backbone=f"dir:{clip}", dtype=dtype)
-        self.encoder = self.model.location_encoder
+        from open_geoclip.compat import GeoCLIP
+        from open_geoclip.model.backbones.runtime import prepare_backbone
+
+        self.model = GeoCLIP(clip_path=clip)
+        self.model.image_encoder.backbone = prepare_backbone(self.model.image_encoder.backbone, "auto", dtype)
+        self.gallery = og.Gallery.from_coordinates(self.model.gps_gallery.numpy(), name="gps_gallery")
+        self.encoder: og.LocationEncoder = self.model.location_encoder
 
     def load_location_encoder(self) -> None:
         self.encoder = og.LocationEncoder.from_pretrained("geoclip")
@@ -76,8 +81,7 @@ class _Ours:
 
     def prepare(self, pictures: list[str]) -> int:
         """What locating and searching need. Returns how many different places are searched."""
-        assert self.model.gallery is not None
-        self.locator = og.Locator(self.model, self.model.gallery, batch_size=BATCH)
+        self.locator = og.Locator(self.model, self.gallery, batch_size=BATCH)
         self.index = self.locator.index
         self._ask(self.locator.encode(pictures).repeat(QUERIES, 1)[:QUERIES], noise=0.01)
         return len(self.index)
@@ -103,8 +107,7 @@ class _Ours:
         self.index = GalleryIndex.build(self.encoder, gallery, folder=folder)
 
     def encode_gallery(self, folder: Path) -> None:
-        assert self.model.gallery is not None
-        self._open(self.model.gallery, folder)
+        self._open(self.gallery, folder)
 
     def open_gallery(self, file: str, folder: Path) -> None:
         self._open(og.Gallery.from_file(file), folder)
@@ -303,9 +306,9 @@ def compare(report: Report, clip: Path, pictures: list[str], scratch: Path) -> N
 
 def measure_bfloat16(report: Report, clip: Path, pictures: list[str]) -> None:
     """Our side once more in bfloat16, where the processor computes in it."""
-    from open_geoclip.model.geoclip import network_dtype
+    from open_geoclip.model.backbones.runtime import resolve_dtype
 
-    if network_dtype("auto") != torch.bfloat16:
+    if resolve_dtype("auto") != torch.bfloat16:
         report.notes.append("bfloat16 is not timed: this processor has no instructions for it and would emulate it.")
         return
     say("bfloat16")

@@ -54,7 +54,7 @@ def judged(locator: Locator, data: FeatureSet, first: int) -> list[tuple[str, st
     """What was said, and its verdict, of a batch of views: ``true`` or how far it was moved."""
     rows = slice(first, min(first + BATCH, len(data)))
     with torch.inference_mode():
-        vectors = locator.model.image_encoder.of_features(data.features[rows].float())
+        vectors = locator.model.image_encoder.forward_head(data.features[rows].float())
         vectors = torch.nn.functional.normalize(vectors, dim=1)
         scores = locator.index.logits(vectors, 1.0).max(dim=1).values.tolist()
     posterior, answers = locator.posterior(vectors), locator.tell(vectors, 1)

@@ -23,7 +23,7 @@ from open_geoclip.data.earth_views import Split
 from open_geoclip.evaluation.calibration import ANSWER_KM, fit_between, fit_calibration, reliability
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.images import MAX_PIXELS
-from open_geoclip.model.geoclip import TwoTowers
+from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.calibration import SURE_KM, SURE_SHARE, Calibration
 from open_geoclip.search.decode import Decode
 from open_geoclip.search.encode import Pictures
@@ -35,7 +35,7 @@ from open_geoclip.search.prior import Ground, log_prior
 from open_geoclip.search.surprise import FAMILIAR_SHARE
 from open_geoclip.training.features import FeatureSet
 from open_geoclip.weights.folders import folder
-from open_geoclip.weights.load import load_release, save_calibration
+from open_geoclip.weights.load import build_model, load_release, save_calibration
 from research.out_of_distribution import strange_pictures
 from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
 from research.view_features import earth_view_features
@@ -68,9 +68,9 @@ class Views:
 
 
 @torch.inference_mode()
-def encoded(model: TwoTowers, data: FeatureSet) -> Views:
+def encoded(model: GeoCLIP, data: FeatureSet) -> Views:
     """Vectors of pictures whose backbone features are known."""
-    parts = [F.normalize(model.image_encoder.of_features(part.float()), dim=1) for part in data.features.split(512)]
+    parts = [F.normalize(model.image_encoder.forward_head(part.float()), dim=1) for part in data.features.split(512)]
     return Views(torch.cat(parts), data.coordinates.numpy())
 
 
@@ -97,7 +97,7 @@ def posteriors(
         yield rows, Posterior.from_logits(logits, before, ground, calibration, scale), plain
 
 
-def strange(index: GalleryIndex, model: TwoTowers, calibration: Calibration) -> dict[str, dict[str, int]]:
+def strange(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) -> dict[str, dict[str, int]]:
     """Of pictures that are no view of the Earth, how many an answer is sure of."""
     ground = Ground.of(index.gallery)
     before, pictures = log_prior(index.gallery, ground), Pictures(model, 8, MAX_PIXELS, 1)
@@ -269,7 +269,7 @@ def main() -> None:
     release = load_release(options.model)
     if release.gallery is None:
         parser.error(f"{options.model} has no gallery")
-    model, gallery = TwoTowers.from_release(release), Gallery.from_file(release.gallery)
+    model, gallery = build_model(release), Gallery.from_file(release.gallery)
     index = GalleryIndex.build(model.location_encoder, gallery)
 
     def views(split: Split) -> Views:

@@ -32,7 +32,6 @@ from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
-from open_geoclip.model.geoclip import TwoTowers
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.calibration import Calibration
@@ -42,7 +41,7 @@ from open_geoclip.training.batches import InMemory
 from open_geoclip.training.features import FeatureSet
 from open_geoclip.training.loop import TrainSettings, train
 from open_geoclip.weights.folders import EMBEDDED
-from open_geoclip.weights.load import load_release, save_release
+from open_geoclip.weights.load import build_model, load_model, load_release, save_release
 from research.accuracy import encoded, fitted
 from research.alignment import AlignedHead, AlignSettings, Projections, align
 from research.view_features import CaptionSet, Imagery, earth_view_captions, earth_view_features
@@ -182,7 +181,7 @@ def trained(
     if options.start:
         release = load_release(options.start)
         head = AlignedHead.unfolded(release.tensors, seen.features[:8192])
-        locations, scale = LocationEncoder.from_release(release), release.tensors["logit_scale"].exp().item()
+        locations, scale = build_model(release, towers=()).location_encoder, release.tensors["logit_scale"].exp().item()
     else:
         first = views.features("train", n, "varied")
         data, captions = views.captioned(first, n, CAPTIONS)
@@ -214,8 +213,8 @@ def measurements(
     gallery: Float64[Tensor, "m 2"],
 ) -> tuple[dict[str, Any], Calibration]:
     """Figures of what was saved, picture retrieval among the views seen beside them, and its calibration."""
-    model = TwoTowers.from_release(load_release(f"dir:{options.output}"))
-    towers = (model.image_encoder.of_features, model.location_encoder)
+    model = load_model(f"dir:{options.output}")
+    towers = (model.image_encoder.forward_head, model.location_encoder)
     table = Gallery.from_coordinates(gallery.numpy())
     with TemporaryDirectory() as cache:
         index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))

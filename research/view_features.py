@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from open_geoclip.data.earth import Basemap, Earth
 from open_geoclip.data.earth_views import Split, ViewBatch, sample_cameras, view_centres, views
-from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
-from open_geoclip.model.backbones.minilm import MiniLM
-from open_geoclip.model.geoclip import prepared
+from open_geoclip.model.backbones.earth import PREPROCESSING
+from open_geoclip.model.backbones.runtime import prepare_backbone
 from open_geoclip.training.features import FeatureSet
+from open_geoclip.weights.backbones import load_image_backbone, load_text_backbone
 from research.captions import sentences
 from research.geo_targets import facts_of
 from research.weather import varied_views
@@ -75,7 +75,7 @@ def earth_view_captions(
         written = [sentences(facts, seed) for seed in range(each)]
         different = sorted({caption for captions in written for caption in captions})
         number = {caption: row for row, caption in enumerate(different)}
-        encoder = MiniLM()
+        encoder = load_text_backbone("minilm")
         vectors = []
         for start in range(0, len(different), SHARD):
             vectors.append(encoder.encode(different[start : start + SHARD]).half())
@@ -119,7 +119,7 @@ def earth_view_features(
         count = min(SHARD, n - start)
         path = folder / f"{name}-{split}-{start:07d}-{count}-v{_VERSION}.safetensors"
         if not path.exists():
-            backbone = backbone or prepared(EfficientNetLite0(), "auto", "float32")
+            backbone = backbone or prepare_backbone(load_image_backbone("earth")[0], "auto", "float32")
             if imagery == "varied":
                 batches = varied_views(split, start + count, batch_size=64, start=start)
             else:

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from open_geoclip.geo.areas import Area
     from open_geoclip.images import find_images, load_image
     from open_geoclip.metadata.place import PhotoPlace, read_place
+    from open_geoclip.model.geoclip import GeoCLIP
     from open_geoclip.model.image_encoder import ImageEncoder
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
     from open_geoclip.search.answer import Answer, AnswerSettings, Candidate
     from open_geoclip.search.calibration import Calibration
     from open_geoclip.search.gallery import Gallery
-    from open_geoclip.search.geoclip import GeoCLIP
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Posterior
     from open_geoclip.verify.verification import Verification, verify
@@ -55,7 +55,7 @@ _HOME = {
     "DataError": "errors",
     "Gallery": "search.gallery",
     "GalleryError": "errors",
-    "GeoCLIP": "search.geoclip",
+    "GeoCLIP": "model.geoclip",
     "ImageEncoder": "model.image_encoder",
     "ImageError": "errors",
     "LocationEncoder": "model.location_encoder",

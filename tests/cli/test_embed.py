@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from open_geoclip.cli.embed import embed
 from open_geoclip.errors import CoordinateError, ModelNameError, OpenGeoCLIPError, SettingsError
 from open_geoclip.features.encoding import CHUNK
 from open_geoclip.features.tables import _JsonText, write_vectors
-from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.weights.config import LocationSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.weights.load import save_release
-from open_geoclip.weights.tensors import expected_shapes
 
 WIDTH = 16
 HERE = [48.8584, 2.2945]
@@ -28,10 +27,16 @@ HERE = [48.8584, 2.2945]
 
 def save_model(folder: Path, width: int = WIDTH) -> str:
     """Save a small location encoder with random weights and return its name."""
-    location = LocationSettings(sigmas=[1.0, 16.0], features=4, width=8, depth=1, output=width, projection="sphere")
+    location = LocationSettings(sigmas=(1.0, 16.0), features=4, width=8, depth=1, output=width, projection="sphere")
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(location, None).items()}
-    config: dict[str, Any] = {"location_encoder": location, "image_encoder": None, "preprocessing": None, "card": {}}
+    shapes = LocationEncoder(location).state_dict()
+    tensors = {f"location_encoder.{n}": torch.randn(t.shape, generator=generator) for n, t in shapes.items()}
+    config: dict[str, Any] = {
+        "location_encoder": asdict(location),
+        "image_encoder": None,
+        "preprocessing": None,
+        "card": {},
+    }
     return f"dir:{save_release(folder, tensors, config, dtype='float32')}"
 
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-import torch
 from cyclopts import App
 
 from open_geoclip.cli.models import models
 from open_geoclip.cli.pull import pull
 from open_geoclip.errors import MissingWeightsError, ModelNameError
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.weights import folders
-from open_geoclip.weights.config import LocationSettings
-from open_geoclip.weights.load import save_release
+from open_geoclip.weights.load import save_model
 from open_geoclip.weights.registry import CLIP_BACKBONE, RECORDS
-from open_geoclip.weights.tensors import expected_shapes
 
-LOCATION = LocationSettings(sigmas=[4.0], features=2, width=3, depth=1, output=2, projection="sphere")
+LOCATION = LocationSettings(sigmas=(4.0,), features=2, width=3, depth=1, output=2, projection="sphere")
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +32,9 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_earth(tmp_path: Path) -> Path:
-    tensors = {name: torch.ones(shape) for name, shape in expected_shapes(LOCATION, [2, 2]).items()}
+    model = GeoCLIP(ImageEncoder(None, None, ImageSettings("earth", (2, 2))), LocationEncoder(LOCATION))
     card = {"trained_on": "48,000 [views]", "accuracy": {"test views": {"200 km": 91.2, "750 km": 97.5}}}
-    return save_release(
-        tmp_path / "earth",
-        tensors,
-        {
-            "location_encoder": LOCATION,
-            "image_encoder": {"backbone": "earth", "widths": [2, 2]},
-            "preprocessing": None,
-            "card": card,
-        },
-    )
+    return save_model(tmp_path / "earth", model, card=card)
 
 
 def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:

@@ -61,7 +61,9 @@ def test_the_folder_of_the_model_is_told_and_a_second_run_does_not_overwrite_it(
     assert "epoch 2, loss" in err
     places = (Path(out.strip()) / "gallery.csv").read_text().splitlines()
     assert "5.500000,-10.000000" in places
-    assert load_release(f"dir:{out.strip()}").backbone == f"dir:{config.parent / 'clip'}"
+    image = load_release(f"dir:{out.strip()}").image
+    assert image is not None
+    assert image.backbone == f"dir:{config.parent / 'clip'}"
     with pytest.raises(SettingsError, match="holds a run already: --resume"):
         train(config)
     with pytest.raises(SettingsError, match="epochs was 2, now 3"):

@@ -32,8 +32,8 @@ def colour_locator(cache: Path, seed: int = 0, crops: int = 1, batch_size: int =
     import torch
 
     from open_geoclip.geo.sphere import even_points
-    from open_geoclip.model.geoclip import TwoTowers
-    from open_geoclip.model.image_encoder import ImageEncoder
+    from open_geoclip.model.geoclip import GeoCLIP
+    from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
     from open_geoclip.search.gallery import Gallery
@@ -52,8 +52,8 @@ def colour_locator(cache: Path, seed: int = 0, crops: int = 1, batch_size: int =
     torch.manual_seed(0)
     settings = LocationSettings(sigmas=(1.0,), features=8, width=16, depth=1, output=8, projection="sphere")
     preprocessing = Preprocessing(32, 32, "bicubic", (0.5, 0.5, 0.5), (0.3, 0.3, 0.3))
-    encoder = ImageEncoder(Colours(), preprocessing, (3, 16, 8))
-    model = TwoTowers(encoder, LocationEncoder(settings))
+    encoder = ImageEncoder(Colours(), preprocessing, ImageSettings(widths=(3, 16, 8)))
+    model = GeoCLIP(encoder, LocationEncoder(settings))
     gallery = Gallery.from_coordinates(even_points(60).astype(np.float32), name="sixty")
     return Locator(model, gallery, model_name="colours", crops=crops, batch_size=batch_size, cache=cache)
 

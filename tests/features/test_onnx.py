@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,29 @@ import onnxruntime
 from open_geoclip.errors import MissingWeightsError, OpenGeoCLIPError
 from open_geoclip.features import export_onnx
 from open_geoclip.features.onnx import location_tower
-from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.weights.config import LocationSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings, Projection
 from open_geoclip.weights.load import load_release, save_release
-from open_geoclip.weights.tensors import expected_shapes
 
 EDGES = np.array(
     [[0, 180], [0, -180], [90, 0], [-90, 12], [0, 0], [10, 200], [10, -200], [10, 539.5], [-10, -540], [45, 360]], float
 )
 
 
-def save_model(folder: Path, projection: str, sigmas: tuple[float, ...] = (1.0, 256.0), depth: int = 2) -> str:
-    location = LocationSettings(
-        sigmas=list(sigmas), features=16, width=24, depth=depth, output=8, projection=projection
-    )
+def save_model(folder: Path, projection: Projection, sigmas: tuple[float, ...] = (1.0, 256.0), depth: int = 2) -> str:
+    location = LocationSettings(sigmas=sigmas, features=16, width=24, depth=depth, output=8, projection=projection)
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, shape in expected_shapes(location, None).items():
-        tensors[name] = torch.randn(shape, generator=generator) / 4
+    for key, tensor in LocationEncoder(location).state_dict().items():
+        name = f"location_encoder.{key}"
+        tensors[name] = torch.randn(tensor.shape, generator=generator) / 4
         if name.endswith("capsule.0.b"):
             tensors[name] *= 4 * sigmas[int(name.split("LocEnc")[1][0])]
-    config: dict[str, Any] = {"location_encoder": location, "image_encoder": None, "preprocessing": None, "card": {}}
+    config: dict[str, Any] = {
+        "location_encoder": asdict(location),
+        "image_encoder": None,
+        "preprocessing": None,
+        "card": {},
+    }
     return f"dir:{save_release(folder, tensors, config, dtype='float32')}"
 
 
@@ -55,7 +58,7 @@ def some_places(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("projection", ["equal_earth", "sphere", "degrees"])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_equals_torch_everywhere_on_earth(tmp_path: Path, projection: str, depth: int) -> None:
+def test_equals_torch_everywhere_on_earth(tmp_path: Path, projection: Projection, depth: int) -> None:
     name = save_model(tmp_path / "small", projection, depth=depth)
     path = export_onnx(name, tmp_path / "tower.onnx")
     places = np.vstack([some_places(500), EDGES])
@@ -111,7 +114,7 @@ def test_metadata_says_what_it_is(tmp_path: Path) -> None:
     meta = session.get_modelmeta()
     about, release = meta.custom_metadata_map, load_release(name)
     assert (about["model"], about["fingerprint"]) == (name, release.fingerprint)
-    assert json.loads(about["settings"]) == release.location_encoder
+    assert json.loads(about["settings"]) == json.loads(json.dumps(asdict(release.location)))
     assert json.loads(about["normalized"]) is False
     assert meta.producer_name == "open-geoclip"
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [("coordinates", "tensor(double)", ["n", 2])]

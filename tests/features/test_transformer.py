@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ import pytest
 import torch
 
 from open_geoclip.errors import CoordinateError, SettingsError, WeightsError
-from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.weights.config import LocationSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.weights.load import save_release
-from open_geoclip.weights.tensors import expected_shapes
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (the extra `features`)")
 
@@ -40,13 +39,17 @@ PARIS, SYDNEY, QUITO = [48.8584, 2.2945], [-33.8568, 151.2153], [-0.22, -78.51]
 def save_model(folder: Path, seed: int = 0) -> str:
     """Save a small location encoder with random weights and return its name."""
     location = LocationSettings(
-        sigmas=[1.0, 4.0, 16.0], features=8, width=12, depth=2, output=WIDTH, projection="equal_earth"
+        sigmas=(1.0, 4.0, 16.0), features=8, width=12, depth=2, output=WIDTH, projection="equal_earth"
     )
     generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: torch.randn(shape, generator=generator) / 3 for name, shape in expected_shapes(location, None).items()
+    shapes = LocationEncoder(location).state_dict()
+    tensors = {f"location_encoder.{n}": torch.randn(t.shape, generator=generator) / 3 for n, t in shapes.items()}
+    config: dict[str, Any] = {
+        "location_encoder": asdict(location),
+        "image_encoder": None,
+        "preprocessing": None,
+        "card": {},
     }
-    config: dict[str, Any] = {"location_encoder": location, "image_encoder": None, "preprocessing": None, "card": {}}
     return f"dir:{save_release(folder, tensors, config, dtype='float32')}"
 
 

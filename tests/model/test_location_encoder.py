@@ -113,7 +113,7 @@ def test_all_projections_learn(projection: str) -> None:
 
 
 def test_published_size() -> None:
-    encoder = LocationEncoder()
+    encoder = LocationEncoder(LocationSettings())
     assert sum(tensor.numel() for tensor in encoder.state_dict().values()) == 9_449_472
 
 

@@ -13,16 +13,15 @@ from torch import nn
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.model.backbones.clip import ClipVision
-from open_geoclip.model.backbones.earth import EfficientNetLite0
-from open_geoclip.model.backbones.runtime import CompiledBackbone
-from open_geoclip.model.geoclip import network_dtype, prepared
+from open_geoclip.model.backbones.runtime import CompiledBackbone, prepare_backbone, resolve_dtype
+from open_geoclip.weights.backbones import load_image_backbone
 
 pytest.importorskip("openvino", reason="the extra fast is not installed")
 
 
 @pytest.mark.parametrize("vision", [{}, {"hidden_act": "gelu"}, {"patch_size": 28, "layer_norm_eps": 1e-3}])
 def test_equals_torch(tmp_path: Path, save_clip: Callable[..., Path], vision: dict[str, Any]) -> None:
-    model, _ = ClipVision.from_folder(save_clip(tmp_path, projection=40, **vision))
+    model, _ = load_image_backbone(f"dir:{save_clip(tmp_path, projection=40, **vision)}")
     compiled = CompiledBackbone(model)
     assert compiled.dim == 40
     for n in (1, 5, 2):
@@ -33,7 +32,7 @@ def test_equals_torch(tmp_path: Path, save_clip: Callable[..., Path], vision: di
 
 
 def test_the_embedded_backbone_equals_torch() -> None:
-    model = EfficientNetLite0()
+    model = load_image_backbone("earth")[0]
     compiled = CompiledBackbone(model)
     for n in (1, 3):
         pixels = torch.randn(n, 3, 224, 224, generator=torch.Generator().manual_seed(n))
@@ -41,7 +40,7 @@ def test_the_embedded_backbone_equals_torch() -> None:
 
 
 def test_weights_outlive_the_model_they_came_from(tmp_path: Path, save_clip: Callable[..., Path]) -> None:
-    model, _ = ClipVision.from_folder(save_clip(tmp_path))
+    model, _ = load_image_backbone(f"dir:{save_clip(tmp_path)}")
     pixels = torch.randn(2, 3, 56, 56)
     with torch.no_grad():
         expected = model(pixels)
@@ -54,13 +53,13 @@ def test_weights_outlive_the_model_they_came_from(tmp_path: Path, save_clip: Cal
 
 def test_engines_are_chosen(tmp_path: Path, save_clip: Callable[..., Path]) -> None:
     folder = save_clip(tmp_path)
-    assert isinstance(prepared(ClipVision.from_folder(folder)[0], "auto", "float32"), CompiledBackbone)
-    assert isinstance(prepared(ClipVision.from_folder(folder)[0], "torch", "float32"), ClipVision)
-    assert isinstance(prepared(EfficientNetLite0(), "auto", "float32"), CompiledBackbone)
+    assert isinstance(prepare_backbone(load_image_backbone(f"dir:{folder}")[0], "auto", "float32"), CompiledBackbone)
+    assert isinstance(prepare_backbone(load_image_backbone(f"dir:{folder}")[0], "torch", "float32"), ClipVision)
+    assert isinstance(prepare_backbone(load_image_backbone("earth")[0], "auto", "float32"), CompiledBackbone)
     linear = nn.Linear(2, 2)
-    assert prepared(linear, "auto", "float32") is linear
+    assert prepare_backbone(linear, "auto", "float32") is linear
     with pytest.raises(SettingsError, match="on a CPU: use torch"):
-        prepared(linear, "openvino", "float32")
+        prepare_backbone(linear, "openvino", "float32")
 
 
 def test_nothing_is_reported_to_anybody() -> None:
@@ -76,8 +75,8 @@ def test_nothing_is_reported_to_anybody() -> None:
 
 
 def test_bfloat16_only_where_the_processor_has_it(caplog: pytest.LogCaptureFixture) -> None:
-    automatic = network_dtype("auto")
-    wished = network_dtype("bfloat16")
+    automatic = resolve_dtype("auto")
+    wished = resolve_dtype("bfloat16")
     assert automatic == wished
     assert (wished == torch.float32) == ("no bfloat16 instructions" in caplog.text)
-    assert network_dtype("float32") == torch.float32
+    assert resolve_dtype("float32") == torch.float32

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from open_geoclip.errors import SettingsError, TextError, WeightsError
-from open_geoclip.model.backbones.clip_text import ClipText
-from open_geoclip.model.backbones.minilm import MiniLM, minilm_folder
+from open_geoclip.model.backbones.minilm import MiniLM
+from open_geoclip.weights.backbones import _MINILM, _distribution_file, load_text_backbone
 
 TEXTS = ["a hot desert", "dunes", "The coast of Norway, far north of the Arctic Circle!", "l'été à São Paulo  東京"]
 
 
 @pytest.fixture(scope="module")
 def minilm() -> MiniLM:
-    return MiniLM()
+    found = load_text_backbone("minilm")
+    assert isinstance(found, MiniLM)
+    return found
 
 
 def test_minilm_equals_transformers(minilm: MiniLM) -> None:
@@ -26,10 +28,11 @@ def test_minilm_equals_transformers(minilm: MiniLM) -> None:
         from transformers import BertModel
         from transformers.utils import logging
     logging.disable_progress_bar()
-    reference = BertModel.from_pretrained(minilm_folder(), add_pooling_layer=False).eval()
+    folder = _distribution_file(_MINILM, "model.safetensors", "", "").parent
+    reference = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
     found = minilm.encode(TEXTS)
     for row, text in enumerate(TEXTS):  # one at a time: without padding
-        ids = torch.tensor([minilm.tokens.tokenizer.encode(text).ids])
+        ids = torch.tensor([minilm.tokenizer.tokenizer.encode(text).ids])
         with torch.no_grad():
             mean = reference(ids).last_hidden_state.mean(dim=1)
         expected = torch.nn.functional.normalize(mean, dim=1)[0]
@@ -70,10 +73,10 @@ def test_clip_text_equals_transformers(clip: Path) -> None:
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
     reference = CLIPTextModelWithProjection.from_pretrained(clip).eval()
     tokenizer = CLIPTokenizer.from_pretrained(clip)
-    model = ClipText.from_folder(clip)
+    model = load_text_backbone(f"dir:{clip}")
     texts = [*TEXTS, "HOT deserts' sand isn't 42 hot"]
     for text in texts:
-        assert model.tokens.ids([text])[0] == tokenizer(text)["input_ids"]
+        assert model.tokenizer.encode([text])[0] == tokenizer(text)["input_ids"]
     given = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = reference(**given).text_embeds
@@ -85,16 +88,16 @@ def test_clip_text_equals_transformers(clip: Path) -> None:
 def test_one_tokenizer_file_is_the_same(clip: Path, tmp_path: Path) -> None:
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((clip / file).read_bytes())
-    first = ClipText.from_folder(clip)
-    first.tokens.tokenizer.enable_truncation(5)  # as some published files do: we do not cut
-    first.tokens.tokenizer.enable_padding(length=77)
-    first.tokens.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    first = ClipText.from_folder(clip)
-    assert torch.equal(ClipText.from_folder(tmp_path).encode(TEXTS), first.encode(TEXTS))
+    first = load_text_backbone(f"dir:{clip}")
+    first.tokenizer.tokenizer.enable_truncation(5)  # as some published files do: we do not cut
+    first.tokenizer.tokenizer.enable_padding(length=77)
+    first.tokenizer.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    first = load_text_backbone(f"dir:{clip}")
+    assert torch.equal(load_text_backbone(f"dir:{tmp_path}").encode(TEXTS), first.encode(TEXTS))
 
 
 def test_seventy_seven_tokens_and_no_more(clip: Path) -> None:
-    model = ClipText.from_folder(clip)
+    model = load_text_backbone(f"dir:{clip}")
     assert model.encode(["desert " * 75]).shape == (1, 40)
     with pytest.raises(TextError, match="78 tokens, the model reads 77 at most"):
         model.encode(["desert " * 76])
@@ -108,16 +111,16 @@ def test_folders_without_a_text_half(clip: Path, tmp_path: Path) -> None:
     config = json.loads((clip / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=r"no tokenizer: tokenizer\.json, or vocab\.json and merges\.txt"):
-        ClipText.from_folder(tmp_path)
+        load_text_backbone(f"dir:{tmp_path}")
     for file in ("vocab.json", "merges.txt"):
         (tmp_path / file).write_bytes((clip / file).read_bytes())
     weights = load_file(clip / "model.safetensors")
     save_file({k: v for k, v in weights.items() if k.startswith("v")}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="vision half"):
-        ClipText.from_folder(tmp_path)
+        load_text_backbone(f"dir:{tmp_path}")
     (tmp_path / "merges.txt").write_text("des des x\n\n")
     with pytest.raises(WeightsError, match="tokenizer cannot be read"):
-        ClipText.from_folder(tmp_path)
+        load_text_backbone(f"dir:{tmp_path}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))
     with pytest.raises(SettingsError, match="not a CLIP with a text half"):
-        ClipText.from_folder(tmp_path)
+        load_text_backbone(f"dir:{tmp_path}")

@@ -12,9 +12,8 @@ from PIL import Image
 
 from open_geoclip import Locator
 from open_geoclip.errors import SettingsError, TextError, WeightsError
-from open_geoclip.model.backbones.clip_text import ClipText
-from open_geoclip.model.backbones.minilm import MiniLM
 from open_geoclip.search.locator import _Beside
+from open_geoclip.weights.backbones import load_text_backbone
 from open_geoclip.weights.load import load_release, save_release
 
 SaveRelease = Callable[..., Path]
@@ -28,7 +27,9 @@ def release(tmp_path_factory: pytest.TempPathFactory, save_text_release: SaveRel
 
 @pytest.fixture(scope="module")
 def locator(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Locator:
-    return Locator.from_pretrained(f"dir:{release}", engine="torch", cache=tmp_path_factory.mktemp("cache"))
+    return Locator.from_pretrained(
+        f"dir:{release}", engine="torch", dtype="float32", cache=tmp_path_factory.mktemp("cache")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def picture() -> Image.Image:
 
 def test_a_text_goes_through_both_projections(release: Path, locator: Locator, picture: Image.Image) -> None:
     tensors = load_release(f"dir:{release}").tensors
-    sentence = MiniLM().encode(["a hot desert"])[0]
+    sentence = load_text_backbone("minilm").encode(["a hot desert"])[0]
     aligned = tensors["text_encoder.projection.weight"] @ sentence + tensors["text_encoder.projection.bias"]
     read = torch.cat([aligned / aligned.norm(), tensors["text_encoder.picture"]])
     expected = tensors["image_encoder.mlp.0.weight"] @ read + tensors["image_encoder.mlp.0.bias"]
@@ -106,7 +107,7 @@ def test_clip_takes_its_own_text_half(
     )
     head = locator.model.image_encoder.mlp
     with torch.no_grad():
-        expected = head(ClipText.from_folder(folder).encode(["hot desert"]))[0]
+        expected = head(load_text_backbone(f"dir:{folder}").encode(["hot desert"]))[0]
     torch.testing.assert_close(locator.encode_text(["hot desert"])[0], expected / expected.norm(), rtol=0, atol=1e-5)
     with pytest.raises(TextError, match="77 at most"):
         locator.locate_text(["desert " * 80], 1)
@@ -126,7 +127,7 @@ def test_models_without_a_text_side_say_so(release: Path, tmp_path: Path) -> Non
     }
     save_release(tmp_path / "plain", tensors, plain, gallery=release / "gallery.csv")
     locator = Locator.from_pretrained(f"dir:{tmp_path / 'plain'}", engine="torch", cache=tmp_path / "cache")
-    with pytest.raises(WeightsError, match="has no text side: use a model that has one"):
+    with pytest.raises(WeightsError, match="has no text encoder: use one that has"):
         locator.locate_text(["ice"])
 
 
@@ -136,7 +137,7 @@ def test_models_without_a_text_side_say_so(release: Path, tmp_path: Path) -> Non
         ({"text_encoder": {"backbone": "word2vec"}}, "'word2vec' is not one of minilm"),
         ({"text_encoder": None}, "go together"),
         ({"image_encoder": {"backbone": "earth", "widths": [3896, 16]}}, "go together"),
-        ({"image_encoder": {"backbone": "earth", "aligned": 3896, "widths": [3896, 16]}}, "from 1 to 3895"),
+        ({"image_encoder": {"backbone": "earth", "aligned": 3896, "widths": [3896, 16]}}, "aligned: from 0 to 3895"),
         ({"image_encoder": {"backbone": "earth", "aligned": 9, "widths": [3896, 16]}}, "has shape"),
     ],
 )

@@ -11,6 +11,7 @@ from open_geoclip.geo.areas import Area, Circle
 from open_geoclip.geo.sphere import destination, even_points, haversine_km, offset
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.refine import Refined, RefineSettings, Surroundings, cosines_at, nearest_gap_km, refine
+from open_geoclip.weights.load import build_model
 
 SPACING_KM = 500.0
 
@@ -109,7 +110,7 @@ def test_the_released_tower_from_2000_places_of_its_gallery(rng: np.random.Gener
 
     release = load_release("geoclip")
     assert release.gallery is not None
-    encoder, places = LocationEncoder.from_release(release), Gallery.from_file(release.gallery).coordinates
+    encoder, places = build_model(release, towers=()).location_encoder, Gallery.from_file(release.gallery).coordinates
     rows = rng.permutation(len(places))
     coarse = torch.from_numpy(places[rows[:2000]].astype(np.float64))
     others = offset(torch.from_numpy(places[rows[2000:2060]].astype(np.float64)), 3000.0, -4000.0)

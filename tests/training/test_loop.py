@@ -101,7 +101,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
 
 def test_bfloat16_learns_while_weights_and_phases_keep_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Also where the processor has no instructions for it, and it would be refused for being slow.
-    monkeypatch.setattr("open_geoclip.training.loop.network_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr("open_geoclip.training.loop.resolve_dtype", lambda *_: torch.bfloat16)
     seen: dict[str, set[torch.dtype]] = {"phases": set(), "layers": set()}
     torch.manual_seed(1)
     data = world(300)

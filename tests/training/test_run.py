@@ -13,13 +13,12 @@ from torch import Tensor
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import even_points, haversine_km
-from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.locator import Locator
 from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings, read_settings
 from open_geoclip.training.run import run, with_levels
 from open_geoclip.training.settings import TrainSettings
-from open_geoclip.weights.load import Release, load_release
+from open_geoclip.weights.load import Release, build_model, load_release
 
 N = 24
 TRAIN = TrainSettings(epochs=1, batch_size=8, queue_size=16, learning_rate=1e-3, noise_m=0.0, queue_noise_m=0.0)
@@ -83,10 +82,10 @@ def test_a_level_is_added_and_trained_alone(tmp_path: Path, photos: Path, clip: 
     old = tuple(f"locations.LocEnc{level}" for level in range(3))
     after = tuned(tmp_path, photos, model, replace(TRAIN, freeze=("head", "logit_scale", *old)))
     assert changed(release.tensors, after.tensors) == {"location_encoder.LocEnc3"}
-    assert after.location_encoder["sigmas"] == [1.0, 16.0, 256.0, 4096.0]
+    assert after.location.sigmas == (1.0, 16.0, 256.0, 4096.0)
     places = torch.from_numpy(even_points(50))
-    taught = LocationEncoder.from_release(after).encode(places)
-    assert not torch.equal(taught, LocationEncoder.from_release(release).encode(places))
+    taught = build_model(after, towers=()).location_encoder.encode(places)
+    assert not torch.equal(taught, build_model(release, towers=()).location_encoder.encode(places))
 
 
 def test_an_added_level_changes_nothing_at_first() -> None:
@@ -119,7 +118,7 @@ def test_the_embedded_model_is_tuned_on_a_backbone_of_its_own(tmp_path: Path, ph
     release = tuned(tmp_path, photos, ModelSettings(start="earth"), replace(TRAIN, freeze=("locations",)), augment=True)
     found = changed(load_release("earth").tensors, release.tensors)
     assert found == {"image_encoder.mlp", "logit_scale"}
-    assert ImageEncoder.from_release(release).backbone_name == "earth"
+    assert build_model(release).image_encoder.settings.backbone == "earth"
 
 
 def test_a_share_for_validation_names_the_best_epoch(tmp_path: Path, photos: Path, clip: str) -> None:

@@ -1,10 +1,10 @@
 """Reading each published layout, and writing our own."""
 
-import copy
 import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,37 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from open_geoclip.errors import MissingWeightsError, WeightsError
-from open_geoclip.weights.config import LocationSettings
-from open_geoclip.weights.load import load_release, save_release
+from open_geoclip.errors import MissingWeightsError, SettingsError, WeightsError
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.schema import from_dict
+from open_geoclip.weights.load import _fingerprint as fingerprint
+from open_geoclip.weights.load import load_model, load_release, save_model, save_release
 from open_geoclip.weights.registry import CLIP_BACKBONE, CLIP_PREPROCESSING, GALLERY_FILE, LOCATION_FILE, RECORDS
-from open_geoclip.weights.tensors import expected_shapes, fingerprint
 
-LOCATION = LocationSettings(sigmas=[1.0, 256.0], features=4, width=6, depth=2, output=5, projection="equal_earth")
-WIDTHS = [7, 6, 5]
+LOCATION = LocationSettings(sigmas=(1.0, 256.0), features=4, width=6, depth=2, output=5, projection="equal_earth")
+WIDTHS = (7, 6, 5)
+IMAGE = ImageSettings("earth", WIDTHS)
+PREPROCESSING = Preprocessing(8, 8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CONFIG: dict[str, Any] = {
-    "location_encoder": LOCATION,
-    "image_encoder": {"backbone": "earth", "widths": WIDTHS},
-    "preprocessing": {"resize": 8},
+    "location_encoder": asdict(LOCATION),
+    "image_encoder": {"backbone": "earth", "widths": list(WIDTHS)},
+    "preprocessing": asdict(PREPROCESSING),
     "card": {"licence": "MIT", "trained_on": "noise", "accuracy": {"nothing": {"25 km": 0.1}}},
 }
 
 
 def some_tensors(
-    location: LocationSettings = LOCATION, widths: list[int] | None = WIDTHS, seed: int = 0
+    location: LocationSettings = LOCATION, widths: tuple[int, ...] | None = WIDTHS, seed: int = 0
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(location, widths).items()}
+    image = None if widths is None else ImageEncoder(None, None, ImageSettings("earth", widths))
+    shapes = GeoCLIP(image, LocationEncoder(location)).state_dict()
+    if image is None:
+        del shapes["logit_scale"]
+    return {name: torch.randn(shapes[name].shape, generator=generator) for name in shapes}
 
 
 @pytest.fixture
@@ -54,10 +64,9 @@ def test_what_is_saved_in_float32_is_loaded_to_the_bit(release: Path) -> None:
     given_ = some_tensors()
     assert loaded.tensors.keys() == given_.keys()
     assert all(torch.equal(loaded.tensors[name], given_[name]) for name in given_)
-    assert loaded.location_encoder == LOCATION
-    assert loaded.image_head == {"widths": WIDTHS, "aligned": 0}
-    assert loaded.backbone == "earth"
-    assert loaded.preprocessing == {"resize": 8}
+    assert loaded.location == LOCATION
+    assert loaded.image == IMAGE
+    assert loaded.preprocessing == PREPROCESSING
     assert loaded.gallery is not None
     assert loaded.gallery.read_text() == "LAT,LON\n1,2\n"
     assert loaded.name == f"dir:{release}"
@@ -88,19 +97,14 @@ def test_a_location_encoder_alone(tmp_path: Path) -> None:
     tensors = some_tensors(widths=None)
     loaded = load_release(f"dir:{save_release(tmp_path / 'alone', tensors, config)}")
     assert loaded.tensors.keys() == tensors.keys()
-    assert (loaded.image_head, loaded.backbone, loaded.gallery, loaded.preprocessing) == (
-        None,
-        None,
-        None,
-        None,
-    )
+    assert (loaded.image, loaded.gallery, loaded.preprocessing) == (None, None, None)
 
 
 def test_three_numbers_a_place_for_the_sphere(tmp_path: Path) -> None:
-    location = LocationSettings(**{**LOCATION, "projection": "sphere"})
-    target = save_release(tmp_path / "sphere", some_tensors(location), {**CONFIG, "location_encoder": location})
+    location = replace(LOCATION, projection="sphere")
+    target = save_release(tmp_path / "sphere", some_tensors(location), {**CONFIG, "location_encoder": asdict(location)})
     loaded = load_release(f"dir:{target}")
-    assert loaded.location_encoder["projection"] == "sphere"
+    assert loaded.location.projection == "sphere"
     assert loaded.tensors["location_encoder.LocEnc0.capsule.0.b"].shape == (4, 3)
 
 
@@ -122,16 +126,16 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda c: c["location_encoder"].update(layers=3), "location_encoder: unknown key layers"),
         (lambda c: c["location_encoder"].pop("width"), "location_encoder: the key width is missing"),
         (lambda c: c["location_encoder"].update(projection="mercator"), "mercator"),
-        (lambda c: c["location_encoder"].update(features=0), "features: 0 must be a whole number"),
-        (lambda c: c["location_encoder"].update(width=6.0), "width: 6.0 must be a whole number"),
-        (lambda c: c["location_encoder"].update(depth=10**9), "depth: 1000000000"),
-        (lambda c: c["location_encoder"].update(sigmas=[]), "sigmas must be a list"),
-        (lambda c: c["location_encoder"].update(sigmas=[1, -2]), "positive numbers, not -2"),
-        (lambda c: c["location_encoder"].update(sigmas=[1, float("nan")]), "positive numbers, not nan"),
-        (lambda c: c["location_encoder"].update(sigmas=[1] * 10**5), "sigmas must be a list"),
-        (lambda c: c["image_encoder"].update(widths=[7]), "at least two"),
+        (lambda c: c["location_encoder"].update(features=0), "features: from 1 to"),
+        (lambda c: c["location_encoder"].update(width=6.0), "width must be a whole number, not 6.0"),
+        (lambda c: c["location_encoder"].update(depth=10**9), "depth: from 1 to 64, not 1000000000"),
+        (lambda c: c["location_encoder"].update(sigmas=[]), "sigmas: one to 64 numbers"),
+        (lambda c: c["location_encoder"].update(sigmas=[1, -2]), "sigmas: one to 64 numbers above 0"),
+        (lambda c: c["location_encoder"].update(sigmas=[1, float("nan")]), "sigmas must be a finite number, not nan"),
+        (lambda c: c["location_encoder"].update(sigmas=[1] * 10**5), "sigmas: one to 64"),
+        (lambda c: c["image_encoder"].update(widths=[7]), "widths: two or more"),
         (lambda c: c["image_encoder"].update(backbone="geoclp"), "Did you mean 'geoclip'"),
-        (lambda c: c["image_encoder"].update(backbone=None), "backbone must be a name"),
+        (lambda c: c["image_encoder"].update(backbone=None), "backbone must be a text"),
         (lambda c: c.update(card="x"), "card must be an object"),
         (lambda c: c.update(gallery="../places.csv"), "'../places.csv' is not the name of a .csv file"),
         (lambda c: c.update(gallery="/etc/x.csv"), "is not the name of a .csv file"),
@@ -222,7 +226,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
 def test_two_sides_of_different_lengths(tmp_path: Path) -> None:
     config = {**CONFIG, "image_encoder": {"backbone": "earth", "widths": [7, 6]}}
     with pytest.raises(WeightsError, match="image head ends in 6 numbers, the location encoder in 5"):
-        save_release(tmp_path / "bad", some_tensors(widths=[7, 6]), config)
+        save_release(tmp_path / "bad", some_tensors(widths=(7, 6)), config)
 
 
 @pytest.mark.parametrize("change", [{"colour": 1}, {"gallery": "gallery.csv"}])
@@ -251,6 +255,18 @@ def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path: Path) -> N
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_a_saved_model_is_the_model_that_is_loaded(tmp_path: Path) -> None:
+    model = GeoCLIP(ImageEncoder(torch.nn.Identity(), PREPROCESSING, IMAGE), LocationEncoder(LOCATION), scale=20.0)
+    folder = save_model(tmp_path / "saved", model, card={}, dtype="float32")
+    loaded = load_model(f"dir:{folder}", towers=("text",))
+    assert loaded.image_encoder.settings == IMAGE
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert load_model(f"dir:{folder}", towers=()).image_encoder is None
+    with pytest.raises(SettingsError, match="has no backbone"):
+        loaded(torch.zeros(1, 3, 8, 8), torch.zeros(1, 2))
+
+
 # --- fingerprint ----------------------------------------------------------------------------------
 
 
@@ -270,8 +286,7 @@ def test_the_fingerprint_is_of_the_content_not_of_its_order_or_place(release: Pa
     tensors = some_tensors()
     turned = dict(reversed(tensors.items()))
     assert fingerprint(turned, LOCATION) == fingerprint(tensors, LOCATION) == load_release(f"dir:{release}").fingerprint
-    other = copy.copy(LOCATION)
-    other["projection"] = "sphere"
+    other = replace(LOCATION, projection="sphere")
     assert fingerprint(tensors, other) != fingerprint(tensors, LOCATION)
 
 
@@ -295,11 +310,10 @@ def hub_release(folder: Path, *, alone: bool = False, **config: Any) -> Path:
 
 def test_a_release_on_the_hub(tmp_path: Path) -> None:
     loaded = load_release(f"dir:{hub_release(tmp_path / ('c' * 40))}")
-    assert loaded.location_encoder == LOCATION
-    assert loaded.image_head == {"widths": WIDTHS, "aligned": 0}
-    assert loaded.backbone == f"hub:org/clip@{'a' * 40}"
+    assert loaded.location == LOCATION
+    assert loaded.image == ImageSettings(f"hub:org/clip@{'a' * 40}", WIDTHS)
     assert loaded.gallery == tmp_path / ("c" * 40) / "gallery.csv"
-    assert loaded.preprocessing == CLIP_PREPROCESSING
+    assert loaded.preprocessing == from_dict(Preprocessing, CLIP_PREPROCESSING, "registry")
     assert loaded.version == "c" * 40
     assert loaded.record is None
     for name, tensor in some_tensors().items():
@@ -312,9 +326,9 @@ def test_our_own_layout_in_a_cache_tells_its_commit(release: Path) -> None:
 
 def test_a_location_encoder_from_the_hub_gets_its_prefix(tmp_path: Path) -> None:
     loaded = load_release(f"dir:{hub_release(tmp_path / 'loc', alone=True)}")
-    assert loaded.location_encoder == LOCATION
+    assert loaded.location == LOCATION
     assert loaded.tensors.keys() == some_tensors(widths=None).keys()
-    assert (loaded.image_head, loaded.gallery, loaded.backbone) == (None, None, None)
+    assert (loaded.image, loaded.gallery) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +338,7 @@ def test_a_location_encoder_from_the_hub_gets_its_prefix(tmp_path: Path) -> None
         ({"format_version": None}, "format_version is None"),
         ({"sigma": [1, 16, 256]}, "LocEnc2.* missing"),
         ({"sigma": [1]}, "LocEnc1.* not expected"),
-        ({"sigma": None}, "sigma must be a list"),
+        ({"sigma": None}, "sigmas must be a list"),
         ({"gallery_file": "../x.csv"}, "is not the name of a .csv"),
         ({"gallery_file": None}, "is not the name of a .csv"),
         ({"backbone": "org/clip"}, "backbone must give repo_id and revision"),
@@ -350,13 +364,10 @@ def test_safetensors_that_are_cut_short(tmp_path: Path) -> None:
 def test_the_released_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, released: Path) -> None:
     monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(tmp_path))
     loaded = load_release("geoclip")
-    assert loaded.location_encoder == LocationSettings(
-        sigmas=[1.0, 16.0, 256.0], features=256, width=1024, depth=3, output=512, projection="equal_earth"
-    )
-    assert loaded.image_head == {"widths": [768, 768, 512], "aligned": 0}
+    assert loaded.location == LocationSettings()
+    assert loaded.image == ImageSettings(CLIP_BACKBONE)
     assert loaded.version == "1.3.0"
-    assert loaded.backbone == CLIP_BACKBONE
-    assert loaded.preprocessing == CLIP_PREPROCESSING
+    assert loaded.preprocessing == from_dict(Preprocessing, CLIP_PREPROCESSING, "registry")
     assert loaded.record is RECORDS["geoclip"]
     assert loaded.gallery == released / "model" / "gps_gallery" / GALLERY_FILE
     assert loaded.tensors["logit_scale"].item() == pytest.approx(3.68103, abs=1e-5)

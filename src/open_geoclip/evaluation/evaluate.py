@@ -222,7 +222,7 @@ def _settings(locator: Locator) -> dict[str, Any]:
     encoder = locator.model.image_encoder
     return {
         "model": locator.model_name,
-        "backbone": encoder.backbone_name,
+        "backbone": encoder.settings.backbone,
         "engine": type(encoder.backbone).__name__,
         "image_head_sha256": head.hexdigest(),
         "places_and_location_encoder_sha256": index_key(locator.model.location_encoder, locator.gallery),

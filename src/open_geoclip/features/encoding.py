@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float32, Float64
 
 from open_geoclip.errors import CoordinateError
 from open_geoclip.geo.sphere import check_coordinates
-from open_geoclip.model.geoclip import DType, network_dtype
+from open_geoclip.model.backbones.runtime import DType, resolve_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.weights.load import load_release
+from open_geoclip.weights.load import build_model, load_release
 
 __all__ = ["CHUNK", "Combine", "DType", "Missing", "checked_rows", "open_encoder", "vectors_by_chunk"]
 
@@ -40,9 +40,9 @@ def open_encoder(model: str, dtype: DType) -> tuple[LocationEncoder, str]:
         WeightsError: the weights are missing, damaged or of another layout.
         SettingsError: there is no such dtype.
     """
-    network = network_dtype(dtype, "cpu")
+    network = resolve_dtype(dtype, "cpu")
     release = load_release(model)
-    return LocationEncoder.from_release(release).to(network), release.fingerprint
+    return build_model(release, towers=()).location_encoder.to(network), release.fingerprint
 
 
 def checked_rows(
@@ -103,7 +103,7 @@ def vectors_by_chunk(
         here = slice(at, at + CHUNK)
         rows = np.require(coordinates[here], requirements=["C", "W"])  # torch warns of read-only arrays
         with torch.inference_mode():
-            places = encoder.project(torch.from_numpy(rows))
+            places = torch.from_numpy(rows)
             parts = torch.stack([level(places).float() for level in chosen])
             parts = parts.sum(dim=0, keepdim=True) if combine == "sum" else parts
             parts = F.normalize(parts, dim=2) if normalize else parts

@@ -16,6 +16,7 @@ The graph is written down by hand: it is short, and what computes the phases mus
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,7 +76,7 @@ def location_tower(release: "Release", *, normalize: bool = False) -> onnx.Model
     Raises:
         SettingsError: the encoder is not one of random Fourier features and ReLU.
     """
-    settings = release.location_encoder
+    settings = asdict(release.location)
     if settings.get("encoding", "fourier") != "fourier" or settings.get("network", "relu") != "relu":
         kind = f"{settings.get('encoding', 'fourier')} and {settings.get('network', 'relu')}"
         raise SettingsError(f"{release.name}: the ONNX export is for Fourier features and ReLU, not {kind}")

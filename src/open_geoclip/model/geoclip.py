@@ -1,152 +1,127 @@
-"""Two towers and a temperature: the contrastive model itself."""
+"""GeoCLIP: images, coordinates and texts in one space.
 
-import logging
+Vivanco Cepeda, Nayak and Shah, "GeoCLIP: Clip-Inspired Alignment between Locations and Images for Effective
+Worldwide Geo-localization", NeurIPS 2023. The same module is trained, saved, loaded and served.
+"""
+
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.model.backbones.runtime import CompiledBackbone, can_be_compiled, openvino_is_installed
+from open_geoclip.errors import WeightsError
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.model.text_encoder import TextEncoder
-from open_geoclip.weights.load import Release
 
-__all__ = ["DType", "Engine", "TwoTowers", "network_dtype", "prepared"]
+__all__ = ["GeoCLIP", "Tower"]
 
-logger = logging.getLogger(__name__)
-
-_Model = TypeVar("_Model", bound="TwoTowers")
-
-DType = Literal["auto", "float32", "bfloat16"]
-Engine = Literal["auto", "torch", "openvino"]
+Tower = Literal["image", "text"]
 
 
-def network_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtype:
-    """What a frozen backbone computes in.
-
-    ``auto`` is bfloat16 where the processor multiplies it natively (AVX-512 BF16, AMX, a GPU that has it), and
-    float32 elsewhere. Without such instructions bfloat16 is a hundred times slower than float32, not faster, so a
-    wish for it is answered with float32 and a logged warning.
-
-    Raises:
-        SettingsError: the name is not known.
-    """
-    if name not in ("auto", "float32", "bfloat16"):
-        raise SettingsError(f"dtype: auto, float32 or bfloat16, not {name!r}")
-    if name == "float32":
-        return torch.float32
-    if _has_bfloat16(torch.device(device)):
-        return torch.bfloat16
-    if name == "bfloat16":
-        logger.warning("%s has no bfloat16 instructions, which makes it far slower: computing in float32", device)
-    return torch.float32
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
-        return False
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
-def prepared(backbone: nn.Module, engine: Engine, dtype: DType, device: torch.device | str = "cpu") -> nn.Module:
-    """A frozen backbone ready to run.
+class GeoCLIP(nn.Module):
+    """Two encoders and a temperature, and optionally a third encoder for texts (section 3 of the paper).
 
     Args:
-        backbone: as loaded.
-        engine: ``torch``; ``openvino``, on a CPU; ``auto`` is the latter where it can be used.
-        dtype: see :func:`network_dtype`.
-        device: where to compute.
-
-    Raises:
-        SettingsError: OpenVINO is asked for where it cannot be used.
-        MissingExtraError: OpenVINO is asked for and not installed.
-    """
-    if engine not in ("auto", "torch", "openvino"):
-        raise SettingsError(f"engine: auto, torch or openvino, not {engine!r}")
-    precision = network_dtype(dtype, device)
-    fits = can_be_compiled(backbone) and torch.device(device).type == "cpu"
-    if engine == "openvino" and not fits:
-        raise SettingsError("the engine openvino is for CLIP's and the embedded backbone on a CPU: use torch")
-    if engine == "openvino" or (engine == "auto" and fits and openvino_is_installed()):
-        return CompiledBackbone(backbone, bfloat16=precision == torch.bfloat16)
-    return backbone.to(device, precision)
-
-
-class TwoTowers(nn.Module):
-    """Pictures and places in one space (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023, section 3).
-
-    Args:
-        image_encoder: the tower for pictures.
-        location_encoder: the tower for coordinates.
+        image_encoder: for images; None for a model that only encodes coordinates.
+        location_encoder: for coordinates.
+        text_encoder: for texts; None for a model without one.
+        scale: what cosines are multiplied with at first: 1/0.07, as CLIP has it.
 
     Attributes:
-        logit_scale: logarithm of the temperature's inverse; starts at ln(1/0.07), as CLIP's does.
+        image_encoder: typed as present, since all but models for coordinates alone have it.
+        logit_scale: logarithm of the scale, trained.
     """
 
-    def __init__(self, image_encoder: ImageEncoder, location_encoder: LocationEncoder) -> None:
+    image_encoder: ImageEncoder
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder | None,
+        location_encoder: LocationEncoder,
+        text_encoder: TextEncoder | None = None,
+        *,
+        scale: float = 1 / 0.07,
+    ) -> None:
         super().__init__()
-        self.image_encoder = image_encoder
+        self.image_encoder = image_encoder  # type: ignore[assignment]
         self.location_encoder = location_encoder
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self._text_source: tuple[Release, str | None] | None = None
-        self._text: TextEncoder | None = None
+        self.text_encoder = text_encoder
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     @classmethod
-    def from_release(cls: type[_Model], release: "Release", *, backbone: str | None = None) -> _Model:
-        """Build the model that a release holds, in evaluation mode.
+    def from_pretrained(
+        cls, name: str, *, backbone: str | None = None, towers: tuple[Tower, ...] = ("image", "text")
+    ) -> "GeoCLIP":
+        """Load trained weights, in evaluation mode. Nothing is downloaded: ``geoclip pull NAME`` does that.
+
+        Args:
+            name: ``geoclip`` (released), ``earth`` (embedded), ``hub:org/repo@revision`` or ``dir:/folder``.
+            backbone: where the image backbone is, by the same grammar; the one that the weights name when not given.
+            towers: which towers to load beside the location encoder.
 
         Raises:
-            WeightsError: the release holds a location encoder only, or its parts do not fit together.
+            ModelNameError: a name does not follow the grammar.
+            WeightsError: weights are missing or damaged; the message says what to do.
         """
-        if "logit_scale" not in release.tensors:
-            raise WeightsError(f"{release.name} holds a location encoder only: it cannot locate pictures")
-        model = cls(ImageEncoder.from_release(release, backbone=backbone), LocationEncoder.from_release(release))
-        with torch.no_grad():
-            model.logit_scale.copy_(release.tensors["logit_scale"])
-        own = {name: tensor for name, tensor in release.tensors.items() if name.startswith("text_encoder.")}
-        model._text_source = (replace(release, tensors=own), backbone)
-        return model.eval()
+        from open_geoclip.weights.load import load_model
 
-    @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
-        """Vectors of texts, of length 1, float32 on the CPU. The text side is loaded at the first call.
-
-        Raises:
-            WeightsError: the model has no text side.
-            TextError: a text is empty or too long.
-            MissingExtraError: the extra ``text`` is not installed.
-        """
-        if self._text is None:
-            if self._text_source is None:
-                raise WeightsError("this model has no text side: one made from weights has, `TwoTowers.from_release`")
-            release, backbone = self._text_source
-            self._text = TextEncoder.from_release(release, backbone=backbone)
-        head = self.image_encoder.mlp
-        weight = next(head.parameters())
-        read = self._text(texts).to(weight.device, weight.dtype)
-        return F.normalize(head(read).float(), dim=1).cpu()
+        return load_model(name, backbone=backbone, towers=towers)
 
     @property
     def scale(self) -> float:
-        """What cosines are multiplied with to make logits."""
+        """What cosines are multiplied with to make logits: the inverse temperature."""
         return float(self.logit_scale.detach().exp())
 
-    def forward(self, pixels: Float[Tensor, "n 3 h w"], coordinates: Float[Tensor, "m 2"]) -> Float[Tensor, "n m"]:
-        """Logits of each picture for each place: the temperature times the cosine of their vectors.
+    def encode_image(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+        """Return embeddings of preprocessed images, of length 1, float32."""
+        self._check_image_encoder()
+        return F.normalize(self.image_encoder(pixels).float(), dim=1)
+
+    def encode_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Return embeddings of features that the image backbone computed before, of length 1, float32."""
+        self._check_image_encoder()
+        return F.normalize(self.image_encoder.forward_head(features).float(), dim=1)
+
+    def encode_location(self, coordinates: Float[Tensor, "n 2"]) -> Float[Tensor, "n k"]:
+        """Return embeddings of (lat, lon) in degrees, of length 1, float32.
 
         Raises:
             CoordinateError: a coordinate is not on Earth.
         """
-        image = F.normalize(self.image_encoder(pixels).float(), dim=1)
-        location = F.normalize(self.location_encoder(coordinates).float(), dim=1)
-        return self.logit_scale.exp() * image @ location.T
+        return F.normalize(self.location_encoder(coordinates).float(), dim=1)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
+        """Return embeddings of texts, of length 1, float32 on the CPU.
+
+        Raises:
+            WeightsError: the model has no text encoder.
+            TextError: a text is empty or too long.
+            MissingExtraError: the extra ``text`` is not installed.
+        """
+        if self.text_encoder is None:
+            raise WeightsError(
+                "this model has no text encoder: use one that has, such as earth, or one whose image backbone is a "
+                "CLIP, such as --model geoclip --backbone dir:/clip"
+            )
+        self._check_image_encoder()
+        head = self.image_encoder.mlp
+        weight = next(head.parameters())
+        return F.normalize(head(self.text_encoder(texts).to(weight.device, weight.dtype)).float(), dim=1).cpu()
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"], coordinates: Float[Tensor, "m 2"]) -> Float[Tensor, "n m"]:
+        """Return logits of each image for each place: the scale times the cosine of their embeddings.
+
+        Raises:
+            CoordinateError: a coordinate is not on Earth.
+        """
+        return self.logit_scale.exp() * self.encode_image(pixels) @ self.encode_location(coordinates).T
+
+    def _check_image_encoder(self) -> None:
+        if self.image_encoder is None:
+            raise WeightsError("this model has a location encoder only: it cannot locate images")

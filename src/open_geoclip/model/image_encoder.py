@@ -1,107 +1,116 @@
 """The image encoder: a frozen backbone and a small trainable head.
 
 The published model projects CLIP ViT-L/14's 768-dimensional image feature, frozen, through a head of two linear
-layers (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023, section 3.1). Any backbone that turns preprocessed pictures
-into vectors can stand in its place: a backbone is a module called with pixels, and a :class:`Preprocessing`.
+layers (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023, section 3.1). Any module that turns preprocessed images into
+features can be the backbone.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.model.backbones import earth
-from open_geoclip.model.backbones.clip import ClipVision
+from open_geoclip.errors import SettingsError
 from open_geoclip.model.preprocessing import Preprocessing
-from open_geoclip.weights.folders import folder
-from open_geoclip.weights.load import Release, load_release
 
-__all__ = ["Backbone", "ImageEncoder", "image_head", "load_backbone"]
+__all__ = ["ImageEncoder", "ImageSettings", "image_head"]
 
-GEOCLIP_WIDTHS = (768, 768, 512)
-"""The published head: 984,320 parameters."""
+_MAX_LAYERS = 64
 
 
-def image_head(widths: Sequence[int] = GEOCLIP_WIDTHS) -> nn.Sequential:
-    """A head: linear layers with ReLU between them. Its parts are named ``0``, ``2``... as in the published weights.
+@dataclass(frozen=True)
+class ImageSettings:
+    """The shape of an image encoder. The defaults are the published model's.
 
-    Args:
-        widths: lengths of the feature, of the hidden layers and of the vector that comes out.
+    Attributes:
+        backbone: name of the frozen backbone: ``earth`` (EfficientNet-Lite0), ``hub:org/repo@revision``,
+            ``dir:/folder``, or ``custom`` for a module from Python.
+        widths: of the head: lengths of its input, of the hidden layers and of the embedding.
+        aligned: length of an image's embedding in a space shared with texts, which the head reads before the feature;
+            0 for a head that reads the feature alone.
 
     Raises:
-        SettingsError: fewer than two lengths, or one below 1.
+        SettingsError: fewer than two widths, or one out of range.
     """
-    if len(widths) < 2 or min(widths) < 1:
-        raise SettingsError(f"widths: two or more lengths of 1 or more, not {tuple(widths)}")
+
+    backbone: str = "custom"
+    widths: tuple[int, ...] = (768, 768, 512)
+    aligned: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.widths) <= _MAX_LAYERS or not all(1 <= width <= 2**20 for width in self.widths):
+            raise SettingsError(f"widths: two or more lengths of 1 or more, not {str(self.widths)[:80]}")
+        if not 0 <= self.aligned < self.widths[0]:
+            raise SettingsError(f"aligned: from 0 to {self.widths[0] - 1}, not {self.aligned}")
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of the backbone's feature."""
+        return self.widths[0] - self.aligned
+
+
+def image_head(widths: Sequence[int] = ImageSettings.widths) -> nn.Sequential:
+    """Return linear layers with ReLU between them, named ``0``, ``2``... as in the published weights.
+
+    Args:
+        widths: see :class:`ImageSettings`; the default is the published head, 984,320 parameters.
+
+    Raises:
+        SettingsError: fewer than two widths, or one below 1.
+    """
+    widths = ImageSettings(widths=tuple(widths)).widths
     layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-class Backbone(Protocol):
-    """What an image encoder asks of a backbone; a frozen ``nn.Module`` that has ``dim``."""
-
-    dim: int
-
-    def __call__(self, pixels: Float[Tensor, "n 3 h w"], /) -> Float[Tensor, "n d"]:
-        """Features of preprocessed pictures."""
-        ...
-
-
-def load_backbone(name: str, preprocessing: Preprocessing | None = None) -> tuple[nn.Module, Preprocessing]:
-    """A frozen backbone and its preprocessing.
-
-    Args:
-        name: ``earth`` (EfficientNet-Lite0), or a CLIP: ``dir:/folder`` or ``hub:org/repo@revision``.
-        preprocessing: what the head was trained with, for a CLIP folder without a preprocessor_config.json.
-
-    Raises:
-        ModelNameError: the name does not follow the grammar.
-        WeightsError: the weights are missing, damaged or not a CLIP's.
-        MissingExtraError: ``earth`` without the extra ``earth``.
-    """
-    if name == "earth":
-        return earth.EfficientNetLite0(), preprocessing or earth.PREPROCESSING
-    return ClipVision.from_folder(folder(name), preprocessing)
-
-
 class ImageEncoder(nn.Module):
-    """Vectors for pictures.
+    """Embeddings of images.
 
     Args:
-        backbone: turns preprocessed pictures (n, 3, h, w) into features (n, d). It is frozen here.
-        preprocessing: what the backbone's weights were trained with.
-        widths: of the head; the first is the feature's length d, and ``aligned`` more.
-        backbone_name: what an answer calls the backbone.
-        aligned: length of a picture's vector in a space shared with texts, which the head reads before the feature. It
-            is a linear layer of the feature, ``projection``, frozen. 0 for a head that reads the feature alone.
+        backbone: turns preprocessed images (n, 3, h, w) into features (n, d). It is frozen here. None for an encoder of
+            features that were computed before, or of texts.
+        preprocessing: what the backbone's weights were trained with; None without a backbone.
+        settings: the shape.
+
+    Attributes:
+        backbone: None in an encoder of features; typed as present for convenience, like ``preprocessing``.
+        mlp: the trainable head.
+        projection: the frozen linear layer into the space shared with texts, or None.
+        feature_mean: what is subtracted from features before the head reads them; None until
+            :meth:`standardize_features`.
+        feature_std: what they are divided by then.
     """
+
+    backbone: nn.Module
+    preprocessing: Preprocessing
+    feature_mean: Tensor | None
+    feature_std: Tensor | None
 
     def __init__(
         self,
-        backbone: nn.Module,
-        preprocessing: Preprocessing,
-        widths: Sequence[int] = GEOCLIP_WIDTHS,
-        *,
-        backbone_name: str = "custom",
-        aligned: int = 0,
+        backbone: nn.Module | None,
+        preprocessing: Preprocessing | None,
+        settings: ImageSettings | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
-        self.preprocessing = preprocessing
-        self.backbone_name = backbone_name
-        self.projection = nn.Linear(widths[0] - aligned, aligned).requires_grad_(False) if aligned else None
-        self.mlp = image_head(widths)
+        self.settings = settings or ImageSettings()
+        self.backbone = None if backbone is None else backbone.requires_grad_(False).eval()  # type: ignore[assignment]
+        self.preprocessing = preprocessing  # type: ignore[assignment]
+        feature_dim, aligned = self.settings.feature_dim, self.settings.aligned
+        self.projection = nn.Linear(feature_dim, aligned).requires_grad_(False) if aligned else None
+        self.mlp = image_head(self.settings.widths)
+        self.register_buffer("feature_mean", None)
+        self.register_buffer("feature_std", None)
 
     @classmethod
     def from_pretrained(cls, name: str, *, backbone: str | None = None) -> "ImageEncoder":
-        """Trained weights, in evaluation mode.
+        """Load trained weights, in evaluation mode.
 
         Args:
             name: ``geoclip`` (released), ``earth`` (embedded), ``hub:org/repo@revision`` or ``dir:/folder``.
@@ -111,49 +120,53 @@ class ImageEncoder(nn.Module):
             ModelNameError: a name does not follow the grammar.
             WeightsError: weights are missing, damaged or of another layout; the message says what to do.
         """
-        return cls.from_release(load_release(name), backbone=backbone)
+        from open_geoclip.weights.load import load_model
 
-    @classmethod
-    def from_release(cls, release: "Release", *, backbone: str | None = None) -> "ImageEncoder":
-        """Build the encoder that a release holds, in evaluation mode."""
-        if release.image_head is None:
-            raise WeightsError(f"{release.name} holds a location encoder only, no image head")
-        backbone = release.backbone if backbone is None else backbone
-        if backbone is None:
-            raise WeightsError(f"{release.name} does not name its image backbone: give one, such as dir:/clip")
-        widths, aligned = release.image_head["widths"], release.image_head["aligned"]
-        known = Preprocessing.from_record(release.preprocessing) if release.preprocessing else None
-        module, preprocessing = load_backbone(backbone, known)
-        if module.dim != widths[0] - aligned:
-            raise WeightsError(
-                f"{release.name} was trained on features of length {widths[0] - aligned}; those of {backbone} have "
-                f"{module.dim}"
-            )
-        encoder = cls(module, preprocessing, widths, backbone_name=backbone, aligned=aligned)
-        for name, part in (("mlp", encoder.mlp), ("projection", encoder.projection)):
-            if part is not None:
-                prefix = f"image_encoder.{name}."
-                part.load_state_dict(
-                    {key[len(prefix) :]: t for key, t in release.tensors.items() if key.startswith(prefix)}
-                )
-        return encoder.eval()
+        return load_model(name, backbone=backbone, towers=("image",)).image_encoder
 
     def train(self, mode: bool = True) -> "ImageEncoder":
-        """Training mode for the head; the backbone stays as it is."""
+        """Set training mode for the head; the backbone stays as it is."""
         super().train(mode)
-        self.backbone.eval()
+        if self.backbone is not None:
+            self.backbone.eval()
         return self
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
-        """Vectors of preprocessed pictures, not normalised, as the released package gives them."""
+        """Return embeddings of preprocessed images, not normalised, as the released package gives them.
+
+        Raises:
+            SettingsError: the encoder has no backbone.
+        """
+        if self.backbone is None:
+            raise SettingsError("this image encoder has no backbone: give features to forward_head, or load one")
         with torch.no_grad():
             features = self.backbone(pixels)
-        return self.of_features(features)
+        return self.forward_head(features)
 
-    def of_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Vectors of what the backbone gives, which training keeps."""
+    def forward_head(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Return embeddings of features that the backbone computed before."""
         features = features.to(next(self.mlp.parameters()).dtype)
         if self.projection is not None:
             with torch.no_grad():
                 features = torch.cat([F.normalize(self.projection(features), dim=1), features], dim=1)
+        if self.feature_mean is not None and self.feature_std is not None:
+            features = (features - self.feature_mean) / self.feature_std
         return self.mlp(features)
+
+    def standardize_features(self, features: Float[Tensor, "n d"]) -> None:
+        """Let the head read features of mean 0 and standard deviation 1, taken from some thousands of images."""
+        assert self.projection is None, "an aligned head keeps the statistics that it was trained with"
+        device = next(self.mlp.parameters()).device
+        self.feature_mean = features.float().mean(dim=0).to(device)
+        self.feature_std = (features.float().std(dim=0) + 1e-3).to(device)
+
+    @torch.no_grad()
+    def fold_standardization(self) -> None:
+        """Move mean and standard deviation into the head's first layer; the function stays the same."""
+        if self.feature_mean is None or self.feature_std is None:
+            return
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        first.weight.div_(self.feature_std)
+        first.bias.sub_(first.weight @ self.feature_mean)
+        self.feature_mean = self.feature_std = None

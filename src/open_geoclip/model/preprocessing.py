@@ -58,17 +58,6 @@ class Preprocessing:
             raise SettingsError(f"std: three numbers above 0, not {self.std}")
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Preprocessing":
-        """Read what is stored with our own weights.
-
-        Raises:
-            SettingsError: a value is missing, unknown or out of range.
-        """
-        if record.keys() != {"resize", "crop", "resample", "mean", "std"}:
-            raise SettingsError(f"preprocessing: resize, crop, resample, mean and std, not {', '.join(record)}")
-        return cls(**{**record, "mean": _three(record["mean"]), "std": _three(record["std"])})
-
-    @classmethod
     def from_clip(cls, config: Mapping[str, Any]) -> "Preprocessing":
         """Read a ``preprocessor_config.json`` as published with CLIP weights, old or new.
 

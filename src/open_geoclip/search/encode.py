@@ -16,7 +16,7 @@ from torch import Tensor
 
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import ImageSource, image_name, load_image
-from open_geoclip.model.geoclip import TwoTowers
+from open_geoclip.model.geoclip import GeoCLIP
 
 __all__ = ["PictureBatch", "Pictures", "listed"]
 
@@ -50,7 +50,7 @@ class Pictures:
         SettingsError: a number is out of range.
     """
 
-    model: TwoTowers
+    model: GeoCLIP
     batch_size: int
     max_pixels: int
     crops: int

@@ -15,7 +15,8 @@ from open_geoclip._version import __version__
 from open_geoclip.errors import GalleryError, SettingsError
 from open_geoclip.geo.areas import Area
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name
-from open_geoclip.model.geoclip import DType, Engine, TwoTowers, prepared
+from open_geoclip.model.backbones.runtime import DType, Engine
+from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.answer import Answer, AnswerSettings, Candidate, told
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.decode import Decode
@@ -26,7 +27,7 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Ground
 from open_geoclip.search.search_space import Territory
 from open_geoclip.search.trips import along_trip, together
-from open_geoclip.weights.load import load_release
+from open_geoclip.weights.load import build_model, load_release
 
 __all__ = ["Answer", "AnswerSettings", "Candidate", "Locator"]
 
@@ -55,7 +56,7 @@ class Locator:
 
     def __init__(
         self,
-        model: TwoTowers,
+        model: GeoCLIP,
         gallery: Gallery | Territory,
         *,
         model_name: str = "custom",
@@ -138,9 +139,7 @@ class Locator:
             gallery = Gallery.from_file(release.gallery, name=f"{name}/{release.gallery.name}")
         elif not isinstance(gallery, Gallery):
             gallery = Gallery.from_file(gallery)
-        model = TwoTowers.from_release(release, backbone=backbone)
-        model.to(device)
-        model.image_encoder.backbone = prepared(model.image_encoder.backbone, engine, dtype, device)
+        model = build_model(release, backbone=backbone, engine=engine, dtype=dtype, device=device)
         return cls(
             model,
             gallery,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -14,9 +14,9 @@ from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.decoding import mapped
 from open_geoclip.data.photos import Fault, Photo, PhotoSource
 from open_geoclip.images import load_image
-from open_geoclip.model.geoclip import DType, prepared
-from open_geoclip.model.image_encoder import load_backbone
+from open_geoclip.model.backbones.runtime import DType, prepare_backbone
 from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.weights.backbones import load_image_backbone
 
 __all__ = ["PhotoBackbone", "Seen"]
 
@@ -69,14 +69,14 @@ class PhotoBackbone:
         device: str = "cpu",
         augmentation: Augmentation | None = None,
     ) -> "PhotoBackbone":
-        """Read weights; see :func:`~open_geoclip.model.image_encoder.load_backbone`."""
-        module, preprocessing = load_backbone(name, preprocessing)
+        """Read weights; see :func:`~open_geoclip.model.image_encoder.load_image_backbone`."""
+        module, preprocessing = load_image_backbone(name, preprocessing)
         module = module.requires_grad_(False).eval()
         digest = hashlib.sha256()
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(key.encode())
             digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
-        runner = prepared(module, "auto", dtype, device)
+        runner = prepare_backbone(module, "auto", dtype, device)
         return PhotoBackbone(name, digest.hexdigest(), preprocessing, runner, device, augmentation)
 
     @cached_property
@@ -141,8 +141,7 @@ class PhotoBackbone:
     def _normalised(self) -> Callable[..., Tensor]:
         # A view has the size that the backbone wants already: it is not resized again.
         side = self.augmentation.size if self.augmentation is not None else self.preprocessing.resize
-        record = {**asdict(self.preprocessing), "resize": side, "crop": side}
-        return Preprocessing.from_record(record)
+        return replace(self.preprocessing, resize=side, crop=side)
 
     @torch.inference_mode()
     def _run(self, pixels: Float[Tensor, "n 3 h w"]) -> Float16[Tensor, "n d"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.model.location_encoder import Encoding, Network, Projection
+from open_geoclip.model.location_encoder import Network, Projection
 from open_geoclip.training.settings import RECIPES, TrainSettings, from_table
 
 __all__ = ["DataSettings", "ModelSettings", "RunSettings", "read_settings"]
@@ -81,7 +81,7 @@ class ModelSettings:
     depth: int = 3
     output: int = 512
     projection: Projection = "equal_earth"
-    encoding: Encoding = "fourier"
+    encoding: str = "fourier"
     network: Network = "relu"
     hidden: tuple[int, ...] = (768,)
     gallery: str = "train"

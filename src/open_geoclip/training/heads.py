@@ -25,7 +25,7 @@ class TrainedHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Vectors of features as the backbone gives them."""
-        return self.encoder.of_features(features)
+        return self.encoder.forward_head(features)
 
 
 class StandardisedHead(nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from open_geoclip._version import __version__
 from open_geoclip.errors import SettingsError, TrainingError
-from open_geoclip.model.geoclip import network_dtype
+from open_geoclip.model.backbones.runtime import resolve_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.training.batches import Batch, InMemory, Part, TrainingData
 from open_geoclip.training.checkpoint import (
@@ -56,7 +56,7 @@ class _Aligned(nn.Module):
         self.head, self.locations = head, locations
         self.logit_scale = nn.Parameter(torch.tensor(math.log(settings.start_scale)))
         self.settings, self.ranks = settings, ranks
-        self.dtype = network_dtype(settings.dtype, next(locations.parameters()).device)
+        self.dtype = resolve_dtype(settings.dtype, next(locations.parameters()).device)
 
     def forward(
         self,

@@ -33,7 +33,7 @@ from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.heads import StandardisedHead, TrainedHead
 from open_geoclip.training.loop import CHECKPOINT, Figures, train
 from open_geoclip.training.pixels import PixelData
-from open_geoclip.weights.load import load_release, save_release
+from open_geoclip.weights.load import build_model, load_release, save_release
 
 __all__ = ["Listener", "run"]
 
@@ -201,9 +201,9 @@ def _model(settings: RunSettings) -> tuple[nn.Module, LocationEncoder, PhotoBack
     release = load_release(model.start)
     if "logit_scale" not in release.tensors:
         raise SettingsError(f"start: {model.start} holds a location encoder only")
-    encoder = ImageEncoder.from_release(release, backbone=_absolute(model.backbone) if model.backbone else None)
-    backbone = loaded(encoder.backbone_name, encoder.preprocessing)
-    locations = LocationEncoder.from_release(release)
+    start = build_model(release, backbone=_absolute(model.backbone) if model.backbone else None, towers=("image",))
+    encoder, locations = start.image_encoder, start.location_encoder
+    backbone = loaded(encoder.settings.backbone, encoder.preprocessing)
     return (
         TrainedHead(encoder),
         with_levels(locations, model.add_levels),
@@ -312,7 +312,7 @@ def _save(
     if aligned:  # the projection into the space of the texts is frozen, so that their encoder still fits
         release = load_release(settings.model.start)
         tensors = {**release.tensors, **tensors}
-        config["text_encoder"] = {"backbone": release.text_backbone}
+        config["text_encoder"] = {"backbone": release.text}
     try:
         table.write_text("lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
         save_release(target, tensors, config, gallery=table, dtype="float32")

@@ -10,29 +10,38 @@ Weights are looked for in this order:
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from open_geoclip.errors import MissingWeightsError
+from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
 from open_geoclip.weights.files import has_weights, read_json
 from open_geoclip.weights.names import Name, parse_name
 from open_geoclip.weights.registry import GALLERY_FILE, RECORDS, Record
 
 __all__ = [
     "EMBEDDED",
+    "FORMAT",
+    "HUB_TYPES",
     "Status",
+    "backbone_of",
     "cache_folder",
     "carried_folder",
     "find_wheel_files",
     "folder",
+    "hub_backbone",
     "hub_cache_folder",
     "released_folder",
     "status",
     "with_card",
 ]
+
+FORMAT = "open-geoclip"
+HUB_TYPES = ("geoclip-geolocation", "geoclip-location-encoder")
+"""What a configuration calls itself: ``format`` in our own layout, ``model_type`` in a release on the Hub."""
 
 EMBEDDED = Path(__file__).parent / "earth"
 """The embedded model, in our own layout."""
@@ -240,6 +249,42 @@ def with_card(record: Record, card: dict[str, Any]) -> Record:
         trained_on=told("trained_on", record.trained_on),
         accuracy=accuracy if isinstance(accuracy, str | dict) else record.accuracy,
     )
+
+
+# --- the backbone that weights name ---------------------------------------------------------------
+
+
+def hub_backbone(config: Mapping[str, Any], what: str) -> str:
+    """Return the name of the backbone that a release on the Hub was made with.
+
+    Raises:
+        WeightsError: it names none.
+    """
+    backbone = config.get("backbone")
+    if not isinstance(backbone, dict) or not isinstance(backbone.get("repo_id"), str):
+        raise WeightsError(f"{what}: backbone must give repo_id and revision")
+    revision = backbone.get("revision")
+    return _checked_name(f"hub:{backbone['repo_id']}" + ("" if revision is None else f"@{revision}"), what)
+
+
+def backbone_of(config: Mapping[str, Any], what: str) -> str | None:
+    """Return the backbone on the Hub that must be there before a model can be used, or None."""
+    if config.get("model_type") == HUB_TYPES[0]:
+        return hub_backbone(config, what)
+    if config.get("format") == FORMAT and isinstance(config.get("image_encoder"), dict):
+        name = _checked_name(config["image_encoder"].get("backbone"), what)
+        return name if name.startswith("hub:") else None
+    return None
+
+
+def _checked_name(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise WeightsError(f"{what}: backbone must be a name")
+    try:
+        parse_name(value)
+    except ModelNameError as error:
+        raise WeightsError(f"{what}: backbone: {error}") from error
+    return value
 
 
 def _size(files: list[Path]) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from open_geoclip.errors import WeightsError
-from open_geoclip.weights.config import FORMAT, HUB_TYPES
 from open_geoclip.weights.files import (
     check_sha256,
     companions,
@@ -20,7 +19,7 @@ from open_geoclip.weights.files import (
     read_json,
     weight_files,
 )
-from open_geoclip.weights.folders import carried_folder, find_wheel_files, released_folder
+from open_geoclip.weights.folders import FORMAT, HUB_TYPES, carried_folder, find_wheel_files, released_folder
 from open_geoclip.weights.hub import Listener
 from open_geoclip.weights.names import Name
 from open_geoclip.weights.registry import GALLERY_FILE, RECORDS

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
-from open_geoclip.weights.config import backbone_of
 from open_geoclip.weights.files import check_sha256, has_weights, read_json
-from open_geoclip.weights.folders import cache_folder, carried_folder, find_wheel_files, folder
+from open_geoclip.weights.folders import backbone_of, cache_folder, carried_folder, find_wheel_files, folder
 from open_geoclip.weights.hub import Listener, fetch_repository
 from open_geoclip.weights.names import Name, parse_name
 from open_geoclip.weights.offline import DEEPEST, carry_released, carry_repository, place_wheel

@@ -1,42 +1,38 @@
-"""CLIP's vision transformer, read from the layout it is published in.
+"""CLIP's two transformers (Radford et al., ICML 2021): images and texts to projected features, not normalised.
 
-The network of Dosovitskiy et al. (ICLR 2021) with CLIP's changes (Radford et al., ICML 2021): a layer norm
-before the blocks, quick GELU, the class token projected without a bias. It is written out here, rather than
-taken from ``transformers``, for three reasons: only the vision half of the file is read; a picture costs less, since
-queries, keys and values are one product and the last block is computed for the class token alone, which is all
-that is used of it; and nothing needs the seconds that importing that library takes. A test holds it against the
-library's own model.
+The image half is the network of Dosovitskiy et al. (ICLR 2021) with CLIP's changes: a layer norm before the blocks,
+quick GELU, the class token projected without a bias. The text half has the same blocks with a causal mask; its feature
+is that of the last token. They are written out here, rather than taken from ``transformers``, for three reasons: only
+one half of the weights is read; an image costs less, since queries, keys and values are one product and the last block
+is computed for the class token alone; and nothing waits for the seconds that importing that library takes. Tests hold
+both against the library's own models.
+
+Reading the published files is in :mod:`open_geoclip.weights.backbones`.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from safetensors import safe_open
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.errors import SettingsError
+from open_geoclip.model.backbones.tokenizer import Tokenizer
 
-__all__ = [
-    "ClipBlock",
-    "ClipSettings",
-    "ClipVision",
-    "ClipVisionSettings",
-    "block_weights",
-    "clip_json",
-    "clip_weights",
-]
-
-_PREFIXES = ("vision_model.", "visual_projection.")
-
+__all__ = ["ClipSettings", "ClipText", "ClipTextSettings", "ClipVision", "ClipVisionSettings"]
 
 _Settings = TypeVar("_Settings", bound="ClipSettings")
+
+_BLOCK_NAMES = {
+    "out": "self_attn.out_proj",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
 
 
 @dataclass(frozen=True)
@@ -83,12 +79,25 @@ class ClipVisionSettings(ClipSettings):
     half = "vision"
 
 
+@dataclass(frozen=True)
+class ClipTextSettings(ClipSettings):
+    """The shape of a CLIP text transformer."""
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_attention_heads: int = 8
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+
+    half = "text"
+
+
 class ClipBlock(nn.Module):
-    """Attention, then a small network, each added to what went in.
+    """Attention, then a two-layer network, each with a residual connection.
 
     Args:
         settings: the shape.
-        causal: whether a token sees only itself and those before it, as in CLIP's text transformer.
+        causal: whether a token attends only to itself and those before it, as in the text transformer.
     """
 
     def __init__(self, settings: ClipSettings, *, causal: bool = False) -> None:
@@ -105,22 +114,24 @@ class ClipBlock(nn.Module):
         self.fc2 = nn.Linear(settings.intermediate_size, d)
 
     def forward(self, x: Float[Tensor, "n t d"], queries: int) -> Float[Tensor, "n q d"]:
-        """Only the first ``queries`` tokens come out; all of them are looked at."""
+        """Return the first ``queries`` tokens; they attend to all."""
         n, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q[:, :, :queries], k, v, is_causal=self.causal)
-        seen = seen.transpose(1, 2).reshape(n, -1, d)
-        x = x[:, :queries] + self.out(seen)
+        attended = F.scaled_dot_product_attention(q[:, :, :queries], k, v, is_causal=self.causal)
+        x = x[:, :queries] + self.out(attended.transpose(1, 2).reshape(n, -1, d))
         y = self.fc1(self.norm2(x))
         y = y.mul_(torch.sigmoid(1.702 * y)) if self.quick else F.gelu(y)
         return x + self.fc2(y)
 
 
 class ClipVision(nn.Module):
-    """The projected image feature of CLIP, not normalised.
+    """The projected image feature of CLIP.
 
     Args:
         settings: the shape.
+
+    Attributes:
+        dim: length of the feature.
     """
 
     def __init__(self, settings: ClipVisionSettings) -> None:
@@ -137,7 +148,7 @@ class ClipVision(nn.Module):
         self.projection = nn.Linear(d, settings.projection_dim, bias=False)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
-        """Features of preprocessed pictures of the size the weights were trained for."""
+        """Return features of preprocessed images of the size the weights were trained for."""
         patches = self.patches(pixels.to(self.class_token.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1) + self.positions
         x = self.norm_in(x)
@@ -146,105 +157,83 @@ class ClipVision(nn.Module):
             x = block(x, 1 if index == last else x.shape[1])
         return self.projection(self.norm_out(x[:, 0]))
 
-    @classmethod
-    def from_folder(
-        cls, folder: Path, preprocessing: Preprocessing | None = None
-    ) -> "tuple[ClipVision, Preprocessing]":
-        """Read a folder in the published layout: ``config.json``, ``preprocessor_config.json`` and weights.
-
-        Weights are one ``model.safetensors``, its shards with an index, or a ``pytorch_model.bin`` (read with
-        ``weights_only``). The text half is left where it is.
-
-        Args:
-            folder: where the files are.
-            preprocessing: used when the folder has no ``preprocessor_config.json``.
+    def load_published(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the tensors of a published CLIP, by their names there.
 
         Raises:
-            SettingsError: config.json is not a CLIP's.
-            WeightsError: a file is missing or damaged, or weights do not fit config.json.
+            KeyError: a tensor is missing.
+            RuntimeError: a tensor has another shape.
         """
-        settings = ClipVisionSettings.from_config(clip_json(folder, "config.json"))
-        if preprocessing is None or (folder / "preprocessor_config.json").exists():
-            preprocessing = Preprocessing.from_clip(clip_json(folder, "preprocessor_config.json"))
-        if preprocessing.crop != settings.image_size:
-            raise WeightsError(
-                f"{folder}: pictures are cut to {preprocessing.crop} pixels (preprocessor_config.json) but the model "
-                f"takes {settings.image_size} (config.json)"
-            )
-        with torch.device("meta"):
-            model = cls(settings)
-        try:
-            model.load_state_dict(_renamed(clip_weights(folder, _PREFIXES), settings.num_hidden_layers), assign=True)
-        except (KeyError, RuntimeError) as error:
-            raise WeightsError(f"{folder}: the weights do not fit its config.json: {error}") from error
-        return model.requires_grad_(False).eval(), preprocessing
+        named = {
+            "class_token": weights["vision_model.embeddings.class_embedding"],
+            "patches.weight": weights["vision_model.embeddings.patch_embedding.weight"],
+            "positions": weights["vision_model.embeddings.position_embedding.weight"],
+            "projection.weight": weights["visual_projection.weight"],
+        }
+        for part in ("weight", "bias"):
+            named[f"norm_in.{part}"] = weights[f"vision_model.pre_layrnorm.{part}"]  # spelt so in each published file
+            named[f"norm_out.{part}"] = weights[f"vision_model.post_layernorm.{part}"]
+        self.load_state_dict(named | _block_weights(weights, "vision_model", len(self.blocks)), assign=True)
 
 
-def clip_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object beside the weights of a published CLIP."""
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{folder} has no {name}, which a published CLIP has beside its weights") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder / name} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{folder / name} does not hold a JSON object")
-    return content
+class ClipText(nn.Module):
+    """The projected text feature of CLIP.
+
+    Args:
+        settings: the shape.
+        tokenizer: of the weights.
+
+    Attributes:
+        dim: length of the feature.
+    """
+
+    def __init__(self, settings: ClipTextSettings, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.dim = settings.projection_dim
+        d = settings.hidden_size
+        self.words = nn.Parameter(torch.empty(settings.vocab_size, d))
+        self.positions = nn.Parameter(torch.empty(settings.max_position_embeddings, d))
+        self.blocks = nn.ModuleList(ClipBlock(settings, causal=True) for _ in range(settings.num_hidden_layers))
+        self.norm_out = nn.LayerNorm(d, settings.layer_norm_eps)
+        self.projection = nn.Linear(d, settings.projection_dim, bias=False)
+
+    def forward(self, ids: Int64[Tensor, "n t"], lengths: Int64[Tensor, " n"]) -> Float[Tensor, "n k"]:
+        """Return features of token ids: that of the last of each text's ``lengths`` tokens, which sees no padding."""
+        x = self.words[ids] + self.positions[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, x.shape[1])
+        return self.projection(self.norm_out(x[torch.arange(len(x)), lengths - 1]))
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "n k"]:
+        """Return features of texts, in their order.
+
+        Raises:
+            TextError: a text is empty, or longer than the model reads: 77 tokens with start and end.
+        """
+        return self.tokenizer.map(texts, self)
+
+    def load_published(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the tensors of a published CLIP, by their names there; errors as of :class:`ClipVision`."""
+        named = {
+            "words": weights["text_model.embeddings.token_embedding.weight"],
+            "positions": weights["text_model.embeddings.position_embedding.weight"],
+            "projection.weight": weights["text_projection.weight"],
+            "norm_out.weight": weights["text_model.final_layer_norm.weight"],
+            "norm_out.bias": weights["text_model.final_layer_norm.bias"],
+        }
+        self.load_state_dict(named | _block_weights(weights, "text_model", len(self.blocks)), assign=True)
 
 
-def clip_weights(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tensors of a published CLIP whose names begin so, float32; the others are not read."""
-    index = folder / "model.safetensors.index.json"
-    shards = [folder / "model.safetensors"]
-    if not shards[0].exists() and index.exists():
-        shards = sorted({folder / name for name in clip_json(folder, index.name)["weight_map"].values()})
-    weights: dict[str, Tensor] = {}
-    if shards[0].exists():
-        for shard in shards:
-            try:
-                with safe_open(shard, framework="pt") as file:
-                    for key in file.keys():  # noqa: SIM118  (not a dict)
-                        if key.startswith(prefixes):
-                            weights[key] = file.get_tensor(key).float()
-            except Exception as error:
-                raise WeightsError(f"{shard} cannot be read: {error}; get it again") from error
-        return weights
-    pickle = folder / "pytorch_model.bin"
-    if not pickle.exists():
-        raise WeightsError(f"{folder} holds no weights: model.safetensors or pytorch_model.bin")
-    loaded = torch.load(pickle, map_location="cpu", weights_only=True)
-    return {key: tensor.float() for key, tensor in loaded.items() if key.startswith(prefixes)}
-
-
-def _renamed(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Published names to ours."""
-    vision = "vision_model."
-    named = {
-        "class_token": weights[f"{vision}embeddings.class_embedding"],
-        "patches.weight": weights[f"{vision}embeddings.patch_embedding.weight"],
-        "positions": weights[f"{vision}embeddings.position_embedding.weight"],
-        "projection.weight": weights["visual_projection.weight"],
-    }
-    for part in ("weight", "bias"):
-        named[f"norm_in.{part}"] = weights[f"{vision}pre_layrnorm.{part}"]  # spelt so in each published file
-        named[f"norm_out.{part}"] = weights[f"{vision}post_layernorm.{part}"]
-    for i in range(layers):
-        named |= block_weights(weights, f"{vision}encoder.layers.{i}", f"blocks.{i}")
-    return named
-
-
-def block_weights(weights: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
-    """The tensors of one block under our names; queries, keys and values become one matrix."""
+def _block_weights(weights: Mapping[str, Tensor], half: str, layers: int) -> dict[str, Tensor]:
+    """Return the tensors of all blocks under our names; queries, keys and values become one matrix."""
     named = {}
-    for part in ("weight", "bias"):
-        named[f"{ours}.qkv.{part}"] = torch.cat([weights[f"{theirs}.self_attn.{x}_proj.{part}"] for x in "qkv"])
-        for name, source in (
-            ("out", "self_attn.out_proj"),
-            ("norm1", "layer_norm1"),
-            ("norm2", "layer_norm2"),
-            ("fc1", "mlp.fc1"),
-            ("fc2", "mlp.fc2"),
-        ):
-            named[f"{ours}.{name}.{part}"] = weights[f"{theirs}.{source}.{part}"]
+    for i in range(layers):
+        layer = f"{half}.encoder.layers.{i}"
+        for part in ("weight", "bias"):
+            named[f"blocks.{i}.qkv.{part}"] = torch.cat([weights[f"{layer}.self_attn.{x}_proj.{part}"] for x in "qkv"])
+            for name, published in _BLOCK_NAMES.items():
+                named[f"blocks.{i}.{name}.{part}"] = weights[f"{layer}.{published}.{part}"]
     return named

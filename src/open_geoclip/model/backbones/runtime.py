@@ -5,9 +5,11 @@ with all that follows it in one go. Graphs are built here from the loaded torch 
 ten seconds and building it a fraction of one.
 """
 
+import logging
 import sys
+from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -18,14 +20,69 @@ from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.earth import FINE_BLOCK, GRID, EfficientNetLite0
 
-__all__ = ["CompiledBackbone", "can_be_compiled", "openvino_is_installed"]
+__all__ = ["CompiledBackbone", "DType", "Engine", "prepare_backbone", "resolve_dtype"]
 
 
-def openvino_is_installed() -> bool:
-    """Whether the extra ``fast`` is there; OpenVINO itself is not imported."""
-    from importlib.util import find_spec
+logger = logging.getLogger(__name__)
 
-    return find_spec("openvino") is not None
+DType = Literal["auto", "float32", "bfloat16"]
+Engine = Literal["auto", "torch", "openvino"]
+
+
+def resolve_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtype:
+    """Return what a frozen backbone computes in.
+
+    ``auto`` is bfloat16 where the processor multiplies it natively (AVX-512 BF16, AMX, a GPU that has it), and
+    float32 elsewhere. Without such instructions bfloat16 is a hundred times slower than float32, not faster, so asking
+    for it gives float32 and a logged warning.
+
+    Raises:
+        SettingsError: the name is not known.
+    """
+    if name not in get_args(DType):
+        raise SettingsError(f"dtype: auto, float32 or bfloat16, not {name!r}")
+    if name == "float32":
+        return torch.float32
+    if _has_bfloat16(torch.device(device)):
+        return torch.bfloat16
+    if name == "bfloat16":
+        logger.warning("%s has no bfloat16 instructions, which makes it far slower: computing in float32", device)
+    return torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def prepare_backbone(
+    backbone: nn.Module, engine: Engine, dtype: DType, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Return a frozen backbone ready to run.
+
+    Args:
+        backbone: as loaded.
+        engine: ``torch``; ``openvino``, on a CPU; ``auto`` is the latter where it can be used.
+        dtype: see :func:`resolve_dtype`.
+        device: where to compute.
+
+    Raises:
+        SettingsError: OpenVINO is asked for where it cannot be used.
+        MissingExtraError: OpenVINO is asked for and not installed.
+    """
+    if engine not in get_args(Engine):
+        raise SettingsError(f"engine: auto, torch or openvino, not {engine!r}")
+    precision = resolve_dtype(dtype, device)
+    fits = can_be_compiled(backbone) and torch.device(device).type == "cpu"
+    if engine == "openvino" and not fits:
+        raise SettingsError("the engine openvino is for CLIP's and the embedded backbone on a CPU: use torch")
+    if engine == "openvino" or (engine == "auto" and fits and find_spec("openvino") is not None):
+        return CompiledBackbone(backbone, bfloat16=precision == torch.bfloat16)
+    return backbone.to(device, precision)
 
 
 def can_be_compiled(backbone: nn.Module) -> bool:
