@@ -1,4 +1,4 @@
-/** What is asked of `geoclip serve`. */
+/** Requests to `geoclip serve`. */
 import { SendError } from "./queue";
 import type { Country, Model, Options, PageSettings, Result } from "./types";
 
@@ -13,13 +13,16 @@ interface Answers {
 
 let token: string | null = null;
 
-/** Sent with each request from now on; a server that wants none ignores it. */
-export function useToken(given: string): void {
-  token = given;
+/** Sets the token that later requests send. */
+export function setToken(value: string): void {
+  token = value;
 }
 
-/** The server's answer, or a SendError that says in words what went wrong. */
-async function ask(path: string, init: RequestInit = {}): Promise<Response> {
+/** The server's response.
+ *
+ * @throws SendError with a message for the user.
+ */
+async function request(path: string, init: RequestInit = {}): Promise<Response> {
   let response: Response;
   try {
     const headers = new Headers(init.headers);
@@ -36,9 +39,9 @@ async function ask(path: string, init: RequestInit = {}): Promise<Response> {
   throw new SendError(message, response.status, Number.isFinite(retry) && retry > 0 ? retry : null);
 }
 
-const json = async <T>(path: string): Promise<T> => (await (await ask(path)).json()) as T;
+const json = async <T>(path: string): Promise<T> => (await (await request(path)).json()) as T;
 
-const posted = (body: unknown, signal: AbortSignal | null): RequestInit => ({
+const postJson = (body: unknown, signal: AbortSignal | null): RequestInit => ({
   method: "POST",
   headers: { "Content-Type": "application/json" },
   body: JSON.stringify(body),
@@ -53,10 +56,10 @@ export async function countries(): Promise<Country[]> {
   return Array.isArray(answer) ? answer : answer.data;
 }
 
-const grammars = (options: Options, inside: boolean): string[] =>
+const areas = (options: Options, inside: boolean): string[] =>
   options.limits.filter((limit) => limit.inside === inside).map(({ grammar }) => grammar);
 
-/** One answer a photo, in order; one for all when they are of one place. */
+/** One answer per photo, in order; with `together`, one answer for all. */
 export async function locate(
   files: readonly File[],
   options: Options,
@@ -69,15 +72,15 @@ export async function locate(
   form.append("top_k", String(options.topK));
   form.append("detail", "true");
   form.append("exif", "true");
-  for (const area of grammars(options, true)) form.append("within", area);
-  for (const area of grammars(options, false)) form.append("not_within", area);
+  for (const area of areas(options, true)) form.append("within", area);
+  for (const area of areas(options, false)) form.append("not_within", area);
   if (together) form.append("together", "true");
   else if (options.text !== "") {
     form.append("text", options.text);
     form.append("text_weight", String(options.textWeight));
   }
-  const answer = await ask("v1/locate", { method: "POST", body: form, signal });
-  return checked((await answer.json()) as Answers, together ? 1 : files.length);
+  const answer = await request("v1/locate", { method: "POST", body: form, signal });
+  return checkCount((await answer.json()) as Answers, together ? 1 : files.length);
 }
 
 export async function locateText(text: string, options: Options, signal: AbortSignal): Promise<Result> {
@@ -85,20 +88,20 @@ export async function locateText(text: string, options: Options, signal: AbortSi
     texts: [text],
     model: options.model,
     top_k: options.topK,
-    within: grammars(options, true),
-    not_within: grammars(options, false),
+    within: areas(options, true),
+    not_within: areas(options, false),
     detail: true,
   };
-  const answer = await ask("v1/text", posted(body, signal));
-  return checked((await answer.json()) as Answers, 1)[0]!;
+  const answer = await request("v1/text", postJson(body, signal));
+  return checkCount((await answer.json()) as Answers, 1)[0]!;
 }
 
-/** The file that the server makes of records. */
-export async function exported(records: readonly Result[], format: string): Promise<Blob> {
-  return await (await ask("v1/export", posted({ format, records }, null))).blob();
+/** The records as a file of an export format. */
+export async function exportRecords(records: readonly Result[], format: string): Promise<Blob> {
+  return await (await request("v1/export", postJson({ format, records }, null))).blob();
 }
 
-function checked(answers: Answers, expected: number): Result[] {
+function checkCount(answers: Answers, expected: number): Result[] {
   if (answers.data.length !== expected)
     throw new SendError(`The server answered for ${answers.data.length} of ${expected} photos.`, 500);
   return answers.data;

@@ -1,4 +1,4 @@
-/** Making elements, without a framework. */
+/** Creates DOM elements, without a framework. */
 
 type Child = Node | string | null | undefined | false;
 export type Attributes = Record<string, unknown>;
@@ -23,7 +23,7 @@ function set(element: HTMLElement, name: string, value: unknown): void {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** A line drawing of 20 by 20, decorative unless it is labelled by what holds it. */
+/** A decorative icon of 20 by 20 pixels. */
 export function icon(name: keyof typeof ICONS): SVGSVGElement {
   const svg = document.createElementNS(SVG, "svg");
   for (const [key, value] of [
@@ -69,13 +69,13 @@ const ICONS = {
   print: "M6 7V3h8v4M5 14H3V8h14v6h-2M6 12h8v5H6z",
 } as const;
 
-/** Says something to those who do not see the page change. */
+/** Announces a message to screen readers. */
 export function announce(message: string): void {
   const region = document.getElementById("announcer");
   if (region) region.textContent = message;
 }
 
-/** Replaces what an element holds. */
+/** Replaces the children of an element. */
 export function fill(element: Element, ...children: Child[]): void {
   element.replaceChildren(...children.filter((child): child is Node | string => child !== null && child !== undefined && child !== false));
 }

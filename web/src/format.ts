@@ -1,4 +1,4 @@
-/** Numbers and verdicts as people read them. */
+/** Numbers, places and verdicts as text. */
 import type { Candidate, Exif, Result } from "./types";
 import { contains, distanceKm } from "./geo";
 
@@ -23,25 +23,25 @@ export function coordinates(lat: number, lon: number, decimals = 4): string {
   return `${north}, ${Math.abs(lon).toFixed(decimals)}° ${lon < 0 ? "W" : "E"}`;
 }
 
-/** What can be pasted into other tools. */
-export function plain(lat: number, lon: number): string {
+/** Decimal degrees to paste into other tools. */
+export function decimalDegrees(lat: number, lon: number): string {
   return `${lat.toFixed(6)}, ${lon.toFixed(6)}`;
 }
 
 let names: Intl.DisplayNames | null = null;
 
-/** The name of a country from its ISO code; codes that no one named stay as they are. */
+/** The name of a country from its ISO code, or the code if it has no name. */
 export function countryName(code: string): string {
   if (code === "") return "at sea";
   names ??= new Intl.DisplayNames(["en"], { type: "region", fallback: "code" });
   try {
     return names.of(code) ?? code;
   } catch {
-    return code; // a disputed area may have a code that is none of ISO's
+    return code; // disputed areas may have other codes
   }
 }
 
-/** Where a candidate is, in words; its coordinates where no names are known. */
+/** The name of a candidate's place, or its coordinates. */
 export function placeName(candidate: Candidate): string {
   if (candidate.place) return candidate.place;
   if (candidate.country) return countryName(candidate.country);
@@ -55,29 +55,29 @@ export interface Verdict {
   meaning: string;
 }
 
-/** What `sure` means, in words. */
+/** `sure` in words. */
 export function verdict(result: Result): Verdict {
   const near = result.within_km?.["200"];
-  const chance = near === undefined ? "" : ` The chance that the first is right within 200 km is ${percent(near)}.`;
+  const chance = near === undefined ? "" : ` Candidate 1 is right within 200 km with a probability of ${percent(near)}.`;
   if (result.sure === true)
-    return { key: "sure", word: "Sure", meaning: `Measured to be right this often on pictures of its own kind.${chance}` };
-  // Sure needs 80 %; what is not sure with more is a picture unlike those of the calibration.
+    return { key: "sure", word: "Sure", meaning: `Calibrated on photos of the same kind.${chance}` };
+  // "sure" needs 80 %. An answer above that which is not sure is out of distribution.
   if (result.sure === false && near !== undefined && near >= 0.8)
     return {
       key: "unsure",
       word: "Not sure",
-      meaning: "The picture is unlike those that the model was measured on: its probabilities may mean nothing.",
+      meaning: "The photo is unlike those that the model was tested on. Its probabilities may be meaningless.",
     };
   if (result.sure === false)
-    return { key: "unsure", word: "Not sure", meaning: `Look at the other candidates too.${chance}` };
+    return { key: "unsure", word: "Not sure", meaning: `Check the other candidates too.${chance}` };
   return {
     key: "uncalibrated",
     word: "Not calibrated",
-    meaning: "Probabilities only compare places of one gallery; they are no chance of being right.",
+    meaning: "Probabilities compare places of one gallery. They are not the chance of being right.",
   };
 }
 
-/** How the place that the photo itself names compares with the answer. */
+/** The place in EXIF compared with the answer. */
 export function comparison(result: Result, exif: Exif): { km: number; words: string } {
   const best = result.candidates?.[0];
   if (best === undefined) return { km: NaN, words: "There is no candidate to compare it with." };
@@ -90,7 +90,7 @@ export function comparison(result: Result, exif: Exif): { km: number; words: str
   return { km, words: `${kilometres(km)} from candidate 1${where ? `, ${where}` : ""}` };
 }
 
-/** About how long, for something that is not over: 40 s, 3 min. */
+/** A rough duration: 40 s, 3 min. */
 export function duration(seconds: number): string {
   if (!Number.isFinite(seconds)) return "";
   if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;

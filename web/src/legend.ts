@@ -1,4 +1,4 @@
-/** What the signs on the map mean, and switches for each. */
+/** The legend of the map, with a switch for each layer. */
 import { h } from "./dom";
 import type { WorldMap } from "./map/map";
 

@@ -1,14 +1,14 @@
-/** The list of photos and texts: one row each, changed in place, so that hundreds stay quick. */
+/** The list of photos and texts. Rows are updated in place, so that hundreds of them stay fast. */
 import { fill, h, icon } from "./dom";
 import { kilometres, percent, placeName, verdict } from "./format";
-import { fingerprint, type Store } from "./store";
+import { optionsKey, type Store } from "./store";
 import type { Item } from "./types";
 
 interface Row {
   element: HTMLLIElement;
   button: HTMLButtonElement;
   check: HTMLInputElement;
-  shown: Item | null;
+  item: Item | null;
   stale: boolean;
 }
 
@@ -22,17 +22,17 @@ export class List {
   private readonly rows = new Map<string, Row>();
   private current: string | null = null;
 
-  /** Without actions the list can be looked at only, as in a report. */
+  /** Without actions the list is read-only, as in a report. */
   constructor(
     private readonly store: Store,
     private readonly actions: ListActions | null,
   ) {
     this.element.addEventListener("keydown", (event) => this.key(event));
-    store.watch(["items", "limits", "model", "topK", "text", "textWeight"], () => this.sync());
-    store.watch(["selected"], () => this.mark());
+    store.subscribe(["items", "limits", "model", "topK", "text", "textWeight"], () => this.sync());
+    store.subscribe(["selected"], () => this.highlightSelected());
   }
 
-  /** Brings the rows to what the items are. */
+  /** Updates the rows to the items. */
   sync(): void {
     const { items } = this.store.state;
     const left = new Set(this.rows.keys());
@@ -45,9 +45,9 @@ export class List {
         row = this.row(item);
         this.rows.set(item.id, row);
       }
-      if (!prints.has(item.kind)) prints.set(item.kind, fingerprint(this.store.options, item.kind));
-      const stale = this.actions !== null && item.status === "done" && item.asked !== prints.get(item.kind);
-      if (row.shown !== item || row.stale !== stale) this.paint(row, item, stale);
+      if (!prints.has(item.kind)) prints.set(item.kind, optionsKey(this.store.options, item.kind));
+      const stale = this.actions !== null && item.status === "done" && item.optionsKey !== prints.get(item.kind);
+      if (row.item !== item || row.stale !== stale) this.paint(row, item, stale);
       const place: Element | null = before === null ? this.element.firstElementChild : before.nextElementSibling;
       if (place !== row.element) this.element.insertBefore(row.element, place);
       before = row.element;
@@ -56,7 +56,7 @@ export class List {
       this.rows.get(id)!.element.remove();
       this.rows.delete(id);
     }
-    this.mark();
+    this.highlightSelected();
   }
 
   focus(): void {
@@ -77,11 +77,11 @@ export class List {
       onclick: () => this.store.select(item.id),
     });
     const element = h("li", { class: "row" }, this.actions && check, button);
-    return { element, button, check, shown: null, stale: false };
+    return { element, button, check, item: null, stale: false };
   }
 
   private paint(row: Row, item: Item, stale: boolean): void {
-    row.shown = item;
+    row.item = item;
     row.stale = stale;
     row.check.checked = item.checked;
     row.element.dataset["status"] = item.status;
@@ -90,12 +90,12 @@ export class List {
         ? h("span", { class: "thumb blank" }, icon(item.kind === "text" ? "text" : "photo"))
         : h("img", { class: "thumb", src: item.thumbnail, alt: "", width: 48, height: 48 });
     if (item.kind === "together") picture.classList.add("several");
-    fill(row.button, picture, h("span", { class: "row-words" }, h("span", { class: "row-name" }, item.name), this.told(item)));
+    fill(row.button, picture, h("span", { class: "row-words" }, h("span", { class: "row-name" }, item.name), this.summary(item)));
     row.element.querySelectorAll(".row-side").forEach((side) => side.remove());
     row.element.append(this.side(item, stale));
   }
 
-  private told(item: Item): HTMLElement {
+  private summary(item: Item): HTMLElement {
     const best = item.result?.candidates?.[0];
     if (item.status === "failed") return h("span", { class: "row-error" }, item.error ?? "It failed.");
     if (item.status !== "done" || item.result === null)
@@ -105,7 +105,7 @@ export class List {
     const radius = item.result.credible_radius_km?.["90"];
     return h(
       "span",
-      { class: "row-told" },
+      { class: "row-summary" },
       h("span", { class: "row-place" }, placeName(best)),
       h(
         "span",
@@ -132,7 +132,7 @@ export class List {
             type: "button",
             class: "tool small",
             "aria-label": `${label}: ${item.name}`,
-            title: stale ? "Asked with other settings: locate again" : "Retry",
+            title: stale ? "Made with other settings: locate again" : "Retry",
             onclick: () => this.actions!.retry(item),
           },
           icon("retry"),
@@ -151,7 +151,7 @@ export class List {
     );
   }
 
-  private mark(): void {
+  private highlightSelected(): void {
     const { selected } = this.store.state;
     if (this.current !== selected) this.rows.get(this.current ?? "")?.button.removeAttribute("aria-current");
     const row = this.rows.get(selected ?? "");

@@ -1,44 +1,44 @@
-/** The page starts here: live before `geoclip serve`, or frozen as a report. */
+/** Entry point: the live page of `geoclip serve`, or a static report. */
 import "./styles/index.css";
-import { AnswerView } from "./answer";
+import { AnswerView } from "./answer-view";
 import * as api from "./api";
 import { h, icon } from "./dom";
-import { exportMenu, FORMATS } from "./exports";
+import { exportMenu, FORMATS } from "./export-menu";
 import { coordinates } from "./format";
-import { intake } from "./intake";
+import { inputPanel } from "./input-panel";
 import { legend } from "./legend";
-import { LimitsPanel } from "./limits";
+import { LimitsPanel } from "./limits-panel";
 import { List } from "./list";
 import { WorldMap } from "./map/map";
 import { Tiles } from "./map/tiles";
 import { World } from "./map/world";
-import { modelChoice, optionsPanel } from "./options";
+import { modelSelect, optionsPanel } from "./options-panel";
 import { SendError } from "./queue";
-import { facts, frozen, items, type Frozen } from "./report";
-import { start, type Store } from "./store";
+import { metadataEntries, readReport, reportItems, type Report } from "./report";
+import { createStore, type Store } from "./store";
 import { themeToggle } from "./theme";
-import { progressBar, toolbar } from "./toolbar";
+import { listToolbar, progressBar } from "./list-toolbar";
 import type { PageSettings } from "./types";
-import { Work } from "./work";
+import { Locating } from "./locate";
 
-/** The packed map: inlined in a report, a file beside the page otherwise. */
-async function world(): Promise<ArrayBuffer | Uint8Array<ArrayBuffer>> {
-  const inlined = document.getElementById("world");
-  if (inlined?.textContent) return Uint8Array.from(atob(inlined.textContent.trim()), (letter) => letter.charCodeAt(0));
+/** The compressed map data: embedded in a report, a separate file otherwise. */
+async function fetchWorld(): Promise<ArrayBuffer | Uint8Array<ArrayBuffer>> {
+  const embedded = document.getElementById("world");
+  if (embedded?.textContent) return Uint8Array.from(atob(embedded.textContent.trim()), (letter) => letter.charCodeAt(0));
   const path = document.querySelector<HTMLLinkElement>("link[data-world]")!.href;
   const response = await fetch(path);
-  if (!response.ok) throw new Error(`The map cannot be read: the server answered ${response.status}.`);
+  if (!response.ok) throw new Error(`The map cannot be loaded: HTTP ${response.status}.`);
   return response.arrayBuffer();
 }
 
-/** The server's settings; asks for a token as long as the server wants one. */
-async function settings(): Promise<PageSettings> {
+/** The server's settings; asks the user for a token if the server needs one. */
+async function fetchSettings(): Promise<PageSettings> {
   for (;;) {
     try {
       return await api.settings();
     } catch (error) {
       if (!(error instanceof SendError) || error.status !== 401) throw error;
-      api.useToken(await askForToken());
+      api.setToken(await askForToken());
     }
   }
 }
@@ -58,10 +58,10 @@ function askForToken(): Promise<string> {
             dialog.remove();
           },
         },
-        h("h2", { id: "token-title" }, "This server wants a token"),
+        h("h2", { id: "token-title" }, "This server needs a token"),
         h("label", { for: "token" }, "Token"),
         input,
-        h("button", { type: "submit", class: "button" }, "Go on"),
+        h("button", { type: "submit", class: "button" }, "Continue"),
       ),
     );
     dialog.addEventListener("cancel", (event) => event.preventDefault());
@@ -71,9 +71,9 @@ function askForToken(): Promise<string> {
 }
 
 async function boot(): Promise<void> {
-  const report = frozen();
-  const store = start();
-  const [bytes, page] = await Promise.all([world(), report ? null : settings()]);
+  const report = readReport();
+  const store = createStore();
+  const [bytes, page] = await Promise.all([fetchWorld(), report ? null : fetchSettings()]);
   if (page) {
     const [models, countries] = await Promise.all([api.models(), api.countries().catch(() => [])]);
     store.set({ models, countries, model: models[0]?.id ?? "" });
@@ -85,9 +85,9 @@ async function boot(): Promise<void> {
     addLimit: (limit) => limits.add(limit),
   });
   document.getElementById("app")!.replaceChildren(...layout(store, map, limits, page, report));
-  follow(store, map);
+  connectMap(store, map);
   if (report) {
-    store.set({ items: items(report.records) });
+    store.set({ items: reportItems(report.records) });
     store.select(store.state.items[0]?.id ?? null);
     document.title = `OpenGeoCLIP report · ${report.records.length === 1 ? store.state.items[0]!.name : `${report.records.length} answers`}`;
   }
@@ -95,7 +95,7 @@ async function boot(): Promise<void> {
   document.body.dataset["ready"] = "true";
 }
 
-/** Items that have a place, apart from the one that is shown. */
+/** The best places of all items but the selected one. */
 function dots(store: Store): { id: string; place: [number, number] }[] {
   return store.state.items.flatMap((item) => {
     const best = item.id === store.state.selected ? undefined : item.result?.candidates?.[0];
@@ -103,57 +103,57 @@ function dots(store: Store): { id: string; place: [number, number] }[] {
   });
 }
 
-/** The map shows what is chosen. */
-function follow(store: Store, map: WorldMap): void {
-  store.watch(["items", "selected"], () => map.setDots(dots(store).map(({ place }) => place)));
-  store.watch(["limits"], () => map.setLimits(store.state.limits));
+/** Keeps the map in step with the selection. */
+function connectMap(store: Store, map: WorldMap): void {
+  store.subscribe(["items", "selected"], () => map.setDots(dots(store).map(({ place }) => place)));
+  store.subscribe(["limits"], () => map.setLimits(store.state.limits));
   let before: unknown = null;
-  store.watch(["items", "selected"], () => {
+  store.subscribe(["items", "selected"], () => {
     const result = store.selected?.result ?? null;
     if (result !== before) map.show(result, store.state.candidate);
     before = result;
   });
-  store.watch(["candidate"], () => {
+  store.subscribe(["candidate"], () => {
     if (store.selected?.result === before) map.show(store.selected?.result ?? null, store.state.candidate);
   });
 }
 
-function layout(store: Store, map: WorldMap, limits: LimitsPanel, page: PageSettings | null, report: Frozen | null): HTMLElement[] {
-  const work = report ? null : new Work(store, page);
+function layout(store: Store, map: WorldMap, limits: LimitsPanel, page: PageSettings | null, report: Report | null): HTMLElement[] {
+  const locating = report ? null : new Locating(store, page);
   const list = new List(
     store,
-    work && { retry: (item) => work.again([item]), remove: (item) => work.remove(new Set([item.id])) },
+    locating && { retry: (item) => locating.retry([item]), remove: (item) => locating.remove(new Set([item.id])) },
   );
-  const known = report ? null : (page?.formats ?? FORMATS.map(([id]) => id));
+  const formats = report ? null : (page?.formats ?? FORMATS.map(([id]) => id));
   const head = h(
     "header",
     { class: "head" },
     h("h1", {}, icon("mark"), "OpenGeoCLIP", report && h("span", { class: "head-kind" }, "report")),
-    h("div", { class: "head-tools" }, !report && modelChoice(store), exportMenu(store, known), printButton(), themeToggle((dark) => map.setTheme(dark))),
+    h("div", { class: "head-tools" }, !report && modelSelect(store), exportMenu(store, formats), printButton(), themeToggle((dark) => map.setTheme(dark))),
   );
   const left = h(
     "aside",
     { class: "side", "aria-label": "Photos" },
-    work && intake({ photos: (files) => work.addPhotos(files), text: (text) => work.addText(text) }),
-    work && optionsPanel(store, limits.element),
-    work && progressBar(store, work),
-    work && toolbar(store, work),
+    locating && inputPanel(locating),
+    locating && optionsPanel(store, limits.element),
+    locating && progressBar(store, locating),
+    locating && listToolbar(store, locating),
     list.element,
     report && about(report),
   );
   const stage = h("main", { class: "stage" }, map.element, map.controls(), legend(map));
   const answer = new AnswerView(store);
-  return [head, h("div", { class: "columns" }, left, stage, answer.element), estimate(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
+  return [head, h("div", { class: "columns" }, left, stage, answer.element), footer(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
 }
 
 function printButton(): HTMLElement {
   return h("button", { type: "button", class: "tool wide-only", "aria-label": "Print", title: "Print", onclick: () => print() }, icon("print"));
 }
 
-/** What made the answer, always in sight. */
-function estimate(store: Store, page: PageSettings | null): HTMLElement {
+/** Model, gallery and version of the selected answer. */
+function footer(store: Store, page: PageSettings | null): HTMLElement {
   const made = h("span", { class: "made" });
-  const paint = (): void => {
+  const render = (): void => {
     const item = store.selected;
     const result = item?.result;
     const best = result?.candidates?.[store.state.candidate];
@@ -162,19 +162,19 @@ function estimate(store: Store, page: PageSettings | null): HTMLElement {
       : [store.state.model, page?.version ? `OpenGeoCLIP ${page.version}` : ""].filter(Boolean).join(" · ");
     made.title = best ? coordinates(best.lat, best.lon) : "";
   };
-  store.watch(["items", "selected", "candidate", "model"], paint);
-  paint();
+  store.subscribe(["items", "selected", "candidate", "model"], render);
+  render();
   return h("footer", { class: "foot" }, h("strong", {}, "An estimate, not evidence."), made);
 }
 
-function about(report: Frozen): HTMLElement | null {
-  const known = facts(report.about);
-  if (known.length === 0) return null;
+function about(report: Report): HTMLElement | null {
+  const entries = metadataEntries(report.about);
+  if (entries.length === 0) return null;
   return h(
     "section",
     { class: "block report-about" },
     h("h2", {}, "About this report"),
-    h("dl", {}, ...known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    h("dl", {}, ...entries.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
   );
 }
 

@@ -1,6 +1,6 @@
 /**
- * Many photos in small batches, a few at a time. One that fails does not stop the rest; a server that is busy is
- * waited for; a batch that is refused is sent again one by one, so that only the photo at fault fails.
+ * Sends many photos in small batches, with limited concurrency. A failed photo does not stop the others, a busy server
+ * is retried after the time that it asks for, and a rejected batch is sent again photo by photo.
  */
 
 export interface Job {
@@ -12,24 +12,24 @@ export interface QueueSettings {
   batch: number;
   batchBytes: number;
   concurrency: number;
-  /** How often in a row a job may be sent away by a busy or unreachable server. */
-  patience: number;
+  /** Retries of a batch while the server is busy. */
+  maxRetries: number;
 }
 
-export const QUEUE: QueueSettings = { batch: 4, batchBytes: 24_000_000, concurrency: 2, patience: 30 };
+export const DEFAULT_SETTINGS: QueueSettings = { batch: 4, batchBytes: 24_000_000, concurrency: 2, maxRetries: 30 };
 
-/** What an HTTP answer other than a good one, or none at all, means to the queue. */
+/** A failed request. */
 export class SendError extends Error {
   constructor(
     message: string,
-    /** 0 when the server was not reached. */
+    /** HTTP status; 0 if the server was not reached. */
     readonly status: number,
     readonly retryAfterS: number | null = null,
   ) {
     super(message);
   }
 
-  get busy(): boolean {
+  get isBusy(): boolean {
     return this.status === 429 || (this.status === 503 && this.retryAfterS !== null);
   }
 }
@@ -39,39 +39,39 @@ export interface Hooks<T> {
   started(jobs: readonly Job[]): void;
   done(job: Job, answer: T): void;
   failed(job: Job, reason: string): void;
-  /** Seconds until the queue goes on, or null when it does. */
+  /** Seconds until the next attempt; null when the queue continues. */
   waiting(seconds: number | null): void;
   sleep(ms: number, signal: AbortSignal): Promise<void>;
 }
 
-/** Batches in order: at most so many photos, at most so many bytes, at least one photo. */
-export function batches(jobs: readonly Job[], settings: QueueSettings): Job[][] {
-  const found: Job[][] = [];
+/** Splits jobs into batches, in order. A job above `batchBytes` gets a batch of its own. */
+export function splitIntoBatches(jobs: readonly Job[], settings: QueueSettings): Job[][] {
+  const batches: Job[][] = [];
   let bytes = 0;
   for (const job of jobs) {
-    const last = found.at(-1);
+    const last = batches.at(-1);
     if (last === undefined || last.length >= settings.batch || bytes + job.bytes > settings.batchBytes) {
-      found.push([job]);
+      batches.push([job]);
       bytes = job.bytes;
     } else {
       last.push(job);
       bytes += job.bytes;
     }
   }
-  return found;
+  return batches;
 }
 
-/** Sends everything; ends when all is done, failed, or cancelled by the signal. */
-export async function run<T>(
+/** Sends all jobs; resolves when each is done or failed, or when the signal aborts. */
+export async function runQueue<T>(
   jobs: readonly Job[],
   hooks: Hooks<T>,
   signal: AbortSignal,
-  settings: QueueSettings = QUEUE,
+  settings: QueueSettings = DEFAULT_SETTINGS,
 ): Promise<void> {
-  const left = batches(jobs, settings);
+  const pending = splitIntoBatches(jobs, settings);
   let pause: Promise<void> | null = null;
 
-  const hold = (seconds: number): Promise<void> => {
+  const pauseAll = (seconds: number): Promise<void> => {
     pause ??= (async () => {
       hooks.waiting(seconds);
       await hooks.sleep(seconds * 1000, signal);
@@ -81,8 +81,8 @@ export async function run<T>(
     return pause;
   };
 
-  const deliver = async (batch: Job[]): Promise<void> => {
-    for (let refused = 0; !signal.aborted; refused++) {
+  const sendBatch = async (batch: Job[]): Promise<void> => {
+    for (let retries = 0; !signal.aborted; retries++) {
       if (pause !== null) await pause;
       if (signal.aborted) return;
       hooks.started(batch);
@@ -96,10 +96,10 @@ export async function run<T>(
           batch.forEach((job) => hooks.failed(job, error instanceof Error ? error.message : String(error)));
           return;
         }
-        if (error.busy && refused < settings.patience) await hold(Math.min(60, Math.max(1, error.retryAfterS ?? 2)));
-        else if (error.status === 0 && refused < 2) await hold(1 + refused);
-        else if (batch.length > 1 && error.status !== 0 && !error.busy) {
-          for (const job of batch) await deliver([job]);
+        if (error.isBusy && retries < settings.maxRetries) await pauseAll(Math.min(60, Math.max(1, error.retryAfterS ?? 2)));
+        else if (error.status === 0 && retries < 2) await pauseAll(1 + retries);
+        else if (batch.length > 1 && error.status !== 0 && !error.isBusy) {
+          for (const job of batch) await sendBatch([job]);
           return;
         } else {
           batch.forEach((job) => hooks.failed(job, error.message));
@@ -110,12 +110,12 @@ export async function run<T>(
   };
 
   const worker = async (): Promise<void> => {
-    for (let batch = left.shift(); batch !== undefined && !signal.aborted; batch = left.shift()) await deliver(batch);
+    for (let batch = pending.shift(); batch !== undefined && !signal.aborted; batch = pending.shift()) await sendBatch(batch);
   };
   await Promise.all(Array.from({ length: settings.concurrency }, worker));
 }
 
-/** A pause that a signal ends early. */
+/** Resolves after a time, or when the signal aborts. */
 export function sleep(ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     if (signal.aborted) return resolve();

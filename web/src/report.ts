@@ -1,21 +1,21 @@
-/** The page frozen: records that stand in the document itself, and nothing to send. */
+/** The static report: answers are embedded in the document, no server is needed. */
 import type { Item, Result } from "./types";
 
-/** What exports fill in: the records alone, or with what is said about all of them. */
-export interface Frozen {
+/** The embedded data. */
+export interface Report {
   records: Result[];
   about: Record<string, unknown>;
 }
 
-/** The records of this document, or null when it is no report. */
-export function frozen(): Frozen | null {
+/** The data embedded in this document, or null if it is not a report. */
+export function readReport(): Report | null {
   const text = document.getElementById("records")?.textContent?.trim();
   if (!text) return null;
-  const content = JSON.parse(text) as Result[] | Frozen;
+  const content = JSON.parse(text) as Result[] | Report;
   return Array.isArray(content) ? { records: content, about: {} } : { records: content.records, about: content.about ?? {} };
 }
 
-export function items(records: readonly Result[]): Item[] {
+export function reportItems(records: readonly Result[]): Item[] {
   return records.map((result, index) => ({
     id: `item-${index + 1}`,
     kind: result.image ? "photo" : "text",
@@ -25,13 +25,13 @@ export function items(records: readonly Result[]): Item[] {
     error: result.error ?? null,
     result: result.error === undefined ? result : null,
     thumbnail: result.thumbnail ?? null,
-    asked: "",
+    optionsKey: "",
     checked: false,
   }));
 }
 
-/** What is said about the whole report, as names and words; nested values are written out. */
-export function facts(about: Record<string, unknown>): [string, string][] {
+/** The metadata of a report as names and values; nested values as JSON. */
+export function metadataEntries(about: Record<string, unknown>): [string, string][] {
   return Object.entries(about)
     .filter(([, value]) => value !== null && value !== undefined && value !== "")
     .map(([name, value]) => [

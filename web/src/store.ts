@@ -1,4 +1,4 @@
-/** What the page knows, in one place; views are told when it changes. */
+/** The state of the page; views subscribe to its changes. */
 import type { Country, Item, Limit, Model, Options } from "./types";
 
 export interface Progress {
@@ -6,8 +6,8 @@ export interface Progress {
   done: number;
   failed: number;
   startedAt: number;
-  /** Seconds that a busy server is waited for, or null. */
-  waiting: number | null;
+  /** Seconds until a busy server is asked again, or null. */
+  retryIn: number | null;
 }
 
 export interface State {
@@ -27,30 +27,30 @@ export interface State {
 type Key = keyof State;
 
 export class Store {
-  private readonly listeners: { keys: readonly Key[]; act: () => void }[] = [];
+  private readonly subscriptions: { keys: readonly Key[]; listener: () => void }[] = [];
   private changed = new Set<Key>();
-  private told = false;
+  private isScheduled = false;
 
   constructor(readonly state: State) {}
 
-  /** Changes the state; those who watch what changed are called once, after all that happens now. */
+  /** Changes the state. Subscribers are called once, in a microtask. */
   set(changes: Partial<State>): void {
     Object.assign(this.state, changes);
     for (const key of Object.keys(changes) as Key[]) this.changed.add(key);
-    if (this.told) return;
-    this.told = true;
-    queueMicrotask(() => this.tell());
+    if (this.isScheduled) return;
+    this.isScheduled = true;
+    queueMicrotask(() => this.notify());
   }
 
-  watch(keys: readonly Key[], act: () => void): void {
-    this.listeners.push({ keys, act });
+  subscribe(keys: readonly Key[], listener: () => void): void {
+    this.subscriptions.push({ keys, listener });
   }
 
-  private tell(): void {
+  private notify(): void {
     const changed = this.changed;
     this.changed = new Set();
-    this.told = false;
-    for (const { keys, act } of this.listeners) if (keys.some((key) => changed.has(key))) act();
+    this.isScheduled = false;
+    for (const { keys, listener } of this.subscriptions) if (keys.some((key) => changed.has(key))) listener();
   }
 
   get options(): Options {
@@ -62,7 +62,7 @@ export class Store {
     return this.state.items.find(({ id }) => id === this.state.selected) ?? null;
   }
 
-  /** Changes one item, in a new list: the list's own view finds which. */
+  /** Replaces one item; the list of items is a new array. */
   update(id: string, changes: Partial<Item>): void {
     this.set({ items: this.state.items.map((item) => (item.id === id ? { ...item, ...changes } : item)) });
   }
@@ -76,14 +76,14 @@ export class Store {
   }
 }
 
-/** Options as one string, to see whether an answer was asked for with others. */
-export function fingerprint(options: Options, kind: Item["kind"]): string {
+/** The options that an answer depends on, as one string; answers to other options are stale. */
+export function optionsKey(options: Options, kind: Item["kind"]): string {
   const { model, topK, text, textWeight, limits } = options;
-  const beside = kind === "photo" && text !== "" ? [text, textWeight] : [];
-  return JSON.stringify([model, topK, beside, limits.map(({ inside, grammar }) => [inside, grammar])]);
+  const context = kind === "photo" && text !== "" ? [text, textWeight] : [];
+  return JSON.stringify([model, topK, context, limits.map(({ inside, grammar }) => [inside, grammar])]);
 }
 
-export function start(): Store {
+export function createStore(): Store {
   return new Store({
     items: [],
     selected: null,

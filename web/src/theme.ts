@@ -1,24 +1,24 @@
-/** Light or dark: as the system is, until someone chooses. */
+/** Light or dark theme; follows the system by default. */
 import { h, icon } from "./dom";
 
 type Choice = "auto" | "light" | "dark";
 const NEXT: Record<Choice, Choice> = { auto: "light", light: "dark", dark: "auto" };
-const WORDS: Record<Choice, string> = { auto: "Colours as the system has them", light: "Light colours", dark: "Dark colours" };
+const WORDS: Record<Choice, string> = { auto: "Colours as the system", light: "Light colours", dark: "Dark colours" };
 const KEY = "geoclip-colours";
 
 const system = matchMedia("(prefers-color-scheme: dark)");
 
-function kept(): Choice {
+function storedChoice(): Choice {
   try {
     const found = localStorage.getItem(KEY);
     return found === "light" || found === "dark" ? found : "auto";
   } catch {
-    return "auto"; // a page from disk may have no storage
+    return "auto"; // a file opened from disk may have no storage
   }
 }
 
-export function themeToggle(changed: (dark: boolean) => void): HTMLElement {
-  let choice = kept();
+export function themeToggle(onChange: (dark: boolean) => void): HTMLElement {
+  let choice = storedChoice();
   const button = h("button", { type: "button", class: "tool", onclick: () => choose(NEXT[choice]) });
   const apply = (): void => {
     const dark = choice === "dark" || (choice === "auto" && system.matches);
@@ -26,14 +26,14 @@ export function themeToggle(changed: (dark: boolean) => void): HTMLElement {
     button.replaceChildren(icon(choice === "auto" ? "auto" : choice === "dark" ? "moon" : "sun"));
     button.title = WORDS[choice];
     button.setAttribute("aria-label", `${WORDS[choice]}. Change.`);
-    changed(dark);
+    onChange(dark);
   };
   const choose = (next: Choice): void => {
     choice = next;
     try {
       localStorage.setItem(KEY, next);
     } catch {
-      // kept until the page is closed, then
+      // not stored
     }
     apply();
   };

@@ -1,4 +1,4 @@
-/** What the API answers, and what the page keeps of it. */
+/** Answers of the API, and the state of the page. */
 
 export interface Candidate {
   lat: number;
@@ -27,7 +27,7 @@ export interface Polygon {
   coordinates: [number, number][][];
 }
 
-/** Where a photo itself says it was taken. */
+/** The place in a photo's EXIF. */
 export interface Exif {
   lat: number;
   lon: number;
@@ -35,7 +35,7 @@ export interface Exif {
   time?: string | null;
 }
 
-/** An answer with what a report shows beside it. */
+/** An answer, with the fields that reports add. */
 export interface Result {
   image?: string;
   text?: string;
@@ -54,18 +54,18 @@ export interface Result {
   heat?: Heat;
   thumbnail?: string | null;
   exif?: Exif | null;
-  /** How the photo's own place was judged, by `geoclip verify`. */
+  /** Verdict of `geoclip verify` on the photo's own place. */
   verdict?: string | null;
   reason?: string | null;
   remarks?: { text: string }[] | null;
 }
 
-/** A place that is known of a photo before it is located: `within` and `not_within` of the API. */
+/** An area in which a photo was taken, or not: `within` and `not_within` of the API. */
 export interface Limit {
   inside: boolean;
-  /** As the API and the command line read it: FR, a box, a circle, or GeoJSON. */
+  /** In the syntax of the API and the command line: FR, a box, a circle, or GeoJSON. */
   grammar: string;
-  /** As a person reads it. */
+  /** For display. */
   label: string;
 }
 
@@ -92,7 +92,7 @@ export interface PageSettings {
   tile_url: string | null;
   tile_attribution: string | null;
   limits: Record<string, number>;
-  /** What /v1/export makes. */
+  /** Formats of /v1/export. */
   formats?: string[];
   version?: string;
 }
@@ -109,7 +109,7 @@ export interface Item {
   error: string | null;
   result: Result | null;
   thumbnail: string | null;
-  /** Options it was asked with, as one string: other options make it stale. */
-  asked: string;
+  /** Key of the options that the answer was made with; see optionsKey. */
+  optionsKey: string;
   checked: boolean;
 }

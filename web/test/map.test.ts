@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { contains, densify, distanceKm, nearestLongitude, outlines, type Position } from "../src/geo";
-import { limitShape, polygonLimit } from "../src/limits-grammar";
+import { limitShape, polygonLimit } from "../src/limit-syntax";
 import { flight } from "../src/map/flight";
 import { colorRamp } from "../src/map/heatmap";
 import { anchorView, clampView, fitView, minZoom, panView, Projection, zoomView, type View } from "../src/map/projection";

@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { comparison, coordinates, countryName, kilometres, percent, placeName, verdict } from "../src/format";
-import { boxLimit, parse, polygonLimit, limitShape, suggestions } from "../src/limits-grammar";
-import { services, zoomFor } from "../src/links";
-import { facts } from "../src/report";
-import { fingerprint } from "../src/store";
+import { boxLimit, parseLimit, polygonLimit, limitShape, suggestions } from "../src/limit-syntax";
+import { services, zoomFor } from "../src/map-links";
+import { metadataEntries } from "../src/report";
+import { optionsKey } from "../src/store";
 import type { Candidate, Limit } from "../src/types";
 
 const COUNTRIES = [
@@ -14,7 +14,7 @@ const COUNTRIES = [
   { code: "CF", name: "Central African Republic" },
 ];
 
-test("numbers are told with as much as they carry", () => {
+test("numbers are rounded to their significant digits", () => {
   assert.deepEqual([0, 0.00005, 0.042, 0.634, 0.9996, 1].map(percent), ["0 %", "< 0.1 %", "4.2 %", "63 %", "> 99.9 %", "100 %"]);
   assert.deepEqual([0.05, 4.21, 85.2, 15345].map(kilometres), ["50 m", "4.2 km", "85 km", "15,345 km"]);
   assert.equal(coordinates(-22.9, -43.2, 1), "22.9° S, 43.2° W");
@@ -49,9 +49,9 @@ test("EXIF is compared by distance and by region", () => {
   assert.match(comparison(result, { lat: 0, lon: 40 }).words, /outside the 90 % region/);
 });
 
-test("limits are read as the command line reads them, and faults are told", () => {
+test("limits are parsed like on the command line, and errors are described", () => {
   const grammar = (typed: string): string => {
-    const found = parse(typed, true, COUNTRIES);
+    const found = parseLimit(typed, true, COUNTRIES);
     return typeof found === "string" ? `error: ${found}` : found.grammar;
   };
   assert.equal(grammar("france"), "FR");
@@ -93,16 +93,16 @@ test("links hold the place and fit the radius, and nothing of the photo", () => 
 
 test("an answer is stale when anything it was asked with has changed, and only then", () => {
   const asked = { model: "earth", topK: 5, text: "", textWeight: 0.5, limits: [] as Limit[] };
-  const now = fingerprint(asked, "photo");
-  assert.equal(fingerprint({ ...asked, textWeight: 0.9 }, "photo"), now, "a weight without words means nothing");
-  assert.notEqual(fingerprint({ ...asked, text: "snow" }, "photo"), now);
-  assert.equal(fingerprint({ ...asked, text: "snow" }, "text"), fingerprint(asked, "text"));
-  assert.notEqual(fingerprint({ ...asked, limits: [parse("FR", true, COUNTRIES) as Limit] }, "photo"), now);
-  assert.notEqual(fingerprint({ ...asked, topK: 6 }, "photo"), now);
+  const now = optionsKey(asked, "photo");
+  assert.equal(optionsKey({ ...asked, textWeight: 0.9 }, "photo"), now, "a weight without words means nothing");
+  assert.notEqual(optionsKey({ ...asked, text: "snow" }, "photo"), now);
+  assert.equal(optionsKey({ ...asked, text: "snow" }, "text"), optionsKey(asked, "text"));
+  assert.notEqual(optionsKey({ ...asked, limits: [parseLimit("FR", true, COUNTRIES) as Limit] }, "photo"), now);
+  assert.notEqual(optionsKey({ ...asked, topK: 6 }, "photo"), now);
 });
 
-test("what is said about a report is written out, nothing that is empty", () => {
-  assert.deepEqual(facts({ made: "2026", open_geoclip: "1", none: null, hashes: { a: 1 } }), [
+test("report metadata is written out, without empty values", () => {
+  assert.deepEqual(metadataEntries({ made: "2026", open_geoclip: "1", none: null, hashes: { a: 1 } }), [
     ["Made", "2026"],
     ["Open geoclip", "1"],
     ["Hashes", '{"a":1}'],

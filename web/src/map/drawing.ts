@@ -1,5 +1,5 @@
-/** Drawing a box or a polygon on the map, by pointer or by keyboard (a cross in the middle sets corners). */
-import { boxLimit, polygonLimit } from "../limits-grammar";
+/** Draws a box or a polygon on the map, by pointer or by keyboard (the center of the map sets corners). */
+import { boxLimit, polygonLimit } from "../limit-syntax";
 import { densify, nearestLongitude, type Position } from "../geo";
 import type { Limit } from "../types";
 import { stroke } from "./canvas";

@@ -1,7 +1,7 @@
 /** What is known of the photo, above the map: heat map, regions, limits, the place in EXIF. */
 import { geoCircle, type GeoPermissibleObjects } from "d3-geo";
 import { EARTH_RADIUS_KM, DEGREE, outlines, rewind } from "../geo";
-import { limitShape } from "../limits-grammar";
+import { limitShape } from "../limit-syntax";
 import type { Limit, MultiPolygon, Result } from "../types";
 import { fill, stroke } from "./canvas";
 import type { HeatLayer } from "./heatmap";

@@ -1,4 +1,4 @@
-/** Colours of the map, one set for each theme. */
+/** Colors of the map, per theme. */
 export interface Palette {
   dark: boolean;
   water: string;

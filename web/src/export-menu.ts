@@ -1,21 +1,21 @@
-/** Downloads of what is shown, in every format of the server; in a report, of the records themselves. */
-import { exported } from "./api";
+/** Downloads of the answers in every format of the server; in a report, as JSON. */
+import { exportRecords } from "./api";
 import { announce, h, icon } from "./dom";
 import { count } from "./format";
 import type { Store } from "./store";
 import type { Item, Result } from "./types";
 
 export const FORMATS: [id: string, name: string, use: string][] = [
-  ["html", "HTML report", "this page, frozen; opens anywhere without a network"],
+  ["html", "HTML report", "this page as one file; opens without a network"],
   ["geojson", "GeoJSON", "for GIS: candidates and regions"],
   ["kml", "KML", "for Google Earth"],
-  ["csv", "CSV", "a row for each candidate, for spreadsheets"],
+  ["csv", "CSV", "one row per candidate, for spreadsheets"],
   ["parquet", "Parquet", "for data frames"],
-  ["json", "JSON", "all that was answered"],
+  ["json", "JSON", "complete answers"],
 ];
 
-/** An item as a record: the answer, its small picture, what EXIF says. */
-export function record(item: Item): Result {
+/** An item as a record: the answer, the thumbnail, the place in EXIF. */
+export function toRecord(item: Item): Result {
   const result: Result = item.status === "done" && item.result ? { ...item.result } : { error: item.error ?? "not located" };
   if (item.kind === "text") result.text = item.name;
   else if (item.kind === "photo") result.image = item.name;
@@ -24,7 +24,7 @@ export function record(item: Item): Result {
   return result;
 }
 
-export function save(blob: Blob, name: string): void {
+function saveFile(blob: Blob, name: string): void {
   const link = h("a", { href: URL.createObjectURL(blob), download: name });
   document.body.append(link);
   link.click();
@@ -32,24 +32,24 @@ export function save(blob: Blob, name: string): void {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-/** `known` are the formats that the server makes; null in a report, which has none to ask. */
-export function exportMenu(store: Store, known: readonly string[] | null): HTMLElement {
-  const live = known !== null;
+/** @param serverFormats The formats that the server can write; null in a report. */
+export function exportMenu(store: Store, serverFormats: readonly string[] | null): HTMLElement {
+  const live = serverFormats !== null;
   const problem = h("p", { class: "error small", role: "alert", hidden: true });
-  const formats = FORMATS.filter(([id]) => (known ?? ["json"]).includes(id));
-  const wanted = (): Item[] => {
-    const over = store.state.items.filter(({ status }) => status === "done" || status === "failed");
-    const chosen = over.filter(({ checked }) => checked);
-    return chosen.length > 0 ? chosen : over;
+  const formats = FORMATS.filter(([id]) => (serverFormats ?? ["json"]).includes(id));
+  const exportable = (): Item[] => {
+    const finished = store.state.items.filter(({ status }) => status === "done" || status === "failed");
+    const checked = finished.filter(({ checked }) => checked);
+    return checked.length > 0 ? checked : finished;
   };
   const download = async (format: string, button: HTMLButtonElement): Promise<void> => {
-    const items = wanted();
+    const items = exportable();
     problem.hidden = true;
     button.disabled = true;
     try {
-      const records = items.map(record);
-      const blob = live ? await exported(records, format) : new Blob([JSON.stringify(records, null, 1)], { type: "application/json" });
-      save(blob, `geoclip.${format}`);
+      const records = items.map(toRecord);
+      const blob = live ? await exportRecords(records, format) : new Blob([JSON.stringify(records, null, 1)], { type: "application/json" });
+      saveFile(blob, `geoclip.${format}`);
       announce(`${count(items.length, "answer")} downloaded as ${format}.`);
       menu.open = false;
     } catch (error) {
@@ -62,7 +62,7 @@ export function exportMenu(store: Store, known: readonly string[] | null): HTMLE
   const what = h("p", { class: "quiet small" });
   const menu = h(
     "details",
-    { class: "menu", ontoggle: () => (what.textContent = `${count(wanted().length, "answer")}: the chosen ones, or all.`) },
+    { class: "menu", ontoggle: () => (what.textContent = `${count(exportable().length, "answer")}: the selected ones, or all.`) },
     h("summary", { class: "button" }, icon("download"), "Export"),
     h(
       "div",
@@ -88,7 +88,7 @@ export function exportMenu(store: Store, known: readonly string[] | null): HTMLE
   document.addEventListener("pointerdown", (event) => {
     if (!menu.contains(event.target as Node)) menu.open = false;
   });
-  store.watch(["items"], () => (menu.hidden = wanted().length === 0));
+  store.subscribe(["items"], () => (menu.hidden = exportable().length === 0));
   menu.hidden = true;
   return menu;
 }

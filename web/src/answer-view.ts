@@ -1,7 +1,7 @@
-/** The answer for the chosen photo: how sure, the candidates, EXIF, chances, what made it. */
+/** The answer for the selected photo: verdict, candidates, EXIF, probabilities, model and data. */
 import { announce, fill, h, icon, unique } from "./dom";
-import { comparison, coordinates, countryName, kilometres, percent, placeName, plain, verdict } from "./format";
-import { services } from "./links";
+import { comparison, coordinates, countryName, kilometres, percent, placeName, decimalDegrees, verdict } from "./format";
+import { services } from "./map-links";
 import type { Store } from "./store";
 import type { Candidate, Item, Result } from "./types";
 
@@ -11,11 +11,11 @@ export class AnswerView {
   private preview: { file: File; url: string } | null = null;
 
   constructor(private readonly store: Store) {
-    store.watch(["items", "selected", "candidate"], () => this.sync());
-    this.sync();
+    store.subscribe(["items", "selected", "candidate"], () => this.update());
+    this.update();
   }
 
-  private sync(): void {
+  private update(): void {
     const item = this.store.selected;
     const { candidate } = this.store.state;
     if (item === this.shown.item && candidate === this.shown.candidate) return;
@@ -62,12 +62,12 @@ export class AnswerView {
 
   private body(item: Item): (HTMLElement | null)[] {
     if (item.status === "failed") return [h("p", { class: "error", role: "alert" }, item.error ?? "It failed.")];
-    if (item.result === null) return [h("p", { class: "quiet" }, item.status === "sending" ? "Locating…" : "Waiting for its turn.")];
+    if (item.result === null) return [h("p", { class: "quiet" }, item.status === "sending" ? "Locating…" : "Waiting")];
     const { result } = item;
-    return [this.sure(result), this.candidates(result), this.exif(result), this.chances(result), this.countries(result), this.about(result)];
+    return [this.verdict(result), this.candidates(result), this.exif(result), this.probabilities(result), this.countries(result), this.about(result)];
   }
 
-  private sure(result: Result): HTMLElement {
+  private verdict(result: Result): HTMLElement {
     const { key, word, meaning } = verdict(result);
     return h("p", { class: `sure ${key}` }, h("strong", {}, word), h("span", {}, meaning));
   }
@@ -100,7 +100,7 @@ export class AnswerView {
         "span",
         { class: "candidate-numbers" },
         h("span", {}, coordinates(each.lat, each.lon)),
-        h("span", { title: "Nine tenths of this candidate's probability lie within" }, `± ${kilometres(each.radius_km)}`),
+        h("span", { title: "90 % of this candidate's probability lies within this distance" }, `± ${kilometres(each.radius_km)}`),
       ),
     );
     return h("li", { class: chosen ? "chosen" : "" }, button, chosen && this.links(each));
@@ -113,7 +113,7 @@ export class AnswerView {
       {
         type: "button",
         class: "link-button",
-        onclick: () => void this.copy(plain(each.lat, each.lon)),
+        onclick: () => void this.copy(decimalDegrees(each.lat, each.lon)),
       },
       icon("copy"),
       "Copy coordinates",
@@ -122,7 +122,7 @@ export class AnswerView {
       "div",
       { class: "links" },
       copy,
-      h("p", { class: "links-note", id: note }, "Look at it elsewhere. The service learns the place, not the photo:"),
+      h("p", { class: "links-note", id: note }, "Open in a map service. The service learns the place, not the photo:"),
       h(
         "ul",
         { "aria-describedby": note },
@@ -150,16 +150,16 @@ export class AnswerView {
     return h(
       "section",
       { class: "block exif" },
-      h("h3", {}, "What the photo says itself (EXIF)"),
+      h("h3", {}, "Place in the photo's EXIF"),
       h("p", { class: "mono" }, coordinates(exif.lat, exif.lon) + accuracy),
       h("p", {}, words, exif.time ? ` · ${exif.time.replace("T", " ")}` : null),
       result.verdict ? h("p", {}, h("strong", {}, `${result.verdict}: `), result.reason ?? "") : null,
       ...(result.remarks ?? []).map(({ text }) => h("p", { class: "quiet" }, text)),
-      h("p", { class: "quiet" }, "EXIF can be wrong or forged. It took no part in the estimate."),
+      h("p", { class: "quiet" }, "EXIF can be wrong or forged. It is not used for the estimate."),
     );
   }
 
-  private chances(result: Result): HTMLElement | null {
+  private probabilities(result: Result): HTMLElement | null {
     const entries = Object.entries(result.within_km ?? {}).sort(([a], [b]) => Number(a) - Number(b));
     if (entries.length === 0) return null;
     return h(
@@ -185,7 +185,7 @@ export class AnswerView {
     return h(
       "section",
       { class: "block about" },
-      h("h3", {}, "Made by"),
+      h("h3", {}, "Model and data"),
       h(
         "dl",
         {},
@@ -196,7 +196,7 @@ export class AnswerView {
             ["OpenGeoCLIP", result.version],
             ...Object.entries(result.sha256 ?? {}).map(([what, mark]) => [`sha256, ${what}`, mark] as const),
           ] as const
-        ).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "not told")]),
+        ).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "unknown")]),
       ),
       h("p", { class: "quiet" }, "An estimate, not evidence. Check it against what the picture shows."),
     );

@@ -1,11 +1,11 @@
-/** A place in public map services. Nothing is asked of them before a link is clicked. */
+/** Links to a place in public map services. Nothing is requested before a link is clicked. */
 
 export interface Service {
   name: string;
   url: string;
 }
 
-/** How far in to look, so that the radius fits: 4 (a continent) to 17 (streets). */
+/** The zoom at which the radius fits: 4 (a continent) to 17 (streets). */
 export function zoomFor(radiusKm: number): number {
   const zoom = Math.log2(40_075 / Math.max(radiusKm, 0.05)) - 1;
   return Math.round(Math.max(4, Math.min(17, zoom)));

@@ -1,42 +1,42 @@
-/** Above the list: progress, and what can be done with several rows at once. */
+/** Above the list: progress, and actions for several rows at once. */
 import { h, icon } from "./dom";
 import { count, duration } from "./format";
-import { fingerprint, type Store } from "./store";
+import { optionsKey, type Store } from "./store";
 import type { Item } from "./types";
-import type { Work } from "./work";
+import type { Locating } from "./locate";
 
-export function progressBar(store: Store, work: Work): HTMLElement {
+export function progressBar(store: Store, locating: Locating): HTMLElement {
   const bar = h("progress", { max: 1, value: 0, "aria-label": "Photos located" });
   const words = h("p", { class: "progress-words" });
   const element = h(
     "section",
     { class: "progress", "aria-label": "Progress", hidden: true },
     bar,
-    h("div", { class: "line" }, words, h("button", { type: "button", class: "button small", onclick: () => work.cancel() }, "Cancel")),
+    h("div", { class: "line" }, words, h("button", { type: "button", class: "button small", onclick: () => locating.cancel() }, "Cancel")),
   );
-  store.watch(["progress"], () => {
+  store.subscribe(["progress"], () => {
     const { progress } = store.state;
     element.hidden = progress === null;
     if (progress === null) return;
-    const { total, done, failed, waiting, startedAt } = progress;
-    const over = done + failed;
+    const { total, done, failed, retryIn, startedAt } = progress;
+    const finished = done + failed;
     bar.max = total;
-    bar.value = over;
-    const each = (performance.now() - startedAt) / 1000 / Math.max(1, over);
-    const left = over > 2 && total - over > 4 ? ` · about ${duration(each * (total - over))} left` : "";
+    bar.value = finished;
+    const each = (performance.now() - startedAt) / 1000 / Math.max(1, finished);
+    const left = finished > 2 && total - finished > 4 ? ` · about ${duration(each * (total - finished))} left` : "";
     const wrong = failed > 0 ? ` · ${failed} failed` : "";
     words.textContent =
-      waiting === null
-        ? `${over.toLocaleString("en")} of ${count(total, "done", "done")}${wrong}${left}`
-        : `The server is busy; going on in ${Math.ceil(waiting)} s · ${over} of ${total} done`;
+      retryIn === null
+        ? `${finished.toLocaleString("en")} of ${count(total, "done", "done")}${wrong}${left}`
+        : `The server is busy; retrying in ${Math.ceil(retryIn)} s · ${finished} of ${total} done`;
   });
   return element;
 }
 
-const openAgain = (store: Store): Item[] =>
-  store.state.items.filter((item) => item.status === "done" && item.asked !== fingerprint(store.options, item.kind));
+const staleItems = (store: Store): Item[] =>
+  store.state.items.filter((item) => item.status === "done" && item.optionsKey !== optionsKey(store.options, item.kind));
 
-export function toolbar(store: Store, work: Work): HTMLElement {
+export function listToolbar(store: Store, locating: Locating): HTMLElement {
   const button = (act: () => void, ...children: (Node | string)[]): HTMLButtonElement =>
     h("button", { type: "button", class: "button small", onclick: act }, ...children);
   const checked = (): Item[] => store.state.items.filter((item) => item.checked);
@@ -47,10 +47,10 @@ export function toolbar(store: Store, work: Work): HTMLElement {
     onchange: () => store.updateAll(new Set(store.state.items.map(({ id }) => id)), { checked: all.checked }),
   });
   const total = h("span", {}, "");
-  const together = button(() => work.addTogether(checked().filter(({ kind }) => kind === "photo")), icon("together"), "As one place");
-  const remove = button(() => work.remove(new Set(checked().map(({ id }) => id))), icon("close"), "Remove");
-  const retry = button(() => work.again(failed()), icon("retry"), "Retry failed");
-  const again = button(() => work.again(openAgain(store)), icon("retry"), "Locate again");
+  const together = button(() => locating.addGroup(checked().filter(({ kind }) => kind === "photo")), icon("together"), "As one place");
+  const remove = button(() => locating.remove(new Set(checked().map(({ id }) => id))), icon("close"), "Remove");
+  const retry = button(() => locating.retry(failed()), icon("retry"), "Retry failed");
+  const again = button(() => locating.retry(staleItems(store)), icon("retry"), "Locate again");
   const stale = h("p", { class: "stale", role: "status", hidden: true }, h("span", {}), again);
   const element = h(
     "div",
@@ -58,20 +58,20 @@ export function toolbar(store: Store, work: Work): HTMLElement {
     stale,
     h("div", { class: "toolbar-line" }, h("label", { class: "choose-all" }, all, total), together, remove, retry),
   );
-  store.watch(["items", "limits", "model", "topK", "text", "textWeight", "progress"], () => {
+  store.subscribe(["items", "limits", "model", "topK", "text", "textWeight", "progress"], () => {
     const { items } = store.state;
     element.hidden = items.length === 0;
     const chosen = checked();
     const photos = chosen.filter(({ kind }) => kind === "photo").length;
     all.checked = items.length > 0 && chosen.length === items.length;
     all.indeterminate = chosen.length > 0 && chosen.length < items.length;
-    total.textContent = chosen.length > 0 ? `${chosen.length} of ${items.length} chosen` : count(items.length, "in the list", "in the list");
+    total.textContent = chosen.length > 0 ? `${chosen.length} of ${items.length} selected` : count(items.length, "in the list", "in the list");
     together.hidden = photos < 2;
     remove.hidden = chosen.length === 0;
     const wrong = failed().length;
     retry.hidden = wrong === 0 || chosen.length > 0;
     retry.lastChild!.textContent = wrong === 1 ? "Retry the failed one" : `Retry ${wrong} failed`;
-    const old = openAgain(store).length;
+    const old = staleItems(store).length;
     stale.hidden = old === 0 || store.state.progress !== null;
     stale.firstElementChild!.textContent = `${count(old, "answer was", "answers were")} made with other settings.`;
   });

@@ -1,6 +1,6 @@
-/** The panel that limits where photos may have been taken: countries, boxes, circles, shapes drawn on the map. */
+/** The panel for limits on where photos were taken: countries, boxes, circles, shapes drawn on the map. */
 import { announce, fill, h, icon, unique } from "./dom";
-import { parse, suggestions } from "./limits-grammar";
+import { parseLimit, suggestions } from "./limit-syntax";
 import type { Tool } from "./map/drawing";
 import type { Store } from "./store";
 import type { Country, Limit } from "./types";
@@ -12,7 +12,7 @@ export class LimitsPanel {
   private readonly input: HTMLInputElement;
   private readonly options = h("ul", { class: "suggestions", role: "listbox", id: unique("suggestions"), "aria-label": "Countries", hidden: true });
   private readonly problem = h("p", { class: "error small", role: "alert", hidden: true });
-  private found: Country[] = [];
+  private matches: Country[] = [];
   private active = -1;
 
   constructor(
@@ -39,7 +39,7 @@ export class LimitsPanel {
       placeholder: "Country, or 48.86,2.29,50km",
       oninput: () => this.suggest(),
       onkeydown: (event: KeyboardEvent) => this.key(event),
-      onblur: () => this.fold(),
+      onblur: () => this.closeSuggestions(),
     });
     const tool = (which: Tool, label: string): HTMLElement =>
       h("button", { type: "button", class: "button quiet-button", onclick: () => draw(which, this.inside) }, icon(which), label);
@@ -54,7 +54,7 @@ export class LimitsPanel {
       h("div", { class: "pair" }, tool("box", "Draw a box"), tool("polygon", "Draw a polygon")),
       this.chips,
     );
-    store.watch(["limits"], () => this.paint());
+    store.subscribe(["limits"], () => this.render());
   }
 
   add(limit: Limit): void {
@@ -64,7 +64,7 @@ export class LimitsPanel {
     announce(`Limit added: ${limit.inside ? "only inside" : "not inside"} ${limit.label}.`);
   }
 
-  private paint(): void {
+  private render(): void {
     fill(
       this.chips,
       ...this.store.state.limits.map((limit) =>
@@ -91,11 +91,11 @@ export class LimitsPanel {
 
   private suggest(): void {
     this.problem.hidden = true;
-    this.found = suggestions(this.input.value, this.store.state.countries);
+    this.matches = suggestions(this.input.value, this.store.state.countries);
     this.active = -1;
     fill(
       this.options,
-      ...this.found.map((country, index) =>
+      ...this.matches.map((country, index) =>
         h(
           "li",
           {
@@ -104,7 +104,7 @@ export class LimitsPanel {
             "aria-selected": "false",
             onpointerdown: (event: Event) => {
               event.preventDefault(); // the input keeps the focus
-              this.take(country);
+              this.addCountry(country);
             },
           },
           h("span", {}, country.name),
@@ -112,44 +112,44 @@ export class LimitsPanel {
         ),
       ),
     );
-    this.options.hidden = this.found.length === 0;
-    this.input.setAttribute("aria-expanded", String(this.found.length > 0));
+    this.options.hidden = this.matches.length === 0;
+    this.input.setAttribute("aria-expanded", String(this.matches.length > 0));
     this.input.removeAttribute("aria-activedescendant");
   }
 
-  private fold(): void {
+  private closeSuggestions(): void {
     this.options.hidden = true;
     this.input.setAttribute("aria-expanded", "false");
     this.input.removeAttribute("aria-activedescendant");
   }
 
-  private take(country: Country): void {
+  private addCountry(country: Country): void {
     this.add({ inside: this.inside, grammar: country.code, label: country.name });
     this.input.value = "";
-    this.fold();
+    this.closeSuggestions();
   }
 
   private key(event: KeyboardEvent): void {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-      if (this.found.length === 0) return;
+      if (this.matches.length === 0) return;
       event.preventDefault();
       const step = event.key === "ArrowDown" ? 1 : -1;
-      this.active = (this.active + step + this.found.length + (this.active < 0 && step < 0 ? 1 : 0)) % this.found.length;
+      this.active = (this.active + step + this.matches.length + (this.active < 0 && step < 0 ? 1 : 0)) % this.matches.length;
       [...this.options.children].forEach((option, index) => option.setAttribute("aria-selected", String(index === this.active)));
       this.input.setAttribute("aria-activedescendant", `${this.options.id}-${this.active}`);
     } else if (event.key === "Escape") {
-      this.fold();
+      this.closeSuggestions();
     } else if (event.key === "Enter") {
       event.preventDefault();
-      const choice = this.found[this.active];
-      if (choice && !this.options.hidden) return this.take(choice);
+      const choice = this.matches[this.active];
+      if (choice && !this.options.hidden) return this.addCountry(choice);
       if (this.input.value.trim() === "") return;
-      const limit = parse(this.input.value, this.inside, this.store.state.countries);
+      const limit = parseLimit(this.input.value, this.inside, this.store.state.countries);
       if (typeof limit !== "string") {
         this.add(limit);
         this.input.value = "";
-        this.fold();
-      } else if (this.found.length === 1) this.take(this.found[0]!);
+        this.closeSuggestions();
+      } else if (this.matches.length === 1) this.addCountry(this.matches[0]!);
       else {
         this.problem.textContent = limit;
         this.problem.hidden = false;

@@ -1,4 +1,4 @@
-/** Limits as the API and the command line write them, and what they look like on a map. */
+/** The syntax of limits in the API and on the command line, and their shapes on a map. */
 import { geoCircle } from "d3-geo";
 import type { Country, Limit, Polygon } from "./types";
 import { densify, DEGREE, EARTH_RADIUS_KM, rewind, type Position } from "./geo";
@@ -10,8 +10,8 @@ const CIRCLE = new RegExp(`^${NUMBER},${NUMBER},${NUMBER}(km|m)$`, "i");
 /** What a limit covers: a country by its code, or a polygon in the winding order of d3-geo. */
 export type LimitShape = { type: "Country"; code: string } | GeoJSON.Polygon;
 
-/** What a person typed, as a limit; or what is wrong with it. */
-export function parse(typed: string, inside: boolean, countries: readonly Country[]): Limit | string {
+/** The limit that was typed, or an error message. */
+export function parseLimit(typed: string, inside: boolean, countries: readonly Country[]): Limit | string {
   const text = typed.trim();
   const box = BOX.exec(text)?.slice(1).map(Number);
   if (box) {
@@ -27,18 +27,18 @@ export function parse(typed: string, inside: boolean, countries: readonly Countr
     if (Math.abs(lat) > 90 || radius <= 0) return "A circle is lat,lon,radius: latitude within ±90, radius above 0.";
     return { inside, grammar: `${lat},${lon},${radius}${unit}`, label: `${radius} ${unit} around ${lat}, ${lon}` };
   }
-  const wanted = folded(text);
-  const country = countries.find(({ code, name }) => folded(name) === wanted || code.toLowerCase() === wanted);
+  const wanted = fold(text);
+  const country = countries.find(({ code, name }) => fold(name) === wanted || code.toLowerCase() === wanted);
   if (country) return { inside, grammar: country.code, label: country.name };
-  return `“${text}” is no country, box (south,west,north,east) or circle (lat,lon,50km).`;
+  return `“${text}”: no country of this name, and not a box (south,west,north,east) or a circle (lat,lon,50km).`;
 }
 
-/** Countries whose name or code begins with, or has, what was typed; the first few. */
+/** Countries that match the typed text, the best matches first. */
 export function suggestions(typed: string, countries: readonly Country[], most = 8): Country[] {
-  const wanted = folded(typed.trim());
+  const wanted = fold(typed.trim());
   if (wanted === "") return [];
   const rank = ({ code, name }: Country): number => {
-    const plain = folded(name);
+    const plain = fold(name);
     if (plain === wanted || code.toLowerCase() === wanted) return 0;
     if (plain.startsWith(wanted)) return 1;
     if (plain.split(/[\s-]+/).some((word) => word.startsWith(wanted))) return 2;
@@ -52,24 +52,24 @@ export function suggestions(typed: string, countries: readonly Country[], most =
     .map(({ country }) => country);
 }
 
-/** Letters without accents, small: "Cote d'Ivoire" finds "Côte d’Ivoire". */
-export function folded(text: string): string {
+/** Lower case without accents: "Cote d'Ivoire" finds "Côte d’Ivoire". */
+function fold(text: string): string {
   return text.normalize("NFD").replace(/\p{M}/gu, "").replace(/[’‘`]/g, "'").toLowerCase();
 }
 
-const short = (value: number): string => String(Math.round(value * 1e4) / 1e4);
+const round4 = (value: number): string => String(Math.round(value * 1e4) / 1e4);
 
 export function boxLimit(south: number, west: number, north: number, east: number, inside: boolean): Limit {
   return {
     inside,
-    grammar: [south, west, north, east].map(short).join(","),
+    grammar: [south, west, north, east].map(round4).join(","),
     label: `Box ${[south, west, north, east].map((edge) => String(Math.round(edge * 10) / 10)).join(", ")}`,
   };
 }
 
-/** A polygon drawn on the map, its corners as (lat, lon); the ring is closed here. */
+/** A polygon from its corners, as (lat, lon). */
 export function polygonLimit(corners: readonly [number, number][], inside: boolean): Limit {
-  const ring = [...corners, corners[0]!].map(([lat, lon]) => [Number(short(lon)), Number(short(lat))] as [number, number]);
+  const ring = [...corners, corners[0]!].map(([lat, lon]) => [Number(round4(lon)), Number(round4(lat))] as [number, number]);
   const polygon: Polygon = { type: "Polygon", coordinates: [ring] };
   return { inside, grammar: JSON.stringify(polygon), label: `Polygon of ${corners.length} corners` };
 }

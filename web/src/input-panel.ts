@@ -1,31 +1,31 @@
-/** Where photos and words come in: drop, click, paste, folder, keyboard. */
+/** The panel that takes photos (drop, dialog, paste, folder) and descriptions. */
 import { announce, h, icon, unique } from "./dom";
 import { count } from "./format";
-import { fromClipboard, fromFolder, fromTransfer } from "./photos";
+import { filesFromClipboard, filesFromFolder, filesFromTransfer } from "./files";
 
-export interface Taken {
-  photos(files: readonly File[]): void;
-  text(text: string): void;
+export interface InputHandlers {
+  addPhotos(files: readonly File[]): void;
+  addText(text: string): void;
 }
 
-export function intake(taken: Taken): HTMLElement {
-  const take = (files: readonly File[], leftOut = 0): void => {
-    if (files.length > 0) taken.photos(files);
-    const rest = leftOut > 0 ? ` ${count(leftOut, "file")} left out: no picture.` : "";
+export function inputPanel(handlers: InputHandlers): HTMLElement {
+  const add = (files: readonly File[], skipped = 0): void => {
+    if (files.length > 0) handlers.addPhotos(files);
+    const rest = skipped > 0 ? ` ${count(skipped, "file")} skipped: not an image.` : "";
     announce((files.length > 0 ? `${count(files.length, "photo")} added.` : "No photo found.") + rest);
-    said.textContent = leftOut > 0 ? rest.trim() : "";
+    notice.textContent = skipped > 0 ? rest.trim() : "";
   };
-  const said = h("p", { class: "quiet small", "aria-live": "polite" });
+  const notice = h("p", { class: "quiet small", "aria-live": "polite" });
   const chooser = h("input", { type: "file", multiple: true, accept: "image/*,.heic,.heif", class: "visually-hidden", tabindex: "-1", "aria-label": "Photos" });
   chooser.addEventListener("change", () => {
-    take([...(chooser.files ?? [])]);
+    add([...(chooser.files ?? [])]);
     chooser.value = "";
   });
   const folder = h("input", { type: "file", webkitdirectory: true, class: "visually-hidden", tabindex: "-1", "aria-label": "Folder of photos" });
   folder.addEventListener("change", () => {
     if (!folder.files) return;
-    const { files, leftOut } = fromFolder(folder.files);
-    take(files, leftOut);
+    const { files, skipped } = filesFromFolder(folder.files);
+    add(files, skipped);
     folder.value = "";
   });
 
@@ -44,7 +44,7 @@ export function intake(taken: Taken): HTMLElement {
         event.preventDefault();
         const text = words.value.trim();
         if (text === "") return words.focus();
-        taken.text(text);
+        handlers.addText(text);
         words.value = "";
       },
     },
@@ -52,10 +52,10 @@ export function intake(taken: Taken): HTMLElement {
     h("div", { class: "with-button" }, words, h("button", { type: "submit", class: "button" }, "Find")),
   );
 
-  listen(take);
+  listenForFiles(add);
   return h(
     "section",
-    { class: "intake", "aria-label": "Photos and words" },
+    { class: "input-panel", "aria-label": "Photos and words" },
     h(
       "div",
       { class: "drop" },
@@ -70,13 +70,13 @@ export function intake(taken: Taken): HTMLElement {
       chooser,
       folder,
     ),
-    said,
+    notice,
     form,
   );
 }
 
-/** The whole page takes what is dropped or pasted. */
-function listen(take: (files: readonly File[], leftOut?: number) => void): void {
+/** Files may be dropped or pasted anywhere on the page. */
+function listenForFiles(add: (files: readonly File[], skipped?: number) => void): void {
   let depth = 0;
   const hasFiles = (event: DragEvent): boolean => event.dataTransfer?.types.includes("Files") ?? false;
   const mark = (on: boolean): void => void document.body.classList.toggle("dropping", on);
@@ -94,15 +94,15 @@ function listen(take: (files: readonly File[], leftOut?: number) => void): void 
     mark(false);
     if (!hasFiles(event) || event.dataTransfer === null) return;
     event.preventDefault();
-    fromTransfer(event.dataTransfer).then(
-      ({ files, leftOut }) => take(files, leftOut),
-      (error: unknown) => announce(`What was dropped cannot be read: ${String(error)}`),
+    filesFromTransfer(event.dataTransfer).then(
+      ({ files, skipped }) => add(files, skipped),
+      (error: unknown) => announce(`The dropped files cannot be read: ${String(error)}`),
     );
   });
   addEventListener("paste", (event) => {
-    const files = event.clipboardData ? fromClipboard(event.clipboardData) : [];
+    const files = event.clipboardData ? filesFromClipboard(event.clipboardData) : [];
     if (files.length === 0) return;
     event.preventDefault();
-    take(files);
+    add(files);
   });
 }

@@ -1,25 +1,25 @@
-/** What is known or wished beside the photos: the model, words, how many candidates, limits. */
+/** Options of a request: model, limits, text, number of candidates. */
 import { h, unique } from "./dom";
 import { percent } from "./format";
 import type { Store } from "./store";
 
-/** Chooses among the server's models; what is not on the server cannot be chosen. */
-export function modelChoice(store: Store): HTMLElement {
+/** Selects one of the server's models. */
+export function modelSelect(store: Store): HTMLElement {
   const select = h("select", { id: unique("model"), "aria-label": "Model", onchange: () => store.set({ model: select.value }) });
-  const paint = (): void => {
+  const render = (): void => {
     const { models, model } = store.state;
     select.replaceChildren(...models.map(({ id }) => h("option", { value: id, selected: id === model }, id)));
     select.value = model;
   };
-  store.watch(["models", "model"], paint);
-  paint();
+  store.subscribe(["models", "model"], render);
+  render();
   return h("div", { class: "model" }, h("label", { for: select.id }, "Model"), select);
 }
 
 export function optionsPanel(store: Store, limits: HTMLElement): HTMLElement {
   const text = h("input", {
     type: "text",
-    id: unique("beside"),
+    id: unique("text"),
     placeholder: "what you know, in words",
     autocomplete: "off",
     onchange: () => store.set({ text: text.value.trim() }),
@@ -48,7 +48,7 @@ export function optionsPanel(store: Store, limits: HTMLElement): HTMLElement {
     },
   });
   const summary = h("span", { class: "badge", hidden: true });
-  store.watch(["limits", "text"], () => {
+  store.subscribe(["limits", "text"], () => {
     const set = store.state.limits.length + (store.state.text === "" ? 0 : 1);
     summary.textContent = String(set);
     summary.hidden = set === 0;
@@ -69,7 +69,7 @@ export function optionsPanel(store: Store, limits: HTMLElement): HTMLElement {
         text,
         h("div", { class: "weight" }, h("label", { for: weight.id }, "Their weight"), weight, share),
       ),
-      h("div", { class: "line" }, h("label", { for: top.id }, "Candidates a photo"), top),
+      h("div", { class: "line" }, h("label", { for: top.id }, "Candidates per photo"), top),
     ),
   );
 }

@@ -1,18 +1,18 @@
-/** Locating: what is handed over becomes items, items are sent, answers come back. */
+/** Sends photos and texts to the server and stores the answers. */
 import * as api from "./api";
 import { announce } from "./dom";
 import { count } from "./format";
-import { thumbnail } from "./photos";
-import { QUEUE, run, sleep, type Job, type QueueSettings } from "./queue";
-import { fingerprint, type Store } from "./store";
+import { createThumbnail } from "./files";
+import { DEFAULT_SETTINGS, runQueue, sleep, type Job, type QueueSettings } from "./queue";
+import { optionsKey, type Store } from "./store";
 import type { Item, PageSettings, Result } from "./types";
 
-export class Work {
+export class Locating {
   private readonly settings: QueueSettings;
   private cancelling: AbortController | null = null;
-  private readonly waiting: Item[] = [];
-  private readonly pictures: Item[] = [];
-  private painting = false;
+  private readonly pending: Item[] = [];
+  private readonly withoutThumbnail: Item[] = [];
+  private isMakingThumbnails = false;
   private number = 0;
 
   constructor(
@@ -21,32 +21,32 @@ export class Work {
   ) {
     const limits = page?.limits ?? {};
     this.settings = {
-      ...QUEUE,
-      batch: Math.max(1, Math.min(QUEUE.batch, limits["max_images"] ?? QUEUE.batch)),
-      batchBytes: Math.min(QUEUE.batchBytes, 0.9 * 2 ** 20 * (limits["max_request_mb"] ?? 100)),
+      ...DEFAULT_SETTINGS,
+      batch: Math.max(1, Math.min(DEFAULT_SETTINGS.batch, limits["max_images"] ?? DEFAULT_SETTINGS.batch)),
+      batchBytes: Math.min(DEFAULT_SETTINGS.batchBytes, 0.9 * 2 ** 20 * (limits["max_request_mb"] ?? 100)),
     };
   }
 
   addPhotos(files: readonly File[]): void {
     const added = files.map((file) => this.item("photo", file.name, [file]));
     this.add(added);
-    this.pictures.push(...added);
-    void this.paint();
+    this.withoutThumbnail.push(...added);
+    void this.makeThumbnails();
   }
 
   addText(text: string): void {
     this.add([this.item("text", text, [])]);
   }
 
-  addTogether(items: readonly Item[]): void {
+  addGroup(items: readonly Item[]): void {
     const files = items.flatMap((item) => item.files);
     const item = this.item("together", count(files.length, "photo") + " as one place", files);
     this.add([{ ...item, thumbnail: items[0]?.thumbnail ?? null }]);
     this.store.select(item.id);
   }
 
-  /** Asks again for these, with the options of now. */
-  again(items: readonly Item[]): void {
+  /** Locates items again, with the current options. */
+  retry(items: readonly Item[]): void {
     const ids = new Set(items.map(({ id }) => id));
     this.store.updateAll(ids, { status: "waiting", error: null });
     this.enqueue(this.store.state.items.filter(({ id }) => ids.has(id)));
@@ -66,7 +66,7 @@ export class Work {
 
   private item(kind: Item["kind"], name: string, files: readonly File[]): Item {
     const id = `item-${++this.number}`;
-    return { id, kind, name, files, status: "waiting", error: null, result: null, thumbnail: null, asked: "", checked: false };
+    return { id, kind, name, files, status: "waiting", error: null, result: null, thumbnail: null, optionsKey: "", checked: false };
   }
 
   private add(items: Item[]): void {
@@ -77,24 +77,24 @@ export class Work {
   }
 
   private enqueue(items: readonly Item[]): void {
-    this.waiting.push(...items);
+    this.pending.push(...items);
     const { progress } = this.store.state;
     if (progress) this.store.set({ progress: { ...progress, total: progress.total + items.length } });
-    if (this.cancelling === null) void this.work();
+    if (this.cancelling === null) void this.run();
   }
 
-  private async work(): Promise<void> {
+  private async run(): Promise<void> {
     const stop = (this.cancelling = new AbortController());
-    const progress = { total: this.waiting.length, done: 0, failed: 0, startedAt: performance.now(), waiting: null };
+    const progress = { total: this.pending.length, done: 0, failed: 0, startedAt: performance.now(), retryIn: null };
     this.store.set({ progress });
-    while (this.waiting.length > 0 && !stop.signal.aborted) {
-      const round = new Map(this.waiting.splice(0).map((item) => [item.id, item]));
+    while (this.pending.length > 0 && !stop.signal.aborted) {
+      const pending = this.pending.splice(0);
       for (const photos of [true, false]) {
-        const of = [...round.values()].filter(({ kind }) => (kind === "photo") === photos);
-        await this.round(of, stop.signal, photos ? this.settings : { ...this.settings, batch: 1 });
+        const items = pending.filter(({ kind }) => (kind === "photo") === photos);
+        await this.sendAll(items, stop.signal, photos ? this.settings : { ...this.settings, batch: 1 });
       }
     }
-    this.waiting.length = 0;
+    this.pending.length = 0;
     const { items, progress: last } = this.store.state;
     const open = new Set(items.filter(({ status }) => status === "waiting" || status === "sending").map(({ id }) => id));
     if (open.size > 0) this.store.updateAll(open, { status: "failed", error: "Cancelled before it was located." });
@@ -103,11 +103,11 @@ export class Work {
     if (last) announce(`${count(last.done, "answer")}${last.failed ? `, ${last.failed} failed` : ""}${open.size ? `, ${open.size} cancelled` : ""}.`);
   }
 
-  private async round(items: readonly Item[], signal: AbortSignal, settings: QueueSettings): Promise<void> {
-    const options = this.store.options; // those of now, for all of a round
+  private async sendAll(items: readonly Item[], signal: AbortSignal, settings: QueueSettings): Promise<void> {
+    const options = this.store.options; // the same for all items of this call
     const byId = new Map(items.map((item) => [item.id, item]));
     const jobs: Job[] = items.map(({ id, files }) => ({ id, bytes: files.reduce((sum, file) => sum + file.size, 0) }));
-    await run<Result>(
+    await runQueue<Result>(
       jobs,
       {
         send: async (batch) => {
@@ -118,12 +118,12 @@ export class Work {
           return api.locate(files, options, first!.kind === "together", signal);
         },
         started: (batch) => this.store.updateAll(new Set(batch.map(({ id }) => id)), { status: "sending" }),
-        done: (job, answer) => this.done(byId.get(job.id)!, answer, fingerprint(options, byId.get(job.id)!.kind)),
+        done: (job, answer) => this.done(byId.get(job.id)!, answer, optionsKey(options, byId.get(job.id)!.kind)),
         failed: (job, reason) => this.failed(job.id, reason),
         waiting: (seconds) => {
           const { progress } = this.store.state;
-          if (progress) this.store.set({ progress: { ...progress, waiting: seconds } });
-          if (seconds !== null) announce(`The server is busy. Going on in ${Math.ceil(seconds)} seconds.`);
+          if (progress) this.store.set({ progress: { ...progress, retryIn: seconds } });
+          if (seconds !== null) announce(`The server is busy. Retrying in ${Math.ceil(seconds)} seconds.`);
         },
         sleep,
       },
@@ -132,10 +132,10 @@ export class Work {
     );
   }
 
-  private done(item: Item, result: Result, asked: string): void {
+  private done(item: Item, result: Result, key: string): void {
     if (result.error !== undefined) return this.failed(item.id, result.error);
     this.count({ done: 1 });
-    this.store.update(item.id, { status: "done", error: null, result, asked });
+    this.store.update(item.id, { status: "done", error: null, result, optionsKey: key });
   }
 
   private failed(id: string, reason: string): void {
@@ -148,14 +148,14 @@ export class Work {
     if (progress) this.store.set({ progress: { ...progress, done: progress.done + done, failed: progress.failed + failed } });
   }
 
-  /** Small pictures, one after the other, so that many large photos are not in memory at once. */
-  private async paint(): Promise<void> {
-    if (this.painting) return;
-    this.painting = true;
-    for (let item = this.pictures.shift(); item !== undefined; item = this.pictures.shift()) {
-      const small = await thumbnail(item.files[0]!);
-      if (small !== null) this.store.update(item.id, { thumbnail: small });
+  /** One after the other, so that many large photos are not in memory at once. */
+  private async makeThumbnails(): Promise<void> {
+    if (this.isMakingThumbnails) return;
+    this.isMakingThumbnails = true;
+    for (let item = this.withoutThumbnail.shift(); item !== undefined; item = this.withoutThumbnail.shift()) {
+      const thumbnail = await createThumbnail(item.files[0]!);
+      if (thumbnail !== null) this.store.update(item.id, { thumbnail });
     }
-    this.painting = false;
+    this.isMakingThumbnails = false;
   }
 }
