@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from open_geoclip.features.onnx import export_onnx
+from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import even_points
 from open_geoclip.model.backbones.runtime import resolve_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
@@ -133,9 +134,7 @@ def main() -> None:
     text = json.dumps(report, indent=1) + "\n"
     print(text, end="")
     if options.write:
-        part = RESULTS.with_suffix(".part")
-        part.write_text(text)
-        part.replace(RESULTS)
+        atomic_write(RESULTS, text)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from open_geoclip.files import atomic_file, atomic_write
 from open_geoclip.geo.sphere import equal_earth_inverse, unit_vectors
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from report import put_between
@@ -80,8 +81,8 @@ def trained(name: str, settings: LocationSettings) -> LocationEncoder:
             report=lambda f: loss.append(f["loss"]),
         )
         say(f"trained {name}: loss {', '.join(f'{value:.2f}' for value in loss)}")
-        save_file(encoder.state_dict(), place.with_suffix(".part"))
-        place.with_suffix(".part").replace(place)
+        with atomic_file(place) as temporary:
+            save_file(encoder.state_dict(), temporary)
     encoder.load_state_dict(load_file(place))
     return encoder.eval()
 
@@ -232,9 +233,8 @@ def draw_maps(path: Path, width: int) -> None:
         axis.set_title(f"{name} ({share:.0%} of the variance)", fontsize=9)
         say(f"mapped {name}")
     figure.tight_layout()
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", metadata={"Software": "open-geoclip"})
-    part.replace(path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": "open-geoclip"})
 
 
 def key(name: str) -> str:
@@ -278,9 +278,7 @@ def main() -> None:
     tables = markdown(report)
     print(tables)
     if options.write:
-        part = RESULTS.with_suffix(".part")
-        part.write_text(json.dumps(report, indent=1) + "\n")
-        part.replace(RESULTS)
+        atomic_write(RESULTS, json.dumps(report, indent=1) + "\n")
         put_between(PAGE, "make location-benchmark", tables)
         if not options.report:
             draw_maps(MAPS, options.map_width)

@@ -360,11 +360,11 @@ def measure_places(report: Report, n: int, scratch: Path) -> None:
 
 
 def write(name: str, text: str) -> None:
-    """Write a file of this repository beside its goal and rename it into place."""
-    part = ROOT / f"{name}.part"
-    part.parent.mkdir(exist_ok=True)
-    part.write_text(text, encoding="utf-8")
-    part.replace(ROOT / name)
+    """Write a file of this repository."""
+    from open_geoclip.files import atomic_write
+
+    (ROOT / name).parent.mkdir(exist_ok=True)
+    atomic_write(ROOT / name, text)
 
 
 def main() -> int:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
+from open_geoclip.files import atomic_write
+
 __all__ = ["Memory", "Report", "Row", "parse_status", "put_between", "seconds", "size"]
 
 
@@ -145,6 +147,4 @@ def put_between(page: Path, name: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise SystemExit(f"{page} has no place for it, between {begin} and {end}")
-    part = page.with_suffix(".part")
-    part.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
-    part.replace(page)
+    atomic_write(page, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")

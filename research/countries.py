@@ -6,7 +6,6 @@ numbers of the source's own grid, about 400 m wide, from point to point: small w
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import shapely
 
+from open_geoclip.files import atomic_file, sha256
 from open_geoclip.geo.countries import CODES, OUTLINES
 
 __all__ = ["main", "ragged"]
@@ -104,13 +104,12 @@ def main() -> None:
     names, arrays = ragged(json.loads(raw))
     unknown = [name for name in names if name.startswith("|") and name[1:] not in CODES]
     assert not unknown, f"areas without a number that have no code in places/countries.py: {unknown}"
-    part = OUTLINES.with_suffix(".part.npz")
-    np.savez_compressed(part, names=np.array(names), **arrays)  # type: ignore[arg-type]  # its stub wants a flag
-    part.replace(OUTLINES)
+    with atomic_file(OUTLINES) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, names=np.array(names), **arrays)  # type: ignore[arg-type]  # its stub wants a flag
     card = {
         "title": "Outlines of countries, Natural Earth 1:10m",
         "source": "world-atlas 2.0.2 (npm), countries-10m.json",
-        "source_sha256": hashlib.sha256(raw).hexdigest(),
+        "source_sha256": sha256(raw),
         "licence": "Natural Earth is in the public domain; world-atlas is ISC",
         "made_by": "make places",
     }

@@ -30,6 +30,7 @@ from open_geoclip._version import __version__
 from open_geoclip.data.earth_views import Split, even_land
 from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places, tuned_k
 from open_geoclip.evaluation.metrics import summary
+from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
 from open_geoclip.model.image_encoder import image_head
@@ -248,9 +249,8 @@ def aligned(data: FeatureSet, captions: CaptionSet, path: Path) -> Projections:
         projections.load_state_dict(load_file(path))
         return projections.requires_grad_(False)
     align(projections, data.features, captions.sentences, captions.rows, ALIGNMENT, report)
-    temporary = path.with_suffix(".part")
-    save_file(projections.state_dict(), temporary)
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        save_file(projections.state_dict(), temporary)
     return projections
 
 

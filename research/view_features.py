@@ -3,7 +3,6 @@
 Features are float16 in shards of 4,096 views; work that was interrupted goes on at the first missing shard.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from open_geoclip.data.earth import Basemap, Earth
 from open_geoclip.data.earth_views import Split, ViewBatch, sample_cameras, view_centres, views
+from open_geoclip.files import atomic_file, sha256
 from open_geoclip.model.backbones.earth import PREPROCESSING
 from open_geoclip.model.backbones.runtime import prepare_backbone
 from open_geoclip.training.features import FeatureSet
@@ -82,9 +82,8 @@ def earth_view_captions(
             if progress is not None:
                 progress(min(start + SHARD, len(different)), len(different))
         rows = torch.tensor([[number[caption] for caption in captions] for captions in written]).T.contiguous()
-        temporary = path.with_suffix(".part")
-        save_file({"sentences": torch.cat(vectors), "rows": rows}, temporary)
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            save_file({"sentences": torch.cat(vectors), "rows": rows}, temporary)
     found = load_file(path)
     return CaptionSet(found["sentences"], found["rows"])
 
@@ -111,7 +110,7 @@ def earth_view_features(
         progress: called with how many views are done, and of how many.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"file{hashlib.sha256(imagery.read_bytes()).hexdigest()[:12]}" if isinstance(imagery, Path) else imagery
+    name = f"file{sha256(imagery)[:12]}" if isinstance(imagery, Path) else imagery
     earth: Earth | None = None
     backbone: nn.Module | None = None
     shards = []
@@ -145,6 +144,5 @@ def _encode(backbone: nn.Module, batches: Iterator[ViewBatch]) -> FeatureSet:
 
 
 def _save(path: Path, shard: FeatureSet) -> None:
-    temporary = path.with_suffix(".part")
-    save_file({"features": shard.features, "coordinates": shard.coordinates}, temporary)
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        save_file({"features": shard.features, "coordinates": shard.coordinates}, temporary)

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from open_geoclip.files import beside, write_beside
+from open_geoclip.files import atomic_file, atomic_folder, atomic_write, cache_dir, sha256
 
 
 def test_what_was_written_is_there_and_nothing_else(tmp_path: Path) -> None:
     goal = tmp_path / "a.txt"
     before = os.umask(0o027)
     try:
-        write_beside(goal, b"first")
+        atomic_write(goal, b"first")
     finally:
         os.umask(before)
     assert stat.S_IMODE(goal.stat().st_mode) == 0o640, "permissions are those of any new file"
-    write_beside(goal, b"second")
+    atomic_write(goal, b"second")
     assert goal.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [goal]
 
@@ -30,7 +30,7 @@ def test_a_fault_leaves_the_old_file(tmp_path: Path) -> None:
     goal.write_text("old")
 
     def broken_off(fault: type[BaseException]) -> None:
-        with beside(goal) as temporary:
+        with atomic_file(goal) as temporary:
             temporary.write_text("half")
             raise fault
 
@@ -38,9 +38,9 @@ def test_a_fault_leaves_the_old_file(tmp_path: Path) -> None:
         with pytest.raises(fault):
             broken_off(fault)
     with pytest.raises(IsADirectoryError):
-        write_beside(tmp_path, b"a folder is in its place")
+        atomic_write(tmp_path, b"a folder is in its place")
     with pytest.raises(FileNotFoundError):
-        write_beside(tmp_path / "none" / "a.txt", b"")
+        atomic_write(tmp_path / "none" / "a.txt", b"")
     assert goal.read_text() == "old"
     assert list(tmp_path.iterdir()) == [goal]
 
@@ -49,7 +49,7 @@ def test_what_few_may_read_is_never_open_to_more(tmp_path: Path) -> None:
     private = tmp_path / "private.jpg"
     private.write_bytes(b"old")
     private.chmod(0o600)
-    with beside(private, like=private) as temporary:
+    with atomic_file(private, like=private) as temporary:
         assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
         temporary.write_bytes(b"new")
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
@@ -59,10 +59,10 @@ def test_new_files_write_over_nothing_and_others_keep_their_permissions(tmp_path
     old, goal = tmp_path / "old.txt", tmp_path / "a.txt"
     old.write_text("old")
     old.chmod(0o604)
-    write_beside(goal, b"new", like=old, new=True)
+    atomic_write(goal, b"new", like=old, new=True)
     assert stat.S_IMODE(goal.stat().st_mode) == 0o604
     with pytest.raises(FileExistsError):
-        write_beside(goal, b"newer", new=True)
+        atomic_write(goal, b"newer", new=True)
     assert goal.read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -72,15 +72,15 @@ def test_on_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    write_beside(tmp_path / "a.txt", b"new", new=True)
+    atomic_write(tmp_path / "a.txt", b"new", new=True)
     with pytest.raises(FileExistsError):
-        write_beside(tmp_path / "a.txt", b"newer", new=True)
+        atomic_write(tmp_path / "a.txt", b"newer", new=True)
     assert (tmp_path / "a.txt").read_bytes() == b"new"
 
 
 def test_the_longest_names_fit(tmp_path: Path) -> None:
     for name in ("n" * 255, "ü" * 127):
-        write_beside(tmp_path / name, b"x")
+        atomic_write(tmp_path / name, b"x")
         assert (tmp_path / name).read_bytes() == b"x"
 
 
@@ -91,10 +91,10 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path: Path, moment: st
     goal.write_text("old")
     code = (
         "import os, signal, sys, pathlib\n"
-        "from open_geoclip.files import write_beside\n"
+        "from open_geoclip.files import atomic_write\n"
         f"{'pathlib.Path.replace' if moment == 'replace' else 'os.fsync'} = "
         "lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_beside(pathlib.Path(sys.argv[1]), b'new')\n"
+        "atomic_write(pathlib.Path(sys.argv[1]), b'new')\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(goal)], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -107,11 +107,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     goal.write_text("old")
     code = (
         "import pathlib, resource, signal, sys\n"
-        "from open_geoclip.files import write_beside\n"
+        "from open_geoclip.files import atomic_write\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
-        "    write_beside(pathlib.Path(sys.argv[1]), bytes(5000))\n"
+        "    atomic_write(pathlib.Path(sys.argv[1]), bytes(5000))\n"
         "except OSError as error:\n"
         "    print(error.strerror)\n"
     )
@@ -119,3 +119,42 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert done.stdout == "File too large\n"
     assert goal.read_text() == "old"
     assert list(tmp_path.iterdir()) == [goal]
+
+
+def test_folders_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    goal = tmp_path / "deep" / "folder"
+    with atomic_folder(goal) as temporary:
+        (temporary / "a.txt").write_text("old")
+
+    def interrupt() -> None:
+        with atomic_folder(goal) as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert (goal / "a.txt").read_text() == "old"
+    with atomic_folder(goal) as temporary:
+        (temporary / "b.txt").write_text("new")
+    assert [path.name for path in goal.iterdir()] == ["b.txt"]
+    assert list(goal.parent.iterdir()) == [goal]
+
+
+def test_text_is_written_as_utf8_and_hashed_like_its_bytes(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a.txt", "Zürich\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Zürich\n".encode()
+    assert sha256(tmp_path / "a.txt") == sha256("Zürich\n".encode())
+    assert sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_one_cache_folder_with_the_home_folder_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Location embeddings were written to a folder named ``~`` while weights were read from the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", "~/cache")
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", "relative")
+    assert cache_dir() == tmp_path / "relative"
+    monkeypatch.delenv("OPEN_GEOCLIP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir().name == "open-geoclip"

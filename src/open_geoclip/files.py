@@ -1,5 +1,6 @@
-"""Files written beside their goal and renamed into place: under the goal's name there is never half a file."""
+"""Write files and folders atomically, hash them, and locate the cache folder."""
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -7,27 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["beside", "write_beside"]
+__all__ = ["atomic_file", "atomic_folder", "atomic_write", "cache_dir", "sha256"]
+
+
+def cache_dir() -> Path:
+    """Return ``$OPEN_GEOCLIP_CACHE`` with ``~`` expanded; default: the user's cache folder of this system."""
+    if chosen := os.environ.get("OPEN_GEOCLIP_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("open-geoclip", appauthor=False))
+
+
+def sha256(content: Path | bytes) -> str:
+    """Return the SHA-256 of a file or of bytes, in hexadecimal."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def beside(path: Path, *, like: Path | None = None, new: bool = False) -> Iterator[Path]:
-    """An empty file beside a goal, to write to; it gets the goal's name when all went well and is removed when not.
+def atomic_file(path: Path, *, like: Path | None = None, new: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary file in the same folder; it replaces ``path`` at the end of the block.
 
-    It is on the disk before the name is given to it, so a machine that stops leaves the old file or the new one.
+    The temporary file is synchronised to disk before it is renamed, so after a crash ``path`` holds either the old
+    content or the new. If the block raises, the temporary file is removed and ``path`` is unchanged.
 
     Args:
-        path: the goal.
-        like: a file whose permissions it gets; those of a new file when not given.
-        new: refuse to write over anything.
+        path: The file to write.
+        like: A file whose permissions are copied; default: the permissions of a new file.
+        new: Fail if ``path`` exists.
 
     Raises:
-        FileExistsError: there is a file already, and it is not to be written over.
-        OSError: it cannot be written; the goal is what it was.
+        FileExistsError: ``new`` is set and ``path`` exists.
+        OSError: The file cannot be written.
     """
-    # The beginning of the name tells people whose it is; all of it could be too long for the disk with more behind it.
+    # Part of the name, so that users can attribute a leftover; all of it could exceed the limit of the file system.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
-    # Nobody may read it who may not read the file that it is like, not even while it is written.
+    # Set at creation: a private file is never readable by others, not even while it is written.
     mode = 0o666 if like is None else like.stat().st_mode & 0o777
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode | 0o600))
     try:
@@ -37,26 +56,51 @@ def beside(path: Path, *, like: Path | None = None, new: bool = False) -> Iterat
         if like is not None:
             shutil.copymode(like, temporary)
         if new:
-            _named(temporary, path)
+            _rename_new(temporary, path)
         else:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_beside(path: Path, data: bytes, *, like: Path | None = None, new: bool = False) -> None:
-    """Write all of a file at once; arguments and errors are those of :func:`beside`."""
-    with beside(path, like=like, new=new) as temporary:
-        temporary.write_bytes(data)
+def atomic_write(path: Path, content: bytes | str, *, like: Path | None = None, new: bool = False) -> None:
+    """Write a whole file atomically; text is UTF-8. Arguments and errors are those of :func:`atomic_file`."""
+    with atomic_file(path, like=like, new=new) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _named(temporary: Path, path: Path) -> None:
-    """Give a file a name that no other has."""
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; it replaces ``path``, with all that it held, at the end of the block.
+
+    If the block raises, the temporary folder is removed and ``path`` is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    fresh, old = (path.with_name(f".{path.name}-{mark}-{what}") for what in ("new", "old"))
+    fresh.mkdir()
+    try:
+        yield fresh
+        if path.exists():
+            path.rename(old)
+        try:
+            fresh.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Rename a file; fail if the new name exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         if path.exists():
             raise FileExistsError(17, "exists already") from None
         temporary.replace(path)

@@ -114,6 +114,17 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
 
 
+def test_a_cache_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were written to a folder named ``~`` while weights were read from the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", "~/cache")
+    monkeypatch.chdir(tmp_path)
+    path = GalleryIndex.build(make_encoder(), make_gallery(50)).path
+    assert path is not None
+    assert path.parent == tmp_path / "cache" / "galleries"
+    assert not (tmp_path / "~").exists()
+
+
 def test_without_a_usable_cache_vectors_stay_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING):

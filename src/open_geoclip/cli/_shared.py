@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_geoclip.errors import CoordinateError, OpenGeoCLIPError
-from open_geoclip.files import write_beside
+from open_geoclip.files import atomic_write
 
 if TYPE_CHECKING:
     from open_geoclip.search.locator import Locator
@@ -84,6 +84,6 @@ def write_output(content: str | bytes, output: Path | None) -> None:
         sys.stdout.flush()
         return
     try:
-        write_beside(output, data)
+        atomic_write(output, data)
     except OSError as error:
         raise OpenGeoCLIPError(f"{output} cannot be written: {error.strerror or error}") from error

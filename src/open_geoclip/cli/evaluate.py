@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from open_geoclip.cli._output import to_json
 from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
-from open_geoclip.files import beside
+from open_geoclip.files import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -251,7 +251,7 @@ def _write_parquet(table: dict[str, list[Any]], path: Path) -> None:
         from pyarrow import parquet
     except ImportError:  # the CSV holds the same
         return
-    with beside(path) as temporary:
+    with atomic_file(path) as temporary:
         parquet.write_table(pyarrow.table(table), temporary)
 
 

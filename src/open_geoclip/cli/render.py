@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._shared import parse_coordinate
 from open_geoclip.errors import OpenGeoCLIPError
-from open_geoclip.files import beside
+from open_geoclip.files import atomic_file
 
 __all__ = ["render"]
 
@@ -43,7 +43,7 @@ def render(
         raise OpenGeoCLIPError(f"{path}: the name of a picture ends in .png, .jpg or .webp")
     view = Earth(look).render(np.array([[lat, lon]]), np.array([width_km]), np.array([turn_deg]), size=size)[0]
     try:
-        with beside(path) as temporary:
+        with atomic_file(path) as temporary:
             Image.fromarray(view).save(temporary, Image.registered_extensions()[path.suffix.lower()])
     except OSError as error:
         raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error

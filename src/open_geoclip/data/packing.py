@@ -2,11 +2,12 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,11 +19,13 @@ from open_geoclip.data.decoding import mapped
 from open_geoclip.data.photos import Fault, Photo, PhotoSource
 from open_geoclip.data.shards import INDEX
 from open_geoclip.errors import DataError, ImageError, SettingsError
+from open_geoclip.files import atomic_file, atomic_write
 from open_geoclip.images import load_image, sniff
 
 __all__ = ["PackSettings", "Packed", "pack"]
 
 _VERSION = 1
+_Result = Fault | tuple[Photo, tuple[str, bytes]]
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
 
@@ -103,7 +106,7 @@ def pack(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
-            for left in folder.glob(".*.tar.part"):  # by a call that was killed
+            for left in folder.glob(".*.tar.*part"):  # by a call that was killed
                 left.unlink()
             index = _opened_index(folder, source, settings)
             resumed_at = index["shards"][-1]["entries_until"] if index["shards"] else 0
@@ -156,27 +159,22 @@ def _write_shards(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     done = index["shards"][-1]["entries_until"] if index["shards"] else 0
+
+    def counted(results: Iterator[_Result]) -> Iterator[tuple[int, _Result]]:
+        for number, result in enumerate(results, done + 1):
+            if progress is not None and source.count is not None:
+                progress(number, source.count)
+            yield number, result
+
     results = mapped(source, _Packing(settings), workers=workers, start=done)
     try:
-        shard: _Shard | None = None
-        try:
-            for result in results:
-                if shard is None:
-                    shard = _Shard(folder, len(index["shards"]))
-                done += 1
-                shard.add(result, done)
-                if shard.size >= settings.shard_mb * 1e6:
-                    index["shards"].append(shard.close(done))
-                    shard = None
-                    _write_index(folder, index)
-                if progress is not None and source.count is not None:
-                    progress(done, source.count)
-            if shard is not None:
-                index["shards"].append(shard.close(done))
-                shard = None
-        finally:
-            if shard is not None:
-                shard.discard()
+        remaining = counted(results)
+        for first in remaining:
+            path = folder / f"{len(index['shards']):06d}.tar"
+            with atomic_file(path) as temporary:
+                shard = _write_shard(temporary, itertools.chain([first], remaining), settings.shard_mb * 1e6)
+            index["shards"].append({"name": path.name, **shard})
+            _write_index(folder, index)
     finally:
         results.close()  # type: ignore[attr-defined]  # a generator: stops its workers
     index["finished"] = True
@@ -234,61 +232,38 @@ class _Hashing:
         return self.file.write(data)
 
 
-class _Shard:
-    """A shard that is being written."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.path = folder / f"{number:06d}.tar"
-        self.part = folder / f".{self.path.name}.part"
-        self.file = self.part.open("wb")
-        self.hashing = _Hashing(self.file)
-        self.tar = tarfile.open(fileobj=self.hashing, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]  # noqa: SIM115
-        self.size = self.count = 0
-        self.left_out: list[tuple[str, str, str]] = []
-
-    def add(self, result: Fault | tuple[Photo, tuple[str, bytes]], number: int) -> None:
-        if isinstance(result, Fault):
-            self.left_out.append((result.key, result.kind, result.reason))
-            return
-        photo, (suffix, data) = result
-        facts: dict[str, Any] = {"key": photo.key, "lat": photo.lat, "lon": photo.lon}
-        if photo.group is not None:
-            facts["group"] = photo.group
-        self._file(f"{number:09d}.{suffix}", data)
-        self._file(f"{number:09d}.json", json.dumps(facts).encode())
-        self.count += 1
-
-    def _file(self, name: str, data: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self.tar.addfile(info, io.BytesIO(data))
-        self.size += 512 + len(data) + -len(data) % 512
-
-    def close(self, entries_until: int) -> dict[str, Any]:
-        try:
-            self.tar.close()
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            self.part.replace(self.path)
-        except BaseException:
-            self.discard()
-            raise
-        return {
-            "name": self.path.name,
-            "count": self.count,
-            "bytes": self.hashing.size,
-            "sha256": self.hashing.digest.hexdigest(),
-            "entries_until": entries_until,
-            "left_out": self.left_out,
-        }
-
-    def discard(self) -> None:
-        self.file.close()
-        self.part.unlink(missing_ok=True)
+def _write_shard(path: Path, results: Iterable[tuple[int, _Result]], max_bytes: float) -> dict[str, Any]:
+    """Write one shard until it holds ``max_bytes`` or the results end; return its record for the index."""
+    size = count = entries_until = 0
+    left_out: list[tuple[str, str, str]] = []
+    with (
+        path.open("wb") as file,
+        tarfile.open(fileobj=(hashing := _Hashing(file)), mode="w|", format=tarfile.USTAR_FORMAT) as tar,  # type: ignore[call-overload]
+    ):
+        for entries_until, result in results:
+            if isinstance(result, Fault):
+                left_out.append((result.key, result.kind, result.reason))
+                continue
+            photo, (suffix, image) = result
+            facts: dict[str, Any] = {"key": photo.key, "lat": photo.lat, "lon": photo.lon}
+            if photo.group is not None:
+                facts["group"] = photo.group
+            for kind, data in ((suffix, image), ("json", json.dumps(facts).encode())):
+                info = tarfile.TarInfo(f"{entries_until:09d}.{kind}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+                size += 512 + len(data) + -len(data) % 512
+            count += 1
+            if size >= max_bytes:
+                break
+    return {
+        "count": count,
+        "bytes": hashing.size,
+        "sha256": hashing.digest.hexdigest(),
+        "entries_until": entries_until,
+        "left_out": left_out,
+    }
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    part = folder / f".{INDEX}.part"
-    part.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / INDEX)
+    atomic_write(folder / INDEX, json.dumps(index, indent=1) + "\n")

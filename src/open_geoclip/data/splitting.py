@@ -19,6 +19,7 @@ from jaxtyping import Float64, Int64
 from open_geoclip.data.photos import Fault, OnFault, PhotoSource
 from open_geoclip.data.shards import TarPhotos
 from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 
 __all__ = ["SplitReport", "SplitSettings", "clusters", "split", "write_splits"]
@@ -327,9 +328,7 @@ def write_splits(
             chosen = np.flatnonzero(sides == side).tolist()
             writer.writerows([*rows[row][:4], rows[row][4] or ""] for row in chosen)
             files[name], counts[name] = folder / f"{name}.csv", len(chosen)
-            part = folder / f".{name}.csv.part"
-            part.write_text(text.getvalue(), encoding="utf-8")
-            part.replace(files[name])
+            atomic_write(files[name], text.getvalue())
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
     return SplitReport(files, counts, int((sides < 0).sum()), unusable)

@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int
 from open_geoclip.data.columns import LAT_NAMES, LON_NAMES
 from open_geoclip.errors import BenchmarkError, ImageError
 from open_geoclip.evaluation.table import Table, read_table
+from open_geoclip.files import sha256
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates
 from open_geoclip.images import find_images
 
@@ -177,7 +178,7 @@ def read_labelled(
         groups=_groups(labels, rows, ids),
         group_column=labels.names.get("group"),
         table=path,
-        table_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        table_sha256=sha256(path),
         places_sha256=fingerprint,
         counts=counts,
         missing=missing,

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 
 from open_geoclip.errors import BenchmarkError
+from open_geoclip.files import sha256
 
 __all__ = ["Journal"]
 
@@ -113,7 +114,6 @@ def _alike(a: Sequence[float], b: Sequence[float]) -> bool:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError:  # the answer says already that it cannot be read
         return ""

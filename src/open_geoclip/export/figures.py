@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError
 from open_geoclip.export.world import MAP_RATIO, draw_world
-from open_geoclip.files import beside
+from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import equal_earth
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _figure(size: tuple[float, float]) -> "Figure":
 
 def _save(figure: "Figure", path: Path) -> None:
     try:
-        with beside(path) as temporary:
+        with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png")
     except OSError as error:
         raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, shorelines
-from open_geoclip.files import beside
+from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import (
     EARTH_RADIUS_KM,
     check_coordinates,
@@ -101,8 +101,8 @@ def draw_posterior(path: Path, posterior: Posterior, row: int = 0, **about: Any)
     if path.suffix.lower() != ".png":
         raise SettingsError(f"the map is a PNG file: give it a name ending in .png, not {path.name}")
     figure = posterior_figure(posterior, row, **about)
-    with beside(path) as unfinished:
-        figure.savefig(unfinished, format="png", metadata={"Software": "open-geoclip"})
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": "open-geoclip"})
 
 
 def posterior_figure(

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, great_circle, spread
-from open_geoclip.files import beside
+from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import check_coordinates, equal_earth, geodesic_km
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def draw_answers(path: Path, places: Sequence[PlacedPicture], *, note: str = "")
     if path.suffix.lower() != ".png":
         raise SettingsError(f"the map is a PNG file: give it a name ending in .png, not {path.name}")
     figure = answers_figure(places, note=note)
-    with beside(path) as unfinished:
-        figure.savefig(unfinished, format="png", metadata={"Software": "open-geoclip"})
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": "open-geoclip"})
 
 
 def answers_figure(places: Sequence[PlacedPicture], *, note: str = "") -> "Figure":

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, shorelines
-from open_geoclip.files import beside
+from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import equal_earth
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def draw_similarity(path: Path, place: tuple[float, float], maps: Sequence[Simil
         axes.set_title(one.title, fontsize=9)
         axes.set_axis_off()
         figure.colorbar(picture, ax=axes, shrink=0.6, label="cosine")
-    with beside(path) as unfinished:
-        figure.savefig(unfinished, format="png", metadata={"Software": "open-geoclip"})
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": "open-geoclip"})
 
 
 def draw_coasts(axes: "Axes", colour: str = "black") -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from open_geoclip._version import __version__
 from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError, SettingsError
-from open_geoclip.files import write_beside
+from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG
 from open_geoclip.weights.load import load_release
 
@@ -61,7 +61,7 @@ def export_onnx(model: str, path: str | Path, *, normalize: bool = False) -> Pat
     path = Path(path)
     content = location_tower(load_release(model), normalize=normalize).SerializeToString()
     try:
-        write_beside(path, content)
+        atomic_write(path, content)
     except OSError as error:
         raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error
     return path

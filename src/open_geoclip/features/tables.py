@@ -20,7 +20,7 @@ from jaxtyping import Float32, Float64
 
 from open_geoclip.data.columns import LAT_NAMES, LON_NAMES, find_column
 from open_geoclip.errors import CoordinateError, MissingExtraError, OpenGeoCLIPError, SettingsError
-from open_geoclip.files import beside
+from open_geoclip.files import atomic_file
 
 __all__ = ["OUTPUTS", "coordinate_columns", "read_coordinates", "write_vectors"]
 
@@ -335,7 +335,7 @@ def _write_npy(
 def _write_npz(
     output: Path, coordinates: Float64[np.ndarray, "n 2"], width: int, vectors: Vectors, about: Mapping[str, str]
 ) -> None:
-    with beside(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_file(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open("vectors.npy", "w", force_zip64=True) as file:
             file.write(_array_header(len(coordinates), width))
             for block in vectors(0):
@@ -352,7 +352,7 @@ def _write_csv(
     output: Path, coordinates: Float64[np.ndarray, "n 2"], width: int, vectors: Vectors, about: Mapping[str, str]
 ) -> None:
     line = "%s,%s," + ",".join(["%.9g"] * width) + "\r\n"  # nine digits give back every float32
-    with beside(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerow(["lat", "lon", *(f"v{i}" for i in range(width))])
         start = 0
         for block in vectors(0):
@@ -375,7 +375,7 @@ def _write_parquet(
     )
     # Vectors neither repeat nor compress: 1 % is not worth the time.
     with (
-        beside(output) as temporary,
+        atomic_file(output) as temporary,
         parquet.ParquetWriter(temporary, schema, use_dictionary=False, compression="none") as writer,
     ):
         start = 0

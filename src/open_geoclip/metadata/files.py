@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from open_geoclip.errors import DataError
-from open_geoclip.files import beside, write_beside
+from open_geoclip.files import atomic_file, atomic_write
 
 __all__ = ["KEPT", "keep_original", "once", "write_bytes"]
 
@@ -56,7 +56,7 @@ def _copied(path: Path, kept: Path) -> Path:
     if kept.exists():
         raise DataError(f"{kept} exists already and is not written over")
     try:
-        with beside(kept, like=path, new=True) as temporary:
+        with atomic_file(kept, like=path, new=True) as temporary:
             shutil.copyfile(path, temporary)
             shutil.copystat(path, temporary)
     except OSError as error:
@@ -69,7 +69,7 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 
 def write_bytes(path: Path, data: bytes, *, like: Path | None = None, new: bool = False) -> None:
-    """Write a photo or a sidecar; see :func:`open_geoclip.files.beside`.
+    """Write a photo or a sidecar; see :func:`open_geoclip.files.atomic_file`.
 
     Args:
         path: the goal.
@@ -81,7 +81,7 @@ def write_bytes(path: Path, data: bytes, *, like: Path | None = None, new: bool 
         DataError: it cannot be written; the goal is what it was.
     """
     try:
-        write_beside(path, data, like=like, new=new)
+        atomic_write(path, data, like=like, new=new)
     except FileExistsError as error:
         raise DataError(f"{path} exists already and is not written over") from error
     except OSError as error:

@@ -8,10 +8,7 @@ and reads it chunk by chunk, so neither building nor searching takes memory that
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +17,14 @@ import numpy as np
 import torch
 from filelock import FileLock
 from jaxtyping import Bool, Float, Float32, Int64
-from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from open_geoclip.files import atomic_file, cache_dir
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.gallery import Gallery
 
-__all__ = ["Found", "GalleryIndex", "Progress", "beside", "cache_folder", "index_key"]
+__all__ = ["Found", "GalleryIndex", "Progress", "index_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +37,6 @@ _FEW = 65_536  # places whose vectors are kept as float32 once they are asked fo
 # little separates from the k-th are encoded again in full precision, up to _EXTRA of them.
 _ROUNDING = 2.0**-11
 _EXTRA = 256
-
-
-def cache_folder() -> Path:
-    """Where location vectors are kept: ``$OPEN_GEOCLIP_CACHE``, or the user's cache folder of this system."""
-    given = os.environ.get("OPEN_GEOCLIP_CACHE")
-    return Path(given) if given else user_cache_path("open-geoclip")
 
 
 def index_key(encoder: LocationEncoder, gallery: Gallery) -> str:
@@ -119,8 +110,8 @@ class GalleryIndex:
         Args:
             encoder: the location encoder, in evaluation mode.
             gallery: the places.
-            folder: the cache; :func:`cache_folder` when not given. When it cannot be written, the vectors are
-                kept in memory and a warning is logged.
+            folder: the cache; default: :func:`open_geoclip.files.cache_dir`. When it cannot be written, the vectors
+                are kept in memory and a warning is logged.
             progress: called while vectors are computed.
             keep: write a file; else the vectors stay in memory when the cache does not have them.
         """
@@ -152,7 +143,7 @@ class GalleryIndex:
     @staticmethod
     def cached_path(encoder: LocationEncoder, gallery: Gallery, folder: Path | None = None) -> Path:
         """The file that the vectors are kept in, whether it exists or not."""
-        folder = cache_folder() / "galleries" if folder is None else folder
+        folder = cache_dir() / "galleries" if folder is None else folder
         return folder / f"{index_key(encoder, gallery)[:32]}.safetensors"
 
     @torch.inference_mode()
@@ -254,23 +245,10 @@ def _write(path: Path, encoder: LocationEncoder, gallery: Gallery, progress: Pro
         }
     ).encode()
     header += b" " * (-len(header) % 8)
-    with beside(path) as temporary, temporary.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for part in _encoded(encoder, gallery, progress):
             file.write(part.numpy().tobytes())
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file beside its goal, renamed into place when all went well and removed when not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _opened(path: Path, rows: int, width: int) -> Tensor | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.files import atomic_file
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.index import beside
 
 __all__ = ["country_labels"]
 
@@ -34,7 +34,7 @@ def country_labels(gallery: Gallery, folder: Path | None = None) -> np.ndarray |
         return None
     if file is not None:
         try:
-            with beside(file) as temporary, temporary.open("wb") as stream:
+            with atomic_file(file) as temporary, temporary.open("wb") as stream:
                 np.save(stream, codes.astype("<U3"))
         except OSError as error:
             logger.warning("the cache %s cannot be used (%s): countries are found anew each time", file, error)

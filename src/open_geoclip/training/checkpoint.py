@@ -1,7 +1,6 @@
 """A run as a file: written whole or not at all, and read again to the last bit."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,25 +10,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from open_geoclip.errors import TrainingError
+from open_geoclip.files import atomic_write
 
 __all__ = ["load_state", "pack_optimizer", "read_tensors", "unpack_optimizer", "write_file", "write_tensors"]
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file beside its goal, see it on the disk, rename it into place.
+    """Write a file atomically.
 
     Raises:
         TrainingError: it cannot be written; what was there before is still there.
     """
-    temporary = path.with_name(path.name + ".part")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        atomic_write(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         size = f"{len(content) / 1e6:,.1f} MB"
         raise TrainingError(
             f"{path} ({size}) cannot be written: {error.strerror or error}. What was written before is unharmed: "

@@ -21,6 +21,7 @@ from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import SettingsError, TrainingError
 from open_geoclip.evaluation.metrics import summary
+from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.model.image_encoder import ImageEncoder, image_head
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
@@ -314,7 +315,7 @@ def _save(
         tensors = {**release.tensors, **tensors}
         config["text_encoder"] = {"backbone": release.text}
     try:
-        table.write_text("lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
+        atomic_write(table, "lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
         save_release(target, tensors, config, gallery=table, dtype="float32")
     except OSError as error:
         raise TrainingError(

@@ -1,25 +1,20 @@
-"""Files that hold weights: telling what a folder holds, checking it, and writing into place."""
+"""Files that hold weights: which of them a folder has, and checks of their names and hashes."""
 
-import hashlib
 import json
 import re
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from open_geoclip.errors import WeightsError
+from open_geoclip.files import sha256
 
 __all__ = [
     "check_plain",
     "check_sha256",
     "companions",
     "has_weights",
-    "new_folder",
     "read_json",
-    "sha256_of",
     "shards",
     "weight_files",
 ]
@@ -104,12 +99,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_sha256(content: Path | bytes, expected: str, what: str, *, mend: str) -> None:
     """Check that a file is the one that is meant.
 
@@ -122,29 +111,5 @@ def check_sha256(content: Path | bytes, expected: str, what: str, *, mend: str) 
     Raises:
         WeightsError: It is another one.
     """
-    found = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256_of(content)
-    if found != expected:
+    if (found := sha256(content)) != expected:
         raise WeightsError(f"{what}: is another file than expected (sha256 {found}, expected {expected}); {mend}")
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Fill a folder beside its goal; it takes the goal's place when all went well, and vanishes when not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    fresh = target.with_name(f".{target.name}-{mark}-new")
-    old = target.with_name(f".{target.name}-{mark}-old")
-    fresh.mkdir()
-    try:
-        yield fresh
-        if target.exists():
-            target.rename(old)
-        try:
-            fresh.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,6 @@ Weights are looked for in this order:
 - for ``hub:`` names, the cache that Hugging Face's tools share (``HF_HOME``, ``HF_HUB_CACHE``).
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
+from open_geoclip.files import cache_dir
 from open_geoclip.weights.files import has_weights, read_json
 from open_geoclip.weights.names import Name, parse_name
 from open_geoclip.weights.registry import GALLERY_FILE, RECORDS, Record
@@ -28,7 +28,6 @@ __all__ = [
     "HUB_TYPES",
     "Status",
     "backbone_of",
-    "cache_folder",
     "carried_folder",
     "find_wheel_files",
     "folder",
@@ -107,18 +106,9 @@ def _hub_folder(name: Name) -> Path:
     raise MissingWeightsError(f"{name} is not on this machine; run: geoclip pull {name}")
 
 
-def cache_folder() -> Path:
-    """Our own cache: ``OPEN_GEOCLIP_CACHE`` if set, else the user's cache folder of this system."""
-    if chosen := os.environ.get("OPEN_GEOCLIP_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("open-geoclip", appauthor=False))
-
-
 def released_folder() -> Path:
     """Where `geoclip pull geoclip` puts the released heads and gallery in our own cache."""
-    return cache_folder() / f"geoclip-{RECORDS['geoclip'].version}"
+    return cache_dir() / f"geoclip-{RECORDS['geoclip'].version}"
 
 
 def _installed_folder() -> Path | None:
@@ -133,7 +123,7 @@ def _installed_folder() -> Path | None:
 def carried_folder(name: Name) -> Path:
     """Where `geoclip pull --from` puts a ``hub:`` name in our own cache."""
     revision = (name.revision or "main").replace("/", "--")
-    return cache_folder() / "hub" / name.value.replace("/", "--") / revision
+    return cache_dir() / "hub" / name.value.replace("/", "--") / revision
 
 
 def hub_cache_folder(repo: str) -> Path:

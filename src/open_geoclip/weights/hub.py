@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from open_geoclip._version import __version__
 from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
-from open_geoclip.weights.files import companions, read_json, sha256_of, shards
+from open_geoclip.files import atomic_write, sha256
+from open_geoclip.weights.files import companions, read_json, shards
 from open_geoclip.weights.folders import hub_cache_folder
 from open_geoclip.weights.names import Name
 
@@ -80,11 +81,11 @@ def fetch_repository(name: Name, expected: Mapping[str, str], listener: Listener
         MissingWeightsError: The Hub cannot be reached or broke off; what has arrived is kept.
     """
     commit, files = list_files(name)
-    for file, sha256 in expected.items():
-        if file in files and files[file].etag != sha256:
+    for file, digest in expected.items():
+        if file in files and files[file].etag != digest:
             raise WeightsError(
                 f"{name}: the hub offers another {file} than the one on record "
-                f"(sha256 {files[file].etag}, expected {sha256}); nothing was downloaded"
+                f"(sha256 {files[file].etag}, expected {digest}); nothing was downloaded"
             )
     snapshot = hub_cache_folder(name.value) / "snapshots" / commit
 
@@ -190,9 +191,7 @@ def _point(pointer: Path, blob: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    atomic_write(path, text)
 
 
 # --- one file -------------------------------------------------------------------------------------
@@ -317,7 +316,7 @@ def _is(file: HubFile, path: Path) -> bool:
 def _hash_as(etag: str, path: Path) -> str:
     """The hash of a file in the form in which the Hub states it."""
     if len(etag) == 64:
-        return sha256_of(path)
+        return sha256(path)
     # git hashes a file together with its kind and size.
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     digest.update(path.read_bytes())

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from open_geoclip.errors import ModelNameError, WeightsError
+from open_geoclip.files import atomic_folder, atomic_write, sha256
 from open_geoclip.model.backbones.clip import ClipText
 from open_geoclip.model.backbones.minilm import MiniLM
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
@@ -41,7 +42,7 @@ from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.model.text_encoder import TextEncoder
 from open_geoclip.schema import from_dict
 from open_geoclip.weights.backbones import load_image_backbone, load_text_backbone
-from open_geoclip.weights.files import check_plain, check_sha256, new_folder, read_json, sha256_of
+from open_geoclip.weights.files import check_plain, check_sha256, read_json
 from open_geoclip.weights.folders import FORMAT, HUB_TYPES, find_wheel_files, folder, hub_backbone, with_card
 from open_geoclip.weights.names import parse_name
 from open_geoclip.weights.registry import (
@@ -558,11 +559,11 @@ def save_release(
             raise WeightsError(f"{what}: {large[0]} holds numbers too large for float16; save as float32")
     if target.exists() and {file.name for file in target.iterdir()} - set(OWN_FILES):
         raise WeightsError(f"{what}: holds files that are no release; choose another folder")
-    with new_folder(target) as fresh:
+    with atomic_folder(target) as fresh:
         safetensors.torch.save_file(checked, fresh / "model.safetensors", metadata={"format": "pt"})
         if gallery is not None:
             shutil.copyfile(gallery, fresh / "gallery.csv")
-        hashes = {file.name: sha256_of(file) for file in sorted(fresh.iterdir())}
+        hashes = {file.name: sha256(file) for file in sorted(fresh.iterdir())}
         written = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -587,6 +588,4 @@ def save_calibration(target: Path | str, calibration: Mapping[str, Any]) -> None
     if config.get("format") != FORMAT or not isinstance(config.get("card"), dict):
         raise WeightsError(f"{path} is no release in our own layout: a calibration cannot be kept there")
     config["card"]["calibration"] = dict(calibration)
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    atomic_write(path, json.dumps(config, indent=2) + "\n")

@@ -11,11 +11,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from open_geoclip.errors import WeightsError
+from open_geoclip.files import atomic_folder
 from open_geoclip.weights.files import (
     check_sha256,
     companions,
     has_weights,
-    new_folder,
     read_json,
     weight_files,
 )
@@ -77,7 +77,7 @@ def place_wheel(wheel: Path) -> Path:
 
 def _place_released(read: Callable[[str], bytes], what: str) -> Path:
     record = RECORDS["geoclip"]
-    with new_folder(released_folder()) as fresh:
+    with atomic_folder(released_folder()) as fresh:
         for file, sha256 in record.sha256.items():
             content = read(file)
             check_sha256(content, sha256, f"{what}: {file}", mend=f"it must be geoclip {record.version}")
@@ -109,7 +109,7 @@ def carry_repository(name: Name, source: Path, listener: Listener) -> Path | Non
     kind = _check_kind(found, weights)
     record = RECORDS.get(str(name))
     known = record.sha256 if record else {}
-    with new_folder(carried_folder(name)) as fresh:
+    with atomic_folder(carried_folder(name)) as fresh:
         for file in (found / "config.json", *(found / companion for companion in beside), *index, *weights):
             if not file.is_file():
                 raise WeightsError(f"{found}: {file.name} is missing")

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
+from open_geoclip.files import cache_dir
 from open_geoclip.weights.files import check_sha256, has_weights, read_json
-from open_geoclip.weights.folders import backbone_of, cache_folder, carried_folder, find_wheel_files, folder
+from open_geoclip.weights.folders import backbone_of, carried_folder, find_wheel_files, folder
 from open_geoclip.weights.hub import Listener, fetch_repository
 from open_geoclip.weights.names import Name, parse_name
 from open_geoclip.weights.offline import DEEPEST, carry_released, carry_repository, place_wheel
@@ -95,8 +96,8 @@ def _released(listener: Listener) -> Path:
         return present
     wanted = f"geoclip=={RECORDS['geoclip'].version}"
     listener.say(f"getting {wanted} from the package index ({RECORDS['geoclip'].bytes / 1e6:,.0f} MB)")
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".wheel-") as scratch:
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".wheel-") as scratch:
         # A wheel and nothing else: a source distribution would be run to be built. Its words go to stderr.
         arguments = "-m pip download --no-deps --only-binary :all: --no-input --disable-pip-version-check"
         done = subprocess.run([sys.executable, *arguments.split(), "--dest", scratch, wanted], stdout=2, check=False)
