@@ -35,7 +35,8 @@ from open_geoclip.search.prior import Ground, log_prior
 from open_geoclip.search.surprise import FAMILIAR_SHARE
 from open_geoclip.training.features import FeatureSet
 from open_geoclip.weights.folders import folder
-from open_geoclip.weights.load import build_model, load_release, save_calibration
+from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.save import save_calibration
 from research.out_of_distribution import strange_pictures
 from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
 from research.view_features import earth_view_features

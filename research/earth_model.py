@@ -42,7 +42,8 @@ from open_geoclip.training.batches import InMemory
 from open_geoclip.training.features import FeatureSet
 from open_geoclip.training.loop import TrainSettings, train
 from open_geoclip.weights.folders import EMBEDDED
-from open_geoclip.weights.load import build_model, load_model, load_release, save_release
+from open_geoclip.weights.load import build_model, load_model, load_release
+from open_geoclip.weights.save import save_release
 from research.accuracy import encoded, fitted
 from research.alignment import AlignedHead, AlignSettings, Projections, align
 from research.view_features import CaptionSet, Imagery, earth_view_captions, earth_view_features

@@ -181,7 +181,7 @@ def save_text_release() -> Callable[..., Path]:
 
 def _save_text_release(folder: Path, **changes: Any) -> Path:
     """Write a release and, beside it, its gallery of 300 places."""
-    from open_geoclip.weights.load import save_release
+    from open_geoclip.weights.save import save_release
 
     aligned, picture, sentence, output = 8, 3888, 384, 16
     generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from open_geoclip.errors import CoordinateError, ModelNameError, OpenGeoCLIPErro
 from open_geoclip.features.encoding import CHUNK
 from open_geoclip.features.tables import _JsonText, write_vectors
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.weights.load import save_release
+from open_geoclip.weights.save import save_release
 
 WIDTH = 16
 HERE = [48.8584, 2.2945]

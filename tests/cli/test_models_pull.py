@@ -17,8 +17,8 @@ from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.weights import folders
-from open_geoclip.weights.load import save_model
 from open_geoclip.weights.registry import CLIP_BACKBONE, RECORDS
+from open_geoclip.weights.save import save_model
 
 LOCATION = LocationSettings(sigmas=(4.0,), features=2, width=3, depth=1, output=2, projection="sphere")
 

@@ -21,7 +21,8 @@ from open_geoclip.errors import MissingWeightsError, OpenGeoCLIPError
 from open_geoclip.features import export_onnx
 from open_geoclip.features.onnx import location_tower
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings, Projection
-from open_geoclip.weights.load import load_release, save_release
+from open_geoclip.weights.load import load_release
+from open_geoclip.weights.save import save_release
 
 EDGES = np.array(
     [[0, 180], [0, -180], [90, 0], [-90, 12], [0, 0], [10, 200], [10, -200], [10, 539.5], [-10, -540], [45, 360]], float

@@ -17,7 +17,7 @@ import torch
 
 from open_geoclip.errors import CoordinateError, SettingsError, WeightsError
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.weights.load import save_release
+from open_geoclip.weights.save import save_release
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (the extra `features`)")
 

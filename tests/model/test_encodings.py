@@ -15,7 +15,7 @@ from open_geoclip.geo.sphere import unit_vectors
 from open_geoclip.model.encodings import ENCODINGS, Encoding, SphericalHarmonics
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.weights.load import save_model, save_release
+from open_geoclip.weights.save import save_model, save_release
 
 SMALL: dict[str, Any] = {"width": 24, "depth": 2, "output": 8}
 OTHERS: list[dict[str, Any]] = [

@@ -14,7 +14,8 @@ from open_geoclip import Locator
 from open_geoclip.errors import SettingsError, TextError, WeightsError
 from open_geoclip.search.locator import _Beside
 from open_geoclip.weights.backbones import load_text_backbone
-from open_geoclip.weights.load import load_release, save_release
+from open_geoclip.weights.load import load_release
+from open_geoclip.weights.save import save_release
 
 SaveRelease = Callable[..., Path]
 ALIGNED, PICTURE, OUTPUT = 8, 3888, 16

@@ -18,7 +18,8 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings, read_settings
 from open_geoclip.training.run import run, with_levels
 from open_geoclip.training.settings import TrainSettings
-from open_geoclip.weights.load import Release, build_model, load_release
+from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.release import Release
 
 N = 24
 TRAIN = TrainSettings(epochs=1, batch_size=8, queue_size=16, learning_rate=1e-3, noise_m=0.0, queue_noise_m=0.0)

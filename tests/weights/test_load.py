@@ -21,9 +21,10 @@ from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.schema import from_dict
-from open_geoclip.weights.load import _fingerprint as fingerprint
-from open_geoclip.weights.load import load_model, load_release, save_model, save_release
+from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.registry import CLIP_BACKBONE, CLIP_PREPROCESSING, GALLERY_FILE, LOCATION_FILE, RECORDS
+from open_geoclip.weights.release import _fingerprint as fingerprint
+from open_geoclip.weights.save import save_model, save_release
 
 LOCATION = LocationSettings(sigmas=(1.0, 256.0), features=4, width=6, depth=2, output=5, projection="equal_earth")
 WIDTHS = (7, 6, 5)

@@ -35,7 +35,7 @@ except ImportError as error:
     raise MissingExtraError("The ONNX export", "onnx") from error
 
 if TYPE_CHECKING:
-    from open_geoclip.weights.load import Release
+    from open_geoclip.weights.release import Release
 
 __all__ = ["export_onnx", "location_tower"]
 

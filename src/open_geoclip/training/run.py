@@ -34,7 +34,8 @@ from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.heads import StandardisedHead, TrainedHead
 from open_geoclip.training.loop import CHECKPOINT, Figures, train
 from open_geoclip.training.pixels import PixelData
-from open_geoclip.weights.load import build_model, load_release, save_release
+from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.save import save_release
 
 __all__ = ["Listener", "run"]
 

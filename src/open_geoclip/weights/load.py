@@ -1,4 +1,4 @@
-"""Reading each published layout of GeoCLIP weights, building the model, and saving our own layout.
+"""Reading each published layout of GeoCLIP weights, and building the model.
 
 Three layouts are read:
 
@@ -8,43 +8,31 @@ Three layouts are read:
 - our own: ``config.json`` with ``format`` "open-geoclip" and ``format_version`` 1, ``model.safetensors``, a gallery.
   Every file's hash is in the configuration, a key too many or too few is an error.
 
-Tensors have the names of the released weights: ``logit_scale``, ``location_encoder.LocEnc{i}.capsule.*``,
-``image_encoder.mlp.*``; in a model with a text side of its own also ``image_encoder.projection.*`` and
-``text_encoder.*``. Which tensors belong to which settings, and their shapes, is what the modules say.
 """
 
-import hashlib
 import io
-import json
 import math
 import re
-import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from open_geoclip.errors import ModelNameError, WeightsError
-from open_geoclip.files import atomic_folder, atomic_write, sha256
-from open_geoclip.model.backbones.clip import ClipText
-from open_geoclip.model.backbones.minilm import MiniLM
+from open_geoclip.errors import WeightsError
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
 from open_geoclip.model.geoclip import GeoCLIP, Tower
-from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
-from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.model.image_encoder import ImageSettings
+from open_geoclip.model.location_encoder import LocationSettings
 from open_geoclip.model.preprocessing import Preprocessing
-from open_geoclip.model.text_encoder import TextEncoder
 from open_geoclip.schema import from_dict
-from open_geoclip.weights.backbones import load_image_backbone, load_text_backbone
+from open_geoclip.weights.backbones import load_image_backbone
 from open_geoclip.weights.files import check_plain, check_sha256, read_json
 from open_geoclip.weights.folders import FORMAT, HUB_TYPES, find_wheel_files, folder, hub_backbone, with_card
-from open_geoclip.weights.names import parse_name
 from open_geoclip.weights.registry import (
     CLIP_PREPROCESSING,
     GALLERY_FILE,
@@ -54,52 +42,17 @@ from open_geoclip.weights.registry import (
     SCALE_FILE,
     Record,
 )
+from open_geoclip.weights.release import (
+    FORMAT_VERSION,
+    Release,
+    check_keys,
+    check_release,
+    given_keys,
+    model_skeleton,
+    read_settings,
+)
 
-__all__ = ["Release", "build_model", "load_model", "load_release", "save_calibration", "save_model"]
-
-FORMAT_VERSION = 1
-OWN_FILES = ("config.json", "model.safetensors", "gallery.csv")
-_KEPT_FLOAT32 = re.compile(r"logit_scale|.*\.capsule\.0\.b")
-"""Frequencies are multiplied by coordinates into phases, which half precision would turn by radians."""
-
-_FIRST_SETTINGS = ("sigmas", "features", "width", "depth", "output", "projection")
-"""Settings of the location encoder that each configuration has; later ones may be left out at their defaults."""
-
-_TEXT_DIMS = {"minilm": MiniLM.dim}
-"""Each sentence encoder that a model of our own may have, and the length of its embeddings."""
-
-
-@dataclass(frozen=True)
-class Release:
-    """A set of weights, read and checked.
-
-    Attributes:
-        name: what it was asked for by.
-        version: of the wheel, the commit on the Hub, or the start of the fingerprint.
-        fingerprint: sha256 in hex over all tensors and the settings of the location encoder.
-        location: settings of the location encoder.
-        image: settings of the image encoder; None for a location encoder alone.
-        text: name of the sentence encoder of the model's own text side, or None. A model whose image backbone is a
-            CLIP needs none: texts go through that CLIP's text half.
-        tensors: float32 on the CPU, by name; none of the backbones'.
-        gallery: a CSV of coordinates, or None.
-        preprocessing: what the image backbone expects, if that is known here. What a backbone's own folder says counts
-            for more.
-        record: what is known about these weights, or None.
-        calibration: as :class:`open_geoclip.Calibration` reads it; None when none was fitted.
-    """
-
-    name: str
-    version: str
-    fingerprint: str
-    location: LocationSettings
-    image: ImageSettings | None
-    text: str | None
-    tensors: dict[str, Tensor]
-    gallery: Path | None = None
-    preprocessing: Preprocessing | None = None
-    record: Record | None = None
-    calibration: dict[str, Any] | None = None
+__all__ = ["build_model", "load_model", "load_release"]
 
 
 # --- building a model -----------------------------------------------------------------------------
@@ -149,7 +102,7 @@ def build_model(
     if image is not None:
         image = replace(image, backbone=backbone or image.backbone)
     with torch.device("meta"):
-        model = _skeleton(release, image, towers)
+        model = model_skeleton(release, image, towers)
     parts = tuple(f"{part}." for part, _ in model.named_children())
     state = {name: tensor for name, tensor in release.tensors.items() if name.startswith((*parts, "logit_scale"))}
     state.setdefault("logit_scale", torch.tensor(math.log(1 / 0.07)))
@@ -167,33 +120,6 @@ def build_model(
         model.image_encoder.backbone = prepare_backbone(module, engine, dtype, device)
         model.image_encoder.preprocessing = preprocessing
     return model.eval()
-
-
-def _skeleton(release: Release, image: ImageSettings | None, towers: tuple[Tower, ...] = ("image", "text")) -> GeoCLIP:
-    """Return the modules without numbers and without backbones."""
-    text_encoder = None
-    if image is not None and "text" in towers:
-        if release.text is not None:
-            text_encoder = TextEncoder(
-                partial(load_text_backbone, release.text),
-                aligned=image.aligned,
-                feature_dim=image.feature_dim,
-                text_dim=_TEXT_DIMS[release.text],
-                backbone_name=release.text,
-            )
-        elif image.backbone not in ("earth", "custom"):
-            text_encoder = TextEncoder(partial(_load_clip_text, release.name, image.backbone, image.widths[0]))
-    image_encoder = None if image is None else ImageEncoder(None, None, image)
-    return GeoCLIP(image_encoder, LocationEncoder(release.location), text_encoder)
-
-
-def _load_clip_text(release: str, backbone: str, width: int) -> ClipText | MiniLM:
-    model = load_text_backbone(backbone)
-    if model.dim != width:
-        raise WeightsError(
-            f"{release} was trained on features of length {width}; texts' of {backbone} have {model.dim}"
-        )
-    return model
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -247,7 +173,7 @@ def _read_wheel(name: str, files: Mapping[str, Path]) -> Release:
     tensors = {f"location_encoder.{key}": value for key, value in location.items()}
     tensors |= {f"image_encoder.mlp.{key}": value for key, value in head.items()}
     tensors["logit_scale"] = scale
-    return _release(
+    return check_release(
         name,
         tensors,
         _infer_location(tensors, LocationSettings.sigmas, name),
@@ -270,8 +196,8 @@ def _read_hub(name: str, path: Path, config: Mapping[str, Any]) -> Release:
     sigmas = from_dict(LocationSettings, {"sigmas": config.get("sigma")}, f"{what}: sigma", error=WeightsError).sigmas
     location = _infer_location(tensors, sigmas, name)
     if only_location:
-        return _release(name, tensors, location, None, version=_commit(path), record=RECORDS.get(name))
-    return _release(
+        return check_release(name, tensors, location, None, version=_commit(path), record=RECORDS.get(name))
+    return check_release(
         name,
         tensors,
         location,
@@ -285,7 +211,7 @@ def _read_hub(name: str, path: Path, config: Mapping[str, Any]) -> Release:
 
 def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
     what = str(path / "config.json")
-    _check_keys(config, ("format", "format_version", *_given_keys(config), "gallery", "sha256"), what)
+    check_keys(config, ("format", "format_version", *given_keys(config), "gallery", "sha256"), what)
     if config["format_version"] != FORMAT_VERSION or isinstance(config["format_version"], bool):
         raise WeightsError(
             f"{what}: format_version is {config['format_version']!r}, this version of OpenGeoCLIP reads "
@@ -293,97 +219,21 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         )
     gallery = None if config["gallery"] is None else _gallery(path, config["gallery"], what)
     files = ["model.safetensors", *([gallery.name] if gallery else [])]
-    hashes = _check_keys(config["sha256"], files, f"{what}: sha256")
+    hashes = check_keys(config["sha256"], files, f"{what}: sha256")
     for file in files:
         if not (path / file).is_file():
             raise WeightsError(f"{name}: {path / file} is missing")
         check_sha256(path / file, str(hashes[file]), str(path / file), mend="damaged or mixed up: get it again")
-    none = "not stated"
+    settings, none = read_settings(config, what), "not stated"
     record = RECORDS.get(name) or Record(name, name, source=none, licence=none, trained_on=none, accuracy=none)
-    return _release(
+    return check_release(
         name,
         _read_safetensors(path),
         version=_commit(path),
         gallery=gallery,
-        record=with_card(record, _card(config, what)),
-        **_read_settings(config, what),
+        record=with_card(record, config["card"]),
+        **settings,
     )
-
-
-def _read_settings(config: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return what the maker of a model gives in a configuration, as arguments of :func:`_release`."""
-    location = from_dict(
-        LocationSettings,
-        config["location_encoder"],
-        f"{what}: location_encoder",
-        required=_FIRST_SETTINGS,
-        error=WeightsError,
-    )
-    image, text, preprocessing = None, None, None
-    if config["image_encoder"] is not None:
-        where = f"{what}: image_encoder"
-        image = from_dict(
-            ImageSettings, config["image_encoder"], where, required=("backbone", "widths"), error=WeightsError
-        )
-        if image.backbone != "custom":
-            try:
-                parse_name(image.backbone)
-            except ModelNameError as error:
-                raise WeightsError(f"{where}: {error}") from error
-    if config.get("text_encoder") is not None:
-        text = _check_keys(config["text_encoder"], ("backbone",), f"{what}: text_encoder")["backbone"]
-        if text not in _TEXT_DIMS:
-            raise WeightsError(f"{what}: text_encoder: backbone {text!r} is not one of {', '.join(_TEXT_DIMS)}")
-    if (text is not None) != (image is not None and image.aligned > 0):
-        raise WeightsError(f"{what}: text_encoder and image_encoder's aligned go together")
-    if config["preprocessing"] is not None:
-        preprocessing = from_dict(Preprocessing, config["preprocessing"], f"{what}: preprocessing", error=WeightsError)
-    calibration = _card(config, what).get("calibration")
-    if calibration is not None and not isinstance(calibration, dict):
-        raise WeightsError(f"{what}: card: calibration must be an object")
-    return {
-        "location": location,
-        "image": image,
-        "text": text,
-        "preprocessing": preprocessing,
-        "calibration": calibration,
-    }
-
-
-def _release(
-    name: str,
-    tensors: Mapping[str, Tensor],
-    location: LocationSettings,
-    image: ImageSettings | None,
-    text: str | None = None,
-    *,
-    version: str | None = None,
-    **rest: Any,
-) -> Release:
-    """Return a release whose tensors are exactly those that its settings ask for, as float32."""
-    if image is not None and image.widths[-1] != location.output:
-        ends = f"the image head ends in {image.widths[-1]} numbers, the location encoder in {location.output}"
-        raise WeightsError(f"{name}: {ends}")
-    converted = {}
-    for key in sorted(tensors):
-        tensor = tensors[key].detach()
-        if not tensor.is_floating_point():
-            raise WeightsError(f"{name}: {key} holds {tensor.dtype}, expected floating-point numbers")
-        converted[key] = tensor.to("cpu", torch.float32).contiguous()
-        if not _is_finite(converted[key]):
-            raise WeightsError(f"{name}: {key} holds NaN or infinity")
-    release = Release(name, "", _fingerprint(converted, location), location, image, text, converted, **rest)
-    release = replace(release, version=version or release.fingerprint[:12])
-    with torch.device("meta"):
-        expected = dict(_skeleton(release, image).state_dict())
-    if image is None:
-        del expected["logit_scale"]
-    for key in sorted(expected.keys() ^ converted.keys()):
-        raise WeightsError(f"{name}: {key} is {'missing' if key in expected else 'not expected with these settings'}")
-    for key, tensor in converted.items():
-        if tensor.shape != expected[key].shape:
-            raise WeightsError(f"{name}: {key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}")
-    return release
 
 
 def _infer_location(tensors: Mapping[str, Tensor], sigmas: tuple[float, ...], name: str) -> LocationSettings:
@@ -418,48 +268,6 @@ def _shape(tensors: Mapping[str, Tensor], key: str, name: str) -> tuple[int, ...
     return tuple(tensors[key].shape)
 
 
-def _fingerprint(tensors: Mapping[str, Tensor], location: LocationSettings) -> str:
-    """Return a sha256 that changes with any number, name, shape or setting, not with the order or dtype on disk."""
-    settings = {
-        field.name: getattr(location, field.name)
-        for field in fields(location)
-        if field.name in _FIRST_SETTINGS or getattr(location, field.name) != field.default
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"\n{name} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].reshape(-1).numpy().data)
-    return digest.hexdigest()
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # Such a sum cannot overflow in float64, and is 30 times faster than a test of each number.
-    return math.isfinite(tensor.sum(dtype=torch.float64).item())
-
-
-def _check_keys(value: object, expected: Collection[str], what: str) -> dict[str, Any]:
-    """Return a JSON object that has exactly these keys."""
-    if not isinstance(value, Mapping):
-        raise WeightsError(f"{what} must be an object with the keys {', '.join(expected)}")
-    if unknown := sorted(map(str, value.keys() - set(expected))):
-        raise WeightsError(f"{what}: unknown key {', '.join(unknown)}; known are {', '.join(expected)}")
-    if missing := sorted(set(expected) - value.keys()):
-        raise WeightsError(f"{what}: the key {', '.join(missing)} is missing")
-    return dict(value)
-
-
-def _given_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys that the maker of a model gives; the others are written here."""
-    given = ("location_encoder", "image_encoder", "preprocessing", "card")
-    return (*given, "text_encoder") if "text_encoder" in config else given
-
-
-def _card(config: Mapping[str, Any], what: str) -> dict[str, Any]:
-    if not isinstance(config["card"], dict):
-        raise WeightsError(f"{what}: card must be an object")
-    return config["card"]
-
-
 def _commit(path: Path) -> str | None:
     """Return the commit that a folder holds, by its name, as in the caches."""
     return path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else None
@@ -480,112 +288,3 @@ def _gallery(path: Path, file: object, what: str) -> Path:
     if not gallery.is_file():
         raise WeightsError(f"{what}: its gallery {gallery} is missing")
     return gallery
-
-
-# --- saving ---------------------------------------------------------------------------------------
-
-
-def save_model(
-    target: Path | str,
-    model: GeoCLIP,
-    *,
-    card: Mapping[str, Any],
-    gallery: Path | None = None,
-    dtype: Literal["float16", "float32"] = "float16",
-) -> Path:
-    """Write a model in our own layout. Backbones are not written, only their names.
-
-    Args:
-        target: the folder to write. A release that is there already is replaced as a whole.
-        model: standardised features (:meth:`ImageEncoder.standardize_features`) must be folded before.
-        card: a free object; ``title``, ``source``, ``licence``, ``trained_on`` and ``accuracy`` are shown by
-            `geoclip models`; ``calibration`` is how scores become probabilities.
-        gallery: a CSV of coordinates, copied as ``gallery.csv``.
-        dtype: on disk. The random frequencies and the temperature are float32 always.
-
-    Returns:
-        The folder.
-
-    Raises:
-        WeightsError: tensors hold NaN or infinity or numbers too large for float16, or the folder holds something else.
-    """
-    image: ImageEncoder | None = model.image_encoder
-    preprocessing: Preprocessing | None = None if image is None else image.preprocessing
-    text = model.text_encoder
-    tensors = {
-        key: tensor for key, tensor in model.state_dict().items() if not key.startswith("image_encoder.backbone.")
-    }
-    if image is None:
-        del tensors["logit_scale"]
-    config: dict[str, Any] = {
-        "location_encoder": asdict(model.location_encoder.settings),
-        "image_encoder": None if image is None else asdict(image.settings),
-        "preprocessing": None if preprocessing is None else asdict(preprocessing),
-        "card": dict(card),
-    }
-    if text is not None and text.backbone_name is not None:
-        config["text_encoder"] = {"backbone": text.backbone_name}
-    return save_release(target, tensors, config, gallery=gallery, dtype=dtype)
-
-
-def save_release(
-    target: Path | str,
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    *,
-    gallery: Path | None = None,
-    dtype: Literal["float16", "float32"] = "float16",
-) -> Path:
-    """Write tensors and their configuration in our own layout; see :func:`save_model`.
-
-    Args:
-        target: the folder to write.
-        tensors: by the names at the top of this module.
-        config: ``location_encoder`` (fields of :class:`LocationSettings`), ``image_encoder`` (fields of
-            :class:`ImageSettings`, or None), ``preprocessing`` (an object or None), ``card`` (an object) and, with a
-            text side, ``text_encoder`` (``backbone``).
-        gallery: see :func:`save_model`.
-        dtype: see :func:`save_model`.
-
-    Raises:
-        WeightsError: see :func:`save_model`; or tensors do not fit the settings, or a key is unknown or missing.
-    """
-    target, what = Path(target), str(target)
-    settings = _read_settings(_check_keys(config, _given_keys(config), "config"), "config")
-    checked = _release(what, tensors, **settings).tensors
-    if dtype == "float16":
-        checked = {key: tensor if _KEPT_FLOAT32.fullmatch(key) else tensor.half() for key, tensor in checked.items()}
-        if large := [key for key, tensor in checked.items() if not _is_finite(tensor)]:
-            raise WeightsError(f"{what}: {large[0]} holds numbers too large for float16; save as float32")
-    if target.exists() and {file.name for file in target.iterdir()} - set(OWN_FILES):
-        raise WeightsError(f"{what}: holds files that are no release; choose another folder")
-    with atomic_folder(target) as fresh:
-        safetensors.torch.save_file(checked, fresh / "model.safetensors", metadata={"format": "pt"})
-        if gallery is not None:
-            shutil.copyfile(gallery, fresh / "gallery.csv")
-        hashes = {file.name: sha256(file) for file in sorted(fresh.iterdir())}
-        written = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **{key: config[key] for key in _given_keys(config)},
-            "gallery": None if gallery is None else "gallery.csv",
-            "sha256": hashes,
-        }
-        (fresh / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        # safetensors writes files that their owner alone can read.
-        shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
-    return target
-
-
-def save_calibration(target: Path | str, calibration: Mapping[str, Any]) -> None:
-    """Write a calibration into the card of a release in our own layout; its weights stay as they are.
-
-    Raises:
-        WeightsError: the folder holds no release of our own layout.
-    """
-    path = Path(target) / "config.json"
-    config = read_json(path)
-    if config.get("format") != FORMAT or not isinstance(config.get("card"), dict):
-        raise WeightsError(f"{path} is no release in our own layout: a calibration cannot be kept there")
-    config["card"]["calibration"] = dict(calibration)
-    atomic_write(path, json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,133 @@
+"""Saving a model in our own layout: ``config.json``, ``model.safetensors`` and ``gallery.csv`` in a folder."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from torch import Tensor
+
+from open_geoclip.errors import WeightsError
+from open_geoclip.files import atomic_folder, atomic_write, sha256
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder
+from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.weights.files import read_json
+from open_geoclip.weights.folders import FORMAT
+from open_geoclip.weights.release import FORMAT_VERSION, check_keys, check_release, given_keys, is_finite, read_settings
+
+__all__ = ["save_calibration", "save_model", "save_release"]
+
+_FILES = ("config.json", "model.safetensors", "gallery.csv")
+_KEPT_FLOAT32 = re.compile(r"logit_scale|.*\.capsule\.0\.b")
+"""Frequencies are multiplied by coordinates into phases, which half precision would turn by radians."""
+
+
+def save_model(
+    target: Path | str,
+    model: GeoCLIP,
+    *,
+    card: Mapping[str, Any],
+    gallery: Path | None = None,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> Path:
+    """Write a model in our own layout. Backbones are not written, only their names.
+
+    Args:
+        target: the folder to write. A release that is there already is replaced as a whole.
+        model: standardised features (:meth:`ImageEncoder.standardize_features`) must be folded before.
+        card: a free object; ``title``, ``source``, ``licence``, ``trained_on`` and ``accuracy`` are shown by
+            `geoclip models`; ``calibration`` is how scores become probabilities.
+        gallery: a CSV of coordinates, copied as ``gallery.csv``.
+        dtype: on disk. The random frequencies and the temperature are float32 always.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: tensors hold NaN or infinity or numbers too large for float16, or the folder holds something else.
+    """
+    image: ImageEncoder | None = model.image_encoder
+    preprocessing: Preprocessing | None = None if image is None else image.preprocessing
+    text = model.text_encoder
+    tensors = {
+        key: tensor for key, tensor in model.state_dict().items() if not key.startswith("image_encoder.backbone.")
+    }
+    if image is None:
+        del tensors["logit_scale"]
+    config: dict[str, Any] = {
+        "location_encoder": asdict(model.location_encoder.settings),
+        "image_encoder": None if image is None else asdict(image.settings),
+        "preprocessing": None if preprocessing is None else asdict(preprocessing),
+        "card": dict(card),
+    }
+    if text is not None and text.backbone_name is not None:
+        config["text_encoder"] = {"backbone": text.backbone_name}
+    return save_release(target, tensors, config, gallery=gallery, dtype=dtype)
+
+
+def save_release(
+    target: Path | str,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    gallery: Path | None = None,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> Path:
+    """Write tensors and their configuration in our own layout; see :func:`save_model`.
+
+    Args:
+        target: the folder to write.
+        tensors: by the names in :mod:`open_geoclip.weights.release`.
+        config: ``location_encoder`` (fields of :class:`LocationSettings`), ``image_encoder`` (fields of
+            :class:`ImageSettings`, or None), ``preprocessing`` (an object or None), ``card`` (an object) and, with a
+            text side, ``text_encoder`` (``backbone``).
+        gallery: see :func:`save_model`.
+        dtype: see :func:`save_model`.
+
+    Raises:
+        WeightsError: see :func:`save_model`; or tensors do not fit the settings, or a key is unknown or missing.
+    """
+    target, what = Path(target), str(target)
+    settings = read_settings(check_keys(config, given_keys(config), "config"), "config")
+    checked = check_release(what, tensors, **settings).tensors
+    if dtype == "float16":
+        checked = {key: tensor if _KEPT_FLOAT32.fullmatch(key) else tensor.half() for key, tensor in checked.items()}
+        if large := [key for key, tensor in checked.items() if not is_finite(tensor)]:
+            raise WeightsError(f"{what}: {large[0]} holds numbers too large for float16; save as float32")
+    if target.exists() and {file.name for file in target.iterdir()} - set(_FILES):
+        raise WeightsError(f"{what}: holds files that are no release; choose another folder")
+    with atomic_folder(target) as fresh:
+        safetensors.torch.save_file(checked, fresh / "model.safetensors", metadata={"format": "pt"})
+        if gallery is not None:
+            shutil.copyfile(gallery, fresh / "gallery.csv")
+        hashes = {file.name: sha256(file) for file in sorted(fresh.iterdir())}
+        written = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **{key: config[key] for key in given_keys(config)},
+            "gallery": None if gallery is None else "gallery.csv",
+            "sha256": hashes,
+        }
+        (fresh / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        # safetensors writes files that their owner alone can read.
+        shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
+    return target
+
+
+def save_calibration(target: Path | str, calibration: Mapping[str, Any]) -> None:
+    """Write a calibration into the card of a release in our own layout; its weights stay as they are.
+
+    Raises:
+        WeightsError: the folder holds no release of our own layout.
+    """
+    path = Path(target) / "config.json"
+    config = read_json(path)
+    if config.get("format") != FORMAT or not isinstance(config.get("card"), dict):
+        raise WeightsError(f"{path} is no release in our own layout: a calibration cannot be kept there")
+    config["card"]["calibration"] = dict(calibration)
+    atomic_write(path, json.dumps(config, indent=2) + "\n")
