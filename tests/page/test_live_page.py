@@ -94,6 +94,27 @@ def test_photos_are_located_compared_and_flown_to(
     accessible(page)
 
 
+@pytest.mark.parametrize("width", [360, 900, 1360, 1920])
+def test_no_words_are_cut_off(opened: Callable[..., Any], server: str, views: dict[str, Path], width: int) -> None:
+    page = opened(server + "/", viewport={"width": width, "height": 860})
+    assert "from orbit" in page.locator(".scope").inner_text()
+    add(page, views["rome"])
+    done(page, 1)
+    assert re.search(r"EXIF 1\d\d km away", page.locator(".row").inner_text())
+    first = page.locator(".answer > *:not(.answer-name)").first
+    assert "Sure" in first.inner_text()
+    cut_off = page.evaluate(
+        """() => [...document.querySelectorAll("body *")].filter(element => {
+            const {overflowX, textOverflow} = getComputedStyle(element);
+            return (textOverflow === "ellipsis" || overflowX === "hidden") && element.checkVisibility()
+                && element.scrollWidth > element.clientWidth + 1 && element.textContent.trim() !== ""
+                && !element.matches(".visually-hidden, .markers, .map");
+        }).map(({className}) => className)"""
+    )
+    assert cut_off == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_zooming_during_a_flight_ends_at_its_goal(
     opened: Callable[..., Any], server: str, views: dict[str, Path]
 ) -> None:
@@ -243,6 +264,7 @@ def test_several_photos_become_one_place(page: Any, views: dict[str, Path]) -> N
     page.get_by_role("button", name="As one place").click()
     done(page, 3)
     assert "2 photos as one place" in page.locator(".answer-name").inner_text()
+    assert "The photos disagree" in page.locator(".answer .warnings").inner_text()
     assert "Not calibrated" in page.locator(".answer").inner_text()
 
 
@@ -373,6 +395,13 @@ def test_it_fits_a_phone(
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#map").bounding_box()["height"] >= 250
     accessible(page)
+    for target in page.locator("button:visible, summary:visible, select:visible, .row-check:visible").all():
+        if "marker" not in (target.get_attribute("class") or ""):  # a marker's target is wider than what is seen
+            assert target.bounding_box()["height"] >= 43.5, target.inner_html()
+    assert page.locator(".list").bounding_box()["y"] < page.locator(".answer").bounding_box()["y"] < 740
+    page.locator(".row-main").tap()
+    page.wait_for_function("() => Math.abs(document.querySelector('.answer').getBoundingClientRect().top) < 5")
+    page.evaluate("() => scrollTo(0, 0)")
     page.get_by_role("button", name=re.compile("Colours as the system")).click()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
 

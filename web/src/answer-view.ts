@@ -1,6 +1,6 @@
 /** The answer for the selected photo: verdict, candidates, EXIF, probabilities, model and data. */
 import { announce, fill, h, icon, unique } from "./dom";
-import { comparison, coordinates, countryName, kilometres, percent, placeName, decimalDegrees, verdict } from "./format";
+import { comparison, coordinates, countryName, disagreementKm, exifConflict, kilometres, percent, placeName, decimalDegrees, verdict } from "./format";
 import { services } from "./map-links";
 import type { Store } from "./store";
 import type { Candidate, Item, Result } from "./types";
@@ -12,6 +12,7 @@ export class AnswerView {
 
   constructor(private readonly store: Store) {
     store.subscribe(["items", "selected", "candidate"], () => this.update());
+    addEventListener("beforeprint", () => this.element.querySelectorAll("details").forEach((details) => (details.open = true)));
     this.update();
   }
 
@@ -24,7 +25,7 @@ export class AnswerView {
     this.shown = { item, candidate };
     const scroll = this.element.scrollTop;
     if (item === null) fill(this.element, this.empty());
-    else fill(this.element, this.head(item), ...this.body(item));
+    else fill(this.element, ...this.content(item));
     this.element.scrollTop = same ? scroll : 0;
     if (same && focused !== undefined) this.element.querySelector<HTMLElement>(`[data-candidate="${focused}"]`)?.focus();
   }
@@ -38,9 +39,24 @@ export class AnswerView {
     );
   }
 
-  private head(item: Item): HTMLElement {
+  /** The verdict comes first: whether the answer can be trusted. */
+  private content(item: Item): (HTMLElement | null)[] {
+    const name = h("h2", { class: "answer-name" }, item.name);
     const picture = this.picture(item);
-    return h("header", { class: "answer-head" }, picture, h("h2", { class: "answer-name" }, item.name));
+    if (item.status === "failed") return [name, h("p", { class: "error", role: "alert" }, item.error ?? "It failed."), picture];
+    if (item.result === null) return [name, h("p", { class: "quiet" }, item.status === "sending" ? "Locating…" : "Waiting"), picture];
+    const { result } = item;
+    return [
+      name,
+      this.verdict(result),
+      this.warnings(item, result),
+      picture,
+      this.candidates(result),
+      this.exif(result),
+      this.probabilities(result),
+      this.countries(result),
+      this.about(result),
+    ];
   }
 
   private picture(item: Item): HTMLElement | null {
@@ -60,16 +76,26 @@ export class AnswerView {
     return image;
   }
 
-  private body(item: Item): (HTMLElement | null)[] {
-    if (item.status === "failed") return [h("p", { class: "error", role: "alert" }, item.error ?? "It failed.")];
-    if (item.result === null) return [h("p", { class: "quiet" }, item.status === "sending" ? "Locating…" : "Waiting")];
-    const { result } = item;
-    return [this.verdict(result), this.candidates(result), this.exif(result), this.probabilities(result), this.countries(result), this.about(result)];
-  }
-
   private verdict(result: Result): HTMLElement {
     const { key, word, meaning } = verdict(result);
     return h("p", { class: `sure ${key}` }, h("strong", {}, word), h("span", {}, meaning));
+  }
+
+  private warnings(item: Item, result: Result): HTMLElement | null {
+    const conflict = exifConflict(result);
+    const apart = item.kind === "together" ? disagreementKm(this.singleAnswers(item)) : null;
+    const texts = [
+      apart !== null && `The photos disagree: located one by one, they are up to ${kilometres(apart)} apart. They may not be of one place.`,
+      conflict !== null && `The place in the photo's EXIF does not fit this answer (${conflict}).`,
+    ].filter((text) => text !== false);
+    return texts.length > 0 ? h("ul", { class: "warnings" }, ...texts.map((text) => h("li", {}, text))) : null;
+  }
+
+  /** Answers to the photos of a group that were also located one by one. */
+  private singleAnswers(group: Item): Result[] {
+    return this.store.state.items.flatMap(({ kind, files, result }) =>
+      kind === "photo" && result && group.files.includes(files[0]!) ? [result] : [],
+    );
   }
 
   private candidates(result: Result): HTMLElement {
@@ -182,23 +208,22 @@ export class AnswerView {
   }
 
   private about(result: Result): HTMLElement {
+    const entries: [string, string | undefined][] = [
+      ["Model", result.model],
+      ["Gallery", result.gallery],
+      ["OpenGeoCLIP", result.version],
+      ...Object.entries(result.sha256 ?? {}).map(([file, hash]): [string, string] => [`sha256, ${file}`, hash]),
+    ];
     return h(
       "section",
       { class: "block about" },
-      h("h3", {}, "Model and data"),
       h(
-        "dl",
+        "details",
         {},
-        ...(
-          [
-            ["Model", result.model],
-            ["Gallery", result.gallery],
-            ["OpenGeoCLIP", result.version],
-            ...Object.entries(result.sha256 ?? {}).map(([what, mark]) => [`sha256, ${what}`, mark] as const),
-          ] as const
-        ).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "unknown")]),
+        h("summary", {}, h("h3", {}, "Model and data")),
+        h("dl", {}, ...entries.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "unknown")])),
       ),
-      h("p", { class: "quiet" }, "An estimate, not evidence. Check it against what the picture shows."),
+      h("p", { class: "quiet" }, "An estimate, not evidence. Check it against what the photo shows."),
     );
   }
 }

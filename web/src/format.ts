@@ -49,6 +49,8 @@ export function placeName(candidate: Candidate): string {
   return coordinates(candidate.lat, candidate.lon, 2);
 }
 
+const MIN_CONFLICT_KM = 25; // nearer places do not conflict
+
 export interface Verdict {
   key: "sure" | "unsure" | "uncalibrated";
   word: string;
@@ -78,16 +80,40 @@ export function verdict(result: Result): Verdict {
 }
 
 /** The place in EXIF compared with the answer. */
-export function comparison(result: Result, exif: Exif): { km: number; words: string } {
+export function comparison(result: Result, exif: Exif): { km: number; isInside: boolean; words: string } {
   const best = result.candidates?.[0];
-  if (best === undefined) return { km: NaN, words: "There is no candidate to compare it with." };
+  if (best === undefined) return { km: NaN, isInside: false, words: "There is no candidate to compare it with." };
   const km = distanceKm(best.lat, best.lon, exif.lat, exif.lon);
   const inside = ["50", "90"].find((share) => {
     const region = result.regions?.[share];
     return region !== undefined && contains(region, exif.lat, exif.lon);
   });
   const where = inside ? `inside the ${inside} % region` : result.regions?.["90"] ? "outside the 90 % region" : "";
-  return { km, words: `${kilometres(km)} from candidate 1${where ? `, ${where}` : ""}` };
+  return { km, isInside: inside !== undefined, words: `${kilometres(km)} from candidate 1${where ? `, ${where}` : ""}` };
+}
+
+/** Why the place in EXIF does not fit the answer, in a few words; null if it fits or there is none. */
+export function exifConflict(result: Result): string | null {
+  const { exif } = result;
+  if (!exif) return null;
+  if (exif.lat === 0 && exif.lon === 0) return "EXIF is 0, 0";
+  const { km, isInside } = comparison(result, exif);
+  const limit = Math.max(MIN_CONFLICT_KM, result.credible_radius_km?.["90"] ?? 0);
+  return isInside || !(km > limit) ? null : `EXIF ${kilometres(km)} away`;
+}
+
+/** How far apart single answers of photos are, in km, if they exclude that the photos are of one place; else null. */
+export function disagreementKm(results: readonly Result[]): number | null {
+  const places = results.flatMap(({ candidates, credible_radius_km }) =>
+    candidates?.[0] ? [{ ...candidates[0], radius: credible_radius_km?.["90"] ?? 0 }] : [],
+  );
+  const distances = places.flatMap((a, index) =>
+    places.slice(index + 1).flatMap((b) => {
+      const km = distanceKm(a.lat, a.lon, b.lat, b.lon);
+      return km > Math.max(MIN_CONFLICT_KM, a.radius + b.radius) ? [km] : [];
+    }),
+  );
+  return distances.length > 0 ? Math.max(...distances) : null;
 }
 
 /** A rough duration: 40 s, 3 min. */

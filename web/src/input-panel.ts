@@ -2,13 +2,16 @@
 import { announce, h, icon, unique } from "./dom";
 import { count } from "./format";
 import { filesFromClipboard, filesFromFolder, filesFromTransfer } from "./files";
+import type { Store } from "./store";
+
+const ORBIT_MODEL = "earth"; // the embedded model
 
 export interface InputHandlers {
   addPhotos(files: readonly File[]): void;
   addText(text: string): void;
 }
 
-export function inputPanel(handlers: InputHandlers): HTMLElement {
+export function inputPanel(store: Store, handlers: InputHandlers): HTMLElement {
   const add = (files: readonly File[], skipped = 0): void => {
     if (files.length > 0) handlers.addPhotos(files);
     const rest = skipped > 0 ? ` ${count(skipped, "file")} skipped: not an image.` : "";
@@ -52,6 +55,10 @@ export function inputPanel(handlers: InputHandlers): HTMLElement {
     h("div", { class: "with-button" }, words, h("button", { type: "submit", class: "button" }, "Find")),
   );
 
+  const scope = h("p", { class: "scope", hidden: true }, "The model earth locates views of the Earth from orbit, not photos taken on the ground.");
+  const showScope = (): void => void (scope.hidden = store.state.model !== ORBIT_MODEL);
+  store.subscribe(["model"], showScope);
+  showScope();
   listenForFiles(add);
   return h(
     "section",
@@ -70,6 +77,7 @@ export function inputPanel(handlers: InputHandlers): HTMLElement {
       chooser,
       folder,
     ),
+    scope,
     notice,
     form,
   );

@@ -1,6 +1,6 @@
 /** The list of photos and texts. Rows are updated in place, so that hundreds of them stay fast. */
 import { fill, h, icon } from "./dom";
-import { kilometres, percent, placeName, verdict } from "./format";
+import { exifConflict, kilometres, percent, placeName, verdict } from "./format";
 import { optionsKey, type Store } from "./store";
 import type { Item } from "./types";
 
@@ -16,6 +16,9 @@ export interface ListActions {
   retry(item: Item): void;
   remove(item: Item): void;
 }
+
+/** On a phone the whole page scrolls, not the list. */
+const isNarrow = (): boolean => matchMedia("(max-width: 760px)").matches;
 
 export class List {
   readonly element = h("ol", { class: "list", "aria-label": "Photos and texts" });
@@ -66,7 +69,6 @@ export class List {
   private row(item: Item): Row {
     const check = h("input", {
       type: "checkbox",
-      class: "row-check",
       "aria-label": `Choose ${item.name}`,
       onchange: () => this.store.update(item.id, { checked: check.checked }),
     });
@@ -74,9 +76,12 @@ export class List {
       type: "button",
       class: "row-main",
       id: `row-${item.id}`,
-      onclick: () => this.store.select(item.id),
+      onclick: () => {
+        this.store.select(item.id);
+        if (isNarrow()) document.querySelector(".answer")?.scrollIntoView({ block: "start", behavior: "smooth" });
+      },
     });
-    const element = h("li", { class: "row" }, this.actions && check, button);
+    const element = h("li", { class: "row" }, this.actions && h("label", { class: "row-check" }, check), button);
     return { element, button, check, item: null, stale: false };
   }
 
@@ -102,6 +107,7 @@ export class List {
       return h("span", { class: "row-quiet" }, item.status === "sending" ? "Locating…" : "Waiting");
     if (best === undefined) return h("span", { class: "row-quiet" }, "No candidate");
     const { key, word } = verdict(item.result);
+    const conflict = exifConflict(item.result);
     const radius = item.result.credible_radius_km?.["90"];
     return h(
       "span",
@@ -110,11 +116,11 @@ export class List {
       h(
         "span",
         { class: "row-numbers" },
-        percent(best.probability),
-        radius === undefined ? null : ` · 90 % within ${kilometres(radius)}`,
-        " · ",
         h("span", { class: `verdict ${key}` }, word),
+        ` · ${percent(best.probability)}`,
+        radius === undefined ? null : ` · 90 % within ${kilometres(radius)}`,
       ),
+      conflict !== null && h("span", { class: "row-conflict" }, conflict),
     );
   }
 
@@ -156,8 +162,7 @@ export class List {
     if (this.current !== selected) this.rows.get(this.current ?? "")?.button.removeAttribute("aria-current");
     const row = this.rows.get(selected ?? "");
     row?.button.setAttribute("aria-current", "true");
-    const narrow = matchMedia("(max-width: 760px)").matches; // there the whole page would be scrolled
-    if (this.current !== selected && !narrow) row?.element.scrollIntoView({ block: "nearest" });
+    if (this.current !== selected && !isNarrow()) row?.element.scrollIntoView({ block: "nearest" });
     this.current = selected;
   }
 

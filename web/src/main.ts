@@ -134,7 +134,7 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, page: PageSett
   const left = h(
     "aside",
     { class: "side", "aria-label": "Photos" },
-    locating && inputPanel(locating),
+    locating && inputPanel(store, locating),
     locating && optionsPanel(store, limits.element),
     locating && progressBar(store, locating),
     locating && listToolbar(store, locating),

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { comparison, coordinates, countryName, kilometres, percent, placeName, verdict } from "../src/format";
+import { comparison, coordinates, countryName, disagreementKm, exifConflict, kilometres, percent, placeName, verdict } from "../src/format";
 import { boxLimit, parseLimit, polygonLimit, limitShape, suggestions } from "../src/limit-syntax";
 import { services, zoomFor } from "../src/map-links";
 import { metadataEntries } from "../src/report";
@@ -47,6 +47,19 @@ test("EXIF is compared by distance and by region", () => {
   assert.equal(comparison(result, { lat: 0, lon: 0.5 }).words, "56 km from candidate 1, inside the 50 % region");
   assert.match(comparison(result, { lat: 0, lon: 2 }).words, /inside the 90 % region/);
   assert.match(comparison(result, { lat: 0, lon: 40 }).words, /outside the 90 % region/);
+});
+
+test("a place in EXIF that does not fit, and photos of different places, are reported", () => {
+  const at = (lat: number, lon: number): Candidate => ({ lat, lon, score: 1, probability: 1, radius_km: 10 });
+  const result = { candidates: [at(0, 0.1)], credible_radius_km: { "90": 60 } };
+  assert.equal(exifConflict({ ...result, exif: { lat: 0, lon: 0 } }), "EXIF is 0, 0");
+  assert.equal(exifConflict({ ...result, exif: { lat: 0, lon: 0.5 } }), null);
+  assert.equal(exifConflict({ ...result, exif: { lat: 10, lon: 0.1 } }), "EXIF 1,112 km away");
+  assert.equal(exifConflict(result), null);
+  const other = (lon: number) => ({ candidates: [at(0, lon)], credible_radius_km: { "90": 60 } });
+  assert.equal(disagreementKm([result, other(1)]), null);
+  assert.equal(Math.round(disagreementKm([result, other(1), other(20)])!), 2213);
+  assert.equal(disagreementKm([result]), null);
 });
 
 test("limits are parsed like on the command line, and errors are described", () => {

@@ -1,7 +1,8 @@
 /** The map: a canvas for the basemap, one for the answer, and markers above them. */
+import { geoInterpolate } from "d3-geo";
 import { announce, h, icon } from "../dom";
 import { coordinates, kilometres } from "../format";
-import type { Limit, Result } from "../types";
+import type { Candidate, Limit, Result } from "../types";
 import type { Position } from "../geo";
 import { drawBasemap } from "./basemap";
 import { Drawing, type Tool } from "./drawing";
@@ -26,6 +27,13 @@ const FRAME_MAX_ZOOM = 6;
 const MIN_SHARE_IN_FRAME = 0.05; // less likely candidates, relative to the likeliest, are not framed
 const DOT_CLICK_PX = 10;
 const SETTLE_MS = 160; // after the last movement, full detail is drawn
+
+/** Points of the line from the best candidate to the place in EXIF, which is to be in view. */
+function lineToExif(best: Candidate | undefined, exif: Position): Position[] {
+  if (!best) return [exif];
+  const along = geoInterpolate([best.lon, best.lat], exif);
+  return [0.25, 0.5, 0.75, 1].map(along);
+}
 
 export class WorldMap {
   readonly element = h("div", {
@@ -185,7 +193,7 @@ export class WorldMap {
     const likely = candidates.filter(({ probability }, index) => index === 0 || probability > MIN_SHARE_IN_FRAME * highest);
     const places: Position[] = [
       ...likely.map(({ lat, lon }): Position => [lon, lat]),
-      ...(exif ? [[exif.lon, exif.lat] as Position] : []),
+      ...(exif ? lineToExif(candidates[0], [exif.lon, exif.lat]) : []),
       ...(regions?.["50"]?.coordinates ?? []).flatMap(([exterior]) => exterior ?? []),
     ];
     if (this.result === null) places.push(...this.dots.map(([lat, lon]): Position => [lon, lat]));
