@@ -57,7 +57,9 @@ def trained(name: str, settings: LocationSettings) -> LocationEncoder:
     """A small encoder after a short contrastive training on Earth views; kept."""
     from safetensors.torch import load_file, save_file
 
-    from open_geoclip.training.loop import StandardisedHead, TrainSettings, train
+    from open_geoclip.training.loop import Callbacks, train
+    from open_geoclip.training.settings import TrainSettings
+    from research.earth_model import new_model
     from research.view_features import earth_view_features
 
     torch.manual_seed(0)
@@ -65,21 +67,15 @@ def trained(name: str, settings: LocationSettings) -> LocationEncoder:
     place = BUILD / "encoders" / f"{key(name)}.safetensors"
     if not place.exists():
         data = earth_view_features(ROOT / "build" / "features", "train", VIEWS)
-        head = StandardisedHead(nn.Sequential(nn.Linear(data.features.shape[1], 256)), data.features[:2048])
+        model = new_model(data.features[:2048], (), settings)
+        model.location_encoder = encoder
         run = TrainSettings(
             epochs=4, batch_size=256, queue_size=256, mask_km=100.0, noise_m=10_000, queue_noise_m=10_000
         )
         loss: list[float] = []
         place.parent.mkdir(parents=True, exist_ok=True)
-        train(
-            head,
-            encoder,
-            data,
-            run,
-            place.with_suffix(""),
-            evaluate=lambda _: {},
-            report=lambda f: loss.append(f["loss"]),
-        )
+        callbacks = Callbacks(epoch=lambda figures: loss.append(figures["loss"]))
+        train(model, data, run, place.with_suffix(""), callbacks=callbacks, resume=True)
         say(f"trained {name}: loss {', '.join(f'{value:.2f}' for value in loss)}")
         with atomic_file(place) as temporary:
             save_file(encoder.state_dict(), temporary)

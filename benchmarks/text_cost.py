@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from open_geoclip.data.earth_views import even_land
-from open_geoclip.model.image_encoder import image_head
+from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.training.features import FeatureSet
-from open_geoclip.training.heads import StandardisedHead
-from open_geoclip.training.loop import train
+from open_geoclip.training.batches import FeatureSet
+from open_geoclip.training.loop import Callbacks, train
 from open_geoclip.weights.load import load_release
 from report import put_between
-from research.alignment import AlignedHead
+from research.alignment import AlignedEncoder
 from research.earth_model import (
     LOCATION,
     SETTINGS,
@@ -32,6 +31,7 @@ from research.earth_model import (
     Views,
     best_places,
     measured,
+    new_model,
 )
 
 THRESHOLDS = ("25", "200", "750", "2500")
@@ -46,24 +46,14 @@ def figures(
     for with_text in (True, False):
         torch.manual_seed(seed)
         if with_text:
-            projections = AlignedHead.unfolded(load_release("earth").tensors, data.features[:8192]).projections
-            head: AlignedHead | StandardisedHead = AlignedHead(image_head(WIDTHS), projections)
+            projections = AlignedEncoder.unfolded(load_release("earth").tensors, data.features[:8192]).projections
+            model = GeoCLIP(AlignedEncoder(WIDTHS, projections), LocationEncoder(LOCATION))
         else:
-            head = StandardisedHead(image_head((data.features.shape[1], *WIDTHS[1:])), data.features[:8192])
-        locations = LocationEncoder(LOCATION)
+            model = new_model(data.features[:8192], WIDTHS[1:-1], LOCATION)
+        settings = replace(SETTINGS, epochs=epochs, seed=seed)
         with TemporaryDirectory() as folder:
-            train(
-                head,
-                locations,
-                captioned if with_text else data,
-                replace(SETTINGS, epochs=epochs, seed=seed),
-                Path(folder),
-                evaluate=lambda _: {},
-                report=print,
-            )
-        head.eval()
-        ask = head.of_images if isinstance(head, AlignedHead) else head
-        shares = measured(best_places(ask, locations.eval(), validation, gallery), validation)["within_km"]
+            train(model, captioned if with_text else data, settings, Path(folder), callbacks=Callbacks(epoch=print))
+        shares = measured(best_places(model, validation, gallery), validation)["within_km"]
         found.append([shares[threshold] for threshold in THRESHOLDS])
         print(seed, "with" if with_text else "without", found[-1], flush=True)
     return found

@@ -34,11 +34,12 @@ from PIL import Image
 from torch import Tensor
 
 from open_geoclip.geo.sphere import even_points
-from open_geoclip.model.image_encoder import image_head
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.training.backbone import PhotoBackbone
-from open_geoclip.training.features import FeatureSet
-from open_geoclip.training.loop import train
+from open_geoclip.training.batches import FeatureSet
+from open_geoclip.training.features import FeatureExtractor
+from open_geoclip.training.loop import Callbacks, train
 from open_geoclip.training.settings import PAPER
 from released_package import BUILD, ROOT, describe_machine, make_clip, say
 
@@ -88,16 +89,8 @@ def our_rate(folder: Path, batch: int, steps: int) -> list[float]:
     data = FeatureSet(torch.randn(n, 768, generator=generator).half(), torch.from_numpy(even_points(n)))
     settings = replace(PAPER, epochs=1, batch_size=batch, queue_size=QUEUE)
     ends = [time.perf_counter()]
-    train(
-        image_head(),
-        LocationEncoder.from_pretrained("geoclip"),
-        data,
-        settings,
-        folder,
-        evaluate=lambda _: {},
-        report=lambda _: None,
-        progress=lambda _: ends.append(time.perf_counter()),
-    )
+    model = GeoCLIP(ImageEncoder(None, None), LocationEncoder.from_pretrained("geoclip"))
+    train(model, data, settings, folder, callbacks=Callbacks(step=lambda _: ends.append(time.perf_counter())))
     return [after - before for before, after in pairwise(ends)]
 
 
@@ -116,12 +109,12 @@ def feature_rate(clip: Path, folder: Path) -> float:
     """Features a second that our side makes of the same photos: what is paid once a view."""
     from open_geoclip.data.sources import open_source
 
-    backbone = PhotoBackbone.load(f"dir:{clip}")
+    extractor = FeatureExtractor.load(f"dir:{clip}")
     source = open_source(folder / "photos.csv")
-    seen = backbone.features(source, 16, workers=1)
-    next(seen)  # the first are slower
+    encoded = extractor.encode(source, 16, workers=1)
+    next(encoded)  # the first are slower
     began = time.perf_counter()
-    return len(next(seen).photos) / (time.perf_counter() - began)
+    return len(next(encoded).photos) / (time.perf_counter() - began)
 
 
 def main() -> None:

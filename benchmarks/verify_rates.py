@@ -26,7 +26,7 @@ from open_geoclip.data.earth import is_land
 from open_geoclip.geo.sphere import destination
 from open_geoclip.metadata.place import PhotoPlace
 from open_geoclip.search.locator import Locator
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.batches import FeatureSet
 from open_geoclip.verify.verification import VERDICTS, compare
 from report import put_between
 from research.view_features import earth_view_features

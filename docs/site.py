@@ -28,8 +28,10 @@ MODULES = [
     "open_geoclip.geo.geocode",
     "open_geoclip.data.sources",
     "open_geoclip.training.settings",
-    "open_geoclip.training.configuration",
+    "open_geoclip.training.batches",
     "open_geoclip.training.loop",
+    "open_geoclip.training.loss",
+    "open_geoclip.training.run",
 ]
 """Modules whose public names stand in the reference beside those of the package itself."""
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from open_geoclip import LocationEncoder
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.batches import FeatureSet
 from research.geo_targets import koppen
 from research.location_tasks import SPLIT_KINDS, Split, split
 from research.view_features import earth_view_features

@@ -33,7 +33,7 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Ground, log_prior
 from open_geoclip.search.surprise import FAMILIAR_SHARE
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.folders import folder
 from open_geoclip.weights.load import build_model, load_release
 from open_geoclip.weights.save import save_calibration

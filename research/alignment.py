@@ -9,7 +9,7 @@ or from its caption.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,9 @@ from jaxtyping import Float, Float16, Int64
 from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.model.image_encoder import image_head
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 
-__all__ = ["AlignSettings", "AlignedHead", "Projections", "align", "caption_loss"]
+__all__ = ["AlignSettings", "AlignedEncoder", "Projections", "align", "caption_loss"]
 
 
 @dataclass(frozen=True)
@@ -159,26 +159,26 @@ def align(
     projections.requires_grad_(False)
 
 
-class AlignedHead(nn.Module):
-    """A head on what is shared with sentences and on the picture's own features.
+class AlignedEncoder(ImageEncoder):
+    """An image encoder whose head reads what is shared with sentences and the image's own features.
 
-    It is trained on rows of picture features followed by a caption's vector, one after the other.
+    It is trained on rows of image features followed by a caption's embedding.
 
     Args:
-        head: linear layers; the first reads ``width + d`` numbers.
+        widths: of the head; the first is that of the shared space and of the features together.
         projections: frozen.
-        without: share of the rows that are trained without the picture's own features; half of these take what is
-            shared from the caption.
+        without: share of the rows that are trained without the image's own features; half of these take what is shared
+            from the caption.
     """
 
-    def __init__(self, head: nn.Sequential, projections: Projections, without: float = 0.25) -> None:
-        super().__init__()
-        self.head = head
+    def __init__(self, widths: Sequence[int], projections: Projections, without: float = 0.25) -> None:
+        super().__init__(None, None, ImageSettings("earth", tuple(widths), projections.image.out_features))
+        self.projection = None  # in training it is one of the projections
         self.projections = projections.requires_grad_(False)
         self.without = without
 
-    def forward(self, rows: Float[Tensor, "n d_and_s"]) -> Float[Tensor, "n k"]:
-        """Vectors of pictures; in training some of their captions."""
+    def forward_head(self, rows: Float[Tensor, "n d_and_s"]) -> Float[Tensor, "n k"]:
+        """Return embeddings of images; in training some are of captions. In evaluation, captions may be missing."""
         d = self.projections.image.in_features
         own = self.projections.standardised(rows[:, :d])
         shared = self.projections.of_images(own)
@@ -186,18 +186,13 @@ class AlignedHead(nn.Module):
             drawn = torch.rand(len(rows), 1)
             shared = torch.where(drawn < self.without / 2, self.projections.of_texts(rows[:, d:]), shared)
             own = own.masked_fill(drawn < self.without, 0.0)
-        return self.head(torch.cat([_SHARED_GAIN * shared, own], dim=1))
-
-    def of_images(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Vectors of pictures."""
-        own = self.projections.standardised(features)
-        return self.head(torch.cat([_SHARED_GAIN * self.projections.of_images(own), own], dim=1))
+        return self.mlp(torch.cat([_SHARED_GAIN * shared, own], dim=1))
 
     def of_texts(self, sentences: Float[Tensor, "n s"]) -> Float[Tensor, "n k"]:
-        """Vectors of sentences."""
+        """Return embeddings of sentences."""
         shared = self.projections.of_texts(sentences)
         own = shared.new_zeros(len(shared), self.projections.image.in_features)
-        return self.head(torch.cat([_SHARED_GAIN * shared, own], dim=1))
+        return self.mlp(torch.cat([_SHARED_GAIN * shared, own], dim=1))
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
@@ -210,7 +205,7 @@ class AlignedHead(nn.Module):
             "text_encoder.projection.bias": self.projections.text.bias,
             "text_encoder.picture": self.projections.mean,
         }
-        for name, tensor in self.head.state_dict().items():
+        for name, tensor in self.mlp.state_dict().items():
             tensors[f"image_encoder.mlp.{name}"] = tensor.clone()
         width = self.projections.image.out_features
         first = tensors["image_encoder.mlp.0.weight"]
@@ -221,8 +216,8 @@ class AlignedHead(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def unfolded(cls, tensors: Mapping[str, Tensor], features: Float[Tensor, "n d"]) -> "AlignedHead":
-        """The head of a release, to be trained on: the inverse of :meth:`folded`.
+    def unfolded(cls, tensors: Mapping[str, Tensor], features: Float[Tensor, "n d"]) -> "AlignedEncoder":
+        """Return the encoder of a release, to continue training: the inverse of :meth:`folded`.
 
         Args:
             tensors: of the release, by name.
@@ -244,9 +239,9 @@ class AlignedHead(nn.Module):
         first[:, width:] *= std
         first[:, :width] /= _SHARED_GAIN
         linear = [name for name in mlp if name.endswith(".weight")]
-        head = image_head((first.shape[1], *(len(mlp[name]) for name in sorted(linear))))
-        head.load_state_dict(mlp)
-        return cls(head, projections)
+        encoder = cls((first.shape[1], *(len(mlp[name]) for name in sorted(linear))), projections)
+        encoder.mlp.load_state_dict(mlp)
+        return encoder
 
 
 _SHARED_GAIN = 16.0

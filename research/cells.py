@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import coordinates_of, unit_vectors
 from open_geoclip.model.image_encoder import image_head
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.batches import FeatureSet
 
 __all__ = ["CellClassifier", "CellSettings", "Partition", "train_cells"]
 

@@ -12,7 +12,6 @@ validation views; test views are looked at once, here, after the weights are fin
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float64
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -33,19 +31,20 @@ from open_geoclip.evaluation.metrics import summary
 from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
-from open_geoclip.model.image_encoder import image_head
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.training.batches import InMemory
-from open_geoclip.training.features import FeatureSet
-from open_geoclip.training.loop import TrainSettings, train
+from open_geoclip.training.batches import FeatureSet
+from open_geoclip.training.loop import Callbacks, train
+from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.folders import EMBEDDED
 from open_geoclip.weights.load import build_model, load_model, load_release
 from open_geoclip.weights.save import save_release
 from research.accuracy import encoded, fitted
-from research.alignment import AlignedHead, AlignSettings, Projections, align
+from research.alignment import AlignedEncoder, AlignSettings, Projections, align
 from research.view_features import CaptionSet, Imagery, earth_view_captions, earth_view_features
 
 VIEWS = 131_072  # 32 shards of features
@@ -66,13 +65,18 @@ console = Console(stderr=True)
 
 
 @torch.inference_mode()
-def best_places(
-    head: Callable[[Tensor], Tensor], locations: LocationEncoder, data: FeatureSet, gallery: Float64[Tensor, "m 2"]
-) -> Float64[Tensor, "n 2"]:
-    """The best place in a gallery for each picture."""
-    places = locations.encode(gallery)
-    rows = [(F.normalize(head(part.float()), dim=1) @ places.T).argmax(dim=1) for part in data.features.split(1024)]
+def best_places(model: GeoCLIP, data: FeatureSet, gallery: Float64[Tensor, "m 2"]) -> Float64[Tensor, "n 2"]:
+    """Return the best place in a gallery for each image."""
+    places = model.location_encoder.encode(gallery)
+    rows = [(model.encode_features(part.float()) @ places.T).argmax(dim=1) for part in data.features.split(1024)]
     return gallery[torch.cat(rows)]
+
+
+def new_model(features: Tensor, hidden: tuple[int, ...], location: LocationSettings) -> GeoCLIP:
+    """Return a model with random weights, for features like these."""
+    encoder = ImageEncoder(None, None, ImageSettings(widths=(features.shape[1], *hidden, location.output)))
+    encoder.standardize_features(features)
+    return GeoCLIP(encoder, LocationEncoder(location))
 
 
 def measured(answers: Float64[Tensor, "n 2"], data: FeatureSet) -> dict[str, Any]:
@@ -168,13 +172,13 @@ def trained(
 ) -> tuple[dict[str, Tensor], FeatureSet]:
     """Weights, by their names in a release, and the views that they were trained on here."""
 
-    def stage(data: InMemory, settings: TrainSettings, run: str, scale: float) -> float:
-        def evaluate(_: float) -> dict[str, float]:
-            found = measured(best_places(head.of_images, locations, validation, gallery), validation)
-            return {**{f"within_{k}_km": v for k, v in found["within_km"].items()}, "median_km": found["median_km"]}
+    def evaluate(model: GeoCLIP) -> dict[str, float]:
+        found = measured(best_places(model, validation, gallery), validation)
+        return {**{f"within_{k}_km": v for k, v in found["within_km"].items()}, "median_km": found["median_km"]}
 
-        folder = options.work / run
-        return train(head, locations, data, settings, folder, evaluate=evaluate, report=report, start_scale=scale)
+    def stage(data: FeatureSet, settings: TrainSettings, run: str) -> None:
+        callbacks = Callbacks(epoch=report)
+        train(model, data, settings, options.work / run, evaluate=evaluate, callbacks=callbacks, resume=True)
 
     # The second stage's views: half in all weathers, half as they are, none of them among the first stage's.
     n, middle, last = options.views, 3 * options.views // 2, 2 * options.views
@@ -182,29 +186,32 @@ def trained(
     fresh, _ = views.captioned(seen, last, 1, first=n)
     if options.start:
         release = load_release(options.start)
-        head = AlignedHead.unfolded(release.tensors, seen.features[:8192])
-        locations, scale = build_model(release, towers=()).location_encoder, release.tensors["logit_scale"].exp().item()
+        encoder = AlignedEncoder.unfolded(release.tensors, seen.features[:8192])
+        scale = release.tensors["logit_scale"].exp().item()
+        model = GeoCLIP(encoder, build_model(release, towers=()).location_encoder, scale=scale)
     else:
         first = views.features("train", n, "varied")
         data, captions = views.captioned(first, n, CAPTIONS)
         torch.manual_seed(SETTINGS.seed)
         projections = aligned(first, captions, options.work / "alignment.safetensors")
-        head, locations = AlignedHead(image_head(WIDTHS), projections), LocationEncoder(LOCATION)
-        scale = stage(InMemory(data), SETTINGS, "run", SETTINGS.start_scale)
+        model = GeoCLIP(AlignedEncoder(WIDTHS, projections), LocationEncoder(LOCATION), scale=SETTINGS.start_scale)
+        stage(data, SETTINGS, "run")
         seen = joined(first, seen)
-    ends = [released(head, locations, scale)]
+    ends = [released(model)]
+    near = FeatureSet(fresh.features, fresh.coordinates, NEARBY)
     for number, settings in enumerate(FURTHER, 1):
         torch.manual_seed(settings.seed)
-        scale = stage(InMemory(fresh, NEARBY), settings, f"further-{number}", scale)
-        ends.append(released(head, locations, scale))
+        stage(near, settings, f"further-{number}")
+        ends.append(released(model))
     return {name: torch.stack([end[name] for end in ends]).mean(dim=0) for name in ends[0]}, seen
 
 
-def released(head: AlignedHead, locations: LocationEncoder, scale: float) -> dict[str, Tensor]:
-    """Weights as they are now, by their names in a release."""
-    tensors = {name: tensor.detach().clone() for name, tensor in head.folded().items()}
-    tensors |= {f"location_encoder.{name}": tensor.clone() for name, tensor in locations.state_dict().items()}
-    return tensors | {"logit_scale": torch.tensor(scale).log()}
+def released(model: GeoCLIP) -> dict[str, Tensor]:
+    """Return the weights as they are now, by their names in a release."""
+    encoder = model.image_encoder
+    assert isinstance(encoder, AlignedEncoder)
+    own = {n: tensor for n, tensor in model.state_dict().items() if not n.startswith("image_encoder.")}
+    return {name: tensor.detach().clone() for name, tensor in (encoder.folded() | own).items()}
 
 
 def measurements(
@@ -216,18 +223,17 @@ def measurements(
 ) -> tuple[dict[str, Any], Calibration]:
     """Figures of what was saved, picture retrieval among the views seen beside them, and its calibration."""
     model = load_model(f"dir:{options.output}")
-    towers = (model.image_encoder.forward_head, model.location_encoder)
     table = Gallery.from_coordinates(gallery.numpy())
     with TemporaryDirectory() as cache:
         index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))
         calibration = fitted(index, encoded(model, validation), model.scale, "validation views")
-    accuracy = {"validation": measured(best_places(*towers, validation, gallery), validation)}
+    accuracy = {"validation": measured(best_places(model, validation, gallery), validation)}
     looks: list[tuple[str, Imagery]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]
     k = tuned_k(*nearest_pictures(seen.features, validation.features, 40), seen.coordinates, validation.coordinates)
     for name, look in looks:
         asked = views.features("test", 4096, look)
-        accuracy[name] = measured(best_places(*towers, asked, gallery), asked)
+        accuracy[name] = measured(best_places(model, asked, gallery), asked)
         retrieved = neighbour_places(*nearest_pictures(seen.features, asked.features, k), seen.coordinates)
         accuracy[f"{name}, by picture retrieval (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
     return accuracy, calibration

@@ -26,14 +26,14 @@ from open_geoclip.data.sources import EarthViewPhotos
 from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places, tuned_k
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.backbones.earth import EfficientNetLite0
-from open_geoclip.model.image_encoder import image_head
-from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings, Projection
-from open_geoclip.training.backbone import PhotoBackbone
+from open_geoclip.model.location_encoder import LocationSettings, Projection
+from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.cache import cache_features
-from open_geoclip.training.features import FeatureSet
-from open_geoclip.training.loop import StandardisedHead, TrainSettings, train
+from open_geoclip.training.features import FeatureExtractor
+from open_geoclip.training.loop import train
+from open_geoclip.training.settings import TrainSettings
 from research.cells import CellSettings, train_cells
-from research.earth_model import best_places
+from research.earth_model import best_places, new_model
 from research.experiment_report import write_report
 from research.view_features import earth_view_features
 
@@ -194,7 +194,7 @@ def _edge_views(folder: Path, name: str, progress: Callable[[int, int | None], N
     every = EarthViewPhotos.opened("train", EDGE_POOL)
     rows = VIEWS + np.flatnonzero(_at_edge(every.centres[VIEWS:], name))
     rows = rows[~near_any(every.centres[rows], every.centres[:VIEWS])][:EDGE_VIEWS]
-    return cache_features(every.select(rows), PhotoBackbone.load("earth"), folder, progress=progress).first_view()
+    return cache_features(every.select(rows), FeatureExtractor.load("earth"), folder, progress=progress).first_view()
 
 
 def _asked(row: Row, views: _Views) -> dict[str, FeatureSet]:
@@ -219,17 +219,17 @@ def _answers(
     if row.method == "cells":
         cells = row.cells or best_cells(done)
         longer = round(cells.epochs * min(4, 1 / row.share))
-        model = train_cells(data, replace(cells, seed=row.seed, epochs=longer))
+        classifier = train_cells(data, replace(cells, seed=row.seed, epochs=longer))
         for name, part in asked.items():
-            yield name, model.places(part.features)
+            yield name, classifier.places(part.features)
         return
     settings = replace(row.settings, seed=row.seed, batch_size=min(row.settings.batch_size, len(data) // 2))
     torch.manual_seed(row.seed)
-    head, locations = StandardisedHead(image_head(row.widths), data.features[:4096]), LocationEncoder(row.location)
-    train(head, locations, data, settings, _folder(work, row), evaluate=lambda _: {}, report=lambda _: None)
+    model = new_model(data.features[:4096], row.widths[1:-1], row.location)
+    train(model, data, settings, _folder(work, row), resume=True)
     gallery = _gallery(row.spacing_km, data)
     for name, part in asked.items():
-        yield name, best_places(head.eval(), locations.eval(), part, gallery)
+        yield name, best_places(model, part, gallery)
 
 
 def _folder(work: Path, row: Row) -> Path:

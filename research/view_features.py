@@ -18,7 +18,7 @@ from open_geoclip.data.earth_views import Split, ViewBatch, sample_cameras, view
 from open_geoclip.files import atomic_file, sha256
 from open_geoclip.model.backbones.earth import PREPROCESSING
 from open_geoclip.model.backbones.runtime import prepare_backbone
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.backbones import load_image_backbone, load_text_backbone
 from research.captions import sentences
 from research.geo_targets import facts_of

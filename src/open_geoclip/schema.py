@@ -4,6 +4,7 @@ Settings are declared once, as dataclasses; configuration files of weights, runs
 :func:`from_dict`. Ranges are checked by the dataclass itself.
 """
 
+import difflib
 import math
 import types
 import typing
@@ -42,7 +43,9 @@ def from_dict(
     if not isinstance(values, Mapping):
         raise error(f"{where} must be an object with the keys {', '.join(known)}")
     if unknown := sorted(map(str, values.keys() - known.keys())):
-        raise error(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(known)}")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise error(f"{where}: unknown key {', '.join(unknown)}; {hint}")
     needed = [n for n, f in known.items() if (f.default is MISSING and f.default_factory is MISSING) or n in required]
     if missing := [name for name in needed if name not in values]:
         raise error(f"{where}: the key {', '.join(missing)} is missing")
@@ -57,7 +60,15 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     """Return the value as the type that the annotation names."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
+        if value is None and type(None) in arguments:
+            return None
+        *options, last = [argument for argument in arguments if argument is not type(None)]
+        for option in options:
+            try:
+                return _convert(value, option, where)
+            except SettingsError:
+                continue
+        return _convert(value, last, where)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise SettingsError(f"{where}: one of {', '.join(map(str, arguments))}, not {value!r}")

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.model.image_encoder import image_head
-from research.alignment import AlignedHead, AlignSettings, Projections, align, caption_loss
+from research.alignment import AlignedEncoder, AlignSettings, Projections, align, caption_loss
 
 D, S, W = 24, 12, 8
 
@@ -57,7 +56,7 @@ def test_equal_captions_are_not_held_against_each_other() -> None:
 
 
 def test_folded_weights_give_the_same_vectors(projections: Projections) -> None:
-    head = AlignedHead(image_head((W + D, 16, 6)), projections).eval()
+    head = AlignedEncoder((W + D, 16, 6), projections).eval()
     features, sentences = 3 * torch.randn(5, D), torch.randn(5, S)
     tensors = head.folded()
     shared = F.normalize(
@@ -65,7 +64,7 @@ def test_folded_weights_give_the_same_vectors(projections: Projections) -> None:
     )
     plain = image_head((W + D, 16, 6))
     plain.load_state_dict({k.removeprefix("image_encoder.mlp."): v for k, v in tensors.items() if ".mlp." in k})
-    expected = head(torch.cat([features, sentences], dim=1))
+    expected = head.forward_head(torch.cat([features, sentences], dim=1))
     torch.testing.assert_close(plain(torch.cat([shared, features], dim=1)), expected, rtol=1e-4, atol=1e-4)
     text = F.normalize(
         F.linear(sentences, tensors["text_encoder.projection.weight"], tensors["text_encoder.projection.bias"]), dim=1
@@ -75,27 +74,27 @@ def test_folded_weights_give_the_same_vectors(projections: Projections) -> None:
 
 
 def test_a_release_is_unfolded_to_go_on_with(projections: Projections) -> None:
-    head = AlignedHead(image_head((W + D, 16, 6)), projections).eval()
+    head = AlignedEncoder((W + D, 16, 6), projections).eval()
     features, sentences = 3 * torch.randn(300, D) + torch.linspace(-5, 5, D), torch.randn(300, S)
-    again = AlignedHead.unfolded(head.folded(), features[:200]).eval()
-    torch.testing.assert_close(again.of_images(features), head.of_images(features), rtol=1e-4, atol=1e-4)
+    again = AlignedEncoder.unfolded(head.folded(), features[:200]).eval()
+    torch.testing.assert_close(again.forward_head(features), head.forward_head(features), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(again.of_texts(sentences), head.of_texts(sentences), rtol=1e-4, atol=1e-4)
     for name, tensor in head.folded().items():
         torch.testing.assert_close(again.folded()[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
-    assert all(parameter.requires_grad for parameter in again.head.parameters())
+    assert all(parameter.requires_grad for parameter in again.mlp.parameters())
     assert not any(parameter.requires_grad for parameter in again.projections.parameters())
 
 
 def test_the_caption_is_read_in_training_alone(projections: Projections) -> None:
     torch.manual_seed(0)
-    head = AlignedHead(nn.Sequential(nn.Linear(W + D, 6)), projections, without=1.0)
+    head = AlignedEncoder((W + D, 6), projections, without=1.0)
     features = torch.randn(40, D)
     one, other = (torch.cat([features, torch.randn(40, S)], dim=1) for _ in range(2))
-    torch.testing.assert_close(head.eval()(one), head(other))
+    torch.testing.assert_close(head.eval().forward_head(one), head.forward_head(other))
     torch.manual_seed(1)
-    first = head.train()(one)
+    first = head.train().forward_head(one)
     torch.manual_seed(1)
-    second = head(other)
+    second = head.forward_head(other)
     changed = (first != second).any(dim=1).float().mean()
     assert 0.2 < changed < 0.8  # half of the rows without features take the caption
 

@@ -6,7 +6,7 @@ import torch
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import even_points, haversine_km, unit_vectors
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.batches import FeatureSet
 from research.cells import CellSettings, Partition, train_cells
 
 

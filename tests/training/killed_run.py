@@ -4,16 +4,17 @@ from typing import Any
 
 import torch
 
-from open_geoclip.training.configuration import RunSettings
-from open_geoclip.training.run import Listener, run
+from open_geoclip.training.loop import Callbacks
+from open_geoclip.training.run import run
+from open_geoclip.training.settings import RunSettings
 
 
-def whole_run(settings: RunSettings, told: Any, resume: bool) -> None:
-    """Run; ``told`` is a connection that hears of each step, or None."""
+def whole_run(settings: RunSettings, steps: Any, resume: bool) -> None:
+    """Run; ``steps`` is a connection that is sent each step, or None."""
     torch.set_num_threads(1)
 
     def step(figures: dict[str, float]) -> None:
-        if told is not None:
-            told.send(figures["step"])
+        if steps is not None:
+            steps.send(figures["step"])
 
-    run(settings, resume=resume, listener=Listener(step=step))
+    run(settings, resume=resume, callbacks=Callbacks(step=step))

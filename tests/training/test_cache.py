@@ -17,10 +17,9 @@ from open_geoclip.data.photos import Fault
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import DataError, SettingsError, TrainingError
 from open_geoclip.model.preprocessing import Preprocessing
-from open_geoclip.training.backbone import PhotoBackbone
-from open_geoclip.training.batches import Part
+from open_geoclip.training.batches import BatchRequest
 from open_geoclip.training.cache import cache_features
-from open_geoclip.training.pixels import PixelData
+from open_geoclip.training.features import FeatureExtractor, PixelData
 
 PREPROCESSING = Preprocessing(8, 8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 N = 23
@@ -35,7 +34,9 @@ class Means(nn.Module):
         return pixels.mean(dim=(2, 3))
 
 
-BACKBONE = PhotoBackbone("test", "0" * 64, PREPROCESSING, Means(), augmentation=Augmentation(size=8))
+EXTRACTOR = FeatureExtractor(
+    "test", "0" * 64, PREPROCESSING, Means(), 3, augmentation=Augmentation(size=8), batch_size=2
+)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def table(tmp_path: Path) -> Path:
 
 def test_what_is_kept_is_what_the_backbone_gives(table: Path, tmp_path: Path) -> None:
     faults: list[Fault] = []
-    plain = replace(BACKBONE, augmentation=None)
+    plain = replace(EXTRACTOR, augmentation=None)
     kept = cache_features(open_source(table), plain, tmp_path / "kept", shard=4, on_fault=faults.append)
     found = kept.first_view()
     grey = (torch.arange(N)[torch.tensor([i not in (5, 9, 11) for i in range(N)])] * 10 / 255 - 0.5) / 0.5
@@ -68,72 +69,74 @@ def test_what_is_kept_is_what_the_backbone_gives(table: Path, tmp_path: Path) ->
     assert again == faults
 
 
-def test_interrupted_work_goes_on_behind_the_last_whole_shard(table: Path, tmp_path: Path) -> None:
-    whole = cache_features(open_source(table), BACKBONE, tmp_path / "whole", views=2, shard=4)
+def test_interrupted_work_goes_on_where_it_was(table: Path, tmp_path: Path) -> None:
+    whole = cache_features(open_source(table), EXTRACTOR, tmp_path / "whole", views=2, shard=8)
 
     def stops(done: int, total: int | None) -> None:
         if done > 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache_features(open_source(table), BACKBONE, tmp_path / "parts", views=2, shard=4, progress=stops)
+        cache_features(open_source(table), EXTRACTOR, tmp_path / "parts", views=2, shard=8, progress=stops)
+    assert len(list((tmp_path / "parts").rglob("*.unfinished"))) == 1
     seen: list[int] = []
     resumed = cache_features(
-        open_source(table), BACKBONE, tmp_path / "parts", views=2, shard=4, progress=lambda done, _: seen.append(done)
+        open_source(table), EXTRACTOR, tmp_path / "parts", views=2, shard=8, progress=lambda done, _: seen.append(done)
     )
-    assert seen[0] > 0, "what was done is not done again"
+    assert seen[0] == 13, "what was done is not done again, also within a shard"
+    assert not list((tmp_path / "parts").rglob("*.unfinished"))
     for one, other in zip(whole.features, resumed.features, strict=True):
         assert torch.equal(one, other)
     assert resumed.fingerprint == whole.fingerprint
 
 
 def test_another_augmentation_is_another_cache(table: Path, tmp_path: Path) -> None:
-    one = cache_features(open_source(table), BACKBONE, tmp_path, views=1)
+    one = cache_features(open_source(table), EXTRACTOR, tmp_path, views=1)
     other = cache_features(
-        open_source(table), replace(BACKBONE, augmentation=Augmentation(size=8, seed=1)), tmp_path, views=1
+        open_source(table), replace(EXTRACTOR, augmentation=Augmentation(size=8, seed=1)), tmp_path, views=1
     )
     assert one.paths[0].parent.parent != other.paths[0].parent.parent
     with pytest.raises(SettingsError, match="all the same without augmentation"):
-        cache_features(open_source(table), replace(BACKBONE, augmentation=None), tmp_path, views=2)
+        cache_features(open_source(table), replace(EXTRACTOR, augmentation=None), tmp_path, views=2)
 
 
 def test_an_epoch_shows_each_photo_once_and_can_be_entered_anywhere(table: Path, tmp_path: Path) -> None:
-    kept = cache_features(open_source(table), BACKBONE, tmp_path / "kept", views=3, shard=4)
-    whole = list(kept.batches(Part(epoch=0, seed=0, size=5)))
+    kept = cache_features(open_source(table), EXTRACTOR, tmp_path / "kept", views=3, shard=4)
+    whole = list(kept.batches(BatchRequest(epoch=0, seed=0, size=5)))
     latitudes = torch.cat([batch.coordinates[:, 0] for batch in whole])
     assert len(latitudes.unique()) == len(latitudes) == 20
-    rest = list(kept.batches(Part(epoch=0, seed=0, size=5, position=whole[1].position)))
+    rest = list(kept.batches(BatchRequest(epoch=0, seed=0, size=5, position=whole[1].position)))
     for one, other in zip(whole[2:], rest, strict=True):
         assert torch.equal(one.features, other.features)
         assert one.keys() == other.keys()
-    other_epoch = next(iter(kept.batches(Part(epoch=1, seed=0, size=5))))
+    other_epoch = next(iter(kept.batches(BatchRequest(epoch=1, seed=0, size=5))))
     assert not torch.equal(other_epoch.coordinates, whole[0].coordinates)
 
 
 def test_several_views_of_a_photo_in_a_batch(table: Path, tmp_path: Path) -> None:
-    kept = replace(cache_features(open_source(table), BACKBONE, tmp_path, views=3, shard=4), together=2)
-    for batch in kept.batches(Part(epoch=0, seed=0, size=6)):
+    kept = replace(cache_features(open_source(table), EXTRACTOR, tmp_path, views=3, shard=4), together=2)
+    for batch in kept.batches(BatchRequest(epoch=0, seed=0, size=6)):
         assert torch.equal(batch.coordinates[::2], batch.coordinates[1::2])
         assert not torch.equal(batch.features[::2], batch.features[1::2])
     with pytest.raises(SettingsError, match="no multiple of 2 views"):
-        next(kept.batches(Part(epoch=0, seed=0, size=5)))
+        next(kept.batches(BatchRequest(epoch=0, seed=0, size=5)))
 
 
 def test_processes_share_the_photos(table: Path, tmp_path: Path) -> None:
-    kept = cache_features(open_source(table), BACKBONE, tmp_path, shard=4)
-    parts = [list(kept.batches(Part(epoch=2, seed=0, size=4, rank=rank, world=2))) for rank in range(2)]
+    kept = cache_features(open_source(table), EXTRACTOR, tmp_path, shard=4)
+    parts = [list(kept.batches(BatchRequest(epoch=2, seed=0, size=4, rank=rank, world=2))) for rank in range(2)]
     seen = [float(lat) for batches in parts for batch in batches for lat in batch.coordinates[:, 0]]
     assert len(seen) == len(set(seen)) >= 16
 
 
 def pixel_batches(data: PixelData, position: int = 0) -> Iterator[tuple[Tensor, Tensor, int, list[str]]]:
-    for batch in data.batches(Part(epoch=1, seed=0, size=4, position=position)):
+    for batch in data.batches(BatchRequest(epoch=1, seed=0, size=4, position=position)):
         yield batch.features, batch.coordinates, batch.position, list(batch.keys())
 
 
 def test_pixels_each_epoch_anew_and_from_any_batch(table: Path) -> None:
     faults: list[Fault] = []
-    data = PixelData(open_source(table), BACKBONE, on_fault=faults.append)
+    data = PixelData(open_source(table), EXTRACTOR, on_fault=faults.append)
     whole = list(pixel_batches(data))
     assert len({key for batch in whole for key in batch[3]}) == 20
     assert len(faults) == 3
@@ -142,22 +145,22 @@ def test_pixels_each_epoch_anew_and_from_any_batch(table: Path) -> None:
     for one, other in zip(whole[1:], rest, strict=True):
         assert torch.equal(one[0], other[0])
         assert one[3] == other[3]
-    assert len(data.some_coordinates(5, 0)) == 5
+    assert len(data.sample_coordinates(5, 0)) == 5
 
 
 def test_no_photo_at_all(tmp_path: Path) -> None:
     (tmp_path / "photos.csv").write_text("IMG_FILE,LAT,LON\na.png,1,2\n")
     with pytest.raises(DataError, match=r"no photo to train on; the first of 1 .*a\.png"):
-        cache_features(open_source(tmp_path / "photos.csv"), BACKBONE, tmp_path / "kept")
+        cache_features(open_source(tmp_path / "photos.csv"), EXTRACTOR, tmp_path / "kept")
 
 
 def test_a_full_disk_leaves_whole_shards(table: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))  # Python ignores the signal and gets an error
     try:
-        with pytest.raises(TrainingError, match=r"cannot be written: File too large.* take the work up again"):
-            cache_features(open_source(table), BACKBONE, tmp_path / "kept", shard=4)
+        with pytest.raises(TrainingError, match=r"cannot be written: File too large.* resume the run"):
+            cache_features(open_source(table), EXTRACTOR, tmp_path / "kept", shard=4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "kept").rglob("*.part"))
-    assert len(cache_features(open_source(table), BACKBONE, tmp_path / "kept", shard=4)) == 20
+    assert len(cache_features(open_source(table), EXTRACTOR, tmp_path / "kept", shard=4)) == 20

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from open_geoclip.geo.sphere import even_points
-from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings
-from open_geoclip.training.settings import TrainSettings
+from open_geoclip.model.location_encoder import LocationSettings
+from open_geoclip.training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from killed_run import whole_run  # type: ignore[import-not-found]
@@ -115,7 +115,8 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind: str, pixels: boo
     photos = tmp_path / "photos"
     photos.mkdir()
     name = make_photos(photos, kind)
-    model = ModelSettings(backbone=clip, sigmas=(1.0, 4.0), features=8, width=16, depth=1, output=8, hidden=(16,))
+    location = LocationSettings(sigmas=(1.0, 4.0), features=8, width=16, depth=1, output=8)
+    model = ModelSettings(backbone=clip, location=location, hidden=(16,))
     how = TrainSettings(epochs=3, batch_size=4, queue_size=8, checkpoint_every=2)
     data = DataSettings(name, validation=0.0, views=2, pixels=pixels)
     whole, killed = (RunSettings(str(tmp_path / part), data, model, how) for part in ("whole", "killed"))

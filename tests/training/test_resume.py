@@ -99,7 +99,7 @@ def test_killed_at_any_step_it_ends_with_the_same_weights(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_ctrl_c_saves_the_step_and_ends(tmp_path: Path) -> None:
     assert stopped_after(tmp_path, 2, signal.SIGINT) == 1
-    assert "weight.logit_scale" in weights(tmp_path)
+    assert "logit_scale" in weights(tmp_path)
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -120,7 +120,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, symmetric: bool) ->
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in expected.items():
-        if name.startswith("weight."):
+        if not name.startswith("optimizer."):
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
     assert torch.equal(expected["queue"], found["queue"])
 

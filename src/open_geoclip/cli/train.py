@@ -9,6 +9,8 @@ from open_geoclip.cli._shared import show_log
 
 __all__ = ["train"]
 
+_LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+
 
 def train(
     config: Path,
@@ -20,11 +22,11 @@ def train(
 ) -> None:
     """Train a model on photos with coordinates: a folder, a table, tar shards, Earth views.
 
-    Ctrl-C saves and stops; --resume goes on. The folder of the finished model is printed on stdout.
+    Ctrl-C saves and stops; --resume continues. The folder of the finished model is printed on stdout.
 
     Args:
-        config: A TOML file; docs/training.md tells its keys.
-        resume: Go on with the run in the output folder, also after it was killed.
+        config: A TOML file; docs/training.md describes its keys.
+        resume: Continue the run in the output folder, also after it was killed.
         set_: Change a key of the file, such as --set train.epochs=3; may be given several times.
         tensorboard: A folder to log to for TensorBoard as well.
     """
@@ -40,9 +42,10 @@ def train(
     from rich.text import Text
 
     from open_geoclip.errors import MissingExtraError
-    from open_geoclip.training.configuration import read_settings
-    from open_geoclip.training.distributed import joined
-    from open_geoclip.training.run import Listener, run
+    from open_geoclip.training.distributed import process_group
+    from open_geoclip.training.loop import Callbacks
+    from open_geoclip.training.run import run
+    from open_geoclip.training.settings import read_settings
 
     settings = read_settings(config, set_ or [])
     console = Console(stderr=True, highlight=False)
@@ -53,34 +56,39 @@ def train(
         except ImportError as error:
             raise MissingExtraError("--tensorboard", "tensorboard") from error
         writer = SummaryWriter(str(tensorboard))
-    with joined() as ranks, Live(console=console, transient=True, refresh_per_second=4) as live:
-        began: tuple[str, float, float] = ("", 0.0, 0.0)  # what, when, how much was done
+    with process_group() as ranks, Live(console=console, transient=True, refresh_per_second=4) as live:
+        since: tuple[str, float, float] = ("", 0.0, 0.0)  # what is done, when it began, how much was done then
+        last_line = 0.0
 
-        def line(text: str) -> None:
+        def show(text: str, *, is_last: bool) -> None:
+            nonlocal last_line
             if console.is_terminal:
                 live.update(Text(text))
+            elif is_last or time.monotonic() - last_line > _LINE_SECONDS:
+                last_line = time.monotonic()
+                live.console.print(text, soft_wrap=True)
 
         def rate(what: str, done: float) -> float:
-            nonlocal began
+            nonlocal since
             now = time.monotonic()
-            if began[0] != what:
-                began = (what, now, done)
-            return (done - began[2]) / max(now - began[1], 1e-6)
+            if since[0] != what:
+                since = (what, now, done)
+            return (done - since[2]) / max(now - since[1], 1e-6)
 
-        def cached(what: str, done: int, total: int | None) -> None:
-            told = f"features of {what}: {done:,}" + (f" of {total:,}" if total else "")
-            told += f", {rate(what, done):.1f} a second"
-            line(told) if console.is_terminal else live.console.print(told, soft_wrap=True)
+        def encoding(what: str, done: int, total: int | None) -> None:
+            text = f"features of {what}: {done:,}" + (f" of {total:,}" if total else "")
+            show(f"{text}, {rate(what, done):.1f} per second", is_last=done == total)
 
         def step(figures: dict[str, float]) -> None:
-            epoch, at, steps = int(figures["epoch"]), int(figures["step"]), int(figures["steps"])
-            speed = rate(f"epoch {epoch}", at) * settings.train.batch_size
-            line(
-                f"epoch {epoch + 1} of {settings.train.epochs}, step {at} of {steps}, loss {figures['loss']:.4f}, "
-                f"{speed:,.0f} photos a second"
+            epoch, number, steps = int(figures["epoch"]), int(figures["step"]), int(figures["steps"])
+            speed = rate(f"epoch {epoch}", number) * settings.train.batch_size
+            show(
+                f"epoch {epoch + 1} of {settings.train.epochs}, step {number} of {steps}, loss {figures['loss']:.4f}, "
+                f"{speed:,.0f} photos per second",
+                is_last=False,
             )
             if writer is not None:
-                writer.add_scalar("step/loss", figures["loss"], epoch * steps + at)
+                writer.add_scalar("step/loss", figures["loss"], epoch * steps + number)
 
         def epoch(figures: dict[str, float]) -> None:
             live.console.print(", ".join(f"{name} {value:,.4g}" for name, value in figures.items()), soft_wrap=True)
@@ -88,8 +96,8 @@ def train(
                 for name, value in figures.items():
                     writer.add_scalar(f"epoch/{name}", value, int(figures["epoch"]))
 
-        say = partial(live.console.print, soft_wrap=True) if ranks.leads else lambda _: None
-        folder = run(settings, resume=resume, listener=Listener(say=say, cached=cached, step=step, epoch=epoch))
-    if ranks.leads:
+        log = partial(live.console.print, soft_wrap=True) if ranks.is_main else lambda _: None
+        folder = run(settings, resume=resume, callbacks=Callbacks(log, encoding, step, epoch))
+    if ranks.is_main:
         console.print(f"done: geoclip locate PHOTO --model dir:{folder}")
         print(folder)

@@ -1,1 +1,30 @@
-"""Training: contrastive alignment of the image head with the location encoder."""
+"""Training: contrastive alignment of images and locations.
+
+::
+
+    from open_geoclip.training import FeatureSet, TrainSettings, train
+
+    train(model, FeatureSet(features, coordinates), TrainSettings(epochs=20), folder)
+"""
+
+from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet, TrainingData
+from open_geoclip.training.loop import Callbacks, train
+from open_geoclip.training.loss import add_noise, contrastive_loss, near_duplicates
+from open_geoclip.training.run import evaluate_model, export_model
+from open_geoclip.training.settings import PAPER, TrainSettings
+
+__all__ = [
+    "PAPER",
+    "Batch",
+    "BatchRequest",
+    "Callbacks",
+    "FeatureSet",
+    "TrainSettings",
+    "TrainingData",
+    "add_noise",
+    "contrastive_loss",
+    "evaluate_model",
+    "export_model",
+    "near_duplicates",
+    "train",
+]

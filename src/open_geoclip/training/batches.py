@@ -1,31 +1,33 @@
-"""What a training loop asks of its data: batches of features, in an order that can be taken up at any step."""
+"""Training data: batches of features and coordinates, in an order that can be resumed at any step."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from open_geoclip.geo.sphere import unit_vectors
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.errors import DataError
+from open_geoclip.geo.sphere import check_coordinates, unit_vectors
 
-__all__ = ["Batch", "InMemory", "Part", "TrainingData", "neighbourhoods"]
+__all__ = ["Batch", "BatchRequest", "FeatureSet", "TrainingData", "neighborhoods"]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Which batches are asked for.
+class BatchRequest:
+    """Which batches of which epoch a process asks for.
 
     Attributes:
         epoch: the pass over the data; each has an order of its own.
         seed: of the order.
-        size: pictures a batch, over all processes.
-        rank: which of the processes asks.
+        size: images per batch, over all processes.
+        rank: the process that asks.
         world: how many processes there are.
-        position: where to begin, as an earlier batch told it; 0 is the beginning of the epoch.
+        position: where to begin, as the batch before gave it; 0 is the beginning of the epoch.
     """
 
     epoch: int
@@ -36,24 +38,24 @@ class Part:
     position: int = 0
 
     @property
-    def own_size(self) -> int:
-        """Pictures a batch for this process."""
+    def rank_size(self) -> int:
+        """Images per batch for this process."""
         return self.size // self.world
 
     def generator(self) -> torch.Generator:
-        """Random numbers of the epoch, the same in each process."""
+        """Return the random numbers of the epoch, the same in each process."""
         return torch.Generator().manual_seed(self.seed * 100_003 + self.epoch + 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a batch.
+    """One process's share of a batch.
 
     Attributes:
         features: of the frozen backbone.
         coordinates: (lat, lon) in degrees.
-        position: where the next batch begins; not for the reader, who gives it back to go on.
-        keys: names of the pictures, for messages.
+        position: where the next batch begins, for :class:`BatchRequest`.
+        keys: returns the names of the images, for messages.
     """
 
     features: Float[Tensor, "n d"]
@@ -64,7 +66,7 @@ class Batch:
 
 @runtime_checkable
 class TrainingData(Protocol):
-    """Features of pictures and where these were taken, from memory, from a cache on disk or straight from pixels."""
+    """Features of images and where these were taken: in memory, from a cache on disk or computed from pixels."""
 
     @property
     def fingerprint(self) -> str:
@@ -72,99 +74,111 @@ class TrainingData(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Pictures an epoch; where it is not known before the end, the most that there can be."""
+        """Images per epoch; where that is not known before its end, the most there can be."""
         ...
 
-    def some_coordinates(self, n: int, seed: int) -> Float64[Tensor, "m 2"]:
-        """Coordinates of n pictures drawn by chance, or of all if they are fewer. The same in each process."""
+    def sample_coordinates(self, n: int, seed: int) -> Float64[Tensor, "m 2"]:
+        """Return coordinates of n random images, or of all if they are fewer; the same in each process."""
         ...
 
-    def batches(self, part: Part) -> Iterator[Batch]:
-        """Whole batches of an epoch, from a position on."""
+    def batches(self, request: BatchRequest) -> Iterator[Batch]:
+        """Yield the whole batches of an epoch, from a position on."""
         ...
 
 
-class InMemory:
-    """A :class:`FeatureSet` as training data. Each process holds all of it, and takes its share of each batch.
+class FeatureSet:
+    """Features and coordinates in memory. Each process holds all of them and takes its share of a batch.
 
     Args:
-        data: features and coordinates.
-        nearby: half of each batch is made of groups of about this many neighbours on Earth, since of pictures drawn by
-            chance hardly any lie near enough to each other to be mistaken; 0 draws all by chance.
+        features: (n, d) array or tensor of the frozen backbone's features, of any floating point dtype.
+        coordinates: (n, 2) array or tensor of (lat, lon) in degrees.
+        neighborhood: half of each batch consists of groups of about this many images from the same area, because random
+            images are rarely near enough to each other to be confused; 0 draws all at random.
+
+    Raises:
+        DataError: lengths differ, there is no image, or a feature is not a finite number.
+        CoordinateError: a coordinate is not on Earth; latitude and longitude may be swapped.
     """
 
-    def __init__(self, data: FeatureSet, nearby: int = 0) -> None:
-        self.data = data
-        self.nearby = nearby
-        self._fingerprint: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Over all coordinates, and about a thousand rows of the features."""
-        if self._fingerprint is None:
-            features, coordinates = self.data.features, self.data.coordinates
-            digest = hashlib.sha256(str(tuple(features.shape)).encode())
-            digest.update(coordinates.contiguous().numpy().tobytes())
-            digest.update(features[:: max(1, len(features) // 1000)].contiguous().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+    def __init__(self, features: Tensor | np.ndarray, coordinates: Tensor | np.ndarray, neighborhood: int = 0) -> None:
+        self.features = torch.as_tensor(features)
+        self.coordinates = check_coordinates(torch.as_tensor(coordinates).to(torch.float64))
+        self.neighborhood = neighborhood
+        if self.features.ndim != 2 or not self.features.is_floating_point():
+            kind = f"{tuple(self.features.shape)} of {self.features.dtype}"
+            raise DataError(f"features must be (n, d) floating point numbers, not {kind}")
+        if len(self.features) != len(self.coordinates) or not len(self.features):
+            raise DataError(
+                f"{len(self.features):,} features and {len(self.coordinates):,} coordinates: give one per image"
+            )
+        for start in range(0, len(self.features), 65_536):
+            finite = self.features[start : start + 65_536].isfinite().all(dim=1)
+            if not finite.all():
+                raise DataError(f"row {start + int(finite.int().argmin())} of the features holds NaN or infinity")
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.coordinates)
 
-    def some_coordinates(self, n: int, seed: int) -> Float64[Tensor, "m 2"]:
-        """Coordinates drawn by chance."""
+    def first(self, n: int) -> "FeatureSet":
+        """Return the first n images."""
+        return FeatureSet(self.features[:n], self.coordinates[:n], self.neighborhood)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all coordinates and of about a thousand rows of the features."""
+        digest = hashlib.sha256(str(tuple(self.features.shape)).encode())
+        digest.update(self.coordinates.contiguous().numpy().tobytes())
+        sample = self.features[:: max(1, len(self.features) // 1000)]
+        digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def sample_coordinates(self, n: int, seed: int) -> Float64[Tensor, "m 2"]:
+        """Return coordinates of n random images."""
         generator = torch.Generator().manual_seed(seed)
-        return self.data.coordinates[torch.randperm(len(self), generator=generator)[:n]]
+        return self.coordinates[torch.randperm(len(self), generator=generator)[:n]]
 
-    def batches(self, part: Part) -> Iterator[Batch]:
-        """Batches in a random order of all pictures; the position is the number of batches before."""
-        order = self._order(part)
-        first = part.rank * part.own_size
-        for step in range(part.position, len(self) // part.size):
-            rows = order[step * part.size :][first : first + part.own_size]
-            yield Batch(self.data.features[rows], self.data.coordinates[rows], step + 1, _Rows(rows))
+    def batches(self, request: BatchRequest) -> Iterator[Batch]:
+        """Yield batches in a random order of all images; the position is the number of batches before."""
+        order = self._order(request)
+        first = request.rank * request.rank_size
+        for step in range(request.position, len(self) // request.size):
+            rows = order[step * request.size :][first : first + request.rank_size]
+            yield Batch(self.features[rows], self.coordinates[rows], step + 1, partial(_row_keys, rows))
 
-    def _order(self, part: Part) -> Int64[Tensor, " n"]:
-        generator = part.generator()
-        if not self.nearby:
+    def _order(self, request: BatchRequest) -> Int64[Tensor, " n"]:
+        generator = request.generator()
+        if not self.neighborhood:
             return torch.randperm(len(self), generator=generator)
-        groups = neighbourhoods(self.data.coordinates, self.nearby, generator)
+        groups = neighborhoods(self.coordinates, self.neighborhood, generator)
         order = torch.cat([groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()])
-        half, steps = part.size // 2, len(self) // part.size
+        half, steps = request.size // 2, len(self) // request.size
         near, rest = order.split([steps * half, len(self) - steps * half])
-        rest = rest[torch.randperm(len(rest), generator=generator)][: steps * (part.size - half)]
-        return torch.cat([near.view(steps, half), rest.view(steps, part.size - half)], dim=1).flatten()
+        rest = rest[torch.randperm(len(rest), generator=generator)][: steps * (request.size - half)]
+        return torch.cat([near.view(steps, half), rest.view(steps, request.size - half)], dim=1).flatten()
 
 
-def neighbourhoods(
+def _row_keys(rows: Int64[Tensor, " n"]) -> list[str]:
+    return [f"row {row}" for row in rows.tolist()]
+
+
+def neighborhoods(
     coordinates: Float64[Tensor, "n 2"], size: int, generator: torch.Generator
 ) -> list[Int64[Tensor, " k"]]:
-    """Pictures in groups of at most ``size`` that lie together on Earth: halved across chance directions.
+    """Group images that were taken near each other, by halving the set across random directions.
 
     Args:
         coordinates: (lat, lon) in degrees.
-        size: of the largest group; none is smaller than half of it, if there are as many pictures.
+        size: of the largest group; none is smaller than half of it, if there are as many images.
         generator: of the directions.
     """
     points = unit_vectors(coordinates)
-    waiting, done = [torch.arange(len(points))], []
-    while waiting:
-        rows = waiting.pop()
+    open_groups, done = [torch.arange(len(points))], []
+    while open_groups:
+        rows = open_groups.pop()
         if len(rows) <= size:
             done.append(rows)
             continue
         direction = torch.randn(3, generator=generator, dtype=points.dtype)
         rows = rows[(points[rows] @ direction).argsort(stable=True)]
-        waiting += rows.tensor_split(2)
+        open_groups += rows.tensor_split(2)
     return done
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Names of pictures that have none: their rows."""
-
-    rows: Int64[Tensor, " n"]
-
-    def __call__(self) -> Sequence[str]:
-        return [f"row {row}" for row in self.rows.tolist()]

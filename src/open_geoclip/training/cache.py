@@ -1,64 +1,63 @@
-"""Features of photos, computed once and kept on disk.
+"""Features of photos, computed once and cached on disk.
 
-The backbone is frozen, so what it makes of a picture never changes. Each shard is a safetensors file with the features
-of some thousand photos, several views each, as float16, their coordinates, names, and the entries that could not be
-used. Work that was interrupted goes on behind the last whole shard. Training reads shards memory-mapped: what it needs
-comes from the disk or from the system's page cache, so that a cache may be larger than memory.
+The cache consists of safetensors files (shards) with the features of some thousand photos as float16, several augmented
+views each, and with coordinates, names and skipped entries. Interrupted work resumes behind the last photos that were
+saved. Training reads shards memory-mapped, so a cache may be larger than memory.
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float16, Float64, Int64
 from safetensors import safe_open
 from torch import Tensor
 
-from open_geoclip.data.photos import Fault, PhotoSource
+from open_geoclip.data.photos import Fault, Photo, PhotoSource
 from open_geoclip.errors import DataError, SettingsError
-from open_geoclip.training.backbone import PhotoBackbone, Seen
-from open_geoclip.training.batches import Batch, Part
-from open_geoclip.training.checkpoint import write_tensors
+from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet
+from open_geoclip.training.checkpoint import read_tensors, write_tensors
 from open_geoclip.training.distributed import Ranks
-from open_geoclip.training.features import FeatureSet
+from open_geoclip.training.features import EncodedPhotos, FeatureExtractor
 
 __all__ = ["CachedFeatures", "cache_features"]
 
-SHARD = 2048  # photos: what a kill costs is the work on one
-WINDOW = 16  # shards that are shuffled together, so that what is read lies in one part of the disk
+SHARD_PHOTOS = 2048
+WINDOW = 16  # shards that are shuffled together, so that reads stay in one part of the disk
+_SAVE_SECONDS = 60.0  # work on an unfinished shard is saved this often
 _VERSION = 1  # raise it when shards change
 
 
 def cache_features(
     source: PhotoSource,
-    backbone: PhotoBackbone,
+    extractor: FeatureExtractor,
     folder: Path,
     *,
     views: int = 1,
     workers: int = 2,
-    shard: int = SHARD,
+    shard: int = SHARD_PHOTOS,
     ranks: Ranks | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     on_fault: Callable[[Fault], None] | None = None,
 ) -> "CachedFeatures":
-    """Features of all photos of a source, from the cache as far as they are there.
+    """Return the features of all photos of a source; those that the cache does not have are computed.
 
     The folder within ``folder`` is named by weights, preprocessing, augmentation, views and the source's fingerprint:
-    when one of these changes, features are computed anew and old ones are left alone.
+    when one of these changes, features are computed anew.
 
     Args:
-        source: the photos. With several processes each does its part.
-        backbone: makes the features.
-        folder: where caches are kept: two bytes a number, so 1.5 kB a view of CLIP ViT-L/14.
-        views: augmented views a photo.
+        source: the photos. With several processes each encodes its share.
+        extractor: computes the features.
+        folder: where caches are kept: two bytes per number, 1.5 kB per view of CLIP ViT-L/14.
+        views: augmented views per photo.
         workers: threads that decode.
-        shard: photos a file.
+        shard: photos per file.
         ranks: this process among several that share the work and the folder.
         progress: called with how many entries are done, and of how many if that is known.
         on_fault: called with each entry that cannot be used, also with those found when the cache was made.
@@ -68,52 +67,76 @@ def cache_features(
         SettingsError: several views without augmentation.
         TrainingError: a shard cannot be written; what was written before is unharmed.
     """
-    if views > 1 and backbone.augmentation is None:
+    if views > 1 and extractor.augmentation is None:
         raise SettingsError(f"views: {views} views of a photo are all the same without augmentation")
     ranks = ranks or Ranks.current()
-    record = [_VERSION, backbone.fingerprint, views, source.fingerprint, ranks.world]
+    record = [_VERSION, extractor.fingerprint, views, source.fingerprint, ranks.world]
     home = folder / hashlib.sha256(json.dumps(record).encode()).hexdigest()[:20]
     part = home / f"{ranks.rank:04d}"
     part.mkdir(parents=True, exist_ok=True)
     mine = source.shard(ranks.rank, ranks.world)
-    kept = _whole_shards(part)
-    position = 0
-    for one in kept:
-        position = one.end
-        for fault in one.faults if on_fault is not None else ():
-            assert on_fault is not None
-            on_fault(fault)
-    total = mine.count
-    if not (kept and kept[-1].is_last):
-        if progress is not None:
-            progress(position, total)
-        waiting: Seen | None = None
-        for seen in backbone.features(mine, shard, views=range(views), workers=workers, start=position):
-            if waiting is not None:
-                _write_shard(part, position, waiting, last=False)
-                position = waiting.position
-            waiting = seen
-            for fault in seen.faults if on_fault is not None else ():
-                assert on_fault is not None
-                on_fault(fault)
-            if progress is not None:
-                progress(seen.position, total)
-        if waiting is not None:
-            _write_shard(part, position, waiting, last=True)
-    ranks.agree(True, False)  # all have written
-    return CachedFeatures.opened(home, source.name)
+    report, tick = on_fault or (lambda _: None), progress or (lambda *_: None)
+    done = _read_shards(part)
+    faults = [fault for one in done for fault in one.faults]
+    if not (done and done[-1].is_last):
+        start = done[-1].end if done else 0
+        unfinished = part / f"{start:010d}.unfinished"
+        buffer = _load_unfinished(unfinished, start)
+        for fault in [*faults, *buffer.faults]:
+            report(fault)
+        faults = []
+        tick(buffer.position, mine.count)
+        saved = time.monotonic()
+        chunk = max(1, extractor.batch_size // views)
+        try:
+            for encoded in extractor.encode(mine, chunk, views=range(views), workers=workers, start=buffer.position):
+                buffer.position = encoded.position
+                buffer.photos += encoded.photos
+                buffer.features += encoded.features
+                buffer.faults += encoded.faults
+                for fault in encoded.faults:
+                    report(fault)
+                if len(buffer.photos) >= shard:
+                    _write_shard(part / f"{start:010d}.safetensors", buffer, last=False)
+                    unfinished.unlink(missing_ok=True)
+                    start = buffer.position
+                    unfinished, buffer = part / f"{start:010d}.unfinished", EncodedPhotos(start)
+                elif time.monotonic() - saved > _SAVE_SECONDS:
+                    _write_shard(unfinished, buffer, last=False)
+                    saved = time.monotonic()
+                tick(encoded.position, mine.count)
+        except KeyboardInterrupt:
+            if buffer.position > start:
+                _write_shard(unfinished, buffer, last=False)
+            raise
+        _write_shard(part / f"{start:010d}.safetensors", buffer, last=True)
+        unfinished.unlink(missing_ok=True)
+    for fault in faults:
+        report(fault)
+    ranks.synchronize(True, False)  # all have written
+    return CachedFeatures.open(home, source.name)
 
 
-def _write_shard(folder: Path, start: int, seen: Seen, *, last: bool) -> None:
-    coordinates = torch.tensor([(p.lat, p.lon) for p in seen.photos], dtype=torch.float64).view(-1, 2)
-    told = {
-        "end": seen.position,
+def _write_shard(path: Path, encoded: EncodedPhotos, *, last: bool) -> None:
+    features = torch.cat(encoded.features) if encoded.features else torch.empty(0, 0, 0, dtype=torch.float16)
+    coordinates = torch.tensor([(p.lat, p.lon) for p in encoded.photos], dtype=torch.float64).view(-1, 2)
+    about = {
+        "end": encoded.position,
         "last": last,
-        "keys": [photo.key for photo in seen.photos],
-        "faults": [[fault.key, fault.kind, fault.reason] for fault in seen.faults],
+        "keys": [photo.key for photo in encoded.photos],
+        "faults": [[fault.key, fault.kind, fault.reason] for fault in encoded.faults],
     }
-    path = folder / f"{start:010d}.safetensors"
-    write_tensors(path, {"features": seen.features, "coordinates": coordinates}, told)
+    write_tensors(path, {"features": features, "coordinates": coordinates}, about)
+
+
+def _load_unfinished(path: Path, start: int) -> EncodedPhotos:
+    """Read what an interrupted process saved of a shard."""
+    if not path.exists():
+        return EncodedPhotos(start)
+    tensors, about = read_tensors(path)
+    photos = [Photo(k, b"", *c) for k, c in zip(about["keys"], tensors["coordinates"].tolist(), strict=True)]
+    features = [tensors["features"]] if photos else []
+    return EncodedPhotos(about["end"], photos, features, [Fault(*fault) for fault in about["faults"]])
 
 
 @dataclass(frozen=True)
@@ -121,36 +144,32 @@ class _Shard:
     path: Path
     end: int
     is_last: bool
-    count: int
+    keys: list[str]
     faults: list[Fault]
 
-    @staticmethod
-    def read(path: Path) -> "_Shard":
+
+def _read_shards(folder: Path) -> list[_Shard]:
+    """Return the shards that follow one another from the beginning."""
+    shards: list[_Shard] = []
+    while (path := folder / f"{shards[-1].end if shards else 0:010d}.safetensors").exists():
         with safe_open(path, framework="pt") as file:
-            told = {key: json.loads(value) for key, value in file.metadata().items()}
-            count = len(told["keys"])
-        return _Shard(path, told["end"], told["last"], count, [Fault(*fault) for fault in told["faults"]])
-
-
-def _whole_shards(folder: Path) -> list[_Shard]:
-    """The shards that follow one another from the beginning."""
-    found: list[_Shard] = []
-    while (path := folder / f"{found[-1].end if found else 0:010d}.safetensors").exists():
-        found.append(_Shard.read(path))
-        if found[-1].is_last:
+            about = {key: json.loads(value) for key, value in file.metadata().items()}
+        faults = [Fault(*fault) for fault in about["faults"]]
+        shards.append(_Shard(path, about["end"], about["last"], about["keys"], faults))
+        if shards[-1].is_last:
             break
-    return found
+    return shards
 
 
 @dataclass(frozen=True, eq=False)
 class CachedFeatures:
-    """A cache as training data; features stay on the disk until they are asked for.
+    """A cache as training data; features stay on disk until they are needed.
 
-    Each process reads its own shards. An epoch shuffles shards, and photos within windows of some shards; of each
-    photo it shows one view, another one in the next epoch, or some at once.
+    Each process reads its own shards. An epoch shuffles shards, and photos within windows of shards; of each photo it
+    shows one view, another one in the next epoch, or several at once.
 
     Attributes:
-        name: what messages call it.
+        name: of the source, for messages.
         features: of each shard, memory-mapped.
         coordinates: (lat, lon) in degrees of all photos, shard by shard.
         fingerprint: of what it was made from.
@@ -160,7 +179,7 @@ class CachedFeatures:
     """
 
     name: str
-    features: list[Float16[Tensor, "m views d"]]
+    features: list[Float16[Tensor, "_ views d"]]
     coordinates: Float64[Tensor, "n 2"]
     fingerprint: str
     paths: list[Path]
@@ -168,24 +187,24 @@ class CachedFeatures:
     together: int = 1
 
     @staticmethod
-    def opened(home: Path, name: str) -> "CachedFeatures":
+    def open(home: Path, name: str) -> "CachedFeatures":
         """Open the shards of all processes.
 
         Raises:
             DataError: there is no photo.
         """
-        shards = [shard for part in sorted(home.iterdir()) for shard in _whole_shards(part)]
+        shards = [shard for part in sorted(home.iterdir()) for shard in _read_shards(part)]
         faults = [fault for shard in shards for fault in shard.faults]
         features, coordinates, paths = [], [], []
         for shard in shards:
-            if shard.count:
+            if shard.keys:
                 with safe_open(shard.path, framework="pt") as file:
                     features.append(file.get_tensor("features"))
                     coordinates.append(file.get_tensor("coordinates").clone())
                 paths.append(shard.path)
         if not features:
-            told = f"; the first of {len(faults):,} that cannot be used: {faults[0]}" if faults else ""
-            raise DataError(f"{name}: there is no photo to train on{told}")
+            reason = f"; the first of {len(faults):,} that cannot be used: {faults[0]}" if faults else ""
+            raise DataError(f"{name}: there is no photo to train on{reason}")
         places = torch.cat(coordinates)
         digest = hashlib.sha256(home.name.encode())
         digest.update(places.numpy().tobytes())
@@ -195,80 +214,64 @@ class CachedFeatures:
         return len(self.coordinates) * self.together
 
     @property
-    def width(self) -> int:
-        """Length of a feature."""
-        return int(self.features[0].shape[2])
-
-    @property
     def views(self) -> int:
-        """Views that are kept of each photo."""
+        """Views per photo."""
         return int(self.features[0].shape[1])
 
+    @cached_property
+    def _starts(self) -> Int64[Tensor, " shards_and_one"]:
+        return torch.tensor([0, *(len(shard) for shard in self.features)]).cumsum(0)
+
     def first_view(self, most: int | None = None) -> FeatureSet:
-        """The first view of the photos, or of some thousand spread over all, in memory."""
+        """Return the first view of the photos, or of some thousand spread over all, in memory."""
         step = 1 if most is None else max(1, len(self.coordinates) // most)
         starts = self._starts.tolist()
         parts = [shard[(-start) % step :: step, 0] for shard, start in zip(self.features, starts, strict=False)]
         return FeatureSet(torch.cat(parts), self.coordinates[::step])
 
-    def some_coordinates(self, n: int, seed: int) -> Float64[Tensor, "m 2"]:
-        """Coordinates of photos drawn by chance."""
+    def sample_coordinates(self, n: int, seed: int) -> Float64[Tensor, "m 2"]:
+        """Return coordinates of n random photos."""
         generator = torch.Generator().manual_seed(seed)
         return self.coordinates[torch.randperm(len(self.coordinates), generator=generator)[:n]]
 
-    @property
-    def _starts(self) -> Int64[Tensor, " shards_and_one"]:
-        counts = torch.tensor([0, *(len(shard) for shard in self.features)])
-        return counts.cumsum(0)
-
-    def _rows(self, part: Part) -> list[Int64[Tensor, " m"]]:
-        """Rows of each shard that a process reads: whole shards where there are enough for all."""
-        starts = self._starts.tolist()
-        rows = [torch.arange(start, end) for start, end in pairwise(starts)]
-        if len(rows) >= part.world:
-            return rows[part.rank :: part.world]
-        return [shard[part.rank :: part.world] for shard in rows]
-
-    def batches(self, part: Part) -> Iterator[Batch]:
-        """Batches of this process's shards; the position is the number of batches before.
+    def batches(self, request: BatchRequest) -> Iterator[Batch]:
+        """Yield batches of this process's shards; the position is the number of batches before.
 
         Raises:
             SettingsError: a batch cannot hold whole photos.
         """
-        if part.own_size % self.together:
-            raise SettingsError(f"batch_size: {part.own_size} is no multiple of {self.together} views a photo")
-        photos = part.own_size // self.together
-        generator = part.generator()
-        rows = self._rows(part)
-        shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+        if request.rank_size % self.together:
+            raise SettingsError(f"batch_size: {request.rank_size} is no multiple of {self.together} views per photo")
+        photos = request.rank_size // self.together
+        generator = request.generator()
+        shards = [torch.arange(start, end) for start, end in pairwise(self._starts.tolist())]
+        if len(shards) >= request.world:  # whole shards where there are enough for all
+            mine = shards[request.rank :: request.world]
+        else:
+            mine = [rows[request.rank :: request.world] for rows in shards]
+        shuffled = [mine[i] for i in torch.randperm(len(mine), generator=generator).tolist()]
         windows = [torch.cat(shuffled[i : i + WINDOW]) for i in range(0, len(shuffled), WINDOW)]
         order = torch.cat([window[torch.randperm(len(window), generator=generator)] for window in windows])
-        for step in range(part.position, len(order) // photos):
-            chosen = order[step * photos :][:photos]
-            yield Batch(
-                self._gathered(chosen, part.epoch),
-                self.coordinates[chosen].repeat_interleave(self.together, dim=0),
-                step + 1,
-                partial(self._keys, chosen),
-            )
+        for step in range(request.position, len(order) // photos):
+            rows = order[step * photos :][:photos]
+            coordinates = self.coordinates[rows].repeat_interleave(self.together, dim=0)
+            yield Batch(self._read(rows, request.epoch), coordinates, step + 1, partial(self._keys, rows))
 
-    def _gathered(self, rows: Int64[Tensor, " m"], epoch: int) -> Float16[Tensor, "n d"]:
-        """Features of photos: the views whose turn it is, in the photos' order."""
-        starts = self._starts
-        shard_of = torch.bucketize(rows, starts, right=True) - 1
-        # Each photo begins with a view of its own, so that an epoch sees all kinds.
+    def _read(self, rows: Int64[Tensor, " m"], epoch: int) -> Float16[Tensor, "n d"]:
+        """Return the features of photos, of the views whose turn it is."""
+        shard_of = torch.bucketize(rows, self._starts, right=True) - 1
+        # Each photo begins with a view of its own, so that an epoch shows all kinds.
         view = (rows + epoch * self.together)[:, None] + torch.arange(self.together)
-        found = torch.empty(len(rows), self.together, self.width, dtype=torch.float16)
+        features = torch.empty(len(rows), self.together, self.features[0].shape[2], dtype=torch.float16)
         for shard in shard_of.unique().tolist():
             here = shard_of == shard
-            inside = (rows[here] - starts[shard])[:, None].expand(-1, self.together)
-            found[here] = self.features[shard][inside, view[here] % self.views]
-        return found.view(-1, self.width)
+            inside = (rows[here] - self._starts[shard])[:, None].expand(-1, self.together)
+            features[here] = self.features[shard][inside, view[here] % self.views]
+        return features.flatten(0, 1)
 
     def _keys(self, rows: Int64[Tensor, " m"]) -> Sequence[str]:
-        """Names of photos, read only for messages."""
-        starts, names = self._starts, []
-        known: dict[int, Any] = {}
+        """Read the names of photos."""
+        starts, names, known = self._starts, [], dict[int, list[str]]()
         for row in rows.tolist():
             shard = int(torch.bucketize(torch.tensor(row), starts, right=True)) - 1
             if shard not in known:

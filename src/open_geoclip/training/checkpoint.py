@@ -1,45 +1,68 @@
-"""A run as a file: written whole or not at all, and read again to the last bit."""
+"""The state of a run and its folder: written whole or not at all, and read again to the last bit."""
 
 import json
+import platform
+import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from open_geoclip.errors import TrainingError
+from open_geoclip._version import __version__
+from open_geoclip.errors import SettingsError, TrainingError
 from open_geoclip.files import atomic_write
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.training.batches import TrainingData
+from open_geoclip.training.distributed import Ranks
+from open_geoclip.training.settings import TrainSettings
 
-__all__ = ["load_state", "pack_optimizer", "read_tensors", "unpack_optimizer", "write_file", "write_tensors"]
+__all__ = [
+    "CHECKPOINT",
+    "Figures",
+    "RunState",
+    "append_metrics",
+    "check_record",
+    "load_weights",
+    "open_folder",
+    "read_metrics",
+    "read_tensors",
+    "write_tensors",
+]
 
+CHECKPOINT = "checkpoint.safetensors"
+Figures = dict[str, float]
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file atomically.
-
-    Raises:
-        TrainingError: it cannot be written; what was there before is still there.
-    """
-    try:
-        atomic_write(path, content)
-    except OSError as error:
-        size = f"{len(content) / 1e6:,.1f} MB"
-        raise TrainingError(
-            f"{path} ({size}) cannot be written: {error.strerror or error}. What was written before is unharmed: "
-            "make room and take the work up again"
-        ) from error
+_MAY_CHANGE = {("settings", name) for name in ("epochs", "patience", "checkpoint_every")}  # when a run is resumed
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None) -> None:
-    """Write tensors as :func:`write_file` does, so that a full disk leaves what was there before."""
+    """Write tensors and JSON values.
+
+    Raises:
+        TrainingError: they cannot be written; what was there before still is.
+    """
     record = {key: json.dumps(value, sort_keys=True) for key, value in (metadata or {}).items()}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(path, safetensors.torch.save(cpu, record or None))
+    _write(path, safetensors.torch.save(cpu, record or None))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and metadata.
+def _write(path: Path, content: bytes) -> None:
+    try:
+        atomic_write(path, content)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} ({len(content) / 1e6:,.1f} MB) cannot be written: {error.strerror or error}. What was written "
+            "before is unharmed: make room and resume the run"
+        ) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_tensors` wrote.
 
     Raises:
         TrainingError: the file is damaged or cannot be read.
@@ -53,35 +76,200 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     return tensors, metadata
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """An optimizer's state as tensors with names."""
-    return {
-        f"optimizer.{key}.{name}": torch.as_tensor(value)
-        for name, parameter in named.items()
-        for key, value in optimizer.state[parameter].items()
-    }
+class RunState:
+    """Everything that changes while training.
+
+    Args:
+        model: the model; its backbone is not part of the state.
+        optimizer: of the trained parameters.
+        trained: these parameters by name.
+        queue: coordinates of earlier batches, the latest first.
+        ranks: the processes of the run.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished steps of the current epoch.
+        loss_sum: of these steps.
+        positions: where each process continues its batches.
+        best: figures of the best epoch so far, by ``monitor``.
+    """
+
+    def __init__(
+        self,
+        model: GeoCLIP,
+        optimizer: torch.optim.Optimizer,
+        trained: Mapping[str, nn.Parameter],
+        queue: Tensor,
+        ranks: Ranks,
+    ) -> None:
+        self.model, self.optimizer, self.trained, self.queue, self.ranks = model, optimizer, trained, queue, ranks
+        self.epoch = self.step = 0
+        self.loss_sum = 0.0
+        self.positions = [0] * ranks.world
+        self.best: Figures | None = None
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint. Weights have the names of the published ones."""
+        optimizer = {
+            f"optimizer.{key}.{name}": torch.as_tensor(value)
+            for name, parameter in self.trained.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        progress = {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "positions", "best")}
+        write_tensors(path, _weights(self.model) | optimizer | {"queue": self.queue}, progress)
+
+    def save_within_epoch(self, path: Path) -> None:
+        """Write a checkpoint between two steps, with the position and loss of every process."""
+        mine = torch.tensor([[self.positions[self.ranks.rank], self.loss_sum]], dtype=torch.float64)
+        everyone = self.ranks.gather(mine)
+        self.positions = [int(position) for position in everyone[:, 0].tolist()]
+        self.loss_sum = float(everyone[:, 1].mean())
+        if self.ranks.is_main:
+            self.save(path)
+
+    def load(self, path: Path) -> None:
+        """Read a checkpoint.
+
+        Raises:
+            TrainingError: it is damaged, or of another model.
+            SettingsError: it was written within an epoch by another number of processes.
+        """
+        tensors, progress = read_tensors(path)
+        load_weights(self.model, tensors, path)
+        for name, parameter in self.trained.items():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors.get(f"optimizer.{key}.{name}")
+                if value is not None:
+                    # Adam counts its steps on the CPU.
+                    self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        self.queue = tensors["queue"]
+        for name, value in progress.items():
+            setattr(self, name, value)
+        if self.step and len(self.positions) != self.ranks.world:
+            raise SettingsError(
+                f"{path} was written within an epoch by {len(self.positions)} processes, not {self.ranks.world}: "
+                "resume with as many"
+            )
+
+    def keep_if_best(self, figures: Figures, monitor: str, path: Path) -> None:
+        """Write the weights of an epoch that is better than all before.
+
+        Raises:
+            SettingsError: ``monitor`` is not one of the figures.
+        """
+        if monitor not in figures:
+            raise SettingsError(f"monitor: {monitor!r} is not one of the figures {', '.join(figures)}")
+        sign = -1 if monitor.startswith(("within", "geoscore", "accuracy")) else 1  # larger is better
+        if self.best is None or sign * figures[monitor] < sign * self.best[monitor]:
+            self.best = figures
+            write_tensors(path, _weights(self.model), figures)
 
 
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
-) -> None:
-    """The other way."""
-    for name, parameter in named.items():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            found = state.get(f"optimizer.{key}.{name}")
-            if found is not None:
-                # Adam counts its steps on the CPU.
-                optimizer.state[parameter][key] = found if key == "step" else found.to(parameter.device)
+def _weights(model: GeoCLIP) -> dict[str, Tensor]:
+    return {name: t for name, t in model.state_dict().items() if not name.startswith("image_encoder.backbone.")}
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load the tensors named ``weight.*`` into a module.
+def load_weights(model: GeoCLIP, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load the weights of a checkpoint into a model.
 
     Raises:
         TrainingError: they do not fit.
     """
-    weights = {name.removeprefix("weight."): tensor for name, tensor in state.items() if name.startswith("weight.")}
+    weights = {n: t for n, t in tensors.items() if n != "queue" and not n.startswith("optimizer.")}
+    weights |= {n: t for n, t in model.state_dict().items() if n.startswith("image_encoder.backbone.")}
     try:
-        module.load_state_dict(weights)
+        model.load_state_dict(weights)
     except RuntimeError as error:
-        raise TrainingError(f"{path} holds another model: {error}") from error
+        raise TrainingError(f"{path} is of another model: {error}") from error
+
+
+def open_folder(
+    folder: Path,
+    model: GeoCLIP,
+    settings: TrainSettings,
+    data: TrainingData,
+    record: Mapping[str, Any],
+    *,
+    resume: bool,
+) -> None:
+    """Write ``run.json``, or check that the run in the folder is the same one.
+
+    Args:
+        folder: of the run.
+        model: its settings must be those of the run.
+        settings: of the training; the number of epochs may change.
+        data: must be the same.
+        record: what else must be the same.
+        resume: whether a run may be in the folder.
+
+    Raises:
+        SettingsError: there is a run, and it is not to be resumed or differs; the message says in what.
+        TrainingError: the folder cannot be written.
+    """
+    about: dict[str, Any] = {
+        "settings": asdict(settings),
+        "model": {
+            "location_encoder": asdict(model.location_encoder.settings),
+            "widths": model.image_encoder.settings.widths,
+            **record,
+        },
+        "data": {"fingerprint": data.fingerprint, "pictures": len(data)},
+        "versions": {"open_geoclip": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commit": _git_commit(),
+        "processes": Ranks.current().world,
+    }
+    about = json.loads(json.dumps(about))
+    path = folder / "run.json"
+    if (folder / CHECKPOINT).exists() and path.exists():
+        if not resume:
+            raise SettingsError(f"{folder} holds a run: resume it (--resume, resume=True) or choose another folder")
+        check_record(json.loads(path.read_text(encoding="utf-8")), about, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be made: {error.strerror or error}") from error
+    _write(path, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def check_record(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Compare two records of a run, as far as both have them.
+
+    Raises:
+        SettingsError: they differ in something that cannot change.
+    """
+    for part in ("settings", "model"):
+        old, new = before.get(part, {}), now.get(part, {})
+        changed = [k for k, v in new.items() if k in old and old[k] != v and (part, k) not in _MAY_CHANGE]
+        if changed:
+            listed = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in changed)
+            raise SettingsError(f"{folder} holds a run with another {part} ({listed}): choose another folder")
+    if "data" in now and before["data"]["fingerprint"] != now["data"]["fingerprint"]:
+        raise SettingsError(f"{folder} holds a run on other data: choose another folder")
+
+
+def _git_commit() -> str | None:
+    """Return the commit of this package's checkout, with a + if it was changed; None if it is installed otherwise."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def append_metrics(folder: Path, figures: Figures) -> None:
+    """Add an epoch's line to ``metrics.jsonl``; lines of this epoch and later ones, of before a kill, are removed.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < figures["epoch"]]
+    _write(path, "".join([*kept, json.dumps(figures) + "\n"]).encode())
+
+
+def read_metrics(folder: Path) -> list[Figures]:
+    """Return the figures of all epochs."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -1,21 +1,25 @@
-"""Several processes as one: what each must know of the others, and nothing more.
+"""Training on several processes: together they take the steps that one process would take.
 
-Coordinates travel (16 bytes a picture) and each process encodes them all, so that no vector of a place is sent. Only
-the symmetric objective needs the others' picture vectors.
+Coordinates are gathered (16 bytes per photo) and each process encodes all of them, so no location embedding is sent.
+Only the symmetric loss gathers image embeddings.
 """
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError
 
-__all__ = ["Ranks", "gathered_vectors", "joined"]
+__all__ = ["Ranks", "process_group", "resolve_device"]
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Ranks:
     """This process among all.
 
     Attributes:
-        rank: which one it is; 0 writes.
+        rank: its number; 0 is the main process, which writes files.
         world: how many there are.
     """
 
@@ -32,82 +36,74 @@ class Ranks:
 
     @staticmethod
     def current() -> "Ranks":
-        """Of the process group, or alone."""
+        """Return the ranks of the process group, or of a process on its own."""
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks()
         return Ranks(dist.get_rank(), dist.get_world_size())
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
-    def share(self, size: int) -> int:
-        """Pictures of a batch for each process.
-
-        Raises:
-            SettingsError: the batch cannot be shared out evenly.
-        """
-        if size % self.world:
-            raise SettingsError(f"batch_size: {size} cannot be shared out evenly among {self.world} processes")
-        return size // self.world
-
-    def agree(self, has_batch: bool, stop: bool) -> tuple[bool, bool]:
-        """Whether all have a batch, and whether one was told to stop."""
+    def synchronize(self, has_batch: bool, stop: bool) -> tuple[bool, bool]:
+        """Return whether all processes have a batch, and whether any of them is to stop."""
         if self.world == 1:
             return has_batch, stop
         flags = torch.tensor([float(not has_batch), float(stop)])
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return not bool(flags[0]), bool(flags[1])
 
-    def gathered(self, rows: Float64[Tensor, "n d"]) -> Float64[Tensor, "m d"]:
-        """The rows of all processes, in their order; each has as many."""
-        if self.world == 1:
-            return rows
-        parts = [torch.empty_like(rows) for _ in range(self.world)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    def mean(self, value: float) -> float:
-        """The mean over all processes."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(total)
-        return float(total) / self.world
-
-    def told(self, value: Any) -> Any:
-        """What the first process says."""
+    def broadcast(self, value: _Value) -> _Value:
+        """Return the main process's value."""
         if self.world == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def broadcast_weights(self, module: nn.Module) -> None:
+        """Give all processes the main process's weights and buffers."""
+        if self.world > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
 
-class joined:  # noqa: N801 - used as `with joined():`
-    """With this, a process that `torchrun` started works together with the others; alone it does nothing."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average the gradients over all processes, in place."""
+        if self.world == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world
 
-    def __enter__(self) -> Ranks:
-        self._mine = "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized()
-        if self._mine:
-            # Small things travel by gloo, from CPU memory; gradients of a GPU by nccl.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        return Ranks.current()
+    def mean(self, value: float) -> float:
+        """Return the mean over all processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total)
+        return float(total) / self.world
 
-    def __exit__(self, *_: object) -> None:
-        if self._mine:
-            dist.destroy_process_group()
+    def gather(self, rows: Float64[Tensor, "n d"]) -> Float64[Tensor, "m d"]:
+        """Return the rows of all processes, in their order; each has as many."""
+        if self.world == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def gather_with_gradient(self, rows: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
+        """Return the rows of all processes; gradients go back to the process that a row is from."""
+        return rows if self.world == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
-    """Vectors of all processes; the gradient of each goes back to where it came from."""
-
     @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, mine.contiguous())
-        ctx.size = len(mine)
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        ctx.size = len(rows)
         return torch.cat(parts)
 
     @staticmethod
@@ -117,6 +113,40 @@ class _Gather(torch.autograd.Function):
         return gradient[dist.get_rank() * ctx.size :][: ctx.size]
 
 
-def gathered_vectors(mine: Float[Tensor, "n k"], ranks: Ranks) -> Float[Tensor, "m k"]:
-    """Picture vectors of all processes, with gradient."""
-    return mine if ranks.world == 1 else _Gather.apply(mine)  # type: ignore[no-untyped-call]
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Join the processes that `torchrun` started; without torchrun nothing happens."""
+    start = "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized()
+    if start:
+        # Small tensors travel by gloo, from CPU memory; gradients on a GPU by nccl.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks.current()
+    finally:
+        if start:
+            dist.destroy_process_group()
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of this process: ``auto``, ``cpu``, ``cuda`` (with torchrun that of LOCAL_RANK) or ``cuda:N``.
+
+    Raises:
+        SettingsError: there is no such device on this machine.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise SettingsError(f"device: auto, cpu, cuda or cuda:N, not {name!r}") from error
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index if ":" in str(device) else int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= gpus:
+            raise SettingsError(
+                f"device: {device} is not on this machine, which has {gpus} GPUs that torch {torch.__version__} can use"
+            )
+    elif device.type != "cpu":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise SettingsError(f"device: {name} cannot be used here: {error}") from error
+    return device

@@ -1,28 +1,201 @@
-"""Features of photos with their coordinates, in memory."""
+"""Features of photos, computed by the frozen backbone."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 
-from jaxtyping import Float16, Float64
-from torch import Tensor
+import torch
+from jaxtyping import Float, Float16, Float64
+from torch import Tensor, nn
 
-__all__ = ["FeatureSet"]
+from open_geoclip.data.augmentation import Augmentation
+from open_geoclip.data.decoding import mapped
+from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.errors import DataError
+from open_geoclip.images import load_image
+from open_geoclip.model.backbones.runtime import DType, prepare_backbone
+from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.training.batches import Batch, BatchRequest
+from open_geoclip.weights.backbones import load_image_backbone
+
+__all__ = ["EncodedPhotos", "FeatureExtractor", "PixelData"]
+
+
+@dataclass
+class EncodedPhotos:
+    """Consecutive entries of a source, after encoding.
+
+    Attributes:
+        position: number of entries from the source's beginning to the end of these.
+        photos: those that could be used.
+        features: of these, of each view.
+        faults: entries that could not be used.
+    """
+
+    position: int
+    photos: list[Photo] = field(default_factory=list)
+    features: list[Float16[Tensor, "_ views d"]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class FeatureSet:
-    """Features of pictures and where these were taken.
+class FeatureExtractor:
+    """A frozen backbone with its preprocessing.
 
     Attributes:
-        features: of the frozen backbone, float16.
-        coordinates: (lat, lon) in degrees.
+        name: of the backbone: ``earth``, ``dir:/clip``, ``hub:org/repo``.
+        weights: sha256 over its weights.
+        preprocessing: what the weights were trained with.
+        backbone: the module.
+        dim: length of a feature.
+        device: where it runs.
+        augmentation: of the images; None encodes each as it is.
+        batch_size: images at a time. 16 keep intermediate results in a processor's cache; a GPU wants more.
     """
 
-    features: Float16[Tensor, "n d"]
-    coordinates: Float64[Tensor, "n 2"]
+    name: str
+    weights: str
+    preprocessing: Preprocessing
+    backbone: nn.Module
+    dim: int
+    device: str | torch.device = "cpu"
+    augmentation: Augmentation | None = None
+    batch_size: int = 16
+
+    @staticmethod
+    def load(
+        name: str,
+        preprocessing: Preprocessing | None = None,
+        *,
+        dtype: DType = "auto",
+        device: str | torch.device = "cpu",
+        batch_size: int = 0,
+    ) -> "FeatureExtractor":
+        """Load a backbone by name; see :func:`~open_geoclip.weights.backbones.load_image_backbone`.
+
+        Args:
+            name: of the backbone.
+            preprocessing: for a backbone whose own folder does not say.
+            dtype: what it computes in.
+            device: where it runs.
+            batch_size: images at a time; 0 is 16 on a CPU and 128 on a GPU.
+        """
+        module, preprocessing = load_image_backbone(name, preprocessing)
+        module = module.requires_grad_(False).eval()
+        dim, digest = int(module.dim), hashlib.sha256()  # type: ignore[arg-type]
+        for key, tensor in sorted(module.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+        backbone = prepare_backbone(module, "auto", dtype, device)
+        batch_size = batch_size or (16 if torch.device(device).type == "cpu" else 128)
+        return FeatureExtractor(name, digest.hexdigest(), preprocessing, backbone, dim, device, batch_size=batch_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of weights, preprocessing and augmentation."""
+        augmentation = None if self.augmentation is None else asdict(self.augmentation)
+        record = [self.weights, asdict(self.preprocessing), augmentation]
+        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+    def encode(
+        self, source: PhotoSource, size: int, *, views: range = range(1), workers: int = 2, start: int = 0
+    ) -> Iterator[EncodedPhotos]:
+        """Yield the features of a source's photos, ``size`` photos at a time, the last time fewer.
+
+        Args:
+            source: the photos.
+            size: photos at a time.
+            views: numbers of the views of each; without augmentation all views are the same.
+            workers: threads that decode.
+            start: the first entry.
+        """
+        encoded = EncodedPhotos(start)
+        pixels: list[Tensor] = []
+        for result in mapped(source, partial(self._pixels, views), workers=workers, start=start):
+            encoded.position += 1
+            if isinstance(result, Fault):
+                encoded.faults.append(result)
+                continue
+            encoded.photos.append(result[0])
+            pixels.append(result[1])
+            if len(pixels) * len(views) >= self.batch_size or len(encoded.photos) == size:
+                encoded.features.append(self._run(torch.stack(pixels)))
+                pixels.clear()
+            if len(encoded.photos) == size:
+                yield encoded
+                encoded = EncodedPhotos(encoded.position)
+        if pixels:
+            encoded.features.append(self._run(torch.stack(pixels)))
+        if encoded.photos or encoded.faults:
+            yield encoded
+
+    def _pixels(self, views: range, photo: Photo) -> Float[Tensor, "views 3 h w"]:
+        image = load_image(photo.image, name=photo.key)
+        if self.augmentation is None:
+            return self.preprocessing(image).expand(len(views), -1, -1, -1)
+        # An augmented view has the backbone's size already: it is not resized again.
+        normalize = replace(self.preprocessing, resize=self.augmentation.size, crop=self.augmentation.size)
+        return torch.stack([normalize(self.augmentation(image, photo.key, view)) for view in views])
+
+    @torch.inference_mode()
+    def _run(self, pixels: Float[Tensor, "n views 3 h w"]) -> Float16[Tensor, "n views d"]:
+        parts = [self.backbone(part.to(self.device)) for part in pixels.flatten(0, 1).split(self.batch_size)]
+        return torch.cat(parts).half().cpu().view(len(pixels), pixels.shape[1], -1)
+
+
+class PixelData:
+    """A source of photos as training data that encodes a new view of each photo in each epoch.
+
+    Args:
+        source: the photos.
+        extractor: computes their features, with the augmentation.
+        workers: threads that decode.
+        on_fault: called with each entry that cannot be used.
+
+    Raises:
+        DataError: there is no photo.
+    """
+
+    def __init__(
+        self,
+        source: PhotoSource,
+        extractor: FeatureExtractor,
+        *,
+        workers: int = 2,
+        on_fault: Callable[[Fault], None] | None = None,
+    ) -> None:
+        count = source.count
+        if count is None:  # a stream: read once, without decoding, for the length of an epoch
+            count = sum(isinstance(entry, Photo) for entry in source.entries())
+        if not count:
+            raise DataError(f"{source.name}: there is no photo to train on")
+        self.source, self.extractor, self.workers, self._count = source, extractor, workers, count
+        self._report = on_fault or (lambda _: None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the source, the weights, preprocessing and augmentation."""
+        return hashlib.sha256(f"{self.source.fingerprint}{self.extractor.fingerprint}".encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.coordinates)
+        return self._count
 
-    def first(self, n: int) -> "FeatureSet":
-        """The first n pictures."""
-        return FeatureSet(self.features[:n], self.coordinates[:n])
+    def sample_coordinates(self, n: int, seed: int) -> Float64[Tensor, "m 2"]:
+        """Return coordinates of the first photos of a random order; their images are not decoded."""
+        photos = (entry for entry in self.source.shuffled(seed).entries() if isinstance(entry, Photo))
+        places = [(photo.lat, photo.lon) for _, photo in zip(range(n), photos, strict=False)]
+        return torch.tensor(places, dtype=torch.float64).view(-1, 2)
+
+    def batches(self, request: BatchRequest) -> Iterator[Batch]:
+        """Yield batches in the source's own shuffled order; the position is the number of entries before."""
+        mine = self.source.shuffled(request.seed, request.epoch).shard(request.rank, request.world)
+        views, size = range(request.epoch, request.epoch + 1), request.rank_size
+        for encoded in self.extractor.encode(mine, size, views=views, workers=self.workers, start=request.position):
+            for fault in encoded.faults:
+                self._report(fault)
+            if len(encoded.photos) == size:
+                coordinates = torch.tensor([(p.lat, p.lon) for p in encoded.photos], dtype=torch.float64)
+                keys = [photo.key for photo in encoded.photos]
+                yield Batch(torch.cat(encoded.features)[:, 0], coordinates, encoded.position, partial(list, keys))

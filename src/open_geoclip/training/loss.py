@@ -1,8 +1,8 @@
-"""The objective: each picture is asked for its place among those of the batch and of a queue.
+"""The contrastive loss: each image is classified among the places of its batch and of a queue.
 
-Cross-entropy of a picture's vector over the vectors of places (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023,
-section 3.2 and equation 5). Beyond it: coordinates are moved by a little noise, negatives that lie too near the truth
-to be wrong are left out, several places may be right, and each place may be asked for its picture as well.
+Cross-entropy of an image's embedding over the embeddings of places (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023,
+section 3.2 and equation 5). Beyond the paper's code: coordinates get noise, negatives that are too near to be wrong can
+be ignored, and several places can be right.
 """
 
 import math
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, offset, unit_vectors
 
-__all__ = ["contrastive_loss", "near_duplicates", "noisy"]
+__all__ = ["add_noise", "contrastive_loss", "near_duplicates"]
 
 
-def noisy(coordinates: Float64[Tensor, "n 2"], sigma_m: float, generator: torch.Generator) -> Float64[Tensor, "n 2"]:
-    """Coordinates moved by normal noise of ``sigma_m`` metres, north and east each, along great circles: poles too."""
+def add_noise(
+    coordinates: Float64[Tensor, "n 2"], sigma_m: float, generator: torch.Generator
+) -> Float64[Tensor, "n 2"]:
+    """Move coordinates along great circles by normal noise of ``sigma_m`` metres, north and east each."""
     if sigma_m == 0 or len(coordinates) == 0:
         return coordinates
     north, east = sigma_m * torch.randn(2, len(coordinates), generator=generator, dtype=torch.float64)
@@ -28,10 +30,7 @@ def noisy(coordinates: Float64[Tensor, "n 2"], sigma_m: float, generator: torch.
 def near_duplicates(
     truth: Float64[Tensor, "n 2"], candidates: Float64[Tensor, "m 2"], radius_km: float, first: int = 0
 ) -> Bool[Tensor, "n m"]:
-    """Which candidates are too near a truth to be called wrong.
-
-    A truth's own is not one of them: that of row i is candidate ``first + i``.
-    """
+    """Return which candidates are within a radius of each truth, its own candidate ``first + i`` excepted."""
     cosine = unit_vectors(truth) @ unit_vectors(candidates).T
     near = cosine > math.cos(radius_km / EARTH_RADIUS_KM)
     near.diagonal(first).fill_(False)
@@ -42,29 +41,28 @@ def contrastive_loss(
     image: Float[Tensor, "n k"],
     location: Float[Tensor, "m k"],
     scale: Float[Tensor, ""],
-    left_out: Bool[Tensor, "n m"] | None = None,
     *,
     first: int = 0,
-    also_right: Bool[Tensor, "n m"] | None = None,
+    ignore: Bool[Tensor, "n m"] | None = None,
+    positives: Bool[Tensor, "n m"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of each picture over all places; its own is place ``first + i`` for row i.
+    """Return the mean cross-entropy of images over places; image i was taken at place ``first + i``.
 
     Args:
-        image: vectors of n pictures, any length.
-        location: vectors of m >= n places.
-        scale: what cosines are multiplied with.
-        left_out: negatives that do not count.
-        first: where the pictures' own places begin.
-        also_right: other places that are as right as the own: the mean of their cross-entropies is taken, as in
-            supervised contrastive learning (Khosla et al., NeurIPS 2020, equation 2).
+        image: embeddings of n images, of length 1.
+        location: embeddings of m >= n places, of length 1.
+        scale: what cosines are multiplied with: the inverse temperature.
+        first: row of the first image's own place.
+        ignore: negatives that do not count.
+        positives: further places that are right: the mean of their cross-entropies is taken, as in supervised
+            contrastive learning (Khosla et al., NeurIPS 2020, equation 2). A positive is never ignored.
     """
-    logits = scale * F.normalize(image.float(), dim=1) @ F.normalize(location.float(), dim=1).T
-    if left_out is not None:
-        logits = logits.masked_fill(left_out if also_right is None else left_out & ~also_right, -torch.inf)
+    logits = scale * image @ location.T
     own = torch.arange(first, first + len(image), device=image.device)
-    if also_right is None:
+    if ignore is not None:
+        logits = logits.masked_fill(ignore if positives is None else ignore & ~positives, -torch.inf)
+    if positives is None:
         return F.cross_entropy(logits, own)
-    right = also_right.clone()
-    right[torch.arange(len(image), device=image.device), own] = True
-    surprise = -logits.log_softmax(dim=1).masked_fill(~right, 0.0)  # not times 0: those left out are infinite
-    return (surprise.sum(dim=1) / right.sum(dim=1)).mean()
+    right = positives.scatter(1, own[:, None], True)
+    negative_log = -logits.log_softmax(dim=1).masked_fill(~right, 0.0)  # not times 0: ignored entries are infinite
+    return (negative_log.sum(dim=1) / right.sum(dim=1)).mean()

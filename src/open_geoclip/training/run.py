@@ -1,16 +1,17 @@
-"""A training run from a configuration: photos in, a model that `geoclip locate` takes out."""
+"""A whole training run: photos in, a model that `geoclip locate` reads out."""
 
+import copy
 import json
-import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float64
 from torch import Tensor, nn
 
@@ -19,139 +20,182 @@ from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
-from open_geoclip.errors import SettingsError, TrainingError
+from open_geoclip.errors import DataError, SettingsError, TrainingError
 from open_geoclip.evaluation.metrics import summary
-from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import even_points, haversine_km
-from open_geoclip.model.image_encoder import ImageEncoder, image_head
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.training.backbone import PhotoBackbone
+from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.cache import CachedFeatures, cache_features
-from open_geoclip.training.configuration import DataSettings, RunSettings
-from open_geoclip.training.distributed import Ranks
-from open_geoclip.training.heads import StandardisedHead, TrainedHead
-from open_geoclip.training.loop import CHECKPOINT, Figures, train
-from open_geoclip.training.pixels import PixelData
+from open_geoclip.training.checkpoint import CHECKPOINT, Figures, check_record
+from open_geoclip.training.distributed import Ranks, resolve_device
+from open_geoclip.training.features import FeatureExtractor, PixelData
+from open_geoclip.training.loop import Callbacks, batch_loss, check_batch, train, trainable_parameters
+from open_geoclip.training.settings import DataSettings, RunSettings, TrainSettings
 from open_geoclip.weights.load import build_model, load_release
-from open_geoclip.weights.save import save_release
+from open_geoclip.weights.save import save_model
 
-__all__ = ["Listener", "run"]
+__all__ = ["add_levels", "evaluate_model", "export_model", "run"]
 
-GALLERY = 100_000  # training coordinates at most, as many as the released gallery has
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who is told how it goes; each may be left out.
-
-    Attributes:
-        say: a line for people.
-        cached: what is encoded, entries done, of how many if that is known.
-        step: the figures of a step.
-        epoch: the figures of an epoch.
-    """
-
-    say: Callable[[str], None] = lambda _: None
-    cached: Callable[[str, int, int | None], None] = lambda *_: None
-    step: Callable[[Figures], None] = lambda _: None
-    epoch: Callable[[Figures], None] = lambda _: None
+GALLERY_SIZE = 100_000  # training coordinates at most, as many as the released gallery has
+_SHOWN_FAULTS = 10
 
 
-def run(settings: RunSettings, *, resume: bool = False, listener: Listener | None = None) -> Path:
-    """Features, training, and a release of the result.
+def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | None = None) -> Path:
+    """Encode photos, train, and save the model.
+
+    Everything that can be refused is checked before the first photo is encoded.
 
     Args:
         settings: the run.
-        resume: go on with what is in the folder.
-        listener: is told how it goes.
+        resume: continue the run in the folder.
+        callbacks: report progress.
 
     Returns:
-        The folder of the finished model.
+        The folder of the model.
 
     Raises:
-        SettingsError: a setting does not fit, or the folder holds a run that was not to be taken up.
-        DataError: there is no photo to train on.
+        SettingsError: a setting does not fit, or the folder holds a run that is not to be resumed.
+        DataError: there is no photo to train on, or many coordinates look swapped.
         TrainingError: the run cannot go on; what was written is unharmed.
     """
-    told, ranks, folder = listener or Listener(), Ranks.current(), Path(settings.output)
-    if (folder / CHECKPOINT).exists() and not resume:
-        raise SettingsError(f"{folder} holds a run already: --resume goes on with it; or choose another output")
-    torch.manual_seed(settings.train.seed)
-    data, validation = _sources(settings.data, settings.train.seed)
-    head, locations, backbone, start_scale = _model(settings)
-    plain = replace(backbone, augmentation=None)
+    callbacks, ranks, folder = callbacks or Callbacks(), Ranks.current(), Path(settings.output)
+    device = resolve_device(settings.model.device)
     cache = Path(settings.data.cache) if settings.data.cache else folder / "features"
-    faults: Counter[str] = Counter()
+    _check_folder(folder, settings, resume=resume)
+    for one in (folder, cache):
+        _check_writable(one)
+    gallery = _fixed_gallery(settings.model.gallery)
+    torch.manual_seed(settings.train.seed)
+    source, validation = _open_photos(settings.data, settings.train.seed)
+    if source.count is not None:
+        check_batch(settings.train, source.count * settings.data.together, ranks.world)
+    model, extractor = _build(settings, device)
+    trainable_parameters(model, settings.train.freeze)
 
-    def on_fault(fault: Fault) -> None:
-        faults[fault.kind] += 1
-        if faults.total() <= 10:
-            told.say(f"left out: {fault}")
+    faults = _Faults(settings.data, callbacks.log)
+    training = _training_data(settings.data, source, extractor, cache, callbacks, faults)
+    held_out = None
+    if validation is not None:
+        plain = replace(extractor, augmentation=None)
+        held_out = _encode(settings.data, validation, plain, cache, "validation photos", callbacks, faults).first_view()
+    faults.summarize(len(training))
+    if not settings.model.start:
+        model.image_encoder.standardize_features(_sample(training, extractor, settings.data.workers))
+    model.to(device)
+    if gallery is None:
+        decimals = int(settings.model.gallery.partition(":")[2] or 2)
+        gallery = training.sample_coordinates(GALLERY_SIZE, 0).round(decimals=decimals).unique(dim=0)
 
-    def features(source: PhotoSource, what: str, by: PhotoBackbone, views: int) -> CachedFeatures:
-        return cache_features(
-            source,
-            by,
-            cache,
-            views=views,
-            workers=settings.data.workers,
-            progress=lambda done, total: told.cached(what, done, total),
-            on_fault=on_fault,
-        )
+    def evaluate(trained: GeoCLIP) -> Figures:
+        return {} if held_out is None else evaluate_model(trained, held_out, gallery, settings.train)
 
-    workers = settings.data.workers
-    if settings.data.pixels:
-        training: CachedFeatures | PixelData = PixelData(data, backbone, workers=workers, on_fault=on_fault)
-        sample = next(backbone.features(data, 512, workers=workers)).features[:, 0]
-    else:
-        kept = features(data, "training photos", backbone, settings.data.views if settings.data.augment else 1)
-        training, sample = replace(kept, together=settings.data.together), kept.first_view(4096).features
-    seen = None if validation is None else features(validation, "validation photos", plain, 1).first_view()
-    if faults:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in faults.items())
-        told.say(f"{faults.total():,} entries were left out ({kinds}); {len(training):,} photos are trained on")
-    if isinstance(head, nn.Sequential):
-        head = StandardisedHead(head, sample)
-    device = _device(settings.model.device)
-    head, locations = head.to(device), locations.to(device)
-    gallery = _gallery(settings.model.gallery, training)
-
-    def evaluate(_: float) -> Figures:
-        if seen is None:
-            return {}
-        answers = _answers(head, locations, seen.features, gallery)
-        found = summary(haversine_km(seen.coordinates.numpy(), answers.numpy()))
-        return {
-            **{f"within_{km}_km": share for km, share in found["within_km"].items()},
-            **{name: found[name] for name in ("median_km", "mean_km", "geoscore")},
-        }
-
-    batch = min(settings.train.batch_size, len(training) // ranks.world * ranks.world)
-    if batch < settings.train.batch_size:
-        raise SettingsError(
-            f"{len(training):,} photos are fewer than a batch of {settings.train.batch_size}: set batch_size, for "
-            f"instance --set train.batch_size={max(1, batch // 4)}"
-        )
-    scale = train(
-        head,
-        locations,
-        training,
-        settings.train,
-        folder,
-        evaluate=evaluate,
-        report=told.epoch,
-        progress=told.step,
-        start_scale=start_scale,
-    )
-    if ranks.leads:
-        _save(folder / "model", head, locations, backbone, scale, gallery, settings, folder)
+    kept = train(
+        model, training, settings.train, folder, evaluate=evaluate, callbacks=callbacks, resume=resume,
+        record=_record(settings),
+    )  # fmt: skip
+    callbacks.log(f"the model is that of epoch {kept['epoch']:.0f} of {settings.train.epochs}: {_describe(kept)}")
+    if ranks.is_main:
+        backbone = _portable(extractor.name, folder / "model")
+        model.image_encoder.settings = replace(model.image_encoder.settings, backbone=backbone)
+        export_model(model, folder / "model", gallery, _card(settings, folder, kept))
     return folder / "model"
 
 
-def _sources(settings: DataSettings, seed: int) -> tuple[PhotoSource, PhotoSource | None]:
-    """Photos to train on and to validate with."""
+# --- checks before work starts --------------------------------------------------------------------
+
+
+def _record(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings that must stay the same when a run is resumed, beside those of training and model."""
+    return {"start": settings.model.start, "add_levels": settings.model.add_levels}
+
+
+def _check_folder(folder: Path, settings: RunSettings, *, resume: bool) -> None:
+    if not (folder / CHECKPOINT).exists():
+        return
+    if not resume:
+        raise SettingsError(f"{folder} holds a run already: --resume continues it; or choose another output")
+    if (folder / "run.json").exists():
+        now: dict[str, Any] = {"settings": asdict(settings.train), "model": _record(settings)}
+        if settings.model.location is not None:
+            now["model"]["location_encoder"] = asdict(settings.model.location)
+        before = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        check_record(before, json.loads(json.dumps(now)), folder)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".part-"):
+            pass
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written: {error.strerror or error}: choose another output") from error
+
+
+def _fixed_gallery(name: str) -> Float64[Tensor, "m 2"] | None:
+    """Return the places of a gallery, or None for the training places."""
+    kind, _, value = name.partition(":")
+    if kind == "train":
+        if value and not value.isdecimal():
+            raise SettingsError(f"gallery: train:DECIMALS, such as train:5, not {name!r}")
+        return None
+    if kind == "even":
+        try:
+            spacing_km = float(value)
+        except ValueError:
+            spacing_km = 0.0
+        if not 5 <= spacing_km <= 5000:
+            raise SettingsError(f"gallery: even:KM with 5 to 5,000 km, such as even:50, not {name!r}")
+        return torch.from_numpy(even_points(round(510e6 / spacing_km**2)))
+    return torch.from_numpy(Gallery.from_file(name).coordinates.astype(np.float64))
+
+
+# --- photos and features --------------------------------------------------------------------------
+
+
+class _Faults:
+    """Counts entries that cannot be used; logs the first ones."""
+
+    def __init__(self, settings: DataSettings, log: Callable[[str], None]) -> None:
+        self.settings, self.log = settings, log
+        self.counts: Counter[str] = Counter()
+        self.swapped = 0
+
+    def __call__(self, fault: Fault) -> None:
+        self.counts[fault.kind] += 1
+        self.swapped += looks_swapped(fault)
+        if self.counts.total() <= _SHOWN_FAULTS:
+            self.log(f"skipped: {fault}")
+
+    def summarize(self, used: int) -> None:
+        check_swapped(self.swapped, used + self.counts.total(), self.settings)
+        if self.counts:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
+            self.log(f"{self.counts.total():,} entries were skipped ({kinds}); {used:,} photos are trained on")
+
+
+def looks_swapped(fault: Fault) -> bool:
+    """Whether an entry was skipped because its latitude seems to be a longitude."""
+    return fault.kind == "out of range" and "exchanged" in fault.reason
+
+
+def check_swapped(swapped: int, total: int, settings: DataSettings) -> None:
+    """Stop where many entries seem to have latitude and longitude swapped: the others may be, too.
+
+    Raises:
+        DataError: they are more than ``max_swapped``.
+    """
+    if swapped > settings.max_swapped * total:
+        raise DataError(
+            f"{settings.train}: latitude and longitude look swapped: {swapped:,} of {total:,} entries have a latitude "
+            "beyond 90 degrees. Swap the columns, or set [data] max_swapped = 1.0 to train on the others"
+        )
+
+
+def _open_photos(settings: DataSettings, seed: int) -> tuple[PhotoSource, PhotoSource | None]:
+    """Return photos to train on and to validate with."""
     source = open_source(settings.train, images=settings.images or None)
     if isinstance(settings.validation, str):
         return source, open_source(settings.validation, images=settings.images or None)
@@ -167,159 +211,189 @@ def _sources(settings: DataSettings, seed: int) -> tuple[PhotoSource, PhotoSourc
     photos = [entry for entry in entries if isinstance(entry, Photo)]
     if not photos:
         return source, None  # the cache says what is wrong with each
+    check_swapped(sum(isinstance(e, Fault) and looks_swapped(e) for e in entries), len(entries), settings)
     places = np.array([(photo.lat, photo.lon) for photo in photos], dtype=np.float64)
     shares = {"training": 1 - settings.validation, "validation": settings.validation}
-    how = SplitSettings(shares=shares, buffer_km=settings.buffer_km, seed=seed)
-    sides = split(places, [photo.group for photo in photos], how)
+    sides = split(
+        places, [photo.group for photo in photos], SplitSettings(shares=shares, buffer_km=settings.buffer_km, seed=seed)
+    )
     unusable = np.setdiff1d(np.arange(len(entries)), rows)  # stay with the training photos, to be named
     return source.select(np.sort(np.concatenate([rows[sides == 0], unusable]))), source.select(rows[sides == 1])
 
 
-def _model(settings: RunSettings) -> tuple[nn.Module, LocationEncoder, PhotoBackbone, float | None]:
-    """Head, location encoder, backbone and the temperature's inverse, if it is trained."""
-    model, device = settings.model, _device(settings.model.device)
-
-    def loaded(name: str, preprocessing: Preprocessing | None = None) -> PhotoBackbone:
-        backbone = PhotoBackbone.load(_absolute(name), preprocessing, device=device)
-        if not settings.data.augment:
-            return backbone
-        wants = backbone.preprocessing
-        return replace(backbone, augmentation=Augmentation(size=wants.crop, seed=settings.train.seed))
-
-    if not model.start:
-        shape = LocationSettings(
-            sigmas=model.sigmas,
-            features=model.features,
-            width=model.width,
-            depth=model.depth,
-            output=model.output,
-            projection=model.projection,
-            encoding=model.encoding,
-            network=model.network,
-        )
-        backbone = loaded(model.backbone)
-        dim = _dim(backbone)
-        return image_head((dim, *model.hidden, model.output)), LocationEncoder(shape), backbone, None
-    release = load_release(model.start)
-    if "logit_scale" not in release.tensors:
-        raise SettingsError(f"start: {model.start} holds a location encoder only")
-    start = build_model(release, backbone=_absolute(model.backbone) if model.backbone else None, towers=("image",))
-    encoder, locations = start.image_encoder, start.location_encoder
-    backbone = loaded(encoder.settings.backbone, encoder.preprocessing)
-    return (
-        TrainedHead(encoder),
-        with_levels(locations, model.add_levels),
-        backbone,
-        math.exp(float(release.tensors["logit_scale"])),
+def _encode(
+    settings: DataSettings,
+    source: PhotoSource,
+    extractor: FeatureExtractor,
+    cache: Path,
+    what: str,
+    callbacks: Callbacks,
+    on_fault: Callable[[Fault], None],
+) -> CachedFeatures:
+    return cache_features(
+        source,
+        extractor,
+        cache,
+        views=1 if extractor.augmentation is None else settings.views,
+        workers=settings.workers,
+        progress=lambda done, total: callbacks.encoding(what, done, total),
+        on_fault=on_fault,
     )
 
 
-def with_levels(locations: LocationEncoder, sigmas: Sequence[float]) -> LocationEncoder:
-    """A location encoder with further levels. They add nothing at first, so that it starts as the same function."""
+def _training_data(
+    settings: DataSettings,
+    source: PhotoSource,
+    extractor: FeatureExtractor,
+    cache: Path,
+    callbacks: Callbacks,
+    on_fault: Callable[[Fault], None],
+) -> CachedFeatures | PixelData:
+    if settings.pixels:
+        return PixelData(source, extractor, workers=settings.workers, on_fault=on_fault)
+    cached = _encode(settings, source, extractor, cache, "training photos", callbacks, on_fault)
+    return replace(cached, together=settings.together)
+
+
+def _sample(data: CachedFeatures | PixelData, extractor: FeatureExtractor, workers: int) -> Tensor:
+    """Return features of some hundred or thousand photos."""
+    if isinstance(data, CachedFeatures):
+        return data.first_view(4096).features
+    return torch.cat(next(extractor.encode(data.source, 512, workers=workers)).features)[:, 0]
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def _build(settings: RunSettings, device: torch.device) -> tuple[GeoCLIP, FeatureExtractor]:
+    """Return the model without its backbone, and the backbone."""
+    chosen = settings.model
+    release = load_release(chosen.start) if chosen.start else None
+    if release and release.image is None:
+        raise SettingsError(f"start: {chosen.start} holds a location encoder only")
+    name = chosen.backbone or (release.image.backbone if release and release.image else "")
+    preprocessing = None if release is None else release.preprocessing
+    extractor = FeatureExtractor.load(name, preprocessing, device=device, batch_size=settings.data.encode_batch)
+    if settings.data.augment:
+        augmentation = Augmentation(size=extractor.preprocessing.crop, seed=settings.train.seed)
+        extractor = replace(extractor, augmentation=augmentation)
+    if release is None:
+        location = chosen.location or LocationSettings()
+        hidden = (768,) if chosen.hidden is None else chosen.hidden
+        image = ImageSettings(extractor.name, (extractor.dim, *hidden, location.output))
+        encoder = ImageEncoder(None, extractor.preprocessing, image)
+        return GeoCLIP(encoder, LocationEncoder(location), scale=settings.train.start_scale), extractor
+    model = build_model(release, backbone=name, towers=("text",))
+    if model.image_encoder.settings.feature_dim != extractor.dim:
+        raise SettingsError(
+            f"backbone: {chosen.start} was trained on features of length {model.image_encoder.settings.feature_dim}; "
+            f"those of {name} have {extractor.dim}"
+        )
+    model.image_encoder.preprocessing = extractor.preprocessing
+    model.location_encoder = add_levels(model.location_encoder, chosen.add_levels)
+    return model, extractor
+
+
+def add_levels(encoder: LocationEncoder, sigmas: Sequence[float]) -> LocationEncoder:
+    """Return a location encoder with further levels, which add 0 at first: the function stays the same."""
     if not sigmas:
-        return locations
-    more = LocationEncoder(replace(locations.settings, sigmas=(*locations.settings.sigmas, *sigmas)))
-    for mine, theirs in zip(more.levels, locations.levels, strict=False):
+        return encoder
+    larger = LocationEncoder(replace(encoder.settings, sigmas=(*encoder.settings.sigmas, *sigmas)))
+    for mine, theirs in zip(larger.levels, encoder.levels, strict=False):
         mine.load_state_dict(theirs.state_dict())
-    for level in more.levels[len(locations.levels) :]:
-        nn.init.zeros_(level.head[0].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(level.head[0].bias)  # type: ignore[arg-type]
-    return more
-
-
-def _dim(backbone: PhotoBackbone) -> int:
-    side = backbone.preprocessing.crop
-    with torch.inference_mode():
-        return int(backbone.runner(torch.zeros(1, 3, side, side, device=backbone.device)).shape[1])
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _absolute(name: str) -> str:
-    """A name of weights that holds in any folder."""
-    return f"dir:{Path(name[4:]).resolve()}" if name.startswith("dir:") else name
-
-
-def _gallery(name: str, data: CachedFeatures | PixelData) -> Float64[Tensor, "m 2"]:
-    """Places to answer with."""
-    if name == "train":
-        return data.some_coordinates(GALLERY, 0).unique(dim=0)
-    if name.startswith("even:"):
-        try:
-            spacing = float(name[5:])
-        except ValueError:
-            spacing = 0.0
-        if spacing < 5:
-            raise SettingsError(f"gallery: even:KM with 5 km or more, such as even:50, not {name!r}")
-        return torch.from_numpy(even_points(round(510e6 / spacing**2)))
-    return torch.from_numpy(Gallery.from_file(name).coordinates.astype(np.float64))
+    for level in larger.levels[len(encoder.levels) :]:
+        for parameter in level.head.parameters():
+            nn.init.zeros_(parameter)
+    return larger
 
 
 @torch.inference_mode()
-def _answers(
-    head: nn.Module, locations: LocationEncoder, features: Tensor, gallery: Float64[Tensor, "m 2"]
-) -> Float64[Tensor, "n 2"]:
-    """The best place of a gallery for each picture."""
-    device = next(locations.parameters()).device
-    places = locations.encode(gallery.to(device)).to(device)
-    rows = [
-        (F.normalize(head(part.to(device).float()), dim=1) @ places.T).argmax(dim=1).cpu()
-        for part in features.split(256)
-    ]
-    return gallery[torch.cat(rows)]
+def evaluate_model(
+    model: GeoCLIP, data: FeatureSet, gallery: Float64[Tensor, "m 2"], settings: TrainSettings | None = None
+) -> Figures:
+    """Return figures of merit: the loss, and distances to the best place of a gallery for each image.
 
+    Args:
+        model: in evaluation mode.
+        data: features and coordinates that the model was not trained on.
+        gallery: (lat, lon) of the places to choose from.
+        settings: of the loss; the defaults when not given.
 
-def _save(
-    target: Path,
-    head: nn.Module,
-    locations: LocationEncoder,
-    backbone: PhotoBackbone,
-    scale: float,
-    gallery: Float64[Tensor, "m 2"],
-    settings: RunSettings,
-    folder: Path,
-) -> None:
-    """Write the result as a release, with what it was made from."""
-    plain = head.folded() if isinstance(head, StandardisedHead) else head
-    if isinstance(plain, TrainedHead):
-        plain = plain.encoder
-    prefix = "image_encoder." + ("" if isinstance(plain, ImageEncoder) else "mlp.")
-    tensors = {f"{prefix}{name}": tensor for name, tensor in plain.state_dict().items()}
-    tensors |= {f"location_encoder.{name}": tensor for name, tensor in locations.state_dict().items()}
-    tensors["logit_scale"] = torch.tensor(scale).log()
-    aligned = plain.projection.out_features if isinstance(plain, ImageEncoder) and plain.projection else 0
-    linear = [tuple(t.shape) for n, t in sorted(tensors.items()) if ".mlp." in n and n.endswith("weight")]
-    metrics = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    record: Mapping[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    config: dict[str, Any] = {
-        "location_encoder": asdict(locations.settings) | {"sigmas": list(locations.settings.sigmas)},
-        "image_encoder": {
-            "backbone": backbone.name,
-            **({"aligned": aligned} if aligned else {}),
-            "widths": [linear[0][1], *(shape[0] for shape in linear)],
-        },
-        "preprocessing": asdict(backbone.preprocessing),
-        "card": {
-            "title": f"GeoCLIP trained on {settings.data.train}",
-            "source": f"geoclip train (open-geoclip {__version__})",
-            "trained_on": f"{record['data']['pictures']:,} photos of {settings.data.train}",
-            "run": record,
-            "configuration": asdict(settings),
-            "last_epoch": json.loads(metrics[-1]) if metrics else {},
-        },
+    Returns:
+        ``validation_loss``, ``within_1_km`` to ``within_2500_km`` in percent, ``median_km``, ``mean_km``, ``geoscore``.
+    """
+    settings, device = settings or TrainSettings(), model.logit_scale.device
+    places = model.location_encoder.encode(gallery.to(device)).to(device)
+    loss, rows = 0.0, []
+    size = settings.batch_size
+    for features, truth in zip(data.features.split(size), data.coordinates.split(size), strict=True):
+        features, truth = features.to(device), truth.to(device)
+        loss += len(truth) * float(batch_loss(model, features, truth, truth, replace(settings, symmetric=False)))
+        rows.append((model.encode_features(features.float()) @ places.T).argmax(dim=1).cpu())
+    found = summary(haversine_km(data.coordinates.numpy(), gallery.cpu()[torch.cat(rows)].numpy()))
+    return {
+        "validation_loss": loss / len(data),
+        **{f"within_{km}_km": share for km, share in found["within_km"].items()},
+        **{name: found[name] for name in ("median_km", "mean_km", "geoscore")},
     }
-    table = folder / "gallery.csv"
-    if aligned:  # the projection into the space of the texts is frozen, so that their encoder still fits
-        release = load_release(settings.model.start)
-        tensors = {**release.tensors, **tensors}
-        config["text_encoder"] = {"backbone": release.text}
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+def export_model(
+    model: GeoCLIP, folder: Path | str, gallery: Float64[Tensor, "m 2"], card: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a trained model for ``--model dir:FOLDER``; standardisation of features is folded into the head.
+
+    Args:
+        model: without or with its backbone, which is stored by name only.
+        folder: to write; a model that is there is replaced as a whole.
+        gallery: (lat, lon) of the places to answer with; written with 6 decimals.
+        card: what is known about the model: ``title``, ``licence``, ``accuracy``...
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    plain = copy.deepcopy(model).cpu()
+    plain.image_encoder.fold_standardization()
     try:
-        atomic_write(table, "lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
-        save_release(target, tensors, config, gallery=table, dtype="float32")
+        with TemporaryDirectory() as temporary:
+            table = Path(temporary) / "gallery.csv"
+            table.write_text("lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
+            return save_model(folder, plain, card=card or {}, gallery=table, dtype="float32")
     except OSError as error:
         raise TrainingError(
-            f"{target} cannot be written: {error.strerror or error}. The weights are safe in {folder / CHECKPOINT}: "
-            "make room and take the run up again"
+            f"{folder} cannot be written: {error.strerror or error}. The checkpoint is unharmed: make room and resume"
         ) from error
+
+
+def _portable(name: str, folder: Path) -> str:
+    """Return the name of a backbone for a model in ``folder``: a folder's path is relative to it."""
+    return f"dir:{os.path.relpath(Path(name[4:]).resolve(), folder.resolve())}" if name.startswith("dir:") else name
+
+
+def _card(settings: RunSettings, folder: Path, kept: Figures) -> dict[str, Any]:
+    """Return what a model says about itself. It names data by their last part: a shared model tells no paths."""
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    data = Path(settings.data.train).name
+    return {
+        "title": f"GeoCLIP trained on {data}",
+        "source": f"geoclip train (open-geoclip {__version__})",
+        "trained_on": f"{record['data']['pictures']:,} photos of {data}",
+        "run": _without_paths(record),
+        "configuration": _without_paths(asdict(settings)),
+        "kept_epoch": kept,
+    }
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, str) and "/" in value and not value.startswith("hub:"):
+        return value.rsplit("/", 1)[1] or value.rstrip("/").rsplit("/", 1)[-1]
+    return value
+
+
+def _describe(figures: Figures) -> str:
+    return ", ".join(f"{name} {value:,.4g}" for name, value in figures.items() if name not in ("epoch", "seconds"))

@@ -1,22 +1,28 @@
-"""What a training run is told, checked key by key."""
+"""Settings of a training run, and the TOML file that they are read from.
 
-import difflib
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin
+The settings of a model are the model's own dataclasses, embedded whole: a field that is added there is a key here.
+"""
+
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM
+from open_geoclip.model.location_encoder import LocationSettings
+from open_geoclip.schema import from_dict
 
-__all__ = ["PAPER", "RECIPES", "TrainSettings", "from_table"]
+__all__ = ["PAPER", "RECIPES", "DataSettings", "ModelSettings", "RunSettings", "TrainSettings", "read_settings"]
 
-_Settings = TypeVar("_Settings")
 _POSITIVE = ("epochs", "batch_size", "accumulate", "learning_rate", "gamma", "start_scale", "max_scale")
 _NOT_NEGATIVE = (
     "queue_size", "weight_decay", "warmup", "clip_norm", "noise_m", "queue_noise_m", "mask_km", "positive_km",
     "checkpoint_every", "patience", "seed",
 )  # fmt: skip
+_HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
 
 @dataclass(frozen=True)
@@ -24,30 +30,31 @@ class TrainSettings:
     """Settings of a training run. The defaults are those of the embedded model; :data:`PAPER` are the paper's.
 
     Attributes:
-        epochs: passes over the pictures.
-        batch_size: pictures a step, over all processes. What is left of an epoch after its last whole batch waits.
-        accumulate: parts that a batch is computed in, to save memory; the gradient is the whole batch's all the same.
+        epochs: passes over the images.
+        batch_size: images per step, over all processes. An incomplete batch at the end of an epoch is dropped.
+        accumulate: parts that a batch is computed in, to save memory; the gradient is that of the whole batch.
         queue_size: coordinates of earlier steps that serve as negatives.
         optimizer: ``adamw`` or ``adam``.
-        learning_rate: at its peak.
+        learning_rate: the peak learning rate.
         weight_decay: of the optimizer.
-        schedule: ``cosine`` to nothing, ``step`` (times ``gamma`` each epoch) or ``constant``.
+        schedule: ``cosine`` to 0, ``step`` (times ``gamma`` per epoch) or ``constant``.
         gamma: see ``schedule``.
-        warmup: share of the run in which the learning rate rises from nothing.
-        clip_norm: greatest norm of the gradient; 0 for any.
+        warmup: share of the run in which the learning rate rises from 0.
+        clip_norm: largest norm of the gradient; 0 does not clip.
         noise_m: standard deviation in metres of the noise on the batch's coordinates, north and east each.
         queue_noise_m: the same for the queue.
-        mask_km: negatives nearer to the truth than this are left out.
-        positive_km: other places of batch and queue within this radius count as right too; 0 for the own one alone.
-        symmetric: ask for the picture of each place as well, not only for the place of each picture.
-        start_scale: inverse of the temperature at the start, where no trained one is taken up.
-        max_scale: bound of the temperature's inverse.
-        dtype: what the towers compute in: ``float32``; ``bfloat16`` or ``auto`` where the processor has it.
-        freeze: what stays as it is: ``head``, ``locations``, a level such as ``locations.LocEnc0``, ``logit_scale``.
-        monitor: the figure of the evaluation whose best epoch is kept, such as ``median_km``; none: the last epoch's.
-        patience: stop after so many epochs without a better figure; 0 never.
-        checkpoint_every: steps between two checkpoints within an epoch; 0 for one at the end of each.
-        seed: of everything that is drawn.
+        mask_km: negatives nearer to the truth than this are ignored.
+        positive_km: other places of batch and queue within this radius are positives too; 0 for none.
+        symmetric: classify images among places and places among images, not only the former.
+        start_scale: inverse temperature at the start of new weights.
+        max_scale: upper bound of the inverse temperature.
+        dtype: of the networks: ``float32``; ``bfloat16`` or ``auto`` where the processor has it.
+        freeze: parameters that are not trained, by the beginning of their names in the published checkpoint:
+            ``image_encoder``, ``location_encoder``, ``location_encoder.LocEnc0``, ``logit_scale``.
+        monitor: figure of the evaluation whose best epoch is kept, such as ``median_km``; empty keeps the last epoch.
+        patience: stop after this many epochs without a better figure; 0 never stops early.
+        checkpoint_every: steps between two checkpoints within an epoch; 0 for one at the end of each epoch.
+        seed: of all random numbers.
 
     Raises:
         SettingsError: a setting is out of range.
@@ -80,26 +87,27 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}: above 0, not {getattr(self, name)}")
         for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}: 0 or more, not {getattr(self, name)}")
-        for field in fields(self):
-            if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
-                raise SettingsError(
-                    f"{field.name}: one of {', '.join(get_args(field.type))}, not {getattr(self, field.name)!r}"
-                )
+        for name in ("mask_km", "positive_km"):
+            if getattr(self, name) > _HALF_WAY_KM:
+                raise SettingsError(f"{name}: at most {_HALF_WAY_KM:,.0f}, half the Earth, not {getattr(self, name)}")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise SettingsError(f"{name}: one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
         if self.warmup >= 1:
-            raise SettingsError(f"warmup: a share of the run below 1, not {self.warmup}")
+            raise SettingsError(f"warmup: a share of the run, below 1, not {self.warmup}")
         if self.batch_size % self.accumulate:
-            raise SettingsError(f"accumulate: {self.batch_size} pictures cannot be computed in {self.accumulate} parts")
+            raise SettingsError(f"accumulate: {self.batch_size} images cannot be divided into {self.accumulate} parts")
         if self.symmetric and self.accumulate > 1:
-            raise SettingsError("symmetric: needs all pictures of a batch at once; set accumulate to 1")
+            raise SettingsError("symmetric: needs all images of a batch at once; set accumulate to 1")
         if self.mask_km and self.positive_km > self.mask_km:
             raise SettingsError(f"positive_km: at most mask_km ({self.mask_km}), not {self.positive_km}")
         if self.patience and not self.monitor:
-            raise SettingsError("patience: set monitor to the figure that must become better, such as median_km")
+            raise SettingsError("patience: set monitor to the figure that must improve, such as median_km")
 
 
 PAPER = TrainSettings(
@@ -119,59 +127,173 @@ PAPER = TrainSettings(
 """The recipe of Vivanco Cepeda et al. (NeurIPS 2023), as far as it is known."""
 
 RECIPES: dict[str, TrainSettings] = {"paper": PAPER, "earth": TrainSettings()}
-"""What the key ``recipe`` of a configuration starts from."""
+"""What the key ``recipe`` of a configuration file names."""
 
 
-def from_table(cls: type[_Settings], table: Mapping[str, Any], where: str) -> _Settings:
-    """Settings from a table of a TOML file.
+@dataclass(frozen=True)
+class DataSettings:
+    """Which photos, and how they become features.
 
-    Args:
-        cls: a dataclass.
-        table: values by name of the attribute.
-        where: what messages call the table.
+    Attributes:
+        train: photos to train on, by a name that :func:`~open_geoclip.data.sources.open_source` knows.
+        images: where the images of a table are, if not beside it.
+        validation: other photos to choose the best epoch on, by name; or a share of ``train``, split off by place and
+            group; 0 for none.
+        buffer_km: no validation photo of that share is nearer than this to a training photo.
+        pixels: compute features anew in each epoch instead of caching them.
+        augment: train on random views of the photos instead of each as it is.
+        views: views per photo in the cache.
+        together: views of one photo in a batch.
+        workers: threads that decode.
+        encode_batch: images that the backbone encodes at a time; 0 is 16 on a CPU and 128 on a GPU.
+        cache: folder for features; ``features`` in the run's own when not given.
+        max_swapped: largest share of entries whose latitude and longitude look swapped; beyond it the run stops.
+    """
+
+    train: str
+    images: str = ""
+    validation: float | str = 0.1
+    buffer_km: float = 1.0
+    pixels: bool = False
+    augment: bool = True
+    views: int = 4
+    together: int = 1
+    workers: int = 2
+    encode_batch: int = 0
+    cache: str = ""
+    max_swapped: float = 0.05
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation, float) and not 0 <= self.validation < 1:
+            raise SettingsError(f"validation: a share from 0 to below 1, or the name of photos, not {self.validation}")
+        if self.views < 1 or not 1 <= self.together <= self.views:
+            raise SettingsError(f"views: 1 or more, and together at most as many, not {self.views} and {self.together}")
+        if self.pixels and self.together > 1:
+            raise SettingsError("together: several views at once need cached features: set pixels = false")
+        if self.workers < 0 or self.encode_batch < 0:
+            raise SettingsError(f"workers, encode_batch: 0 or more, not {self.workers} and {self.encode_batch}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained.
+
+    Attributes:
+        start: weights to begin with, such as ``geoclip`` (released) or ``dir:/folder``; none for new ones.
+        backbone: the frozen image backbone; that of ``start`` when not given.
+        add_levels: sigmas of finer levels, such as 4096, that are added to those of ``start``.
+        location: shape of a new location encoder; None: the published one, or that of ``start``.
+        hidden: widths of a new image head's hidden layers; None: (768,), or those of ``start``.
+        gallery: places to answer with: ``train`` (rounded to 0.01 degrees, about a kilometre), ``train:DECIMALS``,
+            ``even:KM`` (evenly over the Earth) or a file.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+    """
+
+    start: str = ""
+    backbone: str = ""
+    add_levels: tuple[float, ...] = ()
+    location: LocationSettings | None = None
+    hidden: tuple[int, ...] | None = None
+    gallery: str = "train"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.start and not self.backbone:
+            raise SettingsError("name a backbone, such as dir:/clip or earth, or weights to start from")
+        if not self.start and self.add_levels:
+            raise SettingsError("add_levels: are added to trained weights: name them as start")
+        if self.start and (self.location or self.hidden is not None):
+            raise SettingsError(f"the shape is that of {self.start}: remove hidden and the location encoder's keys")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """A whole run.
+
+    Attributes:
+        output: folder of the run; the model is ``model`` in it.
+        data: which photos.
+        model: what is trained.
+        train: how.
 
     Raises:
-        SettingsError: a key is unknown (the message names the nearest), missing, or its value of another kind.
+        SettingsError: settings do not fit together.
     """
-    kinds = typing.get_type_hints(cls)
-    for key in table:
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(kinds)}"
-            raise SettingsError(f"{where}: unknown key {key!r}; {meant}")
-    values = {key: _checked(value, kinds[key], f"{where}: {key}") for key, value in table.items()}
+
+    output: str
+    data: DataSettings
+    model: ModelSettings
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        monitor = self.train.monitor
+        if monitor not in ("", "loss") and self.data.validation == 0.0:
+            raise SettingsError(f"monitor: {monitor} needs validation photos")
+        if monitor not in ("", *FIGURES):
+            raise SettingsError(f"monitor: one of {', '.join(FIGURES)}, not {monitor!r}")
+        if self.data.together > 1 and not (self.train.mask_km or self.train.positive_km):
+            raise SettingsError("together: views of one photo at once need positive_km, or mask_km, above 0")
+
+
+FIGURES = (
+    "loss", "validation_loss", "median_km", "mean_km", "geoscore",
+    *(f"within_{km}_km" for km in (1, 25, 200, 750, 2500)),
+)  # fmt: skip
+"""Figures of an epoch that can be monitored."""
+
+
+def read_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
+    """Read the settings of a run from a TOML file.
+
+    Args:
+        path: the file, with ``output`` and the tables ``[data]``, ``[model]`` and ``[train]``. ``[model]`` also takes
+            all fields of :class:`~open_geoclip.model.location_encoder.LocationSettings`; ``recipe`` in ``[train]``
+            names what the others start from: ``paper`` (default) or ``earth``.
+        changes: such as ``train.epochs=3``; the value is TOML, or text.
+
+    Raises:
+        SettingsError: the file cannot be read, a key is unknown or a value wrong; the message names it.
+    """
     try:
-        return cls(**values)
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read as TOML: {error}") from error
+    for change in changes:
+        _apply(table, change)
+    unknown = set(table) - {"output", "data", "model", "train"}
+    if unknown or not isinstance(table.get("output", ""), str):
+        names = ", ".join(sorted(unknown)) or "another output"
+        raise SettingsError(f"{path}: output (text) and the tables [data], [model] and [train], not {names}")
+    data = from_dict(DataSettings, table.get("data", {}), f"{path}: [data]")
+    model = dict(table.get("model", {}))
+    shape = {name: model.pop(name) for name in (f.name for f in fields(LocationSettings)) if name in model}
+    if shape:
+        model["location"] = from_dict(LocationSettings, shape, f"{path}: [model]")
+    train = dict(table.get("train", {}))
+    recipe = train.pop("recipe", "paper")
+    if recipe not in RECIPES:
+        raise SettingsError(f"{path}: [train]: recipe: one of {', '.join(RECIPES)}, not {recipe!r}")
+    defaults = asdict(RECIPES[recipe]) | {"monitor": "" if data.validation == 0.0 else "median_km"}
+    settings = from_dict(TrainSettings, {**defaults, "checkpoint_every": 200, **train}, f"{path}: [train]")
+    output = table.get("output") or f"runs/{path.stem}"
+    try:
+        return RunSettings(output, data, from_dict(ModelSettings, model, f"{path}: [model]"), settings)
     except SettingsError as error:
-        raise SettingsError(f"{where}: {error}") from error
-    except TypeError as error:  # what has no default and was not given
-        raise SettingsError(f"{where}: {str(error).partition(') ')[2] or error}") from error
+        raise SettingsError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _checked(value: Any, kind: Any, what: str) -> Any:
-    """The value as this kind; raises SettingsError where it is of another."""
-    origin = get_origin(kind)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise SettingsError(f"{what}: a list, not {value!r}")
-        return tuple(_checked(item, get_args(kind)[0], what) for item in value)
-    if origin is Literal:
-        if value not in get_args(kind):
-            raise SettingsError(f"{what}: one of {', '.join(map(str, get_args(kind)))}, not {value!r}")
-        return value
-    if origin is types.UnionType:
-        for option in get_args(kind):
-            try:
-                return _checked(value, option, what)
-            except SettingsError:
-                continue
-        told = " or ".join(_KINDS.get(option, str(option)) for option in get_args(kind))
-        raise SettingsError(f"{what}: {told}, not {value!r}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise SettingsError(f"{what}: {_KINDS.get(kind, str(kind))}, not {value!r}")
-    return value
+def _apply(table: dict[str, Any], change: str) -> None:
+    """Set a key such as ``train.epochs=3``."""
+    name, equals, text = change.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {change}: write it as key=value, such as train.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, key = name.strip().split(".")
+    for one in tables:
+        table = table.setdefault(one, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"--set {change}: {one} is no table")
+    table[key] = value

@@ -225,6 +225,10 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
             raise WeightsError(f"{name}: {path / file} is missing")
         check_sha256(path / file, str(hashes[file]), str(path / file), mend="damaged or mixed up: get it again")
     settings, none = read_settings(config, what), "not stated"
+    if settings["image"] is not None and settings["image"].backbone.startswith("dir:"):
+        # A relative path is relative to this folder, so that a model can be moved together with its backbone.
+        backbone = (path / settings["image"].backbone.removeprefix("dir:")).resolve()
+        settings["image"] = replace(settings["image"], backbone=f"dir:{backbone}")
     record = RECORDS.get(name) or Record(name, name, source=none, licence=none, trained_on=none, accuracy=none)
     return check_release(
         name,
