@@ -53,7 +53,7 @@ container-venv:
 container-page:
 	mkdir -p build/web
 	$(PREFIX)/bin/python web/cities.py > build/web/cities.container.json
-	page="$$($(PREFIX)/bin/python -P -c 'from open_geoclip.server.pages import page_folder; print(page_folder())')" && \
+	page="$$($(PREFIX)/bin/python -P -c 'from open_geoclip.server.app import page_folder; print(page_folder())')" && \
 		mkdir -p "$$page" && cd web && node build.mjs ../build/web/cities.container.json "$$page"
 
 # The last stage, as far as it goes without an engine: the server from that environment, its page and its health check.

@@ -1,19 +1,85 @@
 """A small model behind the whole application."""
 
+import asyncio
 import io
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.app import create_app
 from open_geoclip.server.engine import Engine
+from open_geoclip.server.jobs import Message, decode_jobs
+from open_geoclip.server.processes import WorkerDiedError
 from open_geoclip.server.settings import ServerSettings
+
+
+class Gate:
+    """A model worker that answers when it is opened, and notes the names of the images that it was given."""
+
+    ready = True
+    info: ClassVar[dict[str, Any]] = {"resize": 1, "resample": "box", "max_pixels": 1, "dimensions": 2, "countries": []}
+
+    def __init__(self, *, dies: bool = False, is_open: bool = False) -> None:
+        self.begun, self.open = threading.Event(), threading.Event()
+        self.seen: list[list[str]] = []
+        self.dies = dies
+        if is_open:
+            self.open.set()
+
+    async def start(self, on_restart: Callable[[], None]) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, message: Message, timeout_s: float) -> Message:
+        jobs = decode_jobs(message)
+        names = [image.data.decode() for job in jobs for image in job.images]
+        self.seen.append(names)
+        self.begun.set()
+        while not self.open.is_set():
+            await asyncio.sleep(0.001)
+        if self.dies and "bad" in names:
+            raise WorkerDiedError("gone")
+        answers = [[{"model": "m"} for _ in range(job.size)] for job in jobs]
+        return [{"answers": each, "status": 200, "code": "", "message": ""} for each in answers], []
+
+
+class NamesAsPixels:
+    """A utility worker that takes any file for an image, whose only pixel is its name."""
+
+    ready = True
+    info: ClassVar[dict[str, Any]] = {}
+
+    async def start(self, on_restart: Callable[[], None]) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, message: Message, timeout_s: float) -> Message:
+        name = message[0]["name"]
+        return {"pixels": (1, 1), "error": None, "sha256": "", "exif": None, "thumbnail": None}, [name.encode()]
+
+
+@pytest.fixture
+def gate() -> type[Gate]:
+    """Return the class of a model worker that answers when it is opened."""
+    return Gate
+
+
+@pytest.fixture
+def gated_app() -> Callable[..., FastAPI]:
+    """Return a function that makes an application around a gate."""
+
+    def make(held: Gate, **settings: Any) -> FastAPI:
+        return create_app(ServerSettings(**settings), {"m": [held]}, utilities=[NamesAsPixels()])
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +113,13 @@ def locator(release: Path) -> Locator:
 
 @pytest.fixture
 def serving(locator: Locator) -> Iterator[Callable[..., TestClient]]:
-    """Return a function that serves models (the small one when none are given) with some settings."""
+    """Return a function that serves models (the small one when none are given), or a gate, with some settings."""
     clients = []
 
-    def serve(models: Any = None, **settings: Any) -> TestClient:
-        app = create_app(ServerSettings(**settings), models or {"small": locator})
+    def serve(models: Any = None, utilities: Any = (), **settings: Any) -> TestClient:
+        if isinstance(models, Gate):
+            models, utilities = {"m": [models]}, [NamesAsPixels()]
+        app = create_app(ServerSettings(**settings), models or {"small": locator}, utilities=utilities)
         client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
         clients.append(client.__enter__())
         return client

@@ -1,6 +1,5 @@
 """What the server does not let happen: too much, too long, unasked, on disk, in the log; and what outlives a worker."""
 
-import asyncio
 import json
 import logging
 import os
@@ -9,9 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,85 +20,62 @@ from starlette.testclient import TestClient
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.search.locator import Locator
+from open_geoclip.server.app import model_workers
 from open_geoclip.server.engine import Engine
-from open_geoclip.server.jobs import Job, Options, Outcome
-from open_geoclip.server.runners import ProcessRunner, WorkerDiedError
+from open_geoclip.server.jobs import Job, Options
+from open_geoclip.server.processes import ProcessWorker
 from open_geoclip.server.settings import ServerSettings
 
 Serve = Callable[..., TestClient]
 Png = Callable[[int], bytes]
+Gate = Callable[..., Any]
 TOKEN = "0123456789abcdef"
-
-
-class Gate:
-    """A runner that answers when it is let to."""
-
-    ready = True
-
-    def __init__(self, *, dies: bool = False) -> None:
-        self.begun, self.open = threading.Event(), threading.Event()
-        self.seen: list[list[str]] = []
-        self.dies = dies
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    async def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        names = [picture.name for job in jobs for picture in job.pictures]
-        self.seen.append(names)
-        self.begun.set()
-        await asyncio.get_running_loop().run_in_executor(None, self.open.wait, 20)
-        if self.dies and "bad" in names:
-            raise WorkerDiedError("gone")
-        return [Outcome([{"image": picture.name} for picture in job.pictures]) for job in jobs]
 
 
 def post(client: TestClient, *names: str, body: bytes = b"x" * 100, **options: Any) -> Any:
     return client.post("/v1/locate", files=[("images", (name, body)) for name in names], **options)
 
 
-def test_a_full_queue_refuses_whole_requests(serving: Serve) -> None:
-    gate = Gate()
-    client = serving({"m": gate}, queue=3)
+def test_a_full_queue_refuses_whole_requests(serving: Serve, gate: Gate) -> None:
+    held = gate()
+    client = serving(held, queue=3)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post, client, "a", "b")
-        assert gate.begun.wait(20)
+        assert held.begun.wait(20)
         refused = post(client, "c", "d")
         second = pool.submit(post, client, "e")
-        gate.open.set()
+        held.open.set()
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) > 0
         assert [record["image"] for record in first.result().json()["data"]] == ["a", "b"]
         assert second.result().status_code == 200
-    assert "c" not in str(gate.seen)
+    assert "c" not in str(held.seen)
     assert post(client, "c", "d").status_code == 200  # room is given back
 
 
-def test_a_request_that_takes_too_long_is_given_up(serving: Serve) -> None:
-    gate = Gate()
-    client = serving({"m": gate}, timeout_s=0.3)
+def test_a_request_that_takes_too_long_is_given_up(serving: Serve, gate: Gate) -> None:
+    held = gate()
+    client = serving(held, timeout_s=0.3)
     answer = post(client, "a")
-    gate.open.set()
+    held.open.set()
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "timeout"
     assert 'geoclip_queue_waiting{model="m"} 0.0' in client.get("/metrics").text
 
 
-def test_only_the_picture_that_kills_workers_goes_without_an_answer(serving: Serve) -> None:
-    gate = Gate(dies=True)
-    gate.open.set()
-    client = serving({"m": gate}, batch_wait_ms=300)
+def test_only_the_picture_that_kills_workers_goes_without_an_answer(serving: Serve, gate: Gate) -> None:
+    held = gate(dies=True, is_open=True)
+    client = serving(held, batch_wait_ms=300)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda name: post(client, name), ["a", "bad", "b", "c"]))
     assert [answer.status_code for answer in found] == [200, 503, 200, 200]
     assert "Retry-After" in found[1].headers
-    assert gate.seen.count(["bad"]) >= 1
+    assert held.seen.count(["bad"]) >= 1
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_too_large_is_refused_before_it_is_read(serving: Serve, told: bool) -> None:
-    client = serving({"m": Gate()}, max_file_mb=1, max_request_mb=2)
+def test_too_large_is_refused_before_it_is_read(serving: Serve, gate: Gate, told: bool) -> None:
+    client = serving(gate(), max_file_mb=1, max_request_mb=2)
     sent = 0
 
     def body() -> Any:
@@ -116,32 +91,31 @@ def test_too_large_is_refused_before_it_is_read(serving: Serve, told: bool) -> N
     assert "MiB" in answer.json()["error"]["message"]
 
 
-def test_too_many_pictures(serving: Serve) -> None:
-    assert post(serving({"m": Gate()}, max_images=2), "a", "b", "c").status_code == 413
+def test_too_many_pictures(serving: Serve, gate: Gate) -> None:
+    assert post(serving(gate(), max_images=2), "a", "b", "c").status_code == 413
 
 
-def test_memory_is_bounded(serving: Serve) -> None:
-    gate = Gate()
-    client = serving({"m": gate}, memory_mb=1)
+def test_memory_is_bounded(serving: Serve, gate: Gate) -> None:
+    held = gate()
+    client = serving(held, memory_mb=1)
     files = [("images", ("a", b"x" * 700_000))]
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/v1/locate", files=files)
-        assert gate.begun.wait(20)
+        assert held.begun.wait(20)
         second = client.post("/v1/locate", files=files)
-        gate.open.set()
+        held.open.set()
         assert second.status_code == 429
         assert first.result().status_code == 200
 
 
-def test_no_file_is_written(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_written(serving: Serve, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a file was made")
 
     for name in ("SpooledTemporaryFile", "TemporaryFile", "NamedTemporaryFile", "mkstemp"):
         monkeypatch.setattr(tempfile, name, refuse)
-    gate = Gate()
-    gate.open.set()
-    client = serving({"m": gate})
+    held = gate(is_open=True)
+    client = serving(held)
     written: list[Any] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -169,16 +143,16 @@ def test_areas_that_clients_name_do_not_fill_memory(locator: Locator) -> None:
     engine = Engine(locator)
     for degrees in range(1, 8):
         for within, without in (((), (f"0,0,{degrees},{degrees}",)), ((f"-40,-170,{degrees},170",), ())):
-            [outcome] = engine.run_all([Job("text", Options(1, within, without), texts=("a desert",))])
+            [outcome] = engine.run([Job("text", Options(1, within, without), texts=("a desert",))])
             assert outcome.answers is not None, outcome.message
-            assert sum(len(one.gallery) for one in engine._limited.values()) <= 2 * len(locator.gallery)
-            assert 1 <= len(engine._limited) <= 4
+            assert sum(len(one.gallery) for one in engine._within.values()) <= 2 * len(locator.gallery)
+            assert 1 <= len(engine._within) <= 4
 
 
-def test_tokens(serving: Serve, tmp_path: Path) -> None:
+def test_tokens(serving: Serve, gate: Gate, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("another-token-of-16\n")
-    client = serving({"m": Gate()}, tokens=(TOKEN,), token_file=file)
+    client = serving(gate(), tokens=(TOKEN,), token_file=file)
     for header in (None, "Bearer wrong", f"Basic {TOKEN}", "Bearer"):
         answer = client.get("/v1/models", headers={} if header is None else {"Authorization": header})
         assert answer.status_code == 401
@@ -192,33 +166,32 @@ def test_tokens(serving: Serve, tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"tokens": ("short",)}, {"token_file": Path("nowhere")}])
 def test_settings_that_would_let_anybody_in(settings: Any) -> None:
     with pytest.raises(SettingsError):
-        ServerSettings(**settings).checked_tokens()
-    assert ServerSettings(host="0.0.0.0", no_token=True).checked_tokens() == []
+        ServerSettings(**settings).all_tokens()
+    assert ServerSettings(host="0.0.0.0", no_token=True).all_tokens() == []
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", ""])
-def test_other_hosts_are_refused(serving: Serve, host: str) -> None:
-    client = serving({"m": Gate()}, allowed_hosts=("maps.example",))
+def test_other_hosts_are_refused(serving: Serve, gate: Gate, host: str) -> None:
+    client = serving(gate(), allowed_hosts=("maps.example",))
     assert client.get("/healthz", headers={"Host": host}).status_code == 400
     for name in ("maps.example", "localhost:8000", "[::1]:8000"):
         assert client.get("/healthz", headers={"Host": name}).status_code == 200
 
 
-def test_pages_of_others_may_not_ask_unless_allowed(serving: Serve) -> None:
-    gate = Gate()
-    gate.open.set()
+def test_pages_of_others_may_not_ask_unless_allowed(serving: Serve, gate: Gate) -> None:
+    held = gate(is_open=True)
     from_afar = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
-    closed = serving({"m": gate})
+    closed = serving(held)
     assert post(closed, "a", headers=from_afar).status_code == 403
     assert "access-control-allow-origin" not in closed.get("/v1/models", headers=from_afar).headers
-    opened = serving({"m": gate}, cors_origins=("https://other.example",))
+    opened = serving(held, cors_origins=("https://other.example",))
     answer = post(opened, "a", headers=from_afar)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://other.example"
 
 
-def test_headers_of_every_answer(serving: Serve) -> None:
-    client = serving({"m": Gate()})
+def test_headers_of_every_answer(serving: Serve, gate: Gate) -> None:
+    client = serving(gate())
     for path in ("/healthz", "/nothing", "/"):
         headers = client.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -230,7 +203,7 @@ def test_headers_of_every_answer(serving: Serve) -> None:
 
 
 def test_logs_tell_nothing_of_what_was_asked(serving: Serve, png: Png, caplog: pytest.LogCaptureFixture) -> None:
-    from open_geoclip.server.logs import JsonLines
+    from open_geoclip.server.monitoring import JsonLines
 
     client = serving()
     with caplog.at_level(logging.DEBUG):
@@ -255,7 +228,7 @@ def test_what_libraries_say_of_damaged_pictures_is_not_logged() -> None:
     code = """
 import io, logging
 from PIL import Image
-from open_geoclip.server.logs import log_as_json
+from open_geoclip.server.monitoring import log_as_json
 log_as_json()
 file = io.BytesIO()
 Image.new("RGB", (2, 2)).save(file, "TIFF")
@@ -277,9 +250,10 @@ logging.getLogger("open_geoclip.server").warning("our own")
 def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     serving: Serve, release: Path, locator: Locator, png: Png
 ) -> None:
-    runner = ProcessRunner({"name": f"dir:{release}", "engine": "torch"})
-    client = serving({"small": runner}, batch_wait_ms=300)
-    first = runner.pid
+    [worker] = model_workers(ServerSettings(), f"dir:{release}", engine="torch")
+    assert isinstance(worker, ProcessWorker)
+    client = serving({"small": [worker]}, batch_wait_ms=300)
+    first = worker.pid
     assert first is not None
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(post, client, f"{n}", body=png(n)) for n in range(12)]
@@ -293,13 +267,13 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
         [record] = answer.json()["data"]
         assert record["image"] == str(n)
         assert record["candidates"][0]["lat"] == pytest.approx(expected_of[n], abs=1e-5)
-    second = runner.pid
+    second = worker.pid
     assert second is not None
     assert second != first
     os.kill(second, signal.SIGKILL)  # while it has nothing to do
     [record] = post(client, "1", body=png(1)).json()["data"]
     assert record["candidates"][0]["lat"] == pytest.approx(expected_of[1], abs=1e-5)
-    assert runner.pid != second
+    assert worker.pid != second
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def serve(
     cors_origin: list[str] | None = None,
     tile_url: str | None = None,
     tile_attribution: str | None = None,
+    workers: int | None = None,
     max_file_mb: int | None = None,
     max_request_mb: int | None = None,
     max_pixels: int | None = None,
@@ -36,11 +37,13 @@ def serve(
     batch_size: int | None = None,
     batch_wait_ms: float | None = None,
     timeout_s: float | None = None,
+    image_timeout_s: float | None = None,
+    read_timeout_s: float | None = None,
 ) -> None:
-    """Answer over HTTP, and show a page for people.
+    """Serve the HTTP API and the page.
 
-    Each option can also be set in the environment, such as OPEN_GEOCLIP_SERVE_PORT; an option goes before it. Tokens
-    are never options, which other users of the machine could read: they stand in a file, or in the variable
+    Each option can also be set in the environment, such as OPEN_GEOCLIP_SERVE_PORT; the option has precedence. Tokens
+    are never options, which other users of the machine could read: write them into a file, or into the variable
     OPEN_GEOCLIP_SERVE_TOKENS.
 
     Args:
@@ -48,24 +51,27 @@ def serve(
             dir:/folder.
         backbone: Where the image backbone is, such as dir:/clip, of models that need one.
         engine: What runs the image backbone; auto is openvino where the extra fast is installed.
-        dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
-        host: The address to listen on; 127.0.0.1 when not given. Others need a token or --no-token.
-        port: The port to listen on; 8000 when not given.
-        token_file: A file of tokens, one a line, of which a client has to send one.
-        no_token: Let anybody ask, from other machines too.
-        allowed_host: A name that clients may call this server by, beside localhost.
-        cors_origin: A page of another server that may ask, such as https://example.org.
+        dtype: Precision of the backbone; auto is bfloat16 where the processor has it.
+        host: Address to listen on; default: 127.0.0.1. Others need a token or --no-token.
+        port: Port to listen on; default: 8000.
+        token_file: File of tokens, one per line; clients have to send one of them.
+        no_token: Allow requests without a token from other machines too.
+        allowed_host: Name that clients may use for this server, besides localhost and the names of this machine.
+        cors_origin: Origin of a page of another server that may use the API, such as https://example.org.
         tile_url: Raster tiles (imagery or streets) for the page's map, with {z}, {x}, {y} and optionally {s}.
-        tile_attribution: The attribution that the tiles' licence asks for.
-        max_file_mb: The largest picture file.
-        max_request_mb: The largest request.
-        max_pixels: Larger pictures are refused before they are decoded (JPEGs may have four times as many).
-        max_images: Pictures a request.
-        queue: Pictures and texts that may wait; beyond, clients are told to come again later (429).
-        memory_mb: What requests may take together while they are read and wait.
-        batch_size: Pictures the model sees at once.
-        batch_wait_ms: How long a picture waits for others.
+        tile_attribution: Attribution that the tiles' licence asks for.
+        workers: Processes per model, each with a copy of it; default: 1.
+        max_file_mb: Largest image file.
+        max_request_mb: Largest request.
+        max_pixels: Larger images are refused before they are decoded (JPEGs may have four times as many).
+        max_images: Images per request.
+        queue: Images and texts that may wait; beyond, clients are told to try again later (429).
+        memory_mb: Memory for requests that arrive, wait or are worked on.
+        batch_size: Images that the model processes at once.
+        batch_wait_ms: How long an image waits for others to fill a batch.
         timeout_s: A request that takes longer is given up (504).
+        image_timeout_s: An image that takes longer to decode has an error.
+        read_timeout_s: Longest pause of a client while it sends a request.
     """
     try:
         from pydantic import ValidationError
@@ -83,6 +89,7 @@ def serve(
         "cors_origins": cors_origin,
         "tile_url": tile_url,
         "tile_attribution": tile_attribution,
+        "workers": workers,
         "max_file_mb": max_file_mb,
         "max_request_mb": max_request_mb,
         "max_pixels": max_pixels,
@@ -92,49 +99,30 @@ def serve(
         "batch_size": batch_size,
         "batch_wait_ms": batch_wait_ms,
         "timeout_s": timeout_s,
+        "image_timeout_s": image_timeout_s,
+        "read_timeout_s": read_timeout_s,
     }
     try:
         settings = ServerSettings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise SettingsError(f"serve: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    shared = {
-        "engine": engine,
-        "dtype": dtype,
-        "batch_size": settings.batch_size,
-        "max_pixels": settings.max_pixels,
-    }
-    names = model or ["earth"]
-    # The embedded model's backbone is part of it.
-    asyncio.run(
-        _serve(settings, {name: {**shared, "backbone": None if name == "earth" else backbone} for name in names})
-    )
+    models = {}
+    for name in model or ["earth"]:  # the backbone of the embedded model is part of it
+        models[name] = {"engine": engine, "dtype": dtype, "backbone": None if name == "earth" else backbone}
+    asyncio.run(_serve(settings, models))
 
 
 async def _serve(settings: "ServerSettings", models: dict[str, dict[str, Any]]) -> None:
-    import uvicorn
-
-    from open_geoclip.server.app import create_app
-    from open_geoclip.server.logs import log_as_json
-    from open_geoclip.server.runners import ProcessRunner
+    from open_geoclip.server.app import create_app, create_server, model_workers, utility_workers
+    from open_geoclip.server.monitoring import log_as_json
 
     log_as_json()
-    runners = {name: ProcessRunner({"name": name, **options}) for name, options in models.items()}
-    app = create_app(settings, runners)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        access_log=False,  # it would tell addresses; the log line of a request is ours
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=int(settings.timeout_s) + 5,
-        h11_max_incomplete_event_size=2**16,
-    )
-    server = uvicorn.Server(config)
+    workers = {name: model_workers(settings, name, **load) for name, load in models.items()}
+    app = create_app(settings, workers, utilities=utility_workers(settings))
+    server = create_server(app, settings)
     try:
-        await app.state.service.start()  # before a port is opened, and an error of it is the command's own
+        await app.state.service.start()  # before a port is opened: an error of it is the command's own
         print(f"geoclip: http://{settings.host}:{settings.port}", file=sys.stderr)
         await server.serve()
     finally:

@@ -89,6 +89,11 @@ class Places:
         """
         return _countries().names[code] if code else ""
 
+    @property
+    def country_names(self) -> dict[str, str]:
+        """The name of each code of :meth:`countries`."""
+        return _countries().names
+
     def country_code(self, text: str) -> str:
         """The code of a country, asked for by name or code.
 

@@ -7,7 +7,24 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image
 
-__all__ = ["TURNS", "orientation", "to_rgb"]
+__all__ = ["RESAMPLE", "TURNS", "orientation", "resize_shortest_edge", "to_rgb"]
+
+RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+"""Pillow's filters by name."""
+
+
+def resize_shortest_edge(image: Image.Image, length: int, resample: str) -> Image.Image:
+    """The image with its shortest edge ``length`` pixels long; resizing the result again changes nothing."""
+    width, height = image.size
+    longest = int(length * max(width, height) / min(width, height))
+    return image.resize((length, longest) if width <= height else (longest, length), RESAMPLE[resample])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -12,17 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.images import RESAMPLE, resize_shortest_edge
 
 __all__ = ["Preprocessing"]
-
-_RESAMPLE = {
-    "nearest": 0,
-    "lanczos": 1,
-    "bilinear": 2,
-    "bicubic": 3,
-    "box": 4,
-    "hamming": 5,
-}  # Pillow's numbers
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,8 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.resample not in _RESAMPLE:
-            raise SettingsError(f"resample: one of {', '.join(_RESAMPLE)}, not {self.resample!r}")
+        if self.resample not in RESAMPLE:
+            raise SettingsError(f"resample: one of {', '.join(RESAMPLE)}, not {self.resample!r}")
         if self.resize < 1 or self.crop < 1:
             raise SettingsError("resize and crop: 1 pixel or more")
         if min(self.std) <= 0:
@@ -78,7 +70,7 @@ class Preprocessing:
             if crop["height"] != crop["width"]:
                 raise SettingsError(f"preprocessor_config.json: the crop {dict(crop)} is not square")
             crop = crop["height"]
-        names = {number: name for name, number in _RESAMPLE.items()}
+        names = {int(number): name for name, number in RESAMPLE.items()}
         return cls(
             resize=int(size),
             crop=int(crop),
@@ -116,11 +108,7 @@ class Preprocessing:
         return torch.stack(crops)
 
     def _resized(self, image: Image.Image, shortest: int) -> UInt8[np.ndarray, "h w 3"]:
-        width, height = image.size
-        short, long = min(width, height), max(width, height)
-        scaled = int(shortest * long / short)
-        size = (shortest, scaled) if width <= height else (scaled, shortest)
-        return np.asarray(image.resize(size, _RESAMPLE[self.resample]))
+        return np.asarray(resize_shortest_edge(image, shortest, self.resample))
 
     def _normalised(self, pixels: UInt8[np.ndarray, "crop crop 3"]) -> Float[Tensor, "3 crop crop"]:
         table = self._table

@@ -1,50 +1,71 @@
-"""The application: routes around a service."""
+"""The application: routes, page and middleware around a service; and the HTTP server that runs it."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import h11
+import uvicorn
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from open_geoclip._version import __version__
-from open_geoclip.server.guard import Guard, is_loopback, problem_response
-from open_geoclip.server.pages import add_page, page_folder
+from open_geoclip.server.guard import Authorization, Guard, problem_response
+from open_geoclip.server.openapi import openapi
 from open_geoclip.server.problems import Problem
-from open_geoclip.server.routes import BODIES, router
-from open_geoclip.server.runners import Runner, ThreadRunner
+from open_geoclip.server.processes import ProcessWorker, ThreadWorker, Worker
+from open_geoclip.server.routes import router
 from open_geoclip.server.service import Service
 from open_geoclip.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from open_geoclip.search.locator import Locator
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "create_server", "model_workers", "page_folder", "utility_workers"]
+
+_NOT_BUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OpenGeoCLIP</title>
+<p>The page is not built: run <code>make web</code> in the checkout, or install a wheel, which contains it.
+The API works without it: <a href="/openapi.json">/openapi.json</a>.</p></html>"""
 
 
 def create_app(
-    settings: ServerSettings, models: "Mapping[str, Locator | Runner]", *, page: Path | None = None
+    settings: ServerSettings,
+    models: "Mapping[str, Locator | Sequence[Worker]]",
+    *,
+    utilities: Sequence[Worker] = (),
+    page: Path | None = None,
 ) -> FastAPI:
     """The HTTP API, as an ASGI application.
 
     Args:
-        settings: how it listens and what it takes.
-        models: by name; the first is that of requests that name none. A locator runs in a thread of this process; a
-            :class:`~open_geoclip.server.runners.ProcessRunner` in a process of its own, which is replaced when it dies.
+        settings: how it listens and what it accepts.
+        models: by name; the first is that of requests that name none. A locator runs in a thread of this process; see
+            :func:`model_workers` for processes.
+        utilities: workers that decode images and write files; a thread of this process when not given.
         page: folder of the built page; that of this package when not given.
 
     Raises:
-        SettingsError: the settings would let anybody in, or the file of tokens cannot be read.
+        SettingsError: the settings would let anybody in, or the token file cannot be read.
     """
-    tokens = settings.checked_tokens()
-    service = Service(settings, {name: _runner(model) for name, model in models.items()})
+    tokens = settings.all_tokens()
+    workers = {name: [_in_thread(m)] if not isinstance(m, Sequence) else m for name, m in models.items()}
+    if not utilities:
+        from open_geoclip.server.utility import handle
+
+        utilities = [ThreadWorker(handle), ThreadWorker(handle)]
+    service = Service(settings, workers, utilities)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,18 +78,18 @@ def create_app(
     app = FastAPI(
         title="OpenGeoCLIP",
         version=__version__,
-        description="Says where on Earth a photo was taken. Answers are estimates, not evidence.",
+        description="Estimates where on Earth a photo was taken. Answers are estimates, not evidence.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
     )
     app.state.settings, app.state.service = settings, service
     app.include_router(router)
-    add_page(app, page or page_folder())
-    app.add_exception_handler(Problem, _problem)
+    _add_page(app, page or page_folder())
     app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(Exception, _failed)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    # The last one is the outermost. CORS is outside of authorization, so that its headers are on refusals too.
+    app.add_middleware(Authorization, metrics=service.metrics, tokens=tokens, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -77,36 +98,45 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    hosts = None
-    if "*" not in settings.allowed_hosts and (settings.allowed_hosts or is_loopback(settings.host)):
-        hosts = {*settings.allowed_hosts, *({"localhost", "127.0.0.1", "::1"} if is_loopback(settings.host) else ())}
     tiles = urlsplit(settings.tile_url or "")
     app.add_middleware(
         Guard,
-        tokens=tokens,
         metrics=service.metrics,
-        hosts=hosts,
-        origins=settings.cors_origins,
+        host=settings.host,
+        allowed_hosts=settings.allowed_hosts,
         tile_origin=f"{tiles.scheme}://{tiles.netloc}".replace("{s}", "*") if tiles.netloc else "",
     )
     return app
 
 
-def _runner(model: "Locator | Runner") -> Runner:
-    if isinstance(model, Runner):
-        return model
+def _in_thread(locator: "Locator") -> Worker:
     from open_geoclip.server.engine import Engine
 
-    return ThreadRunner(Engine(model))
+    engine = Engine(locator)
+    return ThreadWorker(engine.handle, engine.info)
 
 
-async def _problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return problem_response(error)
+def model_workers(settings: ServerSettings, name: str, **load: Any) -> list[Worker]:
+    """Processes for a model.
+
+    Args:
+        settings: how many, and for which sizes.
+        name: of the model.
+        load: further arguments of :meth:`Locator.from_pretrained`, JSON-ready.
+    """
+    first = {"role": "model", "name": name, "batch_size": settings.batch_size, "max_pixels": settings.max_pixels}
+    return [ProcessWorker(first | load) for _ in range(settings.workers)]
 
 
-async def _failed(_: Request, __: Exception) -> Response:
-    return problem_response(Problem(500, "internal", "the server failed at this; what failed is in its log"))
+def utility_workers(settings: ServerSettings) -> list[Worker]:
+    """Processes that decode images and write files: at least three, so that slow ones do not hold up the others.
+
+    Each may take memory for the largest image (24 bytes per pixel: any mode, upright, resized) or for a request as
+    Python values (four times its size), whichever is more.
+    """
+    memory_mb = 512 + max(24 * settings.max_pixels // 2**20, 4 * settings.max_request_mb)
+    count = max(3, (os.cpu_count() or 1) // 2 + 1)
+    return [ProcessWorker({"role": "utility", "memory_mb": memory_mb}) for _ in range(count)]
 
 
 async def _http_problem(_: Request, error: Exception) -> Response:
@@ -116,13 +146,77 @@ async def _http_problem(_: Request, error: Exception) -> Response:
     return problem_response(Problem(error.status_code, code, str(error.detail), error.headers or {}))
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The description, with the bodies that routes read themselves."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _, bodies = models_json_schema(
-            [(body, "validation") for body in BODIES], ref_template="#/components/schemas/{model}"
-        )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
-        app.openapi_schema = schema
-    return app.openapi_schema
+def page_folder() -> Path:
+    """The folder of the built page."""
+    return Path(str(files("open_geoclip").joinpath("export", "page")))
+
+
+class _Assets(StaticFiles):
+    """Files that have a hash of their content in their name: they never change."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+def _add_page(app: FastAPI, folder: Path) -> None:
+    async def index(_: Request) -> Response:
+        path = folder / "index.html"
+        if not path.is_file():
+            return HTMLResponse(_NOT_BUILT, 404)
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    app.router.routes += [
+        Route("/", index, methods=["GET"]),
+        Mount("/assets", _Assets(directory=folder / "assets", check_dir=False)),
+    ]
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 whose request headers have to arrive in time: uvicorn itself would wait for ever."""
+
+    headers_timeout_s: float
+    _headers_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_headers()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+
+    def _watch_headers(self) -> None:
+        is_waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+        if self._headers_timer is not None and not is_waiting:
+            self._headers_timer.cancel()
+            self._headers_timer = None
+        elif self._headers_timer is None and is_waiting:
+            self._headers_timer = self.loop.call_later(self.headers_timeout_s, self.transport.close)
+
+
+def create_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
+    """An HTTP server for an application."""
+
+    class Protocol(_Protocol):
+        headers_timeout_s = settings.read_timeout_s
+
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=Protocol,
+        access_log=False,  # it would contain addresses; the log line of a request is ours
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.timeout_s) + 5,
+        h11_max_incomplete_event_size=2**16,
+    )
+    return uvicorn.Server(config)

@@ -1,67 +1,69 @@
-"""Jobs of one model: a bounded queue, and batches of what waits in it."""
+"""The queue of one model: bounded, and worked on in batches by one or several workers."""
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from open_geoclip.errors import OpenGeoCLIPError
-from open_geoclip.server.jobs import Job, Outcome
-from open_geoclip.server.metrics import Metrics
+from open_geoclip.server.jobs import Job, Outcome, encode_jobs
+from open_geoclip.server.monitoring import Metrics
 from open_geoclip.server.problems import Problem
-from open_geoclip.server.runners import Runner, WorkerDiedError
+from open_geoclip.server.processes import Worker, WorkerDiedError
+from open_geoclip.server.settings import ServerSettings
 
-__all__ = ["Batcher"]
+__all__ = ["ModelQueue"]
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 4  # batches of the image tower that a worker is given at once: it decodes one while it sees another
-_DIED = "the model's worker died over this twice, and is replaced"
+_BATCHES_AHEAD = 4  # batches of the image encoder that a worker is given at once
 
 
 @dataclass(eq=False)
-class _Waiting:
-    """A job and whom its answer is for. ``alone``: a worker has died over it and others, so it is tried by itself."""
+class _Entry:
+    """A job and who waits for it. ``alone``: a worker failed over it and others, so it is tried by itself."""
 
     job: Job
-    future: asyncio.Future[list[dict[str, Any]]]
+    future: asyncio.Future[list[Any]]
     alone: bool = False
 
+    def fail(self, problem: Problem) -> None:
+        if not self.future.done():
+            self.future.set_exception(problem)
 
-class Batcher:
-    """The queue of one model.
+
+class ModelQueue:
+    """Jobs of one model.
 
     Args:
         name: of the model.
-        runner: runs batches.
-        queue: pictures and texts that may wait or be worked on.
-        batch_size: pictures the model sees at once.
-        wait_s: how long a job waits for others.
-        patience_s: a batch that takes longer is given up, and its worker replaced.
+        workers: of the model, each with a copy of it.
+        settings: sizes and times.
         metrics: where it counts.
     """
 
-    def __init__(
-        self,
-        name: str,
-        runner: Runner,
-        *,
-        queue: int,
-        batch_size: int,
-        wait_s: float,
-        patience_s: float,
-        metrics: Metrics,
-    ) -> None:
-        self.runner = runner
-        self._name = name
-        self._room, self._most = queue, _AHEAD * batch_size
-        self._batch_size, self._wait_s, self._patience_s = batch_size, wait_s, patience_s
-        self._metrics = metrics
-        self._queue: deque[_Waiting] = deque()
+    def __init__(self, name: str, workers: Sequence[Worker], settings: ServerSettings, metrics: Metrics) -> None:
+        self._name, self._workers, self._metrics = name, list(workers), metrics
+        self._room, self._batch_size = settings.queue, settings.batch_size
+        self._wait_s, self._deadline_s = settings.batch_wait_ms / 1000, settings.timeout_s / 3
+        self._entries: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._gathering = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker can answer now."""
+        return any(worker.ready for worker in self._workers)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the workers said about their model."""
+        return self._workers[0].info
 
     @property
     def full(self) -> bool:
@@ -69,120 +71,117 @@ class Batcher:
         return self._room <= 0
 
     async def start(self) -> None:
-        """Make the runner ready and begin.
+        """Start the workers, one after the other: the first one fills the caches on disk.
 
         Raises:
             OpenGeoCLIPError: the model cannot be loaded.
         """
-        await self.runner.start()
-        if self._task is None:
-            self._task = asyncio.create_task(self._work())
+        for worker in self._workers:
+            await worker.start(self._metrics.restarts.labels(self._name).inc)
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._work(worker)) for worker in self._workers]
 
     async def stop(self) -> None:
-        """End; whoever still waits is told."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        for waiting in self._queue:
-            _fail(waiting, Problem(503, "stopping", "the server is stopping", {"Retry-After": "5"}))
-        self._queue.clear()
-        await self.runner.stop()
+        """End the workers; whoever still waits is told."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        for entry in self._entries:
+            entry.fail(Problem(503, "stopping", "the server is stopping", {"Retry-After": "5"}))
+        self._entries.clear()
+        for worker in self._workers:
+            await worker.stop()
 
-    async def answer(self, jobs: list[Job]) -> list[dict[str, Any]]:
-        """The answers of a request's jobs, in order. All of them are taken, or none.
+    @contextlib.contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Room for a whole request.
+
+        Args:
+            size: number of its inputs.
 
         Raises:
-            Problem: the queue is full, or what was asked for cannot be done.
+            Problem: 429, there is not enough room.
         """
-        size = sum(job.size for job in jobs)
         if size > self._room:
-            raise Problem(429, "queue_full", "too much is waiting: come again later", {"Retry-After": "2"})
+            raise Problem(429, "queue_full", "too many requests are waiting: try again later", {"Retry-After": "2"})
         self._room -= size
         self._metrics.waiting.labels(self._name).inc(size)
-        loop = asyncio.get_running_loop()
-        mine = [_Waiting(job, loop.create_future()) for job in jobs]
-        self._queue.extend(mine)
-        self._arrived.set()
         try:
-            return [one for waiting in mine for one in await waiting.future]
-        finally:  # also when the client is gone or the time is over: what has not begun is not done
-            for waiting in mine:
-                waiting.future.cancel()
-                if waiting.future.done() and not waiting.future.cancelled():
-                    waiting.future.exception()  # seen: one problem of a request is told, the others are the same
+            yield
+        finally:
             self._room += size
             self._metrics.waiting.labels(self._name).dec(size)
 
-    async def _work(self) -> None:
-        while True:
-            batch = await self._gathered()
-            if batch:
-                await self._run(batch)
+    async def answer(self, job: Job) -> list[Any]:
+        """The answers of a job.
 
-    async def _gathered(self) -> list[_Waiting]:
-        """What is worked on next: as much as the model sees well at once, or one job that is tried alone."""
-        while not self._queue:
+        Raises:
+            Problem: it cannot be done.
+        """
+        entry = _Entry(job, asyncio.get_running_loop().create_future())
+        self._entries.append(entry)
+        self._arrived.set()
+        return await entry.future  # cancelled with whoever waits: what has not begun then is not done
+
+    async def _work(self, worker: Worker) -> None:
+        while True:
+            async with self._gathering:  # one worker at a time fills its batch
+                batch = await self._gather()
+            if batch:
+                await self._run(worker, batch)
+
+    async def _gather(self) -> list[_Entry]:
+        """The next batch: as much as the model handles well at once, of one area, or one job that is tried alone."""
+        while not self._entries:
             self._arrived.clear()
             await self._arrived.wait()
-        if sum(waiting.job.size for waiting in self._queue) < self._batch_size:
+        if sum(entry.job.size for entry in self._entries) < self._batch_size:
             await asyncio.sleep(self._wait_s)
-        batch: list[_Waiting] = []
+        batch: list[_Entry] = []
         size = 0
-        while self._queue and size < self._most:
-            if self._queue[0].future.done():  # cancelled
-                self._queue.popleft()
+        while self._entries and size < _BATCHES_AHEAD * self._batch_size:
+            entry = self._entries[0]
+            if entry.future.done():  # cancelled
+                self._entries.popleft()
                 continue
-            if batch and (self._queue[0].alone or batch[-1].alone):
+            if batch and (entry.alone or batch[-1].alone or entry.job.options.area != batch[-1].job.options.area):
                 break
-            batch.append(self._queue.popleft())
-            size += batch[-1].job.size
+            batch.append(self._entries.popleft())
+            size += entry.job.size
         return batch
 
-    async def _run(self, batch: list[_Waiting]) -> None:
-        self._metrics.batches.labels(self._name).observe(sum(waiting.job.size for waiting in batch))
+    async def _run(self, worker: Worker, batch: list[_Entry]) -> None:
+        self._metrics.batches.labels(self._name).observe(sum(entry.job.size for entry in batch))
         try:
-            async with asyncio.timeout(self._patience_s):
-                outcomes = await self.runner.run([waiting.job for waiting in batch])
-        except WorkerDiedError:
-            self._metrics.restarts.labels(self._name).inc()
-            self._again(batch)
-            return
+            content, _ = await worker.run(encode_jobs(entry.job for entry in batch), self._deadline_s)
         except TimeoutError:
-            self._metrics.restarts.labels(self._name).inc()
-            for waiting in batch:
-                _fail(waiting, Problem(504, "timeout", "the model took too long"))
-            return
-        except OpenGeoCLIPError as error:  # the worker that was to replace a dead one cannot load the model
-            logger.error("a model's worker cannot be replaced: %s", error)
-            for waiting in batch:
-                _fail(waiting, Problem(503, "no_worker", "the model cannot be loaded again", {"Retry-After": "30"}))
-            await asyncio.sleep(1)  # no faster than that, however many ask
-            return
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            self._settle(waiting, outcome)
+            much = f"this took longer than {self._deadline_s:g} s: use simpler areas or fewer inputs"
+            self._retry(batch, Problem(422, "too_much_work", much))
+        except WorkerDiedError:
+            died = "the worker died over this twice, and is replaced"
+            self._retry(batch, Problem(503, "worker_died", died, {"Retry-After": "5"}))
+        except OpenGeoCLIPError as error:
+            logger.error("the model %s cannot be loaded again: %s", json.dumps(self._name), error)
+            for entry in batch:
+                entry.fail(Problem(503, "no_worker", "the model cannot be loaded again", {"Retry-After": "30"}))
+            await asyncio.sleep(1)  # no faster than that, however many requests come
+        else:
+            for entry, outcome in zip(batch, content, strict=True):
+                self._settle(entry, Outcome(**outcome))
 
-    def _again(self, batch: list[_Waiting]) -> None:
-        """One of these brought a worker down, perhaps: each is tried once more, by itself."""
-        for waiting in reversed(batch):
-            if waiting.alone:
-                _fail(waiting, Problem(503, "worker_died", _DIED, {"Retry-After": "5"}))
+    def _retry(self, batch: list[_Entry], problem: Problem) -> None:
+        """Try each job of a batch once more, by itself: only the one that fails again has no answer."""
+        for entry in reversed(batch):
+            if entry.alone or (len(batch) == 1 and problem.status == 422):
+                entry.fail(problem)
             else:
-                waiting.alone = True
-                self._queue.appendleft(waiting)
+                entry.alone = True
+                self._entries.appendleft(entry)
+        self._arrived.set()
 
-    def _settle(self, waiting: _Waiting, outcome: Outcome) -> None:
+    def _settle(self, entry: _Entry, outcome: Outcome) -> None:
         if outcome.answers is None:
-            _fail(waiting, Problem(outcome.status, outcome.code, outcome.message))
-            return
-        bad = sum("error" in answer for answer in outcome.answers)
-        self._metrics.pictures.labels(self._name, "unreadable").inc(bad)
-        self._metrics.pictures.labels(self._name, "answered").inc(len(outcome.answers) - bad)
-        if not waiting.future.done():
-            waiting.future.set_result(outcome.answers)
-
-
-def _fail(waiting: _Waiting, problem: Problem) -> None:
-    if not waiting.future.done():
-        waiting.future.set_exception(problem)
+            entry.fail(Problem(outcome.status, outcome.code, outcome.message))
+        elif not entry.future.done():
+            entry.future.set_result(outcome.answers)

@@ -1,54 +1,48 @@
-"""A locator that answers jobs."""
+"""A locator that answers jobs: the same for the HTTP API and for MCP."""
 
 import itertools
 import json
-import logging
-import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from io import BytesIO
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from open_geoclip.errors import AreaError, ImageError, OpenGeoCLIPError
+from open_geoclip.errors import AreaError, MissingExtraError
 from open_geoclip.geo.areas import Area, Polygon, Shape, parse_shape
-from open_geoclip.search.answer import Answer
 from open_geoclip.search.locator import Locator
-from open_geoclip.server.beside import beside
-from open_geoclip.server.jobs import Job, Options, Outcome, Picture
+from open_geoclip.server.jobs import Job, Message, Options, Outcome, Pixels, decode_jobs
 from open_geoclip.server.problems import problem_of
 
 __all__ = ["Engine", "parse_area"]
 
-logger = logging.getLogger(__name__)
-
-_KEPT = 4  # locators with limits, each of which holds the vectors of its places
-_KEPT_TIMES = 2  # the gallery's places, that these may have together
+_MAX_LOCATORS = 4  # locators with an area that are kept; each holds the embeddings of its places
+_MAX_GALLERIES = 2  # and together they may hold so many times the gallery
 
 
-def parse_area(within: tuple[str, ...], without: tuple[str, ...]) -> Area:
-    """Limits as a client writes them: as on the command line, but GeoJSON itself in the place of its file's name.
+def parse_area(within: Sequence[str], not_within: Sequence[str]) -> Area:
+    """An area as a client writes it: as on the command line, but GeoJSON itself instead of the name of its file.
 
     Raises:
         AreaError: a text cannot be understood, or it names a file.
     """
-    return Area(tuple(map(_shape, within)), tuple(map(_shape, without)))
+    return Area(tuple(map(_parse_shape, within)), tuple(map(_parse_shape, not_within)))
 
 
-def _shape(text: str) -> Shape:
+def _parse_shape(text: str) -> Shape:
     text = text.strip()
     if text.startswith("{"):
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise AreaError(f"an area is not GeoJSON: {error}") from error
-        return Polygon.from_geojson(content)
+        name = content.get("name")
+        return Polygon.from_geojson(content, name[:256] if isinstance(name, str) and name else "polygon")
     if text.lower().endswith((".geojson", ".json")):
-        raise AreaError("a file's name is not an area here: send the GeoJSON itself")
+        raise AreaError("the name of a file is not an area here: send the GeoJSON itself")
     return parse_shape(text)
 
 
@@ -61,7 +55,7 @@ class Engine:
 
     def __init__(self, locator: Locator) -> None:
         self.locator = locator
-        self._limited: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Locator] = OrderedDict()
+        self._within: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Locator] = OrderedDict()
 
     @classmethod
     def load(cls, name: str, **settings: Any) -> "Engine":
@@ -75,149 +69,114 @@ class Engine:
         return engine
 
     def warm_up(self) -> None:
-        """Do now what the first picture would have to wait for: read names of places, lay out the ground."""
+        """Do now what the first image would have to wait for: read names of places, compute the gallery cells."""
         self.locator.locate(np.full((64, 64, 3), 128, np.uint8))
 
-    def run_all(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """What became of each job, in order.
+    @property
+    def info(self) -> dict[str, Any]:
+        """What those who prepare jobs have to know, JSON-ready."""
+        preprocessing = self.locator.model.image_encoder.preprocessing
+        return {
+            "resize": preprocessing.resize,
+            "resample": preprocessing.resample,
+            "max_pixels": self.locator.max_pixels,
+            "dimensions": self.locator.model.location_encoder.settings.output,
+            "countries": _countries(),
+        }
 
-        Pictures of all jobs, those to embed too, go through the image tower together, and are searched for together
-        where they are asked for in one way.
+    def handle(self, message: Message) -> Message:
+        """Answer a message of :func:`~open_geoclip.server.jobs.encode_jobs`."""
+        return [asdict(outcome) for outcome in self.run(decode_jobs(message))], []
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """The outcome of each job, in order.
+
+        Images of all jobs go through the image encoder together; those to locate with the same options are searched
+        for together too.
         """
-        of_towers = [n for n, job in enumerate(jobs) if _is_plain(job) or job.kind == "embed"]
-        vectors = self._encoded([picture for n in of_towers for picture in jobs[n].seen])
-        seen = {n: list(itertools.islice(vectors, len(jobs[n].seen))) for n in of_towers}
+        alone = [() if job.options.together else job.images for job in jobs]
+        embeddings = iter(self._encode([image for images in alone for image in images]))
+        parts = [list(itertools.islice(embeddings, len(images))) for images in alone]
         outcomes: dict[int, Outcome] = {}
-        plain = [n for n in of_towers if _is_plain(jobs[n])]
-        for options in dict.fromkeys(jobs[n].options for n in plain):
-            group = [n for n in plain if jobs[n].options == options]
-            names = [picture.name for n in group for picture in jobs[n].pictures]
-            told = _tried(self._told, options, names, [vector for n in group for vector in seen[n]])
-            records = iter(told.answers or ())
+        single = [n for n, job in enumerate(jobs) if job.kind == "locate" and not job.options.together]
+        for options in dict.fromkeys(jobs[n].options for n in single):
+            group = [n for n in single if jobs[n].options == options]
+            found = _attempt(self._locate, options, [one for n in group for one in parts[n]])
+            records = None if found.answers is None else iter(found.answers)
             for n in group:
-                own = None if told.answers is None else list(itertools.islice(records, len(jobs[n].pictures)))
-                outcomes[n] = told if own is None else _tried(self._shown, jobs[n], own)
-        return [
-            outcomes[n] if n in outcomes else _tried(self._answered, job, seen.get(n, [])) for n, job in enumerate(jobs)
-        ]
+                own = found if records is None else Outcome(list(itertools.islice(records, len(parts[n]))))
+                outcomes[n] = own
+        return [outcomes[n] if n in outcomes else _attempt(self._answer, job, parts[n]) for n, job in enumerate(jobs)]
 
-    def _encoded(self, pictures: list[Picture]) -> Iterator[Tensor | str]:
-        """The vector of each picture, or why it cannot be read."""
-        for batch in self.locator.pictures.batches([picture.data for picture in pictures]):
-            vectors = iter(batch.vectors)
-            yield from (next(vectors) if error is None else error for error in batch.errors)
+    def _encode(self, images: Sequence[Pixels]) -> Tensor:
+        return self.locator.encode(map(_array, images))
 
-    def _told(self, options: Options, names: list[str], found: list[Tensor | str]) -> list[dict[str, Any]]:
-        locator = self._asked(options)
-        vectors = [one for one in found if not isinstance(one, str)]
-        told: Iterator[Answer] = iter(())
-        if vectors:
-            asked: dict[str, Any] = {"text": options.text, "text_weight": options.text_weight, "detail": options.detail}
-            told = iter(locator.tell(torch.stack(vectors), options.top_k, **asked))
-        return [
-            {"image": name, "error": one} if isinstance(one, str) else replace(next(told), image=name).to_dict()
-            for name, one in zip(names, found, strict=True)
-        ]
+    def _locate(self, options: Options, embeddings: list[Tensor]) -> list[Any]:
+        answers = self._locator(options).tell(
+            torch.stack(embeddings),
+            options.top_k,
+            text=options.text,
+            text_weight=options.text_weight,
+            detail=options.detail,
+        )
+        return [answer.to_dict() for answer in answers]
 
-    def _answered(self, job: Job, seen: list[Tensor | str]) -> list[dict[str, Any]]:
-        if job.kind == "embed":
-            return self._embedded(job, seen)
-        locator = self._asked(job.options)
+    def _answer(self, job: Job, embeddings: list[Tensor]) -> list[Any]:
+        options = job.options
         if job.kind == "text":
-            found = locator.locate_text(job.texts, job.options.top_k, detail=job.options.detail)
+            found = self._locator(options).locate_text(job.texts, options.top_k, detail=options.detail)
             return [answer.to_dict() for answer in found]
-        return self._shown(job, [self._as_one(locator, job)])
-
-    def _shown(self, job: Job, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Records with what is shown beside them: one a picture, or one for all."""
-        each = [job.pictures] if job.options.together else [(picture,) for picture in job.pictures]
-        most = self.locator.max_pixels
-        return [
-            record | beside(pictures, job.options, max_pixels=most, readable="error" not in record)
-            for pictures, record in zip(each, records, strict=True)
-        ]
-
-    def _asked(self, options: Options) -> Locator:
-        """The locator that a request means; a few with limits are kept, as a page asks for the same ones often."""
-        key = (options.within, options.not_within)
-        locator = self.locator
-        if any(key):
-            if key not in self._limited:
-                self._limited[key] = self.locator.within(parse_area(*key), keep=False)
-            self._limited.move_to_end(key)
-            locator = self._limited[key]
-            self._forget()
-        if options.decode is not None:
-            locator = locator.with_decode(options.decode)
-        return locator
-
-    def _forget(self) -> None:
-        """Keep few locators with limits, and of large ones fewer: their vectors may be as many as the gallery's."""
-        most = _KEPT_TIMES * len(self.locator.gallery)
-        while len(self._limited) > 1 and (
-            len(self._limited) > _KEPT or sum(len(one.gallery) for one in self._limited.values()) > most
-        ):
-            self._limited.popitem(last=False)
-
-    def _as_one(self, locator: Locator, job: Job) -> dict[str, Any]:
-        name = ", ".join(picture.name for picture in job.pictures)
-        pictures = [NamedBytes(picture.data, picture.name) for picture in job.pictures]
-        try:
-            found = locator.locate_together(pictures, job.options.top_k, detail=job.options.detail)
-            return replace(found, image=name).to_dict()
-        except ImageError as error:
-            return {"image": name, "error": str(error)}
-
-    def _embedded(self, job: Job, seen: list[Tensor | str]) -> list[dict[str, Any]]:
-        """Vectors of a job's inputs, in order; its pictures were seen already."""
-        texts = [given for given in job.inputs if isinstance(given, str)]
-        places = [given for given in job.inputs if isinstance(given, tuple)]
-        pictures = iter(seen)
-        told = iter(self.locator.encode_text(texts) if texts else ())
-        located = iter(self._located(places) if places else ())
-        vectors = []
-        for given in job.inputs:
-            if not isinstance(given, Picture):
-                vector = next(told if isinstance(given, str) else located)
-            elif isinstance(one := next(pictures), str):
-                raise ImageError(given.name, one)
-            else:
-                vector = one
-            vectors.append({"embedding": vector.float().tolist()})
-        return vectors
+        if job.kind == "locate":
+            arrays = map(_array, job.images)
+            return [self._locator(options).locate_together(arrays, options.top_k, detail=options.detail).to_dict()]
+        places = self._encode_coordinates(job.coordinates) if job.coordinates else ()
+        texts = self.locator.encode_text(job.texts) if job.texts else ()
+        return [one.float().tolist() for one in (*embeddings, *places, *texts)]
 
     @torch.inference_mode()
-    def _located(self, places: list[tuple[float, float]]) -> Tensor:
-        encoder = self.locator.model.location_encoder
-        return encoder.encode(torch.tensor(places, dtype=torch.float64))
+    def _encode_coordinates(self, coordinates: Sequence[tuple[float, float]]) -> Tensor:
+        return self.locator.model.location_encoder.encode(torch.tensor(coordinates, dtype=torch.float64))
+
+    def _locator(self, options: Options) -> Locator:
+        """The locator for a request; a few with areas are kept, as clients ask for the same ones again."""
+        locator = self.locator
+        if any(options.area):
+            if options.area not in self._within:
+                # What clients name leaves nothing on disk.
+                self._within[options.area] = self.locator.within(parse_area(*options.area), keep=False)
+            self._within.move_to_end(options.area)
+            locator = self._within[options.area]
+            self._evict()
+        return locator if options.decode is None else locator.with_decode(options.decode)
+
+    def _evict(self) -> None:
+        """Keep few locators with areas, and of large ones fewer."""
+        most = _MAX_GALLERIES * len(self.locator.gallery)
+        while len(self._within) > 1 and (
+            len(self._within) > _MAX_LOCATORS or sum(len(one.gallery) for one in self._within.values()) > most
+        ):
+            self._within.popitem(last=False)
 
 
-def _tried(answer: Callable[..., list[dict[str, Any]]], *asked: Any) -> Outcome:
-    """Answers, or the problem that there was: one job's failure is not the others'."""
+def _array(image: Pixels) -> np.ndarray:
+    return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+
+
+def _attempt(answer: Callable[..., list[Any]], *arguments: Any) -> Outcome:
+    """Answers, or a problem: the failure of one job is not that of the others."""
     try:
-        return Outcome(answer(*asked))
-    except OpenGeoCLIPError as error:
+        return Outcome(answer(*arguments))
+    except Exception as error:  # noqa: BLE001
         problem = problem_of(error)
         return Outcome(None, problem.status, problem.code, problem.message)
-    except Exception as error:  # noqa: BLE001  # told without what was asked: that is nobody's business
-        frames = traceback.extract_tb(error.__traceback__)
-        logger.error("a job failed: %s at %s:%s", type(error).__name__, frames[-1].name, frames[-1].lineno)
-        return Outcome(None, 500, "internal", "the server failed at this; what failed is in its log")
 
 
-def _is_plain(job: Job) -> bool:
-    """Whether its pictures are located one by one."""
-    return job.kind == "locate" and not job.options.together
+def _countries() -> list[dict[str, str]]:
+    """All countries by name; none where the extra ``places`` is not installed."""
+    from open_geoclip.geo.geocode import Places
 
-
-class NamedBytes(BytesIO):
-    """A picture's bytes with a name for messages.
-
-    Args:
-        data: of its file.
-        name: what it is called.
-    """
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self.name = name
+    try:
+        names = Places().country_names
+    except MissingExtraError:
+        return []
+    return [{"code": code, "name": names[code]} for code in sorted(names, key=lambda code: names[code])]

@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, what a browser may do with the answer, and a line in the log."""
+"""Middleware: who may use the API, what browsers may do with answers, and one log line per request."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import secrets
+import socket
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -18,10 +19,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from open_geoclip.server.metrics import Metrics
-from open_geoclip.server.problems import Problem
+from open_geoclip.server.monitoring import Metrics
+from open_geoclip.server.problems import Problem, problem_of
 
-__all__ = ["Guard", "is_loopback", "json_response", "problem_response"]
+__all__ = ["Authorization", "Guard", "is_loopback", "json_response", "problem_response"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,26 +40,25 @@ _HEADERS = {
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A body of JSON. Numbers that JSON does not have are a fault of ours, not something to send."""
+    """A body of JSON. Numbers that JSON does not have are a failure of ours, not something to send."""
     body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     return Response(body, status, headers, "application/json")
 
 
 def problem_response(problem: Problem) -> Response:
-    """The answer that tells a problem."""
+    """The response that tells a problem."""
     return json_response(problem.to_dict(), problem.status, dict(problem.headers))
 
 
 class Guard:
-    """Middleware around the whole application.
+    """The outermost middleware: checks the Host, adds headers, answers problems and failures, logs.
 
     Args:
         app: what it guards.
-        tokens: of which a request has to bring one; none are asked for when there are none.
-        hosts: what a Host header may say; None is anything.
-        origins: of pages on other servers that may ask.
         metrics: where requests are counted.
-        tile_origin: where the page may get pictures from beside this server; '' is nowhere.
+        host: address that the server listens on.
+        allowed_hosts: further names that a Host header may have; ``*`` allows any.
+        tile_origin: where the page may load images from besides this server; empty for nowhere.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Guard:
         app: ASGIApp,
         *,
         metrics: Metrics,
-        tokens: Iterable[str] = (),
-        hosts: Iterable[str] | None = None,
-        origins: Iterable[str] = (),
+        host: str = "127.0.0.1",
+        allowed_hosts: Iterable[str] = (),
         tile_origin: str = "",
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._tokens = [hashlib.sha256(token.encode()).digest() for token in tokens]
-        self._hosts = None if hosts is None else {host.lower() for host in hosts}
-        self._origins = set(origins)
+        self._hosts = {"localhost", *(name.lower() for name in allowed_hosts)}
+        self._on_loopback = is_loopback(host)
+        if not self._on_loopback:
+            self._hosts |= {socket.gethostname().lower(), socket.getfqdn().lower()}
         policy = (
             "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
             f"img-src 'self' data: blob: {tile_origin}".rstrip()
@@ -90,8 +90,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         start, status, broken = time.perf_counter(), 0, False
 
         async def send_guarded(message: Message) -> None:
@@ -111,15 +111,14 @@ class Guard:
 
         scope.setdefault("state", {})["request_id"] = request_id
         try:
-            try:
-                self._check(scope, headers)
+            if self._is_served(headers.get("host", "")):
                 await self._app(scope, receive, send_guarded)
-            except Problem as problem:
-                self._metrics.refused.labels(problem.code).inc()
+            else:
+                problem = Problem(400, "invalid_host", "this Host is not served here: allow it with --allowed-host")
                 await problem_response(problem)(scope, receive, send_guarded)
         except Exception:
-            # What followed was no HTTP, and the server under us has told the client so and hangs up: nobody is there to
-            # answer. It takes an end before that for a failure of ours.
+            # What followed the request was not HTTP: the server below has told the client so and hangs up. Everything
+            # else is a failure of ours.
             if not broken:
                 raise
             status = 499
@@ -128,25 +127,80 @@ class Guard:
                     while (await receive())["type"] != "http.disconnect":
                         pass
         finally:
-            route = getattr(scope.get("route"), "path", "-")  # a path that nobody made may hold anything
+            route = getattr(scope.get("route"), "path", "-")  # a path without a route may contain anything
             seconds = time.perf_counter() - start
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             took = round(1000 * seconds, 1)
-            told = {"request_id": request_id, "method": scope["method"], "route": route, "status": status, "ms": took}
-            logger.info("request", extra={"fields": told | scope["state"].get("told", {})})
+            fields = {"request_id": request_id, "method": scope["method"], "route": route, "status": status, "ms": took}
+            logger.info("request", extra={"fields": fields})
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
-        host = _without_port(headers.get("host", ""))
-        if self._hosts is not None and host.lower() not in self._hosts:
-            raise Problem(400, "invalid_host", "this Host is not served here: allow it with --allowed-host")
-        origin = headers.get("origin", "")
-        foreign = headers.get("sec-fetch-site", "") in ("cross-site", "same-site")
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and foreign and origin not in self._origins:
-            raise Problem(403, "cross_origin", "pages of other servers may not ask: allow them with --cors-origin")
-        path = scope["path"]
-        if self._tokens and path not in _OPEN_PATHS and not path.startswith("/assets/"):
-            self._check_token(headers.get("authorization", ""))
+    def _is_served(self, header: str) -> bool:
+        """Whether a Host header names this server. A name of somebody else's that leads here is DNS rebinding.
+
+        An address cannot be rebound, so any is accepted where the server can be reached by addresses.
+        """
+        host = _host_name(header)
+        if host in self._hosts or "*" in self._hosts:
+            return True
+        return is_loopback(host) if self._on_loopback else _is_address(host)
+
+
+class Authorization:
+    """The inner middleware, inside that of CORS: checks origin and token, and answers problems and failures.
+
+    So preflight requests need no token, and a page of an allowed origin can read why it was refused.
+
+    Args:
+        app: what it guards.
+        metrics: where refusals are counted.
+        tokens: a request has to bring one of these; none are needed when there are none.
+        origins: of pages on other servers that may use the API.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, tokens: Iterable[str] = (), origins: Iterable[str] = ()
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._tokens = [hashlib.sha256(token.encode()).digest() for token in tokens]
+        self._origins = {origin.lower() for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self._check_origin(scope["method"], headers)
+            path = scope["path"]
+            if self._tokens and path not in _OPEN_PATHS and not path.startswith("/assets/"):
+                self._check_token(headers.get("authorization", ""))
+            await self._app(scope, receive, send_noting)
+        except Exception as error:
+            if started:
+                raise
+            problem = error if isinstance(error, Problem) else problem_of(error)
+            self._metrics.refused.labels(problem.code).inc()
+            await problem_response(problem)(scope, receive, send)
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        """Refuse what pages of other origins send. Programs other than browsers send neither header."""
+        origin = headers.get("origin", "").lower()
+        if method in ("GET", "HEAD", "OPTIONS") or origin in self._origins or "*" in self._origins:
+            return
+        same = origin.partition("://")[2] == headers.get("host", "").lower()
+        if (origin and not same) or headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+            how = "allow them with --cors-origin; a reverse proxy has to pass the Host header on"
+            raise Problem(403, "cross_origin", f"pages of other origins may not use the API: {how}")
 
     def _check_token(self, authorization: str) -> None:
         scheme, _, token = authorization.partition(" ")
@@ -158,18 +212,23 @@ class Guard:
             raise Problem(401, "invalid_token", "send a token of this server: Authorization: Bearer ...", challenge)
 
 
-def _without_port(host: str) -> str:
+def _host_name(header: str) -> str:
     """The name in a Host header, an IPv6 address without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine only."""
     if host.lower() == "localhost":
         return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: who knows where it leads
-        return False
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback  # a name may lead anywhere

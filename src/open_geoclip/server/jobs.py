@@ -1,11 +1,57 @@
-"""What is asked of a model: pictures, texts or inputs, and how to answer. Plain data, as it goes to a worker."""
+"""Jobs for a model and their outcomes: plain data that goes to a worker process as JSON and bytes.
 
-from dataclasses import dataclass
+This module and what it imports stay free of NumPy and PyTorch: the main process of the server needs neither.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Job", "Options", "Outcome", "Picture"]
+__all__ = ["Job", "Message", "Options", "Outcome", "Pixels", "PreparedImage", "Upload", "decode_jobs", "encode_jobs"]
 
-Kind = Literal["locate", "text", "embed"]
+Message = tuple[Any, list[bytes]]
+"""JSON-ready content, and bytes that belong to it."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image file as it was sent.
+
+    Attributes:
+        name: what the answer calls it.
+        data: the bytes of the file.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A decoded image: RGB of 8 bits, row by row."""
+
+    width: int
+    height: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image file that was read.
+
+    Attributes:
+        pixels: shortest edge as the model's preprocessing resizes it; None where the file cannot be decoded.
+        error: why not.
+        sha256: of the file; None where it took too long.
+        exif: the place in its metadata, JSON-ready; None where there is none, or it was not asked for.
+        thumbnail: a small JPEG as a data URI; None where the file cannot be decoded, or it was not asked for.
+    """
+
+    pixels: Pixels | None
+    error: str | None
+    sha256: str | None = None
+    exif: dict[str, Any] | None = None
+    thumbnail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -13,16 +59,14 @@ class Options:
     """How a request wants its answers; the fields are those of the HTTP API.
 
     Attributes:
-        top_k: candidates an answer.
-        within: where it can only have been, as for ``geoclip locate --within``, or GeoJSON itself.
-        not_within: where it cannot have been.
-        text: what is known beside the pictures.
-        text_weight: how much that counts.
-        together: all pictures show one place.
-        decode: what the best answer is best for; the model's own choice when not given.
-        detail: with credible regions and heat.
-        exif: with where a photo itself says it was taken.
-        thumbnails: with the pictures, small, for files that show them.
+        top_k: candidates per answer.
+        within: areas as for ``geoclip locate --within``, or GeoJSON itself; several are united.
+        not_within: areas that are excluded.
+        text: what is known about the images, in words.
+        text_weight: weight of the text, from 0 to 1.
+        together: all images show one place.
+        decode: what the first candidate optimises; the model's default when not given.
+        detail: include credible regions and heat.
     """
 
     top_k: int = 5
@@ -33,68 +77,83 @@ class Options:
     together: bool = False
     decode: Literal["mass", "distance", "geoscore", "max"] | None = None
     detail: bool = False
-    exif: bool = False
-    thumbnails: bool = False
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture as it was sent.
-
-    Attributes:
-        name: what the answer calls it.
-        data: the bytes of its file.
-    """
-
-    name: str
-    data: bytes
+    @property
+    def area(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The area as a key: jobs with the same one can share a batch."""
+        return self.within, self.not_within
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to answer.
+    """One unit of work for a model.
 
     Attributes:
-        kind: ``locate`` pictures, ``text``, or ``embed``.
+        kind: ``locate`` images, ``text`` to locate texts, or ``embed`` images, coordinates and texts.
         options: how to answer.
-        pictures: to locate.
-        texts: to locate.
-        inputs: to embed, in order: pictures, coordinates or texts.
+        images: decoded, shortest edge as the model's preprocessing resizes it.
+        texts: to locate or to embed.
+        coordinates: to embed, (lat, lon) in degrees.
     """
 
-    kind: Kind
+    kind: Literal["locate", "text", "embed"]
     options: Options = Options()
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[Pixels, ...] = ()
     texts: tuple[str, ...] = ()
-    inputs: tuple[Picture | tuple[float, float] | str, ...] = ()
+    coordinates: tuple[tuple[float, float], ...] = ()
 
     @property
     def size(self) -> int:
-        """How many things there are to answer."""
-        return len(self.pictures) + len(self.texts) + len(self.inputs)
-
-    @property
-    def seen(self) -> tuple[Picture, ...]:
-        """All its pictures, to locate or to embed, in order."""
-        return (*self.pictures, *(given for given in self.inputs if isinstance(given, Picture)))
+        """Number of inputs."""
+        return len(self.images) + len(self.texts) + len(self.coordinates)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: answers, or a problem.
+    """The result of a job: answers, or a problem.
 
     Attributes:
-        answers: JSON-ready values, in order; None when there is a problem.
-        status: of HTTP, of the problem.
+        answers: JSON-ready, in order; of ``embed`` those of images, then of coordinates, then of texts. None when
+            there is a problem.
+        status: HTTP status of the problem.
         code: of the problem.
         message: of the problem.
     """
 
-    answers: list[dict[str, Any]] | None
+    answers: list[Any] | None
     status: int = 200
     code: str = ""
     message: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values; ``Outcome(**values)`` is the same again."""
-        return dict(vars(self))
+
+def encode_jobs(jobs: Iterable[Job]) -> Message:
+    """Jobs as a message; :func:`decode_jobs` is the inverse."""
+    content, blobs = [], []
+    for job in jobs:
+        plain = {**vars(job), "options": asdict(job.options)}
+        plain["images"] = [(image.width, image.height) for image in job.images]
+        content.append(plain)
+        blobs += [image.data for image in job.images]
+    return content, blobs
+
+
+def decode_jobs(message: Message) -> list[Job]:
+    """Jobs from a message of :func:`encode_jobs`, whether or not it went through JSON."""
+    content, blobs = message
+    data = iter(blobs)
+    return [
+        Job(
+            plain["kind"],
+            _options(plain["options"]),
+            tuple(Pixels(width, height, next(data)) for width, height in plain["images"]),
+            tuple(plain["texts"]),
+            tuple((lat, lon) for lat, lon in plain["coordinates"]),
+        )
+        for plain in content
+    ]
+
+
+def _options(plain: dict[str, Any]) -> Options:
+    """Options from JSON, which has lists for tuples."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    return Options(**values)

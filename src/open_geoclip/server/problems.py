@@ -1,5 +1,7 @@
 """What a client is told when a request cannot be answered."""
 
+import logging
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,8 @@ from open_geoclip.errors import (
 )
 
 __all__ = ["Problem", "problem_of"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -58,7 +62,16 @@ _CODES: tuple[tuple[type[OpenGeoCLIPError], str], ...] = (
 )
 
 
-def problem_of(error: OpenGeoCLIPError) -> Problem:
-    """What a client is told about an error of this package: what was sent does not fit, and why."""
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), "invalid_request")
-    return Problem(422, code, str(error))
+def problem_of(error: Exception) -> Problem:
+    """What a client is told about an error.
+
+    One of this package says what does not fit in the request. Any other is a failure of the server: its kind and place
+    are logged, never its message, which may hold what was sent.
+    """
+    if isinstance(error, OpenGeoCLIPError):
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), "invalid_request")
+        return Problem(422, code, str(error))
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "?"
+    logger.error("a request failed: %s at %s", type(error).__name__, at)
+    return Problem(500, "internal", "the server failed at this; what failed is in its log")

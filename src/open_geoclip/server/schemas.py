@@ -1,12 +1,14 @@
-"""Bodies of requests and answers. They check what comes in, and are what OpenAPI tells of what goes out."""
+"""Bodies of requests and answers: requests are validated by them, answers described in OpenAPI."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from open_geoclip.server.problems import Problem
 
 __all__ = [
     "FORMATS",
-    "WITH_PICTURES",
+    "FORMATS_WITH_IMAGES",
     "Answers",
     "Country",
     "EmbeddingsAnswer",
@@ -15,85 +17,120 @@ __all__ = [
     "ExportRequest",
     "FormatName",
     "LocateForm",
+    "Model",
     "ModelList",
     "PageSettings",
     "TextRequest",
+    "invalid_value",
+    "parse_json",
 ]
 
-FORMATS = ("json", "csv", "geojson", "kml", "kmz", "parquet", "html")
-"""What answers can be written as; those of :data:`open_geoclip.export.formats.FORMATS`, which is slow to import."""
+_Body = TypeVar("_Body", bound=BaseModel)
 
-WITH_PICTURES = ("kmz", "html")
-"""Formats that show the pictures, small."""
+FORMATS = ("json", "csv", "geojson", "kml", "kmz", "parquet", "html")
+"""The keys of :data:`open_geoclip.export.formats.FORMATS`, which is slow to import."""
+
+FORMATS_WITH_IMAGES = ("kmz", "html")
+"""Formats that contain thumbnails."""
 
 FormatName = Literal["json", "csv", "geojson", "kml", "kmz", "parquet", "html"]
 Decode = Literal["mass", "distance", "geoscore", "max"]
-Limit = Annotated[str, StringConstraints(min_length=1, max_length=2**20)]
-Words = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+AreaText = Annotated[str, StringConstraints(min_length=1, max_length=2**20)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Asked(_Strict):
-    """What pictures and texts have in common."""
+class _Query(_Strict):
+    """What requests with images and with texts have in common."""
 
     model: str | None = Field(None, description="One of /v1/models; the first of them when not given.")
-    top_k: int = Field(5, ge=1, description="Candidates an answer.")
-    within: list[Limit] = Field(
+    top_k: int = Field(5, ge=1, description="Candidates per answer.")
+    within: list[AreaText] = Field(
         [],
-        description="Where it can only have been: a country (France), a box south,west,north,east (35,-10,60,30), a "
-        "circle lat,lon,radius (48.86,2.29,50km), or GeoJSON with polygons. Several are united.",
+        max_length=100,
+        description="The area that contains the place: a country (France), a box south,west,north,east (35,-10,60,30), "
+        "a circle lat,lon,radius (48.86,2.29,50km), or GeoJSON with polygons. Several are united.",
     )
-    not_within: list[Limit] = Field([], description="Where it cannot have been, written as for within.")
-    detail: bool = Field(False, description="With credible regions and heat.")
-    format: FormatName = Field("json", description="What the answer is written as: JSON, or a file.")
+    not_within: list[AreaText] = Field(
+        [], max_length=100, description="Areas that do not contain the place, written as for within."
+    )
+    detail: bool = Field(False, description="Include credible regions and heat.")
+    format: FormatName = Field("json", description="JSON, or the format of a file.")
 
 
 def _with_images(schema: dict[str, Any]) -> None:
-    """Tell of the files, which do not go through the model."""
+    """Describe the files, which are not part of the model."""
     files = {"type": "array", "minItems": 1, "maxItems": 100, "items": {"type": "string", "format": "binary"}}
-    schema["properties"] = {"images": files | {"description": "Files of pictures."}, **schema["properties"]}
+    schema["properties"] = {"images": files | {"description": "Image files."}, **schema["properties"]}
     schema["required"] = ["images"]
 
 
-class LocateForm(_Asked):
-    """Pictures to locate, and how."""
+class LocateForm(_Query):
+    """Options of a request with images."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_with_images)
 
-    text: Words | None = Field(None, description="What is known beside the pictures, in words.")
-    text_weight: float = Field(0.5, ge=0, le=1, description="How much the text counts against the picture.")
-    together: bool = Field(False, description="All pictures show one place: one answer for all.")
-    decode: Decode | None = Field(None, description="What the first candidate is best for.")
+    text: Text | None = Field(None, description="What is known about the images, in words.")
+    text_weight: float = Field(0.5, ge=0, le=1, description="Weight of the text, from 0 (images alone) to 1.")
+    together: bool = Field(False, description="All images show one place: one answer for all.")
+    decode: Decode | None = Field(None, description="What the first candidate optimises.")
     exif: bool = Field(
         False,
-        description="With where the photo itself says it was taken: its metadata, which the estimate never sees.",
+        description="Include the place in the metadata of each photo, which takes no part in the estimate.",
     )
 
 
-class TextRequest(_Asked):
+class TextRequest(_Query):
     """Texts to locate."""
 
-    texts: list[Words] = Field(min_length=1)
+    texts: list[Text] = Field(min_length=1)
 
 
 class EmbeddingsRequest(BaseModel):
-    """As embedding clients send it; other fields of theirs are not looked at."""
+    """As embedding clients send it; other fields of theirs are ignored."""
 
     model: str
     input: str | list[str] = Field(
-        description="Pictures as data URIs, coordinates as lat,lon in degrees, or texts; mixed as you like."
+        description="Images as data URIs, coordinates as lat,lon in degrees, or texts, in any combination."
     )
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, description="Must be the model's own number of dimensions, if it is given.")
 
 
 class ExportRequest(_Strict):
-    """Records to write as a file: what /v1/locate and /v1/text answered."""
+    """Records of /v1/locate and /v1/text to write as a file."""
 
     format: FormatName
     records: list[dict[str, Any]]
+
+
+def parse_json(data: bytes, kind: type[_Body], max_values: int = 5_000_000) -> _Body:
+    """A body of JSON.
+
+    Args:
+        data: the body.
+        kind: what it has to be.
+        max_values: bound on the number of values in it, and so on the memory that parsing takes.
+
+    Raises:
+        Problem: 413 there are too many values, 422 it is not JSON or does not fit.
+    """
+    if sum(map(data.count, (b",", b"[", b"{"))) > max_values:
+        raise Problem(413, "too_large", f"the body has more than {max_values:,} values")
+    try:
+        return kind.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise invalid_value(error) from error
+
+
+def invalid_value(error: ValidationError) -> Problem:
+    """Which field is wrong and why, without its value."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the body"
+    return Problem(422, "invalid_value", f"{where}: {first['msg']}")
 
 
 class _Candidate(BaseModel):
@@ -153,7 +190,9 @@ class Answers(BaseModel):
 class _Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
-    embedding: list[float] | str = Field(description="Of length 1; float32 in little-endian as base64 if asked for.")
+    embedding: list[float] | str = Field(
+        description="Unit length; float32, little-endian, in base64 if that was asked for."
+    )
 
 
 class _Usage(BaseModel):
@@ -162,7 +201,7 @@ class _Usage(BaseModel):
 
 
 class EmbeddingsAnswer(BaseModel):
-    """Vectors, in the order of the inputs."""
+    """Embeddings, in the order of the inputs."""
 
     object: Literal["list"] = "list"
     data: list[_Embedding]
@@ -170,7 +209,9 @@ class EmbeddingsAnswer(BaseModel):
     usage: _Usage
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """A model that this server has."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -178,10 +219,10 @@ class _Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models that this server has."""
+    """All models of this server."""
 
     object: Literal["list"] = "list"
-    data: list[_Model]
+    data: list[Model]
 
 
 class Country(BaseModel):
@@ -201,7 +242,7 @@ class _Limits(BaseModel):
 
 
 class PageSettings(BaseModel):
-    """What the page has to know."""
+    """Settings for the page."""
 
     models: list[str]
     tile_url: str | None

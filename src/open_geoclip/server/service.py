@@ -1,75 +1,105 @@
-"""Takes requests for models, within bounds of memory, number and time, and gives their answers."""
+"""What the routes ask for: images are prepared, jobs are queued, and records made, within bounds of memory and time."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
-from starlette.requests import Request
-
-from open_geoclip.server.batching import Batcher
-from open_geoclip.server.jobs import Job
-from open_geoclip.server.metrics import Metrics
+from open_geoclip.server.batching import ModelQueue
+from open_geoclip.server.jobs import Job, Message, Options, Pixels, PreparedImage, Upload
+from open_geoclip.server.monitoring import Metrics
 from open_geoclip.server.problems import Problem
-from open_geoclip.server.runners import Runner
+from open_geoclip.server.processes import Worker, WorkerDiedError
 from open_geoclip.server.settings import ServerSettings
 
-__all__ = ["Service"]
+__all__ = ["EmbeddingInput", "MemoryHold", "Service"]
 
-_Result = TypeVar("_Result")
+_T = TypeVar("_T")
+
+EmbeddingInput = Upload | tuple[float, float] | str
+"""An image, a coordinate (lat, lon) in degrees, or a text."""
+
+_QUEUE_FULL = Problem(429, "queue_full", "too many requests are waiting: try again later", {"Retry-After": "2"})
+
+
+class MemoryHold:
+    """Memory that a request takes while it arrives, waits and is worked on."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        """Take more.
+
+        Raises:
+            Problem: 429, there is no room for it.
+        """
+        if size > self._service.free_bytes:
+            raise _QUEUE_FULL
+        self._size += size
+        self._service.free_bytes -= size
+        self._service.metrics.held.inc(size)
+
+    def release(self) -> None:
+        """Give all of it back."""
+        self.take(-self._size)
 
 
 class Service:
-    """Models by name, and who runs them.
+    """Models by name, each with its workers, and utility workers that all models share.
 
     Args:
-        settings: how much is taken.
-        runners: of the models; the first is that of requests that name none.
+        settings: sizes and times.
+        models: the workers of each model; the first model is that of requests that name none.
+        utilities: workers that prepare images and write files.
     """
 
-    def __init__(self, settings: ServerSettings, runners: Mapping[str, Runner]) -> None:
+    def __init__(
+        self, settings: ServerSettings, models: Mapping[str, Sequence[Worker]], utilities: Sequence[Worker]
+    ) -> None:
         self.metrics = Metrics()
+        self.free_bytes = settings.memory_mb * 2**20
         self._settings = settings
-        self._free = settings.memory_mb * 2**20
-        self._batchers = {
-            name: Batcher(
-                name,
-                runner,
-                queue=settings.queue,
-                batch_size=settings.batch_size,
-                wait_s=settings.batch_wait_ms / 1000,
-                patience_s=1.5 * settings.timeout_s,
-                metrics=self.metrics,
-            )
-            for name, runner in runners.items()
-        }
+        self._queues = {name: ModelQueue(name, workers, settings, self.metrics) for name, workers in models.items()}
+        self._utilities = list(utilities)
+        self._idle: asyncio.Queue[Worker] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[Message]] = set()
 
     @property
     def models(self) -> list[str]:
-        """Their names."""
-        return list(self._batchers)
+        """Names of the models."""
+        return list(self._queues)
 
     @property
     def ready(self) -> bool:
-        """Whether all of them can answer now."""
-        return all(batcher.runner.ready for batcher in self._batchers.values())
+        """Whether every model can answer now."""
+        return any(worker.ready for worker in self._utilities) and all(q.ready for q in self._queues.values())
 
     async def start(self) -> None:
-        """Load the models.
+        """Start all workers.
 
         Raises:
-            OpenGeoCLIPError: one cannot be loaded.
+            OpenGeoCLIPError: a model cannot be loaded.
         """
-        for batcher in self._batchers.values():
-            await batcher.start()
+        self._idle = asyncio.Queue()
+        for worker in self._utilities:
+            await worker.start(self.metrics.restarts.labels("utility").inc)
+            self._idle.put_nowait(worker)
+        for queue in self._queues.values():
+            await queue.start()
 
     async def stop(self) -> None:
-        """End the workers."""
-        for batcher in self._batchers.values():
-            await batcher.stop()
+        """End all workers."""
+        for queue in self._queues.values():
+            await queue.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._utilities:
+            await worker.stop()
 
-    def named(self, model: str | None) -> str:
+    def model_name(self, model: str | None) -> str:
         """The name of the model that a request means.
 
         Raises:
@@ -77,71 +107,191 @@ class Service:
         """
         if model is None:
             return self.models[0]
-        if model not in self._batchers:
-            raise Problem(404, "model_not_found", f"there is no such model here: {', '.join(self.models)}")
+        if model not in self._queues:
+            known = ", ".join(self.models)
+            raise Problem(404, "model_not_found", f"the model {model[:200]!r} does not exist here; there is: {known}")
         return model
 
+    def info(self, model: str) -> Mapping[str, Any]:
+        """About a model; see :attr:`open_geoclip.server.engine.Engine.info`."""
+        return self._queues[model].info
+
     @contextmanager
-    def held(self, request: Request, most: int) -> Iterator[None]:
-        """Memory for a request's body, kept until it is answered.
+    def hold_memory(self) -> Iterator[MemoryHold]:
+        """Memory for a request, taken as its body arrives and kept until it is answered.
+
+        Raises:
+            Problem: 429, nothing more may wait.
+        """
+        if all(queue.full for queue in self._queues.values()):
+            raise _QUEUE_FULL
+        hold = MemoryHold(self)
+        try:
+            yield hold
+        finally:
+            hold.release()
+
+    async def locate(
+        self, model: str, uploads: Sequence[Upload], options: Options, *, exif: bool = False, thumbnail: bool = False
+    ) -> list[dict[str, Any]]:
+        """One record per image, in order, or one of all of them together. An image that cannot be read has an error.
 
         Args:
-            request: its Content-Length is what is kept; ``most`` where it says none.
-            most: bytes that a body may have.
+            model: name of the model.
+            uploads: image files.
+            options: how to answer.
+            exif: with the place in the metadata of each.
+            thumbnail: with a thumbnail of each.
 
         Raises:
-            Problem: 413 the body is too large, 429 there is no room for it.
+            Problem: the request cannot be answered.
         """
-        told = request.headers.get("content-length", "")
-        size = int(told) if told.isascii() and told.isdigit() else most
-        if size > most:
-            raise Problem(413, "too_large", f"the request is larger than {most / 2**20:.4g} MiB")
-        if size > self._free or all(batcher.full for batcher in self._batchers.values()):
-            raise Problem(429, "queue_full", "too much is waiting: come again later", {"Retry-After": "2"})
-        self._free -= size
-        self.metrics.held.inc(size)
-        try:
-            yield
-        finally:
-            self._free += size
-            self.metrics.held.dec(size)
+        queue = self._queues[model]
+        slots = self._slots()
 
-    async def answer(self, request: Request, model: str, job: Job) -> list[dict[str, Any]]:
-        """What a model says.
+        async def part(part_of: Sequence[Upload]) -> list[dict[str, Any]]:
+            images = await _gather(self._prepare(model, one, slots, exif=exif, thumbnail=thumbnail) for one in part_of)
+            readable = tuple(image.pixels for image in images if image.pixels is not None)
+            self._count(model, "unreadable", len(images) - len(readable))
+            if options.together:
+                names = ", ".join(upload.name for upload in part_of)
+                unread = [f"{u.name}: {i.error}" for u, i in zip(part_of, images, strict=True) if i.pixels is None]
+                answers = [] if unread else await queue.answer(Job("locate", options, readable))
+                record = {"image": names, "error": unread[0]} if unread else {"image": names} | answers[0]
+                place = next((image.exif for image in images if image.exif is not None), None)
+                return [record | {"image": names} | _extras(place, images[0].thumbnail, exif=exif)]
+            answers = await queue.answer(Job("locate", options, readable)) if readable else []
+            self._count(model, "answered", len(answers))
+            found = iter(answers)
+            return [
+                {"image": upload.name}
+                | ({"error": image.error} if image.pixels is None else next(found) | {"image": upload.name})
+                | _extras(image.exif, image.thumbnail, exif=exif)
+                for upload, image in zip(part_of, images, strict=True)
+            ]
+
+        # In parts, so that requests of others come in between, and images are prepared while others are located.
+        size = len(uploads) if options.together else self._settings.batch_size
+        with queue.reserve(len(uploads)):
+            return [record for records in await _gather(map(part, _split(uploads, size))) for record in records]
+
+    async def locate_text(self, model: str, texts: Sequence[str], options: Options) -> list[dict[str, Any]]:
+        """One record per text, in order.
 
         Raises:
-            Problem: what was asked for cannot be done, takes too long, or nobody waits for it any more.
+            Problem: the request cannot be answered.
         """
-        most = self._settings.batch_size
-        jobs = [job]  # in parts, so that others come in between
-        if job.kind == "locate" and not job.options.together and len(job.pictures) > most:
-            starts = range(0, len(job.pictures), most)
-            jobs = [replace(job, pictures=job.pictures[start : start + most]) for start in starts]
-        elif job.kind == "embed" and len(job.inputs) > most:
-            starts = range(0, len(job.inputs), most)
-            jobs = [replace(job, inputs=job.inputs[start : start + most]) for start in starts]
+        queue = self._queues[model]
+        with queue.reserve(len(texts)):
+            answers = await queue.answer(Job("text", options, texts=tuple(texts)))
+        self._count(model, "answered", len(answers))
+        return answers
+
+    async def embed(self, model: str, inputs: Sequence[EmbeddingInput]) -> list[list[float]]:
+        """One embedding of unit length per input, in order.
+
+        Raises:
+            Problem: the request cannot be answered; one image that cannot be read fails all of it.
+        """
+        queue = self._queues[model]
+        slots = self._slots()
+
+        async def part(part_of: Sequence[EmbeddingInput]) -> list[list[float]]:
+            uploads = [one for one in part_of if isinstance(one, Upload)]
+            pixels: list[Pixels] = []
+            for upload, image in zip(
+                uploads, await _gather(self._prepare(model, one, slots) for one in uploads), strict=True
+            ):
+                if image.pixels is None:
+                    raise Problem(422, "invalid_image", f"{upload.name}: {image.error}")
+                pixels.append(image.pixels)
+            coordinates = [one for one in part_of if isinstance(one, tuple)]
+            texts = [one for one in part_of if isinstance(one, str)]
+            job = Job("embed", images=tuple(pixels), texts=tuple(texts), coordinates=tuple(coordinates))
+            found = await queue.answer(job)
+            kinds = (iter(found[: len(pixels)]), iter(found[len(pixels) : len(found) - len(texts)]))
+            rest = iter(found[len(found) - len(texts) :])
+            return [
+                next(kinds[0] if isinstance(one, Upload) else kinds[1] if isinstance(one, tuple) else rest)
+                for one in part_of
+            ]
+
+        with queue.reserve(len(inputs)):
+            parts = await _gather(map(part, _split(inputs, self._settings.batch_size)))
+        self._count(model, "answered", len(inputs))
+        return [embedding for part_of in parts for embedding in part_of]
+
+    async def export(self, body: bytes) -> tuple[bytes, str, str]:
+        """A file of answers: its bytes, media type and suffix.
+
+        Args:
+            body: JSON of an :class:`~open_geoclip.server.schemas.ExportRequest`, not yet checked.
+
+        Raises:
+            Problem: the request cannot be answered.
+        """
+        content, blobs = await self._run_utility(({"task": "export"}, [body]), self._settings.timeout_s / 2)
+        return blobs[0], content["media_type"], content["suffix"]
+
+    def _slots(self) -> asyncio.Semaphore:
+        """How many utility workers one request may use at a time: one is left to the others."""
+        return asyncio.Semaphore(max(1, len(self._utilities) - 1))
+
+    async def _prepare(self, model: str, upload: Upload, slots: asyncio.Semaphore, **extras: bool) -> PreparedImage:
+        info = self.info(model)
+        options = {name: info[name] for name in ("resize", "resample", "max_pixels")} | extras
+        message: Message = ({"task": "prepare", "name": upload.name, "options": options}, [upload.data])
+        async with slots:
+            try:
+                content, blobs = await self._run_utility(message, self._settings.image_timeout_s)
+            except Problem as problem:
+                if problem.code not in ("too_much_work", "worker_died", "too_large"):
+                    raise
+                return PreparedImage(None, f"cannot be decoded: {problem.message}")
+        size = content.pop("pixels")
+        return PreparedImage(None if size is None else Pixels(size[0], size[1], blobs[0]), **content)
+
+    async def _run_utility(self, message: Message, timeout_s: float) -> Message:
+        worker = await self._idle.get()  # first come, first served
+
+        async def run() -> Message:
+            try:
+                return await worker.run(message, timeout_s)
+            finally:
+                self._idle.put_nowait(worker)
+
+        task = asyncio.create_task(run())  # ends by itself when the client is gone
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                return await _while_connected(request, self._batchers[model].answer(jobs))
+            content, blobs = await asyncio.shield(task)
         except TimeoutError as error:
-            took = f"it was not done within {self._settings.timeout_s:g} s, and is given up"
-            raise Problem(504, "timeout", took) from error
+            raise Problem(422, "too_much_work", f"this took longer than {timeout_s:g} s") from error
+        except WorkerDiedError as error:
+            raise Problem(422, "worker_died", "the process that worked on it crashed or ran out of memory") from error
+        if "problem" in content:
+            raise Problem(*content["problem"])
+        return content, blobs
+
+    def _count(self, model: str, outcome: str, number: int) -> None:
+        self.metrics.inputs.labels(model, outcome).inc(number)
 
 
-async def _while_connected(request: Request, work: Awaitable[_Result]) -> _Result:
-    """Work for a client, dropped when the client is gone."""
+def _extras(place: dict[str, Any] | None, thumbnail: str | None, *, exif: bool) -> dict[str, Any]:
+    return ({"exif": place} if exif else {}) | ({} if thumbnail is None else {"thumbnail": thumbnail})
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
 
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+def _split(inputs: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (inputs[start : start + size] for start in range(0, len(inputs), size))
+
+
+async def _gather(awaitables: Iterable[Awaitable[_T]]) -> list[_T]:
+    """Results in order; at the first failure the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in awaitables]
     try:
-        await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Problem(499, "client_gone", "the client did not wait")
-        return await task
+        return [await task for task in tasks]
     finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,37 +11,41 @@ from open_geoclip.server.guard import is_loopback
 
 __all__ = ["ServerSettings"]
 
-_SHORTEST = 16
+_MIN_TOKEN_LENGTH = 16
 
 _Words = Annotated[tuple[str, ...], NoDecode]
 _Positive = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0)]
 
 
 class ServerSettings(BaseSettings):
-    """How the server listens, whom it answers, and how much it takes.
+    """How the server listens, who may use it, and how much it accepts.
 
     Attributes:
-        host: the address to listen on.
-        port: the port to listen on.
-        tokens: of which a client has to send one; none are needed when there are none.
-        token_file: more of them, one a line.
+        host: address to listen on.
+        port: port to listen on.
+        tokens: a client has to send one of these; none are needed when there are none.
+        token_file: file of further tokens, one per line.
         no_token: allow other addresses than loopback without a token.
-        allowed_hosts: names that a Host header may have, beside those of loopback when bound to it; ``*`` is any.
-        cors_origins: pages of other servers that may ask, such as ``https://example.org``.
+        allowed_hosts: names that a Host header may have, besides those of this machine; ``*`` allows any.
+        cors_origins: origins of other pages that may use the API, such as ``https://example.org``.
         tile_url: URL of raster tiles (imagery or streets) for the page's map, with {z}, {x}, {y} and optionally {s}.
             Default: the page draws its own map.
         tile_attribution: text that the tiles' licence asks for, such as ``© OpenStreetMap contributors``.
-        max_file_mb: the largest picture file, in MiB.
-        max_request_mb: the largest request.
-        max_pixels: larger pictures are refused before they are decoded (JPEGs may have four times as many).
-        max_images: pictures a request.
-        max_texts: texts, or inputs to embed, a request.
-        max_top_k: candidates an answer.
-        queue: pictures and texts that may wait.
-        memory_mb: requests that are being read or wait may take so much together.
-        batch_size: pictures the model sees at once.
-        batch_wait_ms: how long a picture waits for others to be seen with.
-        timeout_s: a request that takes longer is answered with 504, and its work dropped.
+        workers: processes per model, each with a copy of it.
+        max_file_mb: largest image file, in MiB.
+        max_request_mb: largest request, in MiB.
+        max_pixels: larger images are refused before they are decoded (JPEGs may have four times as many).
+        max_images: images per request.
+        max_texts: texts, or inputs to embed, per request.
+        max_top_k: candidates per answer.
+        queue: images and texts that may wait.
+        memory_mb: memory for requests that arrive, wait or are worked on, in MiB.
+        batch_size: images that the model processes at once.
+        batch_wait_ms: how long an image waits for others to fill a batch.
+        timeout_s: a request that takes longer after it has arrived is answered with 504.
+        image_timeout_s: an image whose file takes longer to decode has an error instead of an answer.
+        read_timeout_s: longest pause of a client while it sends the headers or the body of a request.
     """
 
     model_config = SettingsConfigDict(env_prefix="OPEN_GEOCLIP_SERVE_", frozen=True, extra="forbid")
@@ -55,6 +59,7 @@ class ServerSettings(BaseSettings):
     cors_origins: _Words = ()
     tile_url: str | None = None
     tile_attribution: str | None = None
+    workers: _Positive = 1
     max_file_mb: _Positive = 64
     max_request_mb: _Positive = 256
     max_pixels: _Positive = 50_000_000
@@ -65,15 +70,17 @@ class ServerSettings(BaseSettings):
     memory_mb: _Positive = 1024
     batch_size: _Positive = 8
     batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    timeout_s: _Seconds = 60.0
+    image_timeout_s: _Seconds = 15.0
+    read_timeout_s: _Seconds = 15.0
 
     @field_validator("tokens", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
-    def _listed(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         """Several in one variable are separated by spaces or commas."""
         return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
-    def checked_tokens(self) -> list[str]:
+    def all_tokens(self) -> list[str]:
         """All tokens.
 
         Raises:
@@ -84,14 +91,14 @@ class ServerSettings(BaseSettings):
             try:
                 tokens += self.token_file.read_text(encoding="utf-8").split()
             except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"the file of tokens {self.token_file} cannot be read: {error}") from error
+                raise SettingsError(f"the token file {self.token_file} cannot be read: {error}") from error
             if not tokens:
-                raise SettingsError(f"the file of tokens {self.token_file} is empty: one token a line")
-        if any(len(token) < _SHORTEST for token in tokens):
-            raise SettingsError(f"a token has {_SHORTEST} characters or more: openssl rand -hex 32 makes one")
+                raise SettingsError(f"the token file {self.token_file} is empty: write one token per line")
+        if any(len(token) < _MIN_TOKEN_LENGTH for token in tokens):
+            raise SettingsError(f"a token needs {_MIN_TOKEN_LENGTH} characters or more: openssl rand -hex 32 makes one")
         if not tokens and not self.no_token and not is_loopback(self.host):
             raise SettingsError(
                 f"{self.host} can be reached from other machines: give tokens (--token-file, or the variable "
-                "OPEN_GEOCLIP_SERVE_TOKENS), or say --no-token where anybody may ask"
+                "OPEN_GEOCLIP_SERVE_TOKENS), or allow anybody with --no-token"
             )
         return tokens

@@ -1,56 +1,37 @@
-"""The process in which a model runs: jobs come in on stdin, answers go out on stdout.
+"""The child processes of the server: ``python -m open_geoclip.server.worker``.
 
-A picture that brings down a decoder brings down this process and no other. It ends when its stdin does, so it never
-outlives the server.
+Two kinds, so that files from strangers are never opened where a model is: a ``model`` process holds a model and sees
+pixels, texts and areas; a ``utility`` process decodes image files, reads their metadata and writes answers as files,
+within a memory bound. A file that crashes or stalls a decoder costs a small process that starts in half a second.
 """
 
-import json
-import os
-import sys
-from typing import Any, BinaryIO
+import resource
+from typing import Any
 
-from open_geoclip.server.logs import log_as_json
-from open_geoclip.server.wire import HEAD, jobs_from, packed_message, parts_of
+from open_geoclip.server.monitoring import log_as_json
+from open_geoclip.server.processes import Handler, serve_messages
 
 __all__ = ["main"]
 
 
+def _load(settings: dict[str, Any]) -> tuple[Handler, dict[str, Any]]:
+    if settings.pop("role") == "utility":
+        memory = settings["memory_mb"] * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        from open_geoclip.server.utility import handle
+
+        return handle, {}
+    from open_geoclip.server.engine import Engine
+
+    engine = Engine.load(**settings)
+    return engine.handle, engine.info
+
+
 def main() -> None:
-    """Load the model that the first message names, then answer until stdin ends."""
-    # What a library prints must not meet the answers: stdout is kept aside, and is stderr from now on.
-    with os.fdopen(os.dup(1), "wb") as out, os.fdopen(os.dup(0), "rb") as into:
-        os.dup2(2, 1)
-        log_as_json()
-        first = _read(into)
-        if first is None:
-            return
-        from open_geoclip.errors import OpenGeoCLIPError
-        from open_geoclip.server.engine import Engine
-
-        try:
-            engine = Engine.load(**json.loads(first[0]))
-        except OpenGeoCLIPError as error:
-            _write(out, {"error": str(error)})
-            return
-        _write(out, {"ready": True, "pid": os.getpid()})
-        while (message := _read(into)) is not None:
-            _write(out, [outcome.to_dict() for outcome in engine.run_all(jobs_from(*message))])
-
-
-def _read(file: BinaryIO) -> tuple[bytes, bytes] | None:
-    head = file.read(HEAD.size)
-    if len(head) < HEAD.size:
-        return None
-    text, blobs = parts_of(head)
-    return file.read(text), file.read(blobs)
-
-
-def _write(file: BinaryIO, content: Any) -> None:
-    for part in packed_message(content):
-        file.write(part)
-    file.flush()
+    """Answer messages until stdin ends."""
+    log_as_json()
+    serve_messages(_load)
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()

@@ -1,29 +1,41 @@
-"""What the OpenAPI description tells of bodies that routes read themselves, of files, and of errors."""
+"""The OpenAPI description: bodies that routes read themselves, to bound them while they arrive; files; errors."""
 
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
 from open_geoclip.server import schemas
 
-__all__ = ["COMMON", "WORK", "body_of", "errors", "files"]
+__all__ = ["COMMON", "WORK", "body_of", "errors", "files", "openapi"]
+
+_BODIES: list[type[BaseModel]] = [
+    schemas.LocateForm,
+    schemas.TextRequest,
+    schemas.EmbeddingsRequest,
+    schemas.ExportRequest,
+]
 
 COMMON = (400, 401, 403, 405)
-"""What any route may answer."""
+"""Error statuses of any route."""
 
 WORK = (*COMMON, 404, 408, 413, 415, 422, 429, 499, 503, 504)
-"""What a route that asks a model may answer."""
+"""Error statuses of a route that uses a model."""
 
 _ERRORS = {
     400: "The request is damaged, or its Host is not served here.",
     401: "A token is needed.",
-    403: "Pages of other servers may not ask.",
+    403: "Pages of other origins may not use the API.",
     404: "There is no such model.",
     405: "This path has another method; Allow says which.",
     408: "The body took too long to arrive.",
     413: "Too large, or too many.",
     415: "Another content type is needed.",
     422: "A field is wrong; the message says which, and why.",
-    429: "Too much is waiting; come again after Retry-After seconds.",
-    499: "The client went away; nobody reads this, it stands in the log and in /metrics.",
+    429: "Too many requests are waiting; try again after Retry-After seconds.",
+    499: "The client went away; this appears in the log and in /metrics only.",
     503: "The model cannot answer at the moment.",
     504: "It took too long.",
 }
@@ -43,7 +55,7 @@ _RECORD = {
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "LocateForm": {
         "one photo": {"images": ["(the file)"], "top_k": 3},
-        "photos within a country, with the places that they name": {
+        "photos within a country, with the places in their metadata": {
             "images": ["(a file)", "(another)"],
             "within": ["Italy"],
             "exif": True,
@@ -57,10 +69,10 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "TextRequest": {
         "one text": {"texts": ["a hot desert"]},
-        "within limits": {"texts": ["rain forest"], "within": ["-20,-80,10,-40", _TRIANGLE], "not_within": ["Brazil"]},
+        "within an area": {"texts": ["rain forest"], "within": ["-20,-80,10,-40", _TRIANGLE], "not_within": ["Brazil"]},
     },
     "EmbeddingsRequest": {
-        "two places and a text": {"model": "earth", "input": ["48.8584,2.2945", "-33.86,151.2", "a hot desert"]},
+        "two coordinates and a text": {"model": "earth", "input": ["48.8584,2.2945", "-33.86,151.2", "a hot desert"]},
         "as base64": {"model": "earth", "input": "48.8584,2.2945", "encoding_format": "base64"},
     },
     "ExportRequest": {"an answer as a map": {"format": "geojson", "records": [_RECORD]}},
@@ -68,7 +80,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def body_of(name: str, media_type: str = "application/json") -> dict[str, Any]:
-    """A body that its route reads itself, with examples.
+    """The description of a body, with examples.
 
     Args:
         name: of its schema.
@@ -80,7 +92,7 @@ def body_of(name: str, media_type: str = "application/json") -> dict[str, Any]:
 
 
 def files() -> dict[int | str, dict[str, Any]]:
-    """What answers may be written as."""
+    """The description of answers in other formats than JSON."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     kinds = (
         "text/csv; charset=utf-8",
@@ -94,10 +106,22 @@ def files() -> dict[int | str, dict[str, Any]]:
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What is told of answers other than 200; those that say when to come again, and how, with their headers."""
-    told: dict[int | str, dict[str, Any]] = {}
+    """The descriptions of errors, with their headers."""
+    described: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        told[status] = {"model": schemas.ErrorAnswer, "description": _ERRORS[status]}
+        described[status] = {"model": schemas.ErrorAnswer, "description": _ERRORS[status]}
         if status == 429:
-            told[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
-    return told
+            described[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+    return described
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The whole description, made once."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        _, bodies = models_json_schema(
+            [(body, "validation") for body in _BODIES], ref_template="#/components/schemas/{model}"
+        )
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
+        app.openapi_schema = schema
+    return app.openapi_schema

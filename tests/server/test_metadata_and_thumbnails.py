@@ -89,7 +89,7 @@ def test_files_hold_the_place_and_the_picture(serving: Serve, photo: Photo) -> N
 
 
 def test_the_report_shows_the_pictures(serving: Serve, photo: Photo) -> None:
-    from open_geoclip.server.pages import page_folder
+    from open_geoclip.server.app import page_folder
 
     if not (page_folder() / "report.html").is_file():
         pytest.skip("the page is not built: make web")
