@@ -42,25 +42,21 @@ def cache_features(
     views: int = 1,
     workers: int = 2,
     shard: int = SHARD_PHOTOS,
-    ranks: Ranks | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
-    on_fault: Callable[[Fault], None] | None = None,
+    progress: Callable[[int, int | None], None] = lambda *_: None,
 ) -> "CachedFeatures":
     """Return the features of all photos of a source; those that the cache does not have are computed.
 
     The folder within ``folder`` is named by weights, preprocessing, augmentation, views and the source's fingerprint:
-    when one of these changes, features are computed anew.
+    when one of these changes, features are computed anew. With several processes each encodes its share.
 
     Args:
-        source: the photos. With several processes each encodes its share.
+        source: the photos.
         extractor: computes the features.
         folder: where caches are kept: two bytes per number, 1.5 kB per view of CLIP ViT-L/14.
         views: augmented views per photo.
         workers: threads that decode.
         shard: photos per file.
-        ranks: this process among several that share the work and the folder.
         progress: called with how many entries are done, and of how many if that is known.
-        on_fault: called with each entry that cannot be used, also with those found when the cache was made.
 
     Raises:
         DataError: not one photo can be used.
@@ -69,55 +65,40 @@ def cache_features(
     """
     if views > 1 and extractor.augmentation is None:
         raise SettingsError(f"views: {views} views of a photo are all the same without augmentation")
-    ranks = ranks or Ranks.current()
+    ranks = Ranks.current()
     record = [_VERSION, extractor.fingerprint, views, source.fingerprint, ranks.world]
     home = folder / hashlib.sha256(json.dumps(record).encode()).hexdigest()[:20]
     part = home / f"{ranks.rank:04d}"
     part.mkdir(parents=True, exist_ok=True)
     mine = source.shard(ranks.rank, ranks.world)
-    report, tick = on_fault or (lambda _: None), progress or (lambda *_: None)
-    done = _read_shards(part)
-    faults = [fault for one in done for fault in one.faults]
-    if not (done and done[-1].is_last):
-        start = done[-1].end if done else 0
-        unfinished = part / f"{start:010d}.unfinished"
-        buffer = _load_unfinished(unfinished, start)
-        for fault in [*faults, *buffer.faults]:
-            report(fault)
-        faults = []
-        tick(buffer.position, mine.count)
-        saved = time.monotonic()
-        chunk = max(1, extractor.batch_size // views)
+    shards = _read_shards(part)
+    if not (shards and shards[-1].is_last):
+        start = shards[-1].end if shards else 0
+        buffer = _read_unfinished(part, start)
+        progress(buffer.position, mine.count)
+        chunk, saved = max(1, extractor.batch_size // views), time.monotonic()
         try:
             for encoded in extractor.encode(mine, chunk, views=range(views), workers=workers, start=buffer.position):
-                buffer.position = encoded.position
-                buffer.photos += encoded.photos
-                buffer.features += encoded.features
-                buffer.faults += encoded.faults
-                for fault in encoded.faults:
-                    report(fault)
+                buffer.extend(encoded)
                 if len(buffer.photos) >= shard:
-                    _write_shard(part / f"{start:010d}.safetensors", buffer, last=False)
-                    unfinished.unlink(missing_ok=True)
+                    _write_shard(part, start, buffer)
                     start = buffer.position
-                    unfinished, buffer = part / f"{start:010d}.unfinished", EncodedPhotos(start)
+                    buffer = EncodedPhotos(start)
                 elif time.monotonic() - saved > _SAVE_SECONDS:
-                    _write_shard(unfinished, buffer, last=False)
+                    _write_shard(part, start, buffer, unfinished=True)
                     saved = time.monotonic()
-                tick(encoded.position, mine.count)
+                progress(encoded.position, mine.count)
         except KeyboardInterrupt:
-            if buffer.position > start:
-                _write_shard(unfinished, buffer, last=False)
+            _write_shard(part, start, buffer, unfinished=True)
             raise
-        _write_shard(part / f"{start:010d}.safetensors", buffer, last=True)
-        unfinished.unlink(missing_ok=True)
-    for fault in faults:
-        report(fault)
+        _write_shard(part, start, buffer, last=True)
     ranks.synchronize(True, False)  # all have written
     return CachedFeatures.open(home, source.name)
 
 
-def _write_shard(path: Path, encoded: EncodedPhotos, *, last: bool) -> None:
+def _write_shard(
+    part: Path, start: int, encoded: EncodedPhotos, *, last: bool = False, unfinished: bool = False
+) -> None:
     features = torch.cat(encoded.features) if encoded.features else torch.empty(0, 0, 0, dtype=torch.float16)
     coordinates = torch.tensor([(p.lat, p.lon) for p in encoded.photos], dtype=torch.float64).view(-1, 2)
     about = {
@@ -126,11 +107,16 @@ def _write_shard(path: Path, encoded: EncodedPhotos, *, last: bool) -> None:
         "keys": [photo.key for photo in encoded.photos],
         "faults": [[fault.key, fault.kind, fault.reason] for fault in encoded.faults],
     }
-    write_tensors(path, {"features": features, "coordinates": coordinates}, about)
+    path = part / f"{start:010d}"
+    tensors = {"features": features, "coordinates": coordinates}
+    write_tensors(path.with_suffix(".unfinished" if unfinished else ".safetensors"), tensors, about)
+    if not unfinished:
+        path.with_suffix(".unfinished").unlink(missing_ok=True)
 
 
-def _load_unfinished(path: Path, start: int) -> EncodedPhotos:
+def _read_unfinished(part: Path, start: int) -> EncodedPhotos:
     """Read what an interrupted process saved of a shard."""
+    path = part / f"{start:010d}.unfinished"
     if not path.exists():
         return EncodedPhotos(start)
     tensors, about = read_tensors(path)
@@ -148,10 +134,10 @@ class _Shard:
     faults: list[Fault]
 
 
-def _read_shards(folder: Path) -> list[_Shard]:
+def _read_shards(part: Path) -> list[_Shard]:
     """Return the shards that follow one another from the beginning."""
     shards: list[_Shard] = []
-    while (path := folder / f"{shards[-1].end if shards else 0:010d}.safetensors").exists():
+    while (path := part / f"{shards[-1].end if shards else 0:010d}.safetensors").exists():
         with safe_open(path, framework="pt") as file:
             about = {key: json.loads(value) for key, value in file.metadata().items()}
         faults = [Fault(*fault) for fault in about["faults"]]
@@ -169,7 +155,6 @@ class CachedFeatures:
     shows one view, another one in the next epoch, or several at once.
 
     Attributes:
-        name: of the source, for messages.
         features: of each shard, memory-mapped.
         coordinates: (lat, lon) in degrees of all photos, shard by shard.
         fingerprint: of what it was made from.
@@ -178,7 +163,6 @@ class CachedFeatures:
         together: views of a photo that a batch shows at once; they need ``positive_km`` or ``mask_km``.
     """
 
-    name: str
     features: list[Float16[Tensor, "_ views d"]]
     coordinates: Float64[Tensor, "n 2"]
     fingerprint: str
@@ -208,7 +192,7 @@ class CachedFeatures:
         places = torch.cat(coordinates)
         digest = hashlib.sha256(home.name.encode())
         digest.update(places.numpy().tobytes())
-        return CachedFeatures(name, features, places, digest.hexdigest(), paths, faults)
+        return CachedFeatures(features, places, digest.hexdigest(), paths, faults)
 
     def __len__(self) -> int:
         return len(self.coordinates) * self.together
@@ -271,11 +255,9 @@ class CachedFeatures:
 
     def _keys(self, rows: Int64[Tensor, " m"]) -> Sequence[str]:
         """Read the names of photos."""
-        starts, names, known = self._starts, [], dict[int, list[str]]()
+        names: list[str] = []
         for row in rows.tolist():
-            shard = int(torch.bucketize(torch.tensor(row), starts, right=True)) - 1
-            if shard not in known:
-                with safe_open(self.paths[shard], framework="pt") as file:
-                    known[shard] = json.loads(file.metadata()["keys"])
-            names.append(known[shard][row - int(starts[shard])])
+            shard = int(torch.bucketize(row, self._starts, right=True)) - 1
+            with safe_open(self.paths[shard], framework="pt") as file:
+                names.append(json.loads(file.metadata()["keys"])[row - int(self._starts[shard])])
         return names

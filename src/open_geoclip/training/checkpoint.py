@@ -51,8 +51,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     _write(path, safetensors.torch.save(cpu, record or None))
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes | str) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
     except OSError as error:
         raise TrainingError(
@@ -218,32 +219,28 @@ def open_folder(
         "commit": _git_commit(),
         "processes": Ranks.current().world,
     }
-    about = json.loads(json.dumps(about))
-    path = folder / "run.json"
-    if (folder / CHECKPOINT).exists() and path.exists():
+    if (folder / CHECKPOINT).exists():
         if not resume:
             raise SettingsError(f"{folder} holds a run: resume it (--resume, resume=True) or choose another folder")
-        check_record(json.loads(path.read_text(encoding="utf-8")), about, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{folder} cannot be made: {error.strerror or error}") from error
-    _write(path, (json.dumps(about, indent=2) + "\n").encode())
+        check_record(folder, about)
+    _write(folder / "run.json", json.dumps(about, indent=2) + "\n")
 
 
-def check_record(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Compare two records of a run, as far as both have them.
+def check_record(folder: Path, now: Mapping[str, Any]) -> None:
+    """Compare settings with those of the run in a folder, as far as both have them.
 
     Raises:
         SettingsError: they differ in something that cannot change.
     """
+    path, now = folder / "run.json", json.loads(json.dumps(now))
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for part in ("settings", "model"):
         old, new = before.get(part, {}), now.get(part, {})
-        changed = [k for k, v in new.items() if k in old and old[k] != v and (part, k) not in _MAY_CHANGE]
+        changed = [k for k in new.keys() & old.keys() if old[k] != new[k] and (part, k) not in _MAY_CHANGE]
         if changed:
-            listed = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in changed)
+            listed = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in sorted(changed))
             raise SettingsError(f"{folder} holds a run with another {part} ({listed}): choose another folder")
-    if "data" in now and before["data"]["fingerprint"] != now["data"]["fingerprint"]:
+    if "data" in now and before.get("data", now["data"])["fingerprint"] != now["data"]["fingerprint"]:
         raise SettingsError(f"{folder} holds a run on other data: choose another folder")
 
 
@@ -266,7 +263,7 @@ def append_metrics(folder: Path, figures: Figures) -> None:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < figures["epoch"]]
-    _write(path, "".join([*kept, json.dumps(figures) + "\n"]).encode())
+    _write(path, "".join([*kept, json.dumps(figures) + "\n"]))
 
 
 def read_metrics(folder: Path) -> list[Figures]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.decoding import mapped
-from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.data.photos import Fault, FaultLog, Photo, PhotoSource
 from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
 from open_geoclip.model.backbones.runtime import DType, prepare_backbone
@@ -38,6 +38,13 @@ class EncodedPhotos:
     photos: list[Photo] = field(default_factory=list)
     features: list[Float16[Tensor, "_ views d"]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+
+    def extend(self, following: "EncodedPhotos") -> None:
+        """Append the entries that follow."""
+        self.position = following.position
+        self.photos += following.photos
+        self.features += following.features
+        self.faults += following.faults
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ class PixelData:
         source: the photos.
         extractor: computes their features, with the augmentation.
         workers: threads that decode.
-        on_fault: called with each entry that cannot be used.
+        on_fault: called with each entry that cannot be used; the log tells the first ones when not given.
 
     Raises:
         DataError: there is no photo.
@@ -172,7 +179,7 @@ class PixelData:
         if not count:
             raise DataError(f"{source.name}: there is no photo to train on")
         self.source, self.extractor, self.workers, self._count = source, extractor, workers, count
-        self._report = on_fault or (lambda _: None)
+        self._report = on_fault or FaultLog(source.name)
 
     @cached_property
     def fingerprint(self) -> str:

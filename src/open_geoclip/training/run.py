@@ -4,8 +4,9 @@ import copy
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,9 +65,7 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
     callbacks, ranks, folder = callbacks or Callbacks(), Ranks.current(), Path(settings.output)
     device = resolve_device(settings.model.device)
     cache = Path(settings.data.cache) if settings.data.cache else folder / "features"
-    _check_folder(folder, settings, resume=resume)
-    for one in (folder, cache):
-        _check_writable(one)
+    _check_folders(folder, cache, settings, resume=resume)
     gallery = _fixed_gallery(settings.model.gallery)
     torch.manual_seed(settings.train.seed)
     source, validation = _open_photos(settings.data, settings.train.seed)
@@ -75,15 +74,25 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
     model, extractor = _build(settings, device)
     trainable_parameters(model, settings.train.freeze)
 
-    faults = _Faults(settings.data, callbacks.log)
-    training = _training_data(settings.data, source, extractor, cache, callbacks, faults)
+    def encode(photos: PhotoSource, what: str, by: FeatureExtractor) -> CachedFeatures:
+        views = 1 if by.augmentation is None else settings.data.views
+        progress = partial(callbacks.encoding, what)
+        cached = cache_features(photos, by, cache, views=views, workers=settings.data.workers, progress=progress)
+        _report_skipped(cached.faults, len(cached.coordinates), settings.data, callbacks.log)
+        return cached
+
+    training: CachedFeatures | PixelData
+    if settings.data.pixels:
+        training = PixelData(source, extractor, workers=settings.data.workers)
+        sample = torch.cat(next(extractor.encode(source, 512, workers=settings.data.workers)).features)[:, 0]
+    else:
+        training = replace(encode(source, "training photos", extractor), together=settings.data.together)
+        sample = training.first_view(4096).features
     held_out = None
     if validation is not None:
-        plain = replace(extractor, augmentation=None)
-        held_out = _encode(settings.data, validation, plain, cache, "validation photos", callbacks, faults).first_view()
-    faults.summarize(len(training))
+        held_out = encode(validation, "validation photos", replace(extractor, augmentation=None)).first_view()
     if not settings.model.start:
-        model.image_encoder.standardize_features(_sample(training, extractor, settings.data.workers))
+        model.image_encoder.standardize_features(sample)
     model.to(device)
     if gallery is None:
         decimals = int(settings.model.gallery.partition(":")[2] or 2)
@@ -96,7 +105,8 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
         model, training, settings.train, folder, evaluate=evaluate, callbacks=callbacks, resume=resume,
         record=_record(settings),
     )  # fmt: skip
-    callbacks.log(f"the model is that of epoch {kept['epoch']:.0f} of {settings.train.epochs}: {_describe(kept)}")
+    figures = ", ".join(f"{name} {value:,.4g}" for name, value in kept.items() if name not in ("epoch", "seconds"))
+    callbacks.log(f"the model is that of epoch {kept['epoch']:.0f} of {settings.train.epochs}: {figures}")
     if ranks.is_main:
         backbone = _portable(extractor.name, folder / "model")
         model.image_encoder.settings = replace(model.image_encoder.settings, backbone=backbone)
@@ -112,26 +122,22 @@ def _record(settings: RunSettings) -> dict[str, Any]:
     return {"start": settings.model.start, "add_levels": settings.model.add_levels}
 
 
-def _check_folder(folder: Path, settings: RunSettings, *, resume: bool) -> None:
-    if not (folder / CHECKPOINT).exists():
-        return
-    if not resume:
-        raise SettingsError(f"{folder} holds a run already: --resume continues it; or choose another output")
-    if (folder / "run.json").exists():
+def _check_folders(folder: Path, cache: Path, settings: RunSettings, *, resume: bool) -> None:
+    """Check that the output can be written, and that a run in it is to be resumed and the same."""
+    if (folder / CHECKPOINT).exists():
+        if not resume:
+            raise SettingsError(f"{folder} holds a run already: --resume continues it; or choose another output")
         now: dict[str, Any] = {"settings": asdict(settings.train), "model": _record(settings)}
         if settings.model.location is not None:
             now["model"]["location_encoder"] = asdict(settings.model.location)
-        before = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        check_record(before, json.loads(json.dumps(now)), folder)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".part-"):
-            pass
-    except OSError as error:
-        raise TrainingError(f"{folder} cannot be written: {error.strerror or error}: choose another output") from error
+        check_record(folder, now)
+    for one in (folder, cache):
+        try:
+            one.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=one, prefix=".part-"):
+                pass
+        except OSError as error:
+            raise TrainingError(f"{one} cannot be written: {error.strerror or error}: choose another output") from error
 
 
 def _fixed_gallery(name: str) -> Float64[Tensor, "m 2"] | None:
@@ -155,38 +161,19 @@ def _fixed_gallery(name: str) -> Float64[Tensor, "m 2"] | None:
 # --- photos and features --------------------------------------------------------------------------
 
 
-class _Faults:
-    """Counts entries that cannot be used; logs the first ones."""
-
-    def __init__(self, settings: DataSettings, log: Callable[[str], None]) -> None:
-        self.settings, self.log = settings, log
-        self.counts: Counter[str] = Counter()
-        self.swapped = 0
-
-    def __call__(self, fault: Fault) -> None:
-        self.counts[fault.kind] += 1
-        self.swapped += looks_swapped(fault)
-        if self.counts.total() <= _SHOWN_FAULTS:
-            self.log(f"skipped: {fault}")
-
-    def summarize(self, used: int) -> None:
-        check_swapped(self.swapped, used + self.counts.total(), self.settings)
-        if self.counts:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
-            self.log(f"{self.counts.total():,} entries were skipped ({kinds}); {used:,} photos are trained on")
+def _report_skipped(faults: list[Fault], used: int, settings: DataSettings, log: Callable[[str], None]) -> None:
+    """Log how many entries were skipped, and the first of them."""
+    for fault in faults[:_SHOWN_FAULTS]:
+        log(f"skipped: {fault}")
+    _check_swapped(faults, used + len(faults), settings)
+    if faults:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(fault.kind for fault in faults).items())
+        log(f"{len(faults):,} entries were skipped ({kinds}), {used:,} photos are used")
 
 
-def looks_swapped(fault: Fault) -> bool:
-    """Whether an entry was skipped because its latitude seems to be a longitude."""
-    return fault.kind == "out of range" and "exchanged" in fault.reason
-
-
-def check_swapped(swapped: int, total: int, settings: DataSettings) -> None:
-    """Stop where many entries seem to have latitude and longitude swapped: the others may be, too.
-
-    Raises:
-        DataError: they are more than ``max_swapped``.
-    """
+def _check_swapped(faults: Iterable[Fault], total: int, settings: DataSettings) -> None:
+    """Stop where many latitudes look like longitudes: the entries that are in range may be swapped, too."""
+    swapped = sum(fault.kind == "out of range" and "exchanged" in fault.reason for fault in faults)
     if swapped > settings.max_swapped * total:
         raise DataError(
             f"{settings.train}: latitude and longitude look swapped: {swapped:,} of {total:,} entries have a latitude "
@@ -211,7 +198,7 @@ def _open_photos(settings: DataSettings, seed: int) -> tuple[PhotoSource, PhotoS
     photos = [entry for entry in entries if isinstance(entry, Photo)]
     if not photos:
         return source, None  # the cache says what is wrong with each
-    check_swapped(sum(isinstance(e, Fault) and looks_swapped(e) for e in entries), len(entries), settings)
+    _check_swapped([entry for entry in entries if isinstance(entry, Fault)], len(entries), settings)
     places = np.array([(photo.lat, photo.lon) for photo in photos], dtype=np.float64)
     shares = {"training": 1 - settings.validation, "validation": settings.validation}
     sides = split(
@@ -219,47 +206,6 @@ def _open_photos(settings: DataSettings, seed: int) -> tuple[PhotoSource, PhotoS
     )
     unusable = np.setdiff1d(np.arange(len(entries)), rows)  # stay with the training photos, to be named
     return source.select(np.sort(np.concatenate([rows[sides == 0], unusable]))), source.select(rows[sides == 1])
-
-
-def _encode(
-    settings: DataSettings,
-    source: PhotoSource,
-    extractor: FeatureExtractor,
-    cache: Path,
-    what: str,
-    callbacks: Callbacks,
-    on_fault: Callable[[Fault], None],
-) -> CachedFeatures:
-    return cache_features(
-        source,
-        extractor,
-        cache,
-        views=1 if extractor.augmentation is None else settings.views,
-        workers=settings.workers,
-        progress=lambda done, total: callbacks.encoding(what, done, total),
-        on_fault=on_fault,
-    )
-
-
-def _training_data(
-    settings: DataSettings,
-    source: PhotoSource,
-    extractor: FeatureExtractor,
-    cache: Path,
-    callbacks: Callbacks,
-    on_fault: Callable[[Fault], None],
-) -> CachedFeatures | PixelData:
-    if settings.pixels:
-        return PixelData(source, extractor, workers=settings.workers, on_fault=on_fault)
-    cached = _encode(settings, source, extractor, cache, "training photos", callbacks, on_fault)
-    return replace(cached, together=settings.together)
-
-
-def _sample(data: CachedFeatures | PixelData, extractor: FeatureExtractor, workers: int) -> Tensor:
-    """Return features of some hundred or thousand photos."""
-    if isinstance(data, CachedFeatures):
-        return data.first_view(4096).features
-    return torch.cat(next(extractor.encode(data.source, 512, workers=workers)).features)[:, 0]
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -393,7 +339,3 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, str) and "/" in value and not value.startswith("hub:"):
         return value.rsplit("/", 1)[1] or value.rstrip("/").rsplit("/", 1)[-1]
     return value
-
-
-def _describe(figures: Figures) -> str:
-    return ", ".join(f"{name} {value:,.4g}" for name, value in figures.items() if name not in ("epoch", "seconds"))
