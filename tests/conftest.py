@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -38,6 +39,26 @@ _RELEASED = "released_geoclip_model"
 def _fixed_seeds() -> None:
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _converted_backbones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let all tests share the networks that were converted for OpenVINO; shapes are not checked while one is traced."""
+    from open_geoclip.model.backbones import runtime
+
+    folder, convert = tmp_path_factory.mktemp("converted"), runtime._convert
+
+    def unchecked(model: torch.nn.Module) -> Any:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return convert(model)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "cache_dir", lambda: folder)
+        patch.setattr(runtime, "_convert", unchecked)
+        yield
 
 
 @pytest.fixture

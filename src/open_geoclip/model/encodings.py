@@ -84,7 +84,9 @@ class FourierFeatures(Encoding):
         super().__init__(settings, level)
         dimensions, self.projection = PROJECTIONS[settings.projection]
         self.size = 2 * settings.features
-        self.register_buffer("b", torch.randn(settings.features, dimensions) * settings.sigmas[level])
+        self.register_buffer("b", torch.empty(settings.features, dimensions))
+        if not self.b.is_meta:  # there torch would import its compiler, for a second, to draw nothing
+            self.b.normal_(std=settings.sigmas[level])
 
     @staticmethod
     def levels(settings: "LocationSettings") -> int:

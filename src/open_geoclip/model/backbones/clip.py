@@ -115,10 +115,10 @@ class ClipBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n t d"], queries: int) -> Float[Tensor, "n q d"]:
         """Return the first ``queries`` tokens; they attend to all."""
-        n, t, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        _, t, d = x.shape  # -1 for the batch: a converter would take its size for a constant
+        q, k, v = self.qkv(self.norm1(x)).view(-1, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q[:, :, :queries], k, v, is_causal=self.causal)
-        x = x[:, :queries] + self.out(attended.transpose(1, 2).reshape(n, -1, d))
+        x = x[:, :queries] + self.out(attended.transpose(1, 2).reshape(-1, queries, d))
         y = self.fc1(self.norm2(x))
         y = y.mul_(torch.sigmoid(1.702 * y)) if self.quick else F.gelu(y)
         return x + self.fc2(y)
@@ -132,12 +132,13 @@ class ClipVision(nn.Module):
 
     Attributes:
         dim: length of the feature.
+        image_size: side of the square images that it takes, in pixels.
     """
 
     def __init__(self, settings: ClipVisionSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.dim = settings.projection_dim
+        self.dim, self.image_size = settings.projection_dim, settings.image_size
         d, patch = settings.hidden_size, settings.patch_size
         self.patches = nn.Conv2d(3, d, patch, patch, bias=False)
         self.class_token = nn.Parameter(torch.empty(d))
@@ -150,7 +151,8 @@ class ClipVision(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return features of preprocessed images of the size the weights were trained for."""
         patches = self.patches(pixels.to(self.class_token.dtype)).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1) + self.positions
+        class_token = self.class_token + torch.zeros_like(patches[:, :1])
+        x = torch.cat([class_token, patches], dim=1) + self.positions
         x = self.norm_in(x)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):

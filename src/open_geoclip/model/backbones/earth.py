@@ -82,9 +82,11 @@ class EfficientNetLite0(nn.Module):
 
     Attributes:
         dim: length of the feature.
+        image_size: side of the square images that it takes, in pixels.
     """
 
     dim = 9 * (112 + 320)
+    image_size = 224
 
     def __init__(self) -> None:
         super().__init__()
