@@ -22,7 +22,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
 from open_geoclip.weights.folders import folder, status
-from open_geoclip.weights.hub import Listener
+from open_geoclip.weights.hub import DownloadProgress
 from open_geoclip.weights.load import load_release
 from open_geoclip.weights.pull import pull
 from open_geoclip.weights.registry import CLIP_BACKBONE, GALLERY_FILE, LOCATION_FILE, RECORDS
@@ -204,17 +204,17 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 # --- helpers --------------------------------------------------------------------------------------
 
 
-class Heard(Listener):
+class Heard(DownloadProgress):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
         self.last: dict[str, tuple[int, int]] = {}
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.said.append(text)
 
-    def progress(self, file: str, done: int, total: int) -> None:
+    def update(self, file: str, done: int, total: int) -> None:
         self.last[file] = (done, total)
 
 
@@ -301,7 +301,7 @@ def test_the_tools_of_hugging_face_find_it_as_well(hub: Hub, tmp_path: Path) -> 
 
 def test_pulling_again_asks_for_no_file(hub: Hub) -> None:
     heard = Heard()
-    first = pull(NAME, listener=heard)
+    first = pull(NAME, progress=heard)
     size = len(hub.repositories["org/clip"]["model.safetensors"])
     assert heard.last["model.safetensors"] == (size, size)
     hub.log.clear()
@@ -367,14 +367,14 @@ def test_two_at_once_download_once(hub: Hub) -> None:
     hub.cuts, hub.hold = [1_000_000], (held := threading.Event())
 
     class Waits(Heard):
-        def say(self, text: str) -> None:
-            super().say(text)
+        def message(self, text: str) -> None:
+            super().message(text)
             held.set()
 
     paths: list[Path] = []
     heard = Waits()
     first = threading.Thread(target=lambda: paths.extend(pull(NAME)))
-    second = threading.Thread(target=lambda: paths.extend(pull(NAME, listener=heard)))
+    second = threading.Thread(target=lambda: paths.extend(pull(NAME, progress=heard)))
     first.start()
     while not hub.weights():
         first.join(0.01)
@@ -439,7 +439,7 @@ def test_weights_in_parts(hub: Hub) -> None:
 
 def test_a_branch_is_found_again_and_its_commit_is_told(hub: Hub) -> None:
     heard = Heard()
-    [path] = pull("hub:org/clip", listener=heard)
+    [path] = pull("hub:org/clip", progress=heard)
     assert path.name == SHA
     assert heard.said == [f"hub:org/clip is commit {SHA} today; hold to it with {NAME}"]
     with no_network():
@@ -496,7 +496,7 @@ def test_offline_what_is_held_to_a_commit_stays_usable(hub: Hub, monkeypatch: py
     assert first == branch
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     heard = Heard()
-    assert pull(NAME, listener=heard) == first
+    assert pull(NAME, progress=heard) == first
     assert "HF_HUB_OFFLINE is set" in heard.said[0]
     assert "the weights are here" in heard.said[0]
     with pytest.raises(MissingWeightsError, match="HF_HUB_OFFLINE is set"):
@@ -584,7 +584,7 @@ def test_the_wheel_is_got_by_pip_and_only_weights_and_gallery_are_kept(
     heard = Heard()
     # The hub on loopback has no CLIP ViT-L/14, so this goes as far as the heads.
     with pytest.raises(ModelNameError, match=r"openai/clip-vit-large-patch14@.*: there is no such"):
-        pull("geoclip", listener=heard)
+        pull("geoclip", progress=heard)
     assert "getting geoclip==1.3.0" in heard.said[0]
     ours = tmp_path / "ours" / "geoclip-1.3.0"
     assert {file.name for file in ours.iterdir()} == set(RECORDS["geoclip"].sha256)
@@ -637,7 +637,7 @@ def test_a_clip_that_was_carried_over(hub: Hub, tmp_path: Path, inner: str) -> N
     write_files(tmp_path / "usb" / inner, small_clip())
     heard = Heard()
     with no_network():
-        [path] = pull(NAME, source=tmp_path / "usb", listener=heard)
+        [path] = pull(NAME, source=tmp_path / "usb", progress=heard)
         assert path == tmp_path / "ours" / "hub" / "org--clip" / SHA
         assert folder(NAME) == path
         assert pull(NAME) == [path], "what was carried over needs no network"
@@ -664,7 +664,7 @@ def test_of_several_the_one_whose_path_tells_is_taken(hub: Hub, tmp_path: Path) 
         ({"config.json": b'{"model_type": "bert"}'}, "neither a CLIP nor a GeoCLIP"),
         ({"model.safetensors": small_clip()["model.safetensors"][:-1]}, r"model\.safetensors: is damaged"),
         ({"model.safetensors": b""}, r"model\.safetensors: is damaged"),
-        ({"model.safetensors": safetensors_bytes({"text_model.x": np.zeros(1)})}, "without the tower that sees"),
+        ({"model.safetensors": safetensors_bytes({"text_model.x": np.zeros(1)})}, "without its vision half"),
     ],
 )
 def test_a_carried_folder_that_is_no_clip(hub: Hub, tmp_path: Path, change: Files, said: str) -> None:

@@ -9,14 +9,14 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from open_geoclip.weights.hub import Listener
-from open_geoclip.weights.pull import pull as bring
+from open_geoclip.weights.hub import DownloadProgress
+from open_geoclip.weights.pull import pull as pull_weights
 
 __all__ = ["pull"]
 
 
 def pull(name: str, *, from_: Annotated[Path | None, Parameter(name="--from")] = None) -> None:
-    """Bring a model, and the backbone that it needs, to this machine.
+    """Download a model, and the backbone that it needs.
 
     Prints the folders. A download that was interrupted goes on where it was: run the same command again.
     The hub is HF_ENDPOINT, its cache HF_HOME, as for all tools of Hugging Face; our own cache is
@@ -27,13 +27,13 @@ def pull(name: str, *, from_: Annotated[Path | None, Parameter(name="--from")] =
         from_: A folder carried over from another machine, to take the files from instead of the network:
             a CLIP folder (config.json and model.safetensors), the wheel of geoclip, or both.
     """
-    with _Shown() as listener:
-        folders = bring(name, source=from_, listener=listener)
+    with _ConsoleProgress() as progress:
+        folders = pull_weights(name, source=from_, progress=progress)
     for folder in folders:
         print(folder)
 
 
-class _Shown(Listener):
+class _ConsoleProgress(DownloadProgress):
     """Shows sentences and, on a terminal, a bar a file. All of it on stderr."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _Shown(Listener):
         self._bar: Progress | None = None
         self._file = ""
 
-    def __enter__(self) -> "_Shown":
+    def __enter__(self) -> "_ConsoleProgress":
         return self
 
     def __exit__(
@@ -49,13 +49,13 @@ class _Shown(Listener):
     ) -> None:
         self._end()
         if kind is KeyboardInterrupt:
-            self.say("interrupted; what has arrived is kept: run the same command again to go on")
+            self.message("interrupted; what has arrived is kept: run the same command again to go on")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self._end()
         print(text, file=sys.stderr)
 
-    def progress(self, file: str, done: int, total: int) -> None:
+    def update(self, file: str, done: int, total: int) -> None:
         if file != self._file:
             self._end()
             self._file = file

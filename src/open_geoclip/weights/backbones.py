@@ -169,7 +169,7 @@ def _clip_tokenizer(path: Path) -> Any:
 def _load_lite0() -> earth.EfficientNetLite0:
     path = _distribution_file(_LITE0, ".pth", "The embedded model 'earth'", "earth")
     content = path.read_bytes()
-    check_sha256(content, _LITE0_SHA256, str(path), mend=f"reinstall {_LITE0}==0.1.0")
+    check_sha256(content, _LITE0_SHA256, str(path), fix=f"reinstall {_LITE0}==0.1.0")
     with torch.device("meta"):
         model = earth.EfficientNetLite0()
     model.load_published(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
@@ -183,7 +183,7 @@ def _load_minilm() -> minilm.MiniLM:
     except ImportError as error:
         raise MissingExtraError("Locating a text", "text") from error
     path = _distribution_file(_MINILM, "model.safetensors", what, "text")
-    check_sha256(path, _MINILM_SHA256, str(path), mend=f"reinstall {_MINILM}==0.1.0")
+    check_sha256(path, _MINILM_SHA256, str(path), fix=f"reinstall {_MINILM}==0.1.0")
     tokenizer = tokenizers.Tokenizer.from_file(str(path.parent / "tokenizer.json"))
     tokenizer.no_truncation()  # the file asks for it, and a text cut short is another text
     tokenizer.no_padding()

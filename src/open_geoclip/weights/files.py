@@ -10,9 +10,9 @@ from open_geoclip.errors import WeightsError
 from open_geoclip.files import sha256
 
 __all__ = [
-    "check_plain",
+    "check_file_name",
     "check_sha256",
-    "companions",
+    "companion_files",
     "has_weights",
     "read_json",
     "shards",
@@ -23,7 +23,7 @@ __all__ = [
 PREPARATION = re.compile(
     r"preprocessor_config\.json|vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json"
 )
-"""How a model wants its pictures and words."""
+"""How a model wants its images and words."""
 
 
 def has_weights(path: Path) -> bool:
@@ -55,11 +55,11 @@ def shards(index: dict[str, Any], what: str) -> list[str]:
         raise WeightsError(f"{what}: is no index of weights")
     files = sorted({str(part) for part in parts.values()})
     for file in files:
-        check_plain(file, ".safetensors", what)
+        check_file_name(file, ".safetensors", what)
     return files
 
 
-def check_plain(file: object, ending: str, what: str) -> str:
+def check_file_name(file: object, ending: str, what: str) -> str:
     """Return a file name that a configuration gives, if it stays in its folder.
 
     Raises:
@@ -70,8 +70,8 @@ def check_plain(file: object, ending: str, what: str) -> str:
     return file
 
 
-def companions(names: Iterable[str], config: dict[str, Any]) -> list[str]:
-    """The files that belong beside configuration and weights: preparation of pictures and words, gallery.
+def companion_files(names: Iterable[str], config: dict[str, Any]) -> list[str]:
+    """The files that belong beside configuration and weights: preparation of images and words, gallery.
 
     Args:
         names: The files that there are.
@@ -80,7 +80,7 @@ def companions(names: Iterable[str], config: dict[str, Any]) -> list[str]:
     galleries = [config[key] for key in ("gallery", "gallery_file") if isinstance(config.get(key), str)]
     return [
         *filter(PREPARATION.fullmatch, sorted(names)),
-        *(check_plain(file, ".csv", "config.json") for file in galleries),
+        *(check_file_name(file, ".csv", "config.json") for file in galleries),
     ]
 
 
@@ -99,17 +99,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_sha256(content: Path | bytes, expected: str, what: str, *, mend: str) -> None:
+def check_sha256(content: Path | bytes, expected: str, what: str, *, fix: str) -> None:
     """Check that a file is the one that is meant.
 
     Args:
         content: The file, or what was read from it.
         expected: sha256 in hex.
         what: The file, for the message.
-        mend: What to do about it, for the message.
+        fix: What to do about it, for the message.
 
     Raises:
         WeightsError: It is another one.
     """
     if (found := sha256(content)) != expected:
-        raise WeightsError(f"{what}: is another file than expected (sha256 {found}, expected {expected}); {mend}")
+        raise WeightsError(f"{what}: is another file than expected (sha256 {found}, expected {expected}); {fix}")

@@ -28,11 +28,11 @@ __all__ = [
     "HUB_TYPES",
     "Status",
     "backbone_of",
-    "carried_folder",
     "find_wheel_files",
     "folder",
     "hub_backbone",
     "hub_cache_folder",
+    "offline_folder",
     "released_folder",
     "status",
     "with_card",
@@ -100,7 +100,7 @@ def _geoclip_folder() -> Path:
 
 
 def _hub_folder(name: Name) -> Path:
-    for path in (carried_folder(name), _shared_folder(name)):
+    for path in (offline_folder(name), _shared_folder(name)):
         if path is not None and has_weights(path):
             return path
     raise MissingWeightsError(f"{name} is not on this machine; run: geoclip pull {name}")
@@ -120,7 +120,7 @@ def _installed_folder() -> Path | None:
     return Path(str(found.locate_file("geoclip/model")))
 
 
-def carried_folder(name: Name) -> Path:
+def offline_folder(name: Name) -> Path:
     """Where `geoclip pull --from` puts a ``hub:`` name in our own cache."""
     revision = (name.revision or "main").replace("/", "--")
     return cache_dir() / "hub" / name.value.replace("/", "--") / revision
@@ -227,16 +227,16 @@ def _earth_status(record: Record, path: Path | None) -> Status:
 def with_card(record: Record, card: dict[str, Any]) -> Record:
     """A record in which what the card of the weights says has replaced what was known before."""
 
-    def told(key: str, known: str) -> str:
+    def stated(key: str, known: str) -> str:
         return value if isinstance(value := card.get(key), str) else known
 
     accuracy = card.get("accuracy")
     return replace(
         record,
-        title=told("title", record.title),
-        source=told("source", record.source),
-        licence=told("licence", record.licence),
-        trained_on=told("trained_on", record.trained_on),
+        title=stated("title", record.title),
+        source=stated("source", record.source),
+        licence=stated("licence", record.licence),
+        trained_on=stated("trained_on", record.trained_on),
         accuracy=accuracy if isinstance(accuracy, str | dict) else record.accuracy,
     )
 

@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 from open_geoclip._version import __version__
 from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
 from open_geoclip.files import atomic_write, sha256
-from open_geoclip.weights.files import companions, read_json, shards
+from open_geoclip.weights.files import companion_files, read_json, shards
 from open_geoclip.weights.folders import hub_cache_folder
 from open_geoclip.weights.names import Name
 
-__all__ = ["HubFile", "Listener", "download", "fetch_repository", "list_files"]
+__all__ = ["DownloadProgress", "HubFile", "download", "fetch_repository", "list_files"]
 
 
 AGAIN = "run the same command again"
@@ -36,14 +36,14 @@ PLAIN = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 """A file at the top of a repository. What the network names becomes a path, so these and no others."""
 
 
-class Listener:
-    """Is told how a download goes. This one keeps it to itself; the command line's shows it."""
+class DownloadProgress:
+    """Receives messages and progress of a download. This one ignores them; that of the command line shows them."""
 
-    def say(self, text: str) -> None:
-        """Hear a sentence for the user."""
+    def message(self, text: str) -> None:
+        """Receive a sentence for the user."""
 
-    def progress(self, file: str, done: int, total: int) -> None:
-        """Hear that so many bytes of a file are there; when it is whole, done == total."""
+    def update(self, file: str, done: int, total: int) -> None:
+        """Receive how many bytes of a file are there, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class HubFile:
     etag: str
 
 
-def fetch_repository(name: Name, expected: Mapping[str, str], listener: Listener) -> Path:
-    """Bring the weights of a repository, and what belongs to them, into the shared cache.
+def fetch_repository(name: Name, expected: Mapping[str, str], progress: DownloadProgress) -> Path:
+    """Download the weights of a repository, and what belongs to them, into the shared cache.
 
-    Brought are ``config.json``, the preparation of pictures and words, the gallery that the configuration
-    names, and the weights as safetensors. Never the same weights a second time in another format.
+    Downloaded are ``config.json``, the files of preprocessing and tokenizer, the gallery that the configuration names,
+    and the weights as safetensors; never the same weights a second time in another format.
 
     Args:
         name: A ``hub:`` name.
         expected: File name to sha256, for files whose hash is on record.
-        listener: Is told how it goes.
+        progress: receives messages and progress.
 
     Returns:
         The folder of this commit in the cache.
@@ -89,16 +89,16 @@ def fetch_repository(name: Name, expected: Mapping[str, str], listener: Listener
             )
     snapshot = hub_cache_folder(name.value) / "snapshots" / commit
 
-    def bring(file: str) -> Path:
+    def fetch(file: str) -> Path:
         if file not in files:
             raise WeightsError(f"{name}: has no {file}, so it is no model that can be used here")
-        return _bring(name, commit, files[file], snapshot, listener)
+        return _fetch_file(name, commit, files[file], snapshot, progress)
 
-    config = read_json(bring("config.json"))
+    config = read_json(fetch("config.json"))
     if "model.safetensors" in files:
         weights = ["model.safetensors"]
     elif "model.safetensors.index.json" in files:
-        index = bring("model.safetensors.index.json")
+        index = fetch("model.safetensors.index.json")
         weights = shards(read_json(index), f"{name}: {index.name}")
     else:
         raise WeightsError(
@@ -106,8 +106,8 @@ def fetch_repository(name: Name, expected: Mapping[str, str], listener: Listener
             "convert it, or look for a revision that has them"
         )
     # The weights come last: a folder that has them has all.
-    for file in (*companions(files, config), *weights):
-        bring(file)
+    for file in (*companion_files(files, config), *weights):
+        fetch(file)
     if name.revision != commit:
         _write(hub_cache_folder(name.value) / "refs" / (name.revision or "main"), commit)
     return snapshot
@@ -128,7 +128,7 @@ def list_files(name: Name) -> tuple[str, dict[str, HubFile]]:
     revision = quote(name.revision or "main", safe="")
     # "blobs" asks for the sizes and hashes.
     url = f"{constants.ENDPOINT}/api/models/{name.value}/revision/{revision}?blobs=true"
-    with _answer(name, url) as response:
+    with _request(name, url) as response:
         try:
             response.read()
             answer = response.json()
@@ -152,13 +152,13 @@ def _hub_file(entry: Mapping[str, Any]) -> HubFile:
     return HubFile(entry["rfilename"], int(large["size"] if large else entry["size"]), etag)
 
 
-def _bring(name: Name, commit: str, file: HubFile, snapshot: Path, listener: Listener) -> Path:
+def _fetch_file(name: Name, commit: str, file: HubFile, snapshot: Path, progress: DownloadProgress) -> Path:
     """Have one file under its name in the snapshot: as it is there, as it is in the cache, or downloaded.
 
     What is there already is hashed too, so that pulling again mends a damaged cache.
     """
     pointer = snapshot / file.name
-    if _is(file, pointer):
+    if _is_complete(file, pointer):
         return pointer
     repository = hub_cache_folder(name.value)
     blob = repository / "blobs" / file.etag
@@ -168,19 +168,19 @@ def _bring(name: Name, commit: str, file: HubFile, snapshot: Path, listener: Lis
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
-        listener.say(f"{file.name}: another process is downloading it; waiting for that")
+        progress.message(f"{file.name}: another process is downloading it; waiting for that")
         held = lock.acquire()
     with held:
-        if not _is(file, blob):
+        if not _is_complete(file, blob):
             blob.parent.mkdir(parents=True, exist_ok=True)
             blob.unlink(missing_ok=True)
-            download(name, commit, file, blob, listener)
+            download(name, commit, file, blob, progress)
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        _point(pointer, blob)
+        _link_blob(pointer, blob)
     return pointer
 
 
-def _point(pointer: Path, blob: Path) -> None:
+def _link_blob(pointer: Path, blob: Path) -> None:
     """Give a blob its name in a snapshot: a relative link, as everywhere in this cache, or a copy."""
     pointer.unlink(missing_ok=True)
     try:
@@ -197,17 +197,17 @@ def _write(path: Path, text: str) -> None:
 # --- one file -------------------------------------------------------------------------------------
 
 
-def download(name: Name, commit: str, file: HubFile, target: Path, listener: Listener) -> None:
+def download(name: Name, commit: str, file: HubFile, target: Path, progress: DownloadProgress) -> None:
     """Download one file, going on where an earlier try was interrupted.
 
-    A line that breaks is taken up at once as long as each try brings something.
+    A broken connection is resumed at once as long as each try adds something.
 
     Args:
         name: The repository.
         commit: Which of its commits.
         file: Which of its files.
-        target: Where to put it. What has arrived is kept beside it until it is whole.
-        listener: Is told how it goes.
+        target: Where to put it. A partial file is kept in the same folder until it is complete.
+        progress: receives messages and progress.
 
     Raises:
         MissingWeightsError: The disk is too small, or the hub cannot be reached any more.
@@ -225,17 +225,17 @@ def download(name: Name, commit: str, file: HubFile, target: Path, listener: Lis
             "make room, or set HF_HOME to a larger disk"
         )
     if have:
-        listener.say(f"{file.name}: going on at {_mb(have)} of {_mb(file.size)}")
+        progress.message(f"{file.name}: going on at {_mb(have)} of {_mb(file.size)}")
     while have < file.size:
         broken: MissingWeightsError | None = None
         try:
-            _stream(name, url, partial, file, listener)
+            _stream(name, url, partial, file, progress)
         except MissingWeightsError as error:
             broken = error
         before, have = have, partial.stat().st_size
         if have <= before:
             raise broken or MissingWeightsError(f"{name}: the hub sends nothing of {file.name}; {AGAIN}")
-    if (found := _hash_as(file.etag, partial)) != file.etag:
+    if (found := _hash_like(file.etag, partial)) != file.etag:
         partial.unlink()
         raise WeightsError(
             f"{name}: {file.name} arrived damaged (hash {found}, expected {file.etag}) and was removed; {AGAIN}"
@@ -243,10 +243,10 @@ def download(name: Name, commit: str, file: HubFile, target: Path, listener: Lis
     partial.replace(target)
 
 
-def _stream(name: Name, url: str, partial: Path, file: HubFile, listener: Listener) -> None:
+def _stream(name: Name, url: str, partial: Path, file: HubFile, progress: DownloadProgress) -> None:
     """Append to a partial file what the hub sends, until it stops."""
     start = partial.stat().st_size
-    with _answer(name, url, {"range": f"bytes={start}-"} if start else {}) as response:
+    with _request(name, url, {"range": f"bytes={start}-"} if start else {}) as response:
         if start and response.status_code != 206:
             start = 0  # a server that knows no ranges begins again, and so do we
         # Unbuffered: a process that is killed leaves all that had arrived.
@@ -256,11 +256,11 @@ def _stream(name: Name, url: str, partial: Path, file: HubFile, listener: Listen
                 start += len(chunk)
                 if start > file.size:
                     return  # more than was stated: the hash will tell
-                listener.progress(file.name, start, file.size)
+                progress.update(file.name, start, file.size)
 
 
 @contextlib.contextmanager
-def _answer(name: Name, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+def _request(name: Name, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
     """Ask the hub, and turn each way in which this can fail into one of our errors."""
     from huggingface_hub import constants, get_session, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -309,11 +309,11 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _is(file: HubFile, path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and _hash_as(file.etag, path) == file.etag
+def _is_complete(file: HubFile, path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and _hash_like(file.etag, path) == file.etag
 
 
-def _hash_as(etag: str, path: Path) -> str:
+def _hash_like(etag: str, path: Path) -> str:
     """The hash of a file in the form in which the Hub states it."""
     if len(etag) == 64:
         return sha256(path)

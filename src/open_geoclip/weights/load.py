@@ -31,7 +31,7 @@ from open_geoclip.model.location_encoder import LocationSettings
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.schema import from_dict
 from open_geoclip.weights.backbones import load_image_backbone
-from open_geoclip.weights.files import check_plain, check_sha256, read_json
+from open_geoclip.weights.files import check_file_name, check_sha256, read_json
 from open_geoclip.weights.folders import FORMAT, HUB_TYPES, find_wheel_files, folder, hub_backbone, with_card
 from open_geoclip.weights.registry import (
     CLIP_PREPROCESSING,
@@ -160,16 +160,16 @@ def load_release(name: str) -> Release:
 
 def _read_wheel(name: str, files: Mapping[str, Path]) -> Release:
     record = RECORDS["geoclip"]
-    mend = f"these are not the files of geoclip {record.version}; to get those, run: geoclip pull geoclip"
+    fix = f"these are not the files of geoclip {record.version}; to get those, run: geoclip pull geoclip"
 
     def read(file: str) -> Any:
         content = files[file].read_bytes()
         # What is hashed is what is opened: the file is read once.
-        check_sha256(content, record.sha256[file], str(files[file]), mend=mend)
+        check_sha256(content, record.sha256[file], str(files[file]), fix=fix)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
     location, head, scale = read(LOCATION_FILE), read(HEAD_FILE), read(SCALE_FILE)
-    check_sha256(files[GALLERY_FILE], record.sha256[GALLERY_FILE], str(files[GALLERY_FILE]), mend=mend)
+    check_sha256(files[GALLERY_FILE], record.sha256[GALLERY_FILE], str(files[GALLERY_FILE]), fix=fix)
     tensors = {f"location_encoder.{key}": value for key, value in location.items()}
     tensors |= {f"image_encoder.mlp.{key}": value for key, value in head.items()}
     tensors["logit_scale"] = scale
@@ -223,7 +223,7 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
     for file in files:
         if not (path / file).is_file():
             raise WeightsError(f"{name}: {path / file} is missing")
-        check_sha256(path / file, str(hashes[file]), str(path / file), mend="damaged or mixed up: get it again")
+        check_sha256(path / file, str(hashes[file]), str(path / file), fix="damaged or mixed up: get it again")
     settings, none = read_settings(config, what), "not stated"
     if settings["image"] is not None and settings["image"].backbone.startswith("dir:"):
         # A relative path is relative to this folder, so that a model can be moved together with its backbone.
@@ -288,7 +288,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _gallery(path: Path, file: object, what: str) -> Path:
-    gallery = path / check_plain(file, ".csv", what)
+    gallery = path / check_file_name(file, ".csv", what)
     if not gallery.is_file():
         raise WeightsError(f"{what}: its gallery {gallery} is missing")
     return gallery

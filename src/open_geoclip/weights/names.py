@@ -71,7 +71,7 @@ def parse_name(text: str) -> Name:
         return _hub(text, value)
     if colon and kind == "dir":
         return _dir(text, value)
-    raise ModelNameError(f"{text!r} is not the name of a model. {_meant(text)}{GRAMMAR}.")
+    raise ModelNameError(f"{text!r} is not the name of a model. {_suggest(text)}{GRAMMAR}.")
 
 
 def _hub(text: str, value: str) -> Name:
@@ -100,7 +100,7 @@ def _dir(text: str, value: str) -> Name:
     return Name("dir", str(path.absolute()))
 
 
-def _meant(text: str) -> str:
+def _suggest(text: str) -> str:
     """What a person who wrote this most likely wanted to say."""
     meant = []
     if text.startswith(("/", "./", "../", "~", ".\\")) or _exists(text):

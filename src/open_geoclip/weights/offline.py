@@ -1,4 +1,4 @@
-"""Putting in place what somebody carried over, for machines without a network.
+"""Weights from a folder instead of the network, for machines that have none.
 
 What is found is checked, then linked or copied into our own cache, where everything else finds it.
 """
@@ -14,25 +14,25 @@ from open_geoclip.errors import WeightsError
 from open_geoclip.files import atomic_folder
 from open_geoclip.weights.files import (
     check_sha256,
-    companions,
+    companion_files,
     has_weights,
     read_json,
     weight_files,
 )
-from open_geoclip.weights.folders import FORMAT, HUB_TYPES, carried_folder, find_wheel_files, released_folder
-from open_geoclip.weights.hub import Listener
+from open_geoclip.weights.folders import FORMAT, HUB_TYPES, find_wheel_files, offline_folder, released_folder
+from open_geoclip.weights.hub import DownloadProgress
 from open_geoclip.weights.names import Name
 from open_geoclip.weights.registry import GALLERY_FILE, RECORDS
 
-__all__ = ["DEEPEST", "carry_released", "carry_repository", "place_wheel"]
+__all__ = ["MAX_DEPTH", "import_released", "import_repository", "unpack_wheel"]
 
-DEEPEST = 4
+MAX_DEPTH = 4
 """How many folders down to look: Hugging Face's cache has three, and the wheel when it is unpacked."""
 
 CHUNK = 16 * 2**20
 
 
-def carry_released(source: Path, listener: Listener) -> Path | None:
+def import_released(source: Path, progress: DownloadProgress) -> Path | None:
     """Put the released heads and gallery in place, from a wheel or what was unpacked from one.
 
     Returns:
@@ -41,14 +41,14 @@ def carry_released(source: Path, listener: Listener) -> Path | None:
     Raises:
         WeightsError: A file is not the one on record.
     """
-    for place in _folders(source):
+    for place in _walk(source):
         for wheel in sorted(place.glob("geoclip-*.whl")):
-            path = place_wheel(wheel)
-            listener.say(f"geoclip: all hashes agree with the record; taken from {wheel}")
+            path = unpack_wheel(wheel)
+            progress.message(f"geoclip: all hashes agree with the record; taken from {wheel}")
             return path
         if (files := find_wheel_files(place)) is not None:
-            path = _place_released(_reader(files), str(place))
-            listener.say(f"geoclip: all hashes agree with the record; taken from {place}")
+            path = _write_released(_reader(files), str(place))
+            progress.message(f"geoclip: all hashes agree with the record; taken from {place}")
             return path
     return None
 
@@ -57,7 +57,7 @@ def _reader(files: Mapping[str, Path]) -> Callable[[str], bytes]:
     return lambda file: files[file].read_bytes()
 
 
-def place_wheel(wheel: Path) -> Path:
+def unpack_wheel(wheel: Path) -> Path:
     """Take the weights and the gallery out of the released wheel. Nothing else of it is unpacked or run.
 
     Raises:
@@ -70,62 +70,62 @@ def place_wheel(wheel: Path) -> Path:
                 inner = "gps_gallery" if file == GALLERY_FILE else "weights"
                 return archive.read(f"geoclip/model/{inner}/{file}")
 
-            return _place_released(read, str(wheel))
+            return _write_released(read, str(wheel))
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise WeightsError(f"{wheel}: is damaged or not the wheel of geoclip ({error})") from error
 
 
-def _place_released(read: Callable[[str], bytes], what: str) -> Path:
+def _write_released(read: Callable[[str], bytes], what: str) -> Path:
     record = RECORDS["geoclip"]
     with atomic_folder(released_folder()) as fresh:
         for file, sha256 in record.sha256.items():
             content = read(file)
-            check_sha256(content, sha256, f"{what}: {file}", mend=f"it must be geoclip {record.version}")
+            check_sha256(content, sha256, f"{what}: {file}", fix=f"it must be geoclip {record.version}")
             (fresh / file).write_bytes(content)
     return released_folder()
 
 
-def carry_repository(name: Name, source: Path, listener: Listener) -> Path | None:
+def import_repository(name: Name, source: Path, progress: DownloadProgress) -> Path | None:
     """Put what is the same as a repository on the Hub in place.
 
     Args:
         name: The ``hub:`` name under which it will be found.
         source: A folder that holds it, or holds the folder that does.
-        listener: Is told how it goes.
+        progress: receives messages and progress.
 
     Returns:
         The folder, or None if the source has no such thing.
 
     Raises:
-        WeightsError: It cannot be told which of several is meant, or the one found is damaged, is not the
+        WeightsError: It is unclear which of several folders is meant, or the one found is damaged, is not the
             one on record, or is neither a CLIP nor a GeoCLIP.
     """
-    found = _choose(name, [place for place in _folders(source) if has_weights(place)], source)
+    found = _select_folder(name, [place for place in _walk(source) if has_weights(place)], source)
     if found is None:
         return None
     config, weights = read_json(found / "config.json"), weight_files(found)
     index = [file for file in (found / "model.safetensors.index.json",) if weights != [found / "model.safetensors"]]
-    beside = companions([file.name for file in found.iterdir()], config)
-    kind = _check_kind(found, weights)
+    companions = companion_files([file.name for file in found.iterdir()], config)
+    kind = _identify(found, weights)
     record = RECORDS.get(str(name))
     known = record.sha256 if record else {}
-    with atomic_folder(carried_folder(name)) as fresh:
-        for file in (found / "config.json", *(found / companion for companion in beside), *index, *weights):
+    with atomic_folder(offline_folder(name)) as fresh:
+        for file in (found / "config.json", *(found / companion for companion in companions), *index, *weights):
             if not file.is_file():
                 raise WeightsError(f"{found}: {file.name} is missing")
-            _take(file, fresh / file.name, listener)
+            _link_or_copy(file, fresh / file.name, progress)
             if file.name in known:
-                check_sha256(fresh / file.name, known[file.name], str(file), mend=f"it is not that of {name}")
+                check_sha256(fresh / file.name, known[file.name], str(file), fix=f"it is not that of {name}")
     checked = (
         f"the hash of {', '.join(known)} agrees with the record"
         if known
         else f"no hash is on record; checked that it is a {kind} whose weights can be read"
     )
-    listener.say(f"{name}: {checked}; taken from {found}")
-    return carried_folder(name)
+    progress.message(f"{name}: {checked}; taken from {found}")
+    return offline_folder(name)
 
 
-def _choose(name: Name, places: list[Path], source: Path) -> Path | None:
+def _select_folder(name: Name, places: list[Path], source: Path) -> Path | None:
     """The one folder that is meant: the only one, or the only one whose path tells repository or commit."""
     repository = name.value.partition("/")[2].lower()
     for hint in (repository, name.value.replace("/", "--").lower(), name.revision or ""):
@@ -138,7 +138,7 @@ def _choose(name: Name, places: list[Path], source: Path) -> Path | None:
     return places[0] if places else None
 
 
-def _check_kind(found: Path, weights: list[Path]) -> str:
+def _identify(found: Path, weights: list[Path]) -> str:
     """Say what a folder holds, after a look at its configuration and the headers of its weights."""
     config = read_json(found / "config.json")
     if str(config.get("model_type")).startswith("clip") and isinstance(config.get("vision_config", {}), dict):
@@ -156,19 +156,19 @@ def _check_kind(found: Path, weights: list[Path]) -> str:
         except SafetensorError as error:
             raise WeightsError(f"{file}: is damaged or no safetensors file ({error}); carry it over again") from error
     if kind == "CLIP" and not any(tensor.startswith("vision_model.") for tensor in names):
-        raise WeightsError(f"{found}: is a CLIP without the tower that sees")
+        raise WeightsError(f"{found}: is a CLIP without its vision half")
     return kind
 
 
-def _folders(source: Path, deep: int = 0) -> Iterator[Path]:
+def _walk(source: Path, deep: int = 0) -> Iterator[Path]:
     yield source
-    if deep < DEEPEST:
+    if deep < MAX_DEPTH:
         for place in sorted(source.iterdir()):
             if place.is_dir() and not place.is_symlink():
-                yield from _folders(place, deep + 1)
+                yield from _walk(place, deep + 1)
 
 
-def _take(file: Path, target: Path, listener: Listener) -> None:
+def _link_or_copy(file: Path, target: Path, progress: DownloadProgress) -> None:
     """Link a file, which takes no time and no room, or copy it where that cannot be."""
     real = file.resolve()  # in Hugging Face's cache the names are links
     try:
@@ -179,4 +179,4 @@ def _take(file: Path, target: Path, listener: Listener) -> None:
             while chunk := reading.read(CHUNK):
                 writing.write(chunk)
                 done += len(chunk)
-                listener.progress(file.name, done, size)
+                progress.update(file.name, done, size)

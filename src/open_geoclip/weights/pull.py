@@ -1,4 +1,4 @@
-"""Bringing weights to this machine. :func:`pull` is the only thing in the package that downloads."""
+"""Downloading weights. :func:`pull` is the only function of the package that downloads."""
 
 import re
 import subprocess
@@ -10,25 +10,25 @@ from pathlib import Path
 from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
 from open_geoclip.files import cache_dir
 from open_geoclip.weights.files import check_sha256, has_weights, read_json
-from open_geoclip.weights.folders import backbone_of, carried_folder, find_wheel_files, folder
-from open_geoclip.weights.hub import Listener, fetch_repository
+from open_geoclip.weights.folders import backbone_of, find_wheel_files, folder, offline_folder
+from open_geoclip.weights.hub import DownloadProgress, fetch_repository
 from open_geoclip.weights.names import Name, parse_name
-from open_geoclip.weights.offline import DEEPEST, carry_released, carry_repository, place_wheel
+from open_geoclip.weights.offline import MAX_DEPTH, import_released, import_repository, unpack_wheel
 from open_geoclip.weights.registry import CLIP_BACKBONE, RECORDS
 
 __all__ = ["pull"]
 
 
-def pull(name: str, *, source: Path | None = None, listener: Listener | None = None) -> list[Path]:
-    """Bring weights, and the backbone that they need, to this machine.
+def pull(name: str, *, source: Path | None = None, progress: DownloadProgress | None = None) -> list[Path]:
+    """Download weights, and the backbone that they need.
 
     An interrupted download goes on where it was when the same call is made again. What is here already is
     not downloaded again.
 
     Args:
         name: A registered name or ``hub:org/repo@revision``.
-        source: A folder that somebody carried over, to take the files from instead of the network.
-        listener: Is told how it goes.
+        source: A folder to take the files from instead of the network.
+        progress: receives messages and progress.
 
     Returns:
         The folders in which the weights are now: the heads first, then the backbone.
@@ -38,43 +38,43 @@ def pull(name: str, *, source: Path | None = None, listener: Listener | None = N
         MissingWeightsError: The network or the folder did not have it all; the message says what to do.
         WeightsError: Something arrived that is not what was meant.
     """
-    parsed, listener = parse_name(name), listener or Listener()
+    parsed, progress = parse_name(name), progress or DownloadProgress()
     try:
         if parsed.kind == "dir":
             raise ModelNameError(f"{parsed} is a folder on this machine already: there is nothing to pull")
         if parsed.value == "earth":
-            listener.say(
+            progress.message(
                 "earth is embedded in this package: there is nothing to pull. It needs an optional "
                 "dependency: pip install 'open-geoclip[earth]'"
             )
             return [folder("earth")]
         if source is not None:
-            return _carry(parsed, source.expanduser(), listener)
+            return _pull_offline(parsed, source.expanduser(), progress)
         if parsed.value == "geoclip":
-            return [_released(listener), *_repository(parse_name(CLIP_BACKBONE), listener)]
-        return _repository(parsed, listener)
+            return [_released(progress), *_repository(parse_name(CLIP_BACKBONE), progress)]
+        return _repository(parsed, progress)
     except OSError as error:
-        raise MissingWeightsError(f"{name}: {error}; mend that and run the same command again") from error
+        raise MissingWeightsError(f"{name}: {error}; fix that and run the same command again") from error
 
 
 # --- from the network -----------------------------------------------------------------------------
 
 
-def _repository(name: Name, listener: Listener, *, alone: bool = False) -> list[Path]:
+def _repository(name: Name, progress: DownloadProgress, *, alone: bool = False) -> list[Path]:
     """A repository on the Hub, and unless it is wanted alone the backbone that its configuration names."""
-    path = carried_folder(name)
+    path = offline_folder(name)
     if has_weights(path):
-        listener.say(f"{name}: is here, carried over from another machine")
+        progress.message(f"{name}: is here, carried over from another machine")
     else:
-        path = _downloaded(name, listener)
+        path = _download_repository(name, progress)
     backbone = None if alone else backbone_of(read_json(path / "config.json"), str(path / "config.json"))
-    return [path, *([] if backbone is None else _repository(parse_name(backbone), listener, alone=True))]
+    return [path, *([] if backbone is None else _repository(parse_name(backbone), progress, alone=True))]
 
 
-def _downloaded(name: Name, listener: Listener) -> Path:
+def _download_repository(name: Name, progress: DownloadProgress) -> Path:
     record = RECORDS.get(str(name))
     try:
-        path = fetch_repository(name, record.sha256 if record else {}, listener)
+        path = fetch_repository(name, record.sha256 if record else {}, progress)
     except MissingWeightsError as error:
         # What is held to a commit cannot have changed, so that being offline does no harm.
         if not re.fullmatch(r"[0-9a-f]{40}", name.revision or ""):
@@ -83,19 +83,19 @@ def _downloaded(name: Name, listener: Listener) -> Path:
             path = folder(str(name))
         except MissingWeightsError:
             raise error from error.__cause__
-        listener.say(f"{error}. It is not needed, though: the weights are here")
+        progress.message(f"{error}. It is not needed, though: the weights are here")
         return path
     if name.revision != path.name:
-        listener.say(f"{name} is commit {path.name} today; hold to it with hub:{name.value}@{path.name}")
+        progress.message(f"{name} is commit {path.name} today; hold to it with hub:{name.value}@{path.name}")
     return path
 
 
-def _released(listener: Listener) -> Path:
+def _released(progress: DownloadProgress) -> Path:
     """The heads and the gallery of the released GeoCLIP: installed, pulled before, or from its wheel."""
-    if (present := _present_released(listener)) is not None:
+    if (present := _released_on_disk(progress)) is not None:
         return present
     wanted = f"geoclip=={RECORDS['geoclip'].version}"
-    listener.say(f"getting {wanted} from the package index ({RECORDS['geoclip'].bytes / 1e6:,.0f} MB)")
+    progress.message(f"getting {wanted} from the package index ({RECORDS['geoclip'].bytes / 1e6:,.0f} MB)")
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".wheel-") as scratch:
         # A wheel and nothing else: a source distribution would be run to be built. Its words go to stderr.
@@ -107,12 +107,12 @@ def _released(listener: Listener) -> Path:
                 f"pip could not get {wanted} (its words are above). Run the same command again; or get the "
                 "wheel on another machine, and: geoclip pull geoclip --from FOLDER"
             )
-        path = place_wheel(wheels[0])
-    listener.say(f"the released heads and gallery are checked, in {path}")
+        path = unpack_wheel(wheels[0])
+    progress.message(f"the released heads and gallery are checked, in {path}")
     return path
 
 
-def _present_released(listener: Listener) -> Path | None:
+def _released_on_disk(progress: DownloadProgress) -> Path | None:
     try:
         path = folder("geoclip")
     except MissingWeightsError:
@@ -120,26 +120,26 @@ def _present_released(listener: Listener) -> Path | None:
     files, record = find_wheel_files(path) or {}, RECORDS["geoclip"]
     try:
         for file, sha256 in record.sha256.items():
-            check_sha256(files[file], sha256, str(files[file]), mend="it is not used")
+            check_sha256(files[file], sha256, str(files[file]), fix="it is not used")
     except WeightsError as error:
-        listener.say(str(error))
+        progress.message(str(error))
         return None
-    listener.say(f"the released heads and gallery are here, in {path}")
+    progress.message(f"the released heads and gallery are here, in {path}")
     return path
 
 
 # --- from a folder that was carried over ----------------------------------------------------------
 
 
-def _carry(name: Name, source: Path, listener: Listener) -> list[Path]:
+def _pull_offline(name: Name, source: Path, progress: DownloadProgress) -> list[Path]:
     if not source.is_dir():
         raise MissingWeightsError(f"--from {source}: there is no such folder")
     paths: list[Path] = []
     missing: list[Name] = []
 
     def take(part: Name) -> Path | None:
-        found = carry_released if part.value == "geoclip" else partial(carry_repository, part)
-        path = found(source, listener)
+        found = import_released if part.value == "geoclip" else partial(import_repository, part)
+        path = found(source, progress)
         try:
             path = path or folder(str(part))
         except MissingWeightsError:
@@ -159,7 +159,7 @@ def _carry(name: Name, source: Path, listener: Listener) -> list[Path]:
         found = f" What was found is in place: {', '.join(map(str, paths))}." if paths else ""
         raise MissingWeightsError(
             f"--from {source}: did not find {' nor '.join(map(str, missing))}. Looked for config.json with "
-            f"model.safetensors, geoclip-*.whl, and the files unpacked from it, up to {DEEPEST} folders deep."
+            f"model.safetensors, geoclip-*.whl, and the files unpacked from it, up to {MAX_DEPTH} folders deep."
             f"{found}"
         )
     return paths

@@ -22,7 +22,7 @@ CLIP_PREPROCESSING: dict[str, Any] = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
     "std": [0.26862954, 0.26130258, 0.27577711],
 }
-"""How CLIP ViT-L/14 wants its pictures: the shorter side in pixels, then a square from the middle."""
+"""How CLIP ViT-L/14 wants its images: the shorter side in pixels, then a square from the middle."""
 
 CLIP_BACKBONE = "hub:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 """The image backbone of the released GeoCLIP, held to one commit."""
@@ -48,7 +48,7 @@ class Record:
         version: The version or commit that the hashes belong to.
         sha256: File name to hash, for the files whose hash is known.
         bytes: What it takes to get it, in bytes.
-        preprocessing: How it wants its pictures, or None where a file beside the weights says so.
+        preprocessing: How it wants its images, or None where a file beside the weights says so.
         backbone: The name of the image backbone it needs, or None.
         gallery: The file name of its gallery, or None.
         licence: The licence of the weights.
@@ -80,7 +80,7 @@ RECORDS: dict[str, Record] = {
         licence="MIT; its backbone Apache-2.0",
         trained_on="views rendered from NASA's Blue Marble",
         # Told by the card in its config.json, which is written when it is trained.
-        accuracy="told by its card",
+        accuracy="stated in its card",
         backbone="earth",
         gallery="gallery.csv",
         extra="earth",
@@ -128,7 +128,7 @@ RECORDS: dict[str, Record] = {
         sha256={"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
         bytes=1_710_540_580,
         licence="MIT",
-        trained_on="400 million pairs of picture and text from the web",
+        trained_on="400 million pairs of image and text from the web",
         accuracy="a backbone: it locates nothing by itself",
     ),
 }
