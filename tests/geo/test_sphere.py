@@ -1,8 +1,6 @@
-"""Geometry of the Earth, against known distances, the released projection and itself."""
+"""Geometry on the sphere, against known distances and itself."""
 
 import math
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,18 +13,19 @@ from pyproj import Geod
 from torch import Tensor
 
 from open_geoclip.errors import CoordinateError
+from open_geoclip.geo.projections import equal_earth
 from open_geoclip.geo.sphere import (
     EARTH_RADIUS_KM,
     MAX_LONGITUDE_DEG,
     check_coordinates,
     coordinates_of,
     destination,
-    equal_earth,
-    equal_earth_inverse,
     even_points,
     geodesic_km,
     haversine_km,
     offset,
+    tangent_frame,
+    tangent_offset,
     unit_vectors,
 )
 
@@ -260,65 +259,6 @@ class TestDistances:
         assert not gradient.any()
 
 
-class TestEqualEarth:
-    def test_equals_the_released_projection_to_the_last_bit(self, released_module: Callable[[str], ModuleType]) -> None:
-        theirs = released_module("location_encoder").equal_earth_projection
-        coordinates = torch.from_numpy(world(100_003)).float()
-        assert torch.equal(equal_earth(coordinates), theirs(coordinates))
-        # In float64 the released code keeps a square root of 3 that is rounded to float32.
-        double = torch.from_numpy(world(1000))
-        torch.testing.assert_close(equal_earth(double), theirs(double), atol=3e-8, rtol=0)
-
-    def test_ends_of_the_map(self) -> None:
-        # x ends at 1.0 and y at 0.4867 (facts of the released model), the pole's line at 0.59 of the equator.
-        x, y = equal_earth(np.array([[0.0, 180.0], [90.0, 180.0], [-90.0, -180.0]])).T
-        np.testing.assert_allclose(x, [1.0, 0.5926, -0.5926], atol=2e-4)
-        np.testing.assert_allclose(y, [0.0, 0.4867, -0.4867], atol=5e-5)
-
-    def test_areas_are_equal(self) -> None:
-        """Jacobian determinant over cos(lat) is one constant, which the paper's title promises."""
-        step = 1e-4
-        at = even_points(200, -85, 85) * np.array([1, 0.99])
-        north, east = np.array([step, 0]), np.array([0, step])
-        by_lat = (equal_earth(at + north) - equal_earth(at - north)) / (2 * step)
-        by_lon = (equal_earth(at + east) - equal_earth(at - east)) / (2 * step)
-        area = (by_lon[:, 0] * by_lat[:, 1] - by_lon[:, 1] * by_lat[:, 0]) / np.cos(np.radians(at[:, 0]))
-        np.testing.assert_allclose(area, area[0], rtol=1e-6)
-
-    def test_inverse_finds_every_place_again(self) -> None:
-        coordinates = world()
-        again = equal_earth_inverse(equal_earth(coordinates))
-        away = np.abs(again - coordinates)
-        inner = np.abs(coordinates[:, 0]) <= 89.99
-        assert away[inner].max() < 1e-9
-        assert away.max() < 1e-6
-
-    @given(places)
-    def test_inverse_round_trip(self, place: Place) -> None:
-        tensor = torch.from_numpy(place)
-        torch.testing.assert_close(equal_earth_inverse(equal_earth(tensor)), tensor, atol=1e-6, rtol=0)
-
-    def test_inverse_in_float32(self) -> None:
-        coordinates = even_points(5000, -85, 85).astype(np.float32)
-        again = equal_earth_inverse(equal_earth(coordinates))
-        assert again.dtype == np.float32
-        assert haversine_km(again, coordinates).max() < 0.02
-        poles = np.array([[90.0, 30.0], [-90.0, -180.0]], dtype=np.float32)
-        np.testing.assert_allclose(equal_earth_inverse(equal_earth(poles)), poles, atol=0.05)
-
-    def test_points_beside_the_map(self) -> None:
-        beside, above = equal_earth_inverse(np.array([[0.9, 0.45], [0.0, 0.6]]))
-        assert beside[1] > 180
-        assert above.tolist() == [90.0, 0.0]
-
-    def test_gradients(self) -> None:
-        at = torch.tensor([[48.8, 2.3], [-33.8, 151.2], [0.0, -180.0]], dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(equal_earth, (at,))
-        assert torch.autograd.gradcheck(
-            lambda xy: equal_earth_inverse(xy), (equal_earth(at).detach().requires_grad_(),)
-        )
-
-
 class TestUnitVectors:
     def test_axes(self) -> None:
         vectors = unit_vectors(np.array([[0.0, 0.0], [0.0, 90.0], [90.0, 77.0], [-90.0, -5.0]]))
@@ -466,6 +406,14 @@ class TestEvenPoints:
         south, north = math.sin(math.radians(-60)), math.sin(math.radians(75))
         assert (points[:, 0] < 0).mean() == pytest.approx(-south / (north - south), abs=1e-3)
 
+    @pytest.mark.parametrize(("west", "east"), [(170.0, 200.0), (-190.0, -170.0), (0.0, 360.0), (500.0, 540.0)])
+    def test_a_box_whose_longitudes_are_wrapped(self, west: float, east: float) -> None:
+        points = even_points(500, 10, 20, west, east)
+        assert points[:, 1].min() >= -180
+        assert points[:, 1].max() < 180
+        assert (((points[:, 1] - west) % 360) <= east - west).all()
+        assert np.ptp((points[:, 1] - west) % 360) > 0.98 * (east - west)
+
     def test_one_point_is_in_the_middle(self) -> None:
         assert even_points(1).tolist() == [[0.0, -180.0]]
 
@@ -476,6 +424,8 @@ class TestEvenPoints:
             ((5, 10.0, 10.0), "lat_min < lat_max"),
             ((5, -91.0, 10.0), "-91.0 to 10.0"),
             ((5, 0.0, math.nan), "0.0 to nan"),
+            ((5, 0.0, 1.0, 5.0, 5.0), "longitudes 5.0 to 5.0"),
+            ((5, 0.0, 1.0, 0.0, 361.0), "longitudes 0.0 to 361.0"),
         ],
     )
     def test_what_cannot_be_spread_is_refused(self, arguments: tuple[Any, ...], message: str) -> None:
@@ -483,33 +433,46 @@ class TestEvenPoints:
             even_points(*arguments)
 
 
-class TestGeodesicOnAllPairsAtOnce:
-    """Held against Karney's algorithm, pair by pair."""
-
-    @pytest.mark.parametrize("kind", ["anywhere", "near", "the same", "nearly antipodal", "equator", "meridian"])
-    def test_it_is_right_to_a_tenth_of_a_millimetre(self, kind: str, rng: np.random.Generator) -> None:
-        n = 20_000
-        a, b = (
-            np.stack([np.degrees(np.arcsin(rng.uniform(-1, 1, n))), rng.uniform(-180, 180, n)], axis=1)
-            for _ in range(2)
-        )
-        if kind == "near":
-            b = offset(a, rng.uniform(-3000, 3000, n), rng.uniform(-3000, 3000, n))
-        elif kind == "the same":
-            b = a.copy()
-        elif kind == "nearly antipodal":
-            b = np.stack([-a[:, 0], a[:, 1] + 180], axis=1) + rng.uniform(-1, 1, (n, 2))
-            b[:, 0] = b[:, 0].clip(-90, 90)
-        elif kind == "equator":
-            a[:, 0] = b[:, 0] = 0
-        elif kind == "meridian":
-            b[:, 1] = a[:, 1]
-        expected = Geod(ellps="WGS84").inv(a[:, 1], a[:, 0], b[:, 1], b[:, 0])[2] / 1000
-        np.testing.assert_allclose(geodesic_km(a, b), expected, rtol=0, atol=1.1e-7)
-
-    def test_poles_and_the_dateline(self) -> None:
+class TestGeodesics:
+    def test_poles_and_the_antimeridian(self) -> None:
         a = np.array([[90.0, 0], [-90, 5], [90, 0], [0, 179.9], [10, 180]])
         b = np.array([[-90.0, 0], [-90, 50], [90, 170], [0, -179.9], [10, -180]])
         expected = Geod(ellps="WGS84").inv(a[:, 1], a[:, 0], b[:, 1], b[:, 0])[2] / 1000
         np.testing.assert_allclose(geodesic_km(a, b), expected, rtol=0, atol=1.1e-7)
+
+    def test_no_pairs_float32_and_reversed_arrays(self) -> None:
         assert geodesic_km(np.empty((0, 2)), np.empty((0, 2))).shape == (0,)
+        a = even_points(5).astype(np.float32)[::-1]
+        assert geodesic_km(a, a[:1]).shape == (5,)
+        assert geodesic_km(a, a[:1]).dtype == np.float64
+
+
+class TestTangentPlane:
+    def test_east_and_north_are_those_of_the_map(self) -> None:
+        east, north, up = np.moveaxis(tangent_frame(unit_vectors(np.array([[0.0, 0.0], [45, 90]]))), 1, 0)
+        np.testing.assert_allclose(east, [[0, 1, 0], [-1, 0, 0]], atol=1e-15)
+        np.testing.assert_allclose(north[0], [0, 0, 1], atol=1e-15)
+        np.testing.assert_allclose(up, unit_vectors(np.array([[0.0, 0.0], [45, 90]])), atol=1e-15)
+
+    def test_frames_are_orthonormal_everywhere_also_exactly_at_a_pole(self) -> None:
+        points = np.concatenate([unit_vectors(world(100)), [[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]])
+        frames = tangent_frame(points)
+        np.testing.assert_allclose(
+            frames @ frames.transpose(0, 2, 1), np.broadcast_to(np.eye(3), frames.shape), atol=1e-14
+        )
+        assert tangent_frame(points[-2:])[:, 0].tolist() == [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+
+    def test_small_offsets_are_those_in_metres(self) -> None:
+        places = even_points(50, -80, 80)
+        moved = tangent_offset(unit_vectors(places), np.full(50, 1e-4), np.full(50, -2e-4))
+        metres = EARTH_RADIUS_KM * 1e3
+        expected = offset(places, -2e-4 * metres, 1e-4 * metres)
+        assert haversine_km(coordinates_of(moved), expected).max() < 1e-4
+
+    def test_torch_equals_numpy_and_broadcasts(self) -> None:
+        points = unit_vectors(even_points(3))
+        east = np.array([0.0, 0.1, -0.2, 0.3])
+        found = tangent_offset(points[:, None], east, 0 * east)
+        assert found.shape == (3, 4, 3)
+        tensor = tangent_offset(torch.from_numpy(points)[:, None], torch.from_numpy(east), torch.zeros(4).double())
+        assert torch.equal(tensor, torch.from_numpy(found))

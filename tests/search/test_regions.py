@@ -23,7 +23,7 @@ from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Ground
-from open_geoclip.search.regions import REGIONS, cells_of, drawn, equal_area_cells, heat, regions
+from open_geoclip.search.regions import REGIONS, drawn, heat, regions
 
 Mass = Callable[[np.ndarray], np.ndarray]
 
@@ -188,20 +188,6 @@ def test_limits_are_kept_to() -> None:
     assert all(lat > 0 for lat, _, _ in north["heat"]["cells"])
     everywhere, limited = (shapely.geometry.shape(d["regions"]["90"]) for d in (drawn(posterior), north))
     assert square_km(limited) == pytest.approx(square_km(everywhere) / 2, rel=0.1)
-
-
-@pytest.mark.parametrize("cell_km", [50.0, 700.0, 5000.0, 50_000.0])
-def test_cells_have_one_area_and_cover_the_earth(cell_km: float) -> None:
-    rows = equal_area_cells(cell_km)
-    counts = np.bincount(cells_of(even_points(400_000), rows), minlength=int(rows.sum()))
-    if cell_km > 500:
-        assert counts.min() > 0
-        assert counts.std() / counts.mean() < 0.05
-    corners = np.array([[90.0, 0.0], [-90.0, 180.0], [0.0, 180.0], [0.0, -180.0]])
-    numbers = cells_of(corners, rows)
-    assert numbers.min() >= 0
-    assert numbers.max() < rows.sum()
-    assert numbers[2] == numbers[3]  # one meridian
 
 
 def test_a_region_may_be_all_that_there_is() -> None:

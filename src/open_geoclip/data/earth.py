@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_geoclip.errors import ImageError, MissingExtraError, SettingsError
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, tangent_frame, unit_vectors
 
 __all__ = ["BASEMAPS", "Basemap", "Earth", "Effect", "Light", "basemap_file", "is_land", "land_grid"]
 
@@ -216,10 +216,7 @@ class Earth:
         size: int,
     ) -> Float[Tensor, "n size size 2"]:
         """Where each pixel of each view falls on the texture, in grid_sample's units."""
-        up = unit_vectors(torch.from_numpy(coordinates))
-        lon = torch.deg2rad(torch.from_numpy(coordinates[:, 1]))
-        east = torch.stack([-lon.sin(), lon.cos(), torch.zeros_like(lon)], dim=1)
-        north = torch.linalg.cross(up, east)
+        east, north, up = tangent_frame(unit_vectors(torch.from_numpy(coordinates))).unbind(1)
         turn = torch.deg2rad(torch.from_numpy(turn_deg))[:, None]
         right = turn.cos() * east - turn.sin() * north
         top = turn.sin() * east + turn.cos() * north

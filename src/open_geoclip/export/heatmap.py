@@ -16,14 +16,13 @@ from PIL import Image, ImageOps
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, shorelines
 from open_geoclip.files import atomic_file
-from open_geoclip.geo.sphere import (
-    EARTH_RADIUS_KM,
-    check_coordinates,
-    coordinates_of,
+from open_geoclip.geo.projections import (
+    azimuthal_equal_area,
+    azimuthal_equal_area_inverse,
     equal_earth,
     equal_earth_inverse,
-    unit_vectors,
 )
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, tangent_frame, unit_vectors
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.regions import REGIONS
@@ -80,8 +79,9 @@ def near_density(
         reach_km: from the middle to an edge.
     """
     step = ((np.arange(_PIXELS) + 0.5) / _PIXELS * 2 - 1) * reach_km
-    places = _from_plane(np.stack(np.meshgrid(step, step), axis=-1), centre)
-    return Mixture.of(posterior, row).density(unit_vectors(places).reshape(-1, 3)).reshape(_PIXELS, _PIXELS)
+    km = np.stack(np.meshgrid(step, step), axis=-1).reshape(-1, 2)
+    places = azimuthal_equal_area_inverse(km, tangent_frame(unit_vectors(np.asarray(centre, np.float64))))
+    return Mixture.of(posterior, row).density(places).reshape(_PIXELS, _PIXELS)
 
 
 def draw_posterior(path: Path, posterior: Posterior, row: int = 0, **about: Any) -> None:
@@ -186,9 +186,14 @@ def _draw_near(
     density = near_density(posterior, 0, places[0], reach_km)
     axes.set(xlim=(-reach_km, reach_km), ylim=(-reach_km, reach_km), facecolor="#EEF3F7")
     extent = (-reach_km, reach_km, -reach_km, reach_km)
+    frame = tangent_frame(unit_vectors(np.asarray(places[0], np.float64)))
+
+    def project(coordinates: Float[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 2"]:
+        return azimuthal_equal_area(unit_vectors(np.asarray(coordinates, np.float64)), frame)
+
     for lakes, shores in enumerate(shorelines()):
         for shore in shores:
-            km = _to_plane(shore, places[0])
+            km = project(shore)
             if (np.abs(km) < 1.5 * reach_km).all(axis=1).any():
                 far = np.abs(km).max() > 12_000  # beyond the horizon a shore would be turned inside out
                 axes.fill(*km.T, color=("#D3D8D4", "#EEF3F7")[lakes], zorder=1 + lakes, visible=not far)
@@ -200,8 +205,7 @@ def _draw_near(
             axes.contour(
                 density, [level], extent=extent, colors=_INK, linewidths=0.9, linestyles=style, zorder=4, alpha=0.8
             )
-    known = None if truth is None else _to_plane(np.array([truth], np.float64), places[0])
-    _mark(axes, _to_plane(places, places[0]), known)
+    _mark(axes, project(places), None if truth is None else project(np.array([truth])))
     axes.set_xticks([])
     axes.set_yticks([])
     bar = 10.0 ** math.floor(math.log10(reach_km)) * (1 if reach_km / 10 ** math.floor(math.log10(reach_km)) < 4 else 2)
@@ -238,25 +242,3 @@ def _logarithm(density: Float64[np.ndarray, "h w"], top: float) -> "np.ma.Masked
 
 def _colours() -> dict[str, Any]:
     return {"cmap": "YlOrRd", "vmin": -_DECADES, "vmax": 0.0, "interpolation": "nearest", "aspect": "equal"}
-
-
-def _axes_at(centre: Float[np.ndarray, "2"]) -> Float64[np.ndarray, "3 3"]:
-    """East, north and up at a place."""
-    lon = math.radians(float(centre[1]))
-    east = np.array([-math.sin(lon), math.cos(lon), 0.0])
-    up = unit_vectors(np.asarray(centre, np.float64))
-    return np.stack((east, np.cross(up, east), up))
-
-
-def _to_plane(places: Float[np.ndarray, "n 2"], centre: Float[np.ndarray, "2"]) -> Float64[np.ndarray, "n 2"]:
-    """Lambert's azimuthal equal-area map, in kilometres east and north of its centre (Snyder 1987, section 24)."""
-    x, y, z = (unit_vectors(np.asarray(places, np.float64)) @ _axes_at(centre).T).T
-    scale = EARTH_RADIUS_KM * np.sqrt(2 / np.maximum(1 + z, 1e-9))
-    return np.asarray(np.stack((scale * x, scale * y), axis=1))
-
-
-def _from_plane(km: Float64[np.ndarray, "*n 2"], centre: Float[np.ndarray, "2"]) -> Float64[np.ndarray, "*n 2"]:
-    flat = km / EARTH_RADIUS_KM
-    square = (flat**2).sum(axis=-1, keepdims=True)
-    local = np.concatenate((flat * np.sqrt(np.maximum(1 - square / 4, 0)), 1 - square / 2), axis=-1)
-    return np.asarray(coordinates_of(local @ _axes_at(centre)))

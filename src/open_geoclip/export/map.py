@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, draw_world, great_circle, spread
 from open_geoclip.files import atomic_file
-from open_geoclip.geo.sphere import check_coordinates, equal_earth, geodesic_km
+from open_geoclip.geo.projections import equal_earth
+from open_geoclip.geo.sphere import check_coordinates, geodesic_km
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

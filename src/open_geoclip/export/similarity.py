@@ -11,7 +11,7 @@ from jaxtyping import Float
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.export.world import MAP_RATIO, shorelines
 from open_geoclip.files import atomic_file
-from open_geoclip.geo.sphere import equal_earth
+from open_geoclip.geo.projections import equal_earth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

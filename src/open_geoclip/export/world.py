@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from open_geoclip.data.earth import basemap_file
-from open_geoclip.geo.sphere import coordinates_of, equal_earth, unit_vectors
+from open_geoclip.geo.projections import equal_earth
+from open_geoclip.geo.sphere import coordinates_of, unit_vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float32, Float64
 
 from open_geoclip.errors import CoordinateError, SettingsError
-from open_geoclip.geo.sphere import check_coordinates, equal_earth_inverse, haversine_km
+from open_geoclip.geo.projections import equal_earth_inverse
+from open_geoclip.geo.sphere import check_coordinates, haversine_km
 from open_geoclip.model.location_encoder import LocationEncoder
 
 __all__ = ["AlikePlace", "Seams", "between", "seams", "similar_places", "similarity_map"]

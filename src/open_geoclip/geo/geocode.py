@@ -10,7 +10,7 @@ from jaxtyping import Float
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.cities import Cities, City
 from open_geoclip.geo.countries import SHORE_KM, Countries
-from open_geoclip.geo.sphere import unit_vectors
+from open_geoclip.geo.sphere import tangent_frame, unit_vectors
 
 __all__ = ["SHORE_KM", "City", "Place", "Places"]
 
@@ -143,7 +143,7 @@ class Places:
             CoordinateError: a coordinate is not on Earth.
         """
         codes, cities = self.countries(coordinates).tolist(), self.nearest_cities(coordinates)
-        winds = _winds(np.array([(c.lat, c.lon) for c in cities]).reshape(-1, 2), np.asarray(coordinates))
+        winds = _winds(np.array([(c.lat, c.lon) for c in cities]).reshape(-1, 2), np.asarray(coordinates, np.float64))
         places = []
         for (lat, lon), code, city, wind in zip(np.asarray(coordinates).tolist(), codes, cities, winds, strict=True):
             name = self.country_name(code)
@@ -158,9 +158,6 @@ class Places:
 
 def _winds(start: Float[np.ndarray, "n 2"], end: Float[np.ndarray, "n 2"]) -> list[str]:
     """Which way ``end`` lies from ``start``, along the great circle, in words."""
-    up, to = unit_vectors(start), unit_vectors(np.asarray(end, np.float64))
-    lon = np.deg2rad(start[:, 1])
-    east = np.stack([-np.sin(lon), np.cos(lon), 0 * lon], axis=1)
-    north = np.cross(up, east)
-    angle = np.rad2deg(np.arctan2((to * east).sum(axis=1), (to * north).sum(axis=1)))
+    east, north, _ = np.einsum("nij,nj->in", tangent_frame(unit_vectors(start)), unit_vectors(end))
+    angle = np.rad2deg(np.arctan2(east, north))
     return [_WINDS[i] for i in (np.round(angle / 45).astype(int) % 8).tolist()]

@@ -16,14 +16,19 @@ from jaxtyping import Bool, Float, Float64
 
 from open_geoclip.errors import AreaError, CoordinateError
 from open_geoclip.geo.geojson import polygon_rings
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, destination, haversine_km
+from open_geoclip.geo.sphere import (
+    EARTH_RADIUS_KM,
+    GOLDEN_RATIO,
+    check_coordinates,
+    destination,
+    even_points,
+    haversine_km,
+)
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
 __all__ = ["EARTH", "Box", "Circle", "Polygon", "Shape"]
-
-_GOLDEN = (math.sqrt(5.0) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Circle:
         """A sunflower's seeds: n points of equal area each."""
         step = np.arange(n) + 0.5
         angle = 2 * np.arcsin(math.sin(self.radius_km / EARTH_RADIUS_KM / 2) * np.sqrt(step / n))
-        return destination(np.array([[self.lat, self.lon]]), 360 * (step * _GOLDEN % 1), angle * EARTH_RADIUS_KM)
+        return destination(np.array([[self.lat, self.lon]]), 360 * (step * GOLDEN_RATIO % 1), angle * EARTH_RADIUS_KM)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Box:
 
     def points(self, n: int) -> Float64[np.ndarray, "m 2"]:
         """A Fibonacci lattice of n points of equal area each."""
-        return _lattice(n, self.south, self.west, self.north, self.west + self.width_deg)
+        return even_points(max(1, n), self.south, self.north, self.west, self.west + self.width_deg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +224,7 @@ class Polygon:
             share = _area_km2(part) / self.area_km2
             box = Box(south, west, north, east)
             count = math.ceil(n * share * box.area_km2 / max(_area_km2(part), 1e-9))
-            spots = _lattice(min(count, 100 * n), south, west, north, east)
+            spots = even_points(min(count, 100 * n), south, north, west, east)
             shapely.prepare(part)
             found.append(spots[shapely.intersects_xy(part, spots[:, 1], spots[:, 0])])
         return np.concatenate(found)
@@ -235,15 +240,6 @@ def _checked_corner(lat: float, lon: float, name: str) -> None:
     except CoordinateError as error:
         hint = "; it looks like longitude first, but latitude comes first here" if abs(lon) <= 90 < abs(lat) else ""
         raise AreaError(f"{name}: ({lat:g}, {lon:g}) is not a place on Earth{hint}") from error
-
-
-def _lattice(n: int, south: float, west: float, north: float, east: float) -> Float64[np.ndarray, "m 2"]:
-    """A Fibonacci lattice between parallels and meridians."""
-    step = np.arange(max(1, n)) + 0.5
-    low, high = math.sin(math.radians(south)), math.sin(math.radians(north))
-    lat = np.degrees(np.arcsin(np.clip(low + (high - low) * step / len(step), -1, 1)))
-    lon = west + (east - west) * (step * _GOLDEN % 1)
-    return np.stack((lat, (lon + 180) % 360 - 180), axis=1)
 
 
 EARTH = Box(-90, -180, 90, 180)

@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from open_geoclip.geo.sphere import equal_earth, unit_vectors
+from open_geoclip.geo.projections import equal_earth
+from open_geoclip.geo.sphere import unit_vectors
 
 if TYPE_CHECKING:
     from open_geoclip.model.location_encoder import LocationSettings

@@ -12,10 +12,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from open_geoclip.errors import MissingExtraError
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
+from open_geoclip.geo.projections import (
+    EqualAreaGrid,
+    azimuthal_equal_area,
+    azimuthal_equal_area_inverse,
+    cut_antimeridian,
+)
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, tangent_frame, unit_vectors
 from open_geoclip.search.blur import quadrature
 from open_geoclip.search.mixture import Mixture, around
 from open_geoclip.search.posterior import Posterior
@@ -24,7 +30,7 @@ from open_geoclip.search.refine import Allowed
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["REGIONS", "cells_of", "drawn", "equal_area_cells", "heat", "regions"]
+__all__ = ["REGIONS", "drawn", "heat", "regions"]
 
 REGIONS = (0.5, 0.9)
 """Shares of the probability that regions are drawn of."""
@@ -104,7 +110,7 @@ class _Drawn(NamedTuple):
 
     Attributes:
         rings: kilometres east and north of the map's middle; the outline, then holes.
-        frame: of the map, see :func:`_frame`.
+        frame: of the map, see :func:`~open_geoclip.geo.sphere.tangent_frame`.
         cell_km: how fine it was drawn.
         plain: it has no point too many.
     """
@@ -174,8 +180,8 @@ def _circles(mixture: Mixture, lone: Int64[np.ndarray, " l"], level: float) -> l
     even = math.sqrt(2 * math.pi / _CORNERS / math.sin(2 * math.pi / _CORNERS))
     circle = even * np.stack((np.cos(angle), np.sin(angle)), axis=1)
     return [
-        _Drawn([km * circle], _frame(up), sigma / _FINE, plain=True)
-        for km, up, sigma in zip(radius.tolist(), middles[high], blur[high].tolist(), strict=True)
+        _Drawn([km * circle], frame, sigma / _FINE, plain=True)
+        for km, frame, sigma in zip(radius.tolist(), tangent_frame(middles[high]), blur[high].tolist(), strict=True)
     ]
 
 
@@ -188,9 +194,9 @@ def _outlines(
     """What is denser than each level around some Gaussians."""
     from contourpy import FillType, contour_generator
 
-    frame = _frame(_centre(mixture.middles[cluster]))
+    frame = tangent_frame(_centre(mixture.middles[cluster]))
     blur = mixture.blur_km[cluster]
-    where = _to_plane(mixture.middles[cluster], frame)
+    where = azimuthal_equal_area(mixture.middles[cluster], frame)
     low, high = (where - _REACH * blur[:, None]).min(axis=0), (where + _REACH * blur[:, None]).max(axis=0)
     cell = max(float(blur.min()) / _FINE, float((high - low).max()) / _MOST_CELLS)
     x, y = (np.arange(math.ceil((end - start) / cell) + 1) * cell + start for start, end in zip(low, high, strict=True))
@@ -199,11 +205,11 @@ def _outlines(
     blur = np.maximum(mixture.blur_km[near], 0.7 * cell)
     across, along = (
         np.exp(-(((axis[:, None] - middle) / blur) ** 2) / 2)
-        for axis, middle in zip((x, y), _to_plane(mixture.middles[near], frame).T, strict=True)
+        for axis, middle in zip((x, y), azimuthal_equal_area(mixture.middles[near], frame).T, strict=True)
     )
     density = (along * (mixture.mass[near] / (2 * math.pi * blur**2))) @ across.T
     if mixture.allowed is not None:
-        places = _local(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)) @ frame
+        places = azimuthal_equal_area_inverse(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), frame)
         on_map = np.isfinite(places[:, 0])
         on_map[on_map] = mixture.allowed(coordinates_of(places[on_map]))
         density = np.where(on_map.reshape(density.shape), density, 0)
@@ -239,7 +245,7 @@ def _in_degrees(drawn: list[_Drawn]) -> np.ndarray:
     _, points, (rings, polygons) = shapely.to_ragged_array(shapes[kept])
     frames = np.stack([drawn[at].frame for at in kept.tolist()])
     own = np.repeat(np.arange(len(kept)), np.diff(rings[polygons]))
-    lat, lon = coordinates_of(np.einsum("ni,nij->nj", _local(points), frames[own])).T
+    lat, lon = coordinates_of(azimuthal_equal_area_inverse(points, frames[own])).T
     # Rings that cross 180 degrees, or go around a pole, turn by more than half a turn between two points.
     jumps = np.abs(np.diff(lon, append=lon[-1])) > 180
     jumps[rings[1:] - 1] = False  # from one ring to the next
@@ -248,29 +254,10 @@ def _in_degrees(drawn: list[_Drawn]) -> np.ndarray:
     shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, flat, (rings, polygons))
     for at in np.flatnonzero(crossing).tolist():
         outside, *holes = (
-            shapely.union_all(_cut(flat[rings[ring] : rings[ring + 1]]))
-            for ring in range(polygons[at], polygons[at + 1])
+            cut_antimeridian(flat[rings[ring] : rings[ring + 1]]) for ring in range(polygons[at], polygons[at + 1])
         )
         shapes[at] = shapely.difference(outside, shapely.union_all(holes)) if holes else outside
     return np.asarray(shapely.make_valid(shapes))
-
-
-def _cut(ring: Float64[np.ndarray, "n 2"]) -> "list[BaseGeometry]":
-    """The polygons that a ring of (lon, lat) encloses; a ring around a pole encloses the pole that is nearer to it."""
-    import shapely
-
-    lon, lat = np.rad2deg(np.unwrap(np.deg2rad(ring[:, 0]))), ring[:, 1].copy()
-    if abs(lon[-1] - lon[0]) > 180:
-        pole = math.copysign(90, lat.mean())
-        lon, lat = np.append(lon, [lon[-1], lon[0], lon[0]]), np.append(lat, [pole, pole, lat[0]])
-    else:
-        lon[-1] = lon[0]
-    found = shapely.make_valid(shapely.Polygon(np.stack((lon, lat), axis=1)))
-    parts = []
-    for turn in range(math.floor((lon.min() + 180) / 360), math.floor((lon.max() + 180) / 360) + 1):
-        piece = shapely.intersection(found, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
-        parts.append(shapely.transform(piece, lambda xy, east=360 * turn: xy - [east, 0]))
-    return parts
 
 
 def _lean(shape: "BaseGeometry") -> "BaseGeometry":
@@ -301,36 +288,14 @@ def _geojson(shape: "BaseGeometry", digits: int) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": polygons}
 
 
-def _frame(up: Float64[np.ndarray, "3"]) -> Float64[np.ndarray, "3 3"]:
-    """East, north and up at a place."""
-    east = np.array([-up[1], up[0] + 1e-12, 0.0])
-    east /= np.linalg.norm(east)
-    return np.stack((east, np.cross(up, east), up))
-
-
-def _to_plane(points: Float64[np.ndarray, "n 3"], frame: Float64[np.ndarray, "3 3"]) -> Float64[np.ndarray, "n 2"]:
-    """Lambert's azimuthal equal-area map, in kilometres east and north of its centre (Snyder 1987, section 24)."""
-    x, y, z = (points @ frame.T).T
-    scale = EARTH_RADIUS_KM * np.sqrt(2 / np.maximum(1 + z, 1e-9))
-    return np.asarray(np.stack((scale * x, scale * y), axis=1))
-
-
-def _local(km: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 3"]:
-    """Unit vectors of points of the map, in its frame; NaN off the map."""
-    flat = km / EARTH_RADIUS_KM
-    square = (flat**2).sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return np.concatenate((flat * np.sqrt(1 - square / 4), 1 - square / 2), axis=1)
-
-
 # --- heat -----------------------------------------------------------------------------------------
 
 
 def heat(mixture: Mixture) -> dict[str, Any]:
     """Where the probability lies, in cells of one area.
 
-    Cells are those of :func:`equal_area_cells`, as fine as the Gaussians that hold most of the mass, and coarser where
-    there would be more than 1,000 of them.
+    Cells are those of an :class:`~open_geoclip.geo.projections.EqualAreaGrid`, as fine as the Gaussians that hold most
+    of the mass, and coarser where there would be more than 1,000 of them.
 
     Returns:
         ``cell_km``, the side of a square of a cell's area, and ``cells``, a list of [lat, lon, probability], the
@@ -346,11 +311,10 @@ def heat(mixture: Mixture) -> dict[str, Any]:
     if mixture.allowed is not None and (inside := mixture.allowed(coordinates_of(spots))).any():
         spots, each = spots[inside], each[inside]
     for asked_km in (km for km in _LADDER_KM if km >= min(0.8 * typical, _LADDER_KM[-1])):
-        rows = equal_area_cells(asked_km)
-        cells, of = np.unique(cells_of(coordinates_of(spots), rows), return_inverse=True)
+        grid = EqualAreaGrid.from_cell_km(asked_km)
+        cells, of = np.unique(grid.cells(coordinates_of(spots)), return_inverse=True)
         if len(cells) <= 1.3 * _HEAT_CELLS:
-            middles = _middles(cells, rows)
-            cell_km = _cell_km(rows)
+            middles, cell_km = grid.centres(cells), grid.cell_km
             # The density at the middle tells the mass of a cell, unless a Gaussian is narrower than the cell.
             narrow = mixture.blur_km < 0.7 * cell_km
             found = mixture.only(~narrow).density(unit_vectors(middles)) * cell_km**2
@@ -369,41 +333,3 @@ def heat(mixture: Mixture) -> dict[str, Any]:
             for (lat, lon), share in zip(middles[best[:count]].tolist(), found[best[:count]].tolist(), strict=True)
         ],
     }
-
-
-def equal_area_cells(cell_km: float) -> Int64[np.ndarray, " r"]:
-    """How many cells of one area each row from north to south has, so that they are about squares.
-
-    Rows are as high as their cells are wide, about; where exactly they end follows from the number of cells, since
-    the area north of a parallel grows with the sine of the latitude. So all cells have exactly the same area.
-    """
-    height = max(1, round(math.pi * EARTH_RADIUS_KM / cell_km))
-    lat = (np.arange(height) + 0.5) / height * math.pi
-    return np.maximum(1, np.round(2 * height * np.sin(lat))).astype(np.int64)
-
-
-def _cell_km(rows: Int64[np.ndarray, " r"]) -> float:
-    return math.sqrt(4 * math.pi / int(rows.sum())) * EARTH_RADIUS_KM
-
-
-def cells_of(coordinates: Float[np.ndarray, "n 2"], rows: Int64[np.ndarray, " r"]) -> Int64[np.ndarray, " n"]:
-    """The number of the cell that each place lies in, counted from north to south and west to east.
-
-    Args:
-        coordinates: (lat, lon) in degrees.
-        rows: see :func:`equal_area_cells`.
-    """
-    before = np.concatenate(([0], np.cumsum(rows)))
-    upto = (1 - np.sin(np.deg2rad(coordinates[:, 0]))) / 2 * before[-1]
-    row = np.clip(np.searchsorted(before, upto, side="right") - 1, 0, len(rows) - 1)
-    column = np.floor((coordinates[:, 1] + 180) / 360 * rows[row]).astype(np.int64) % rows[row]
-    return np.asarray(before[row] + column)
-
-
-def _middles(cells: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " r"]) -> Float64[np.ndarray, "n 2"]:
-    """(lat, lon) of the middles of cells."""
-    before = np.concatenate(([0], np.cumsum(rows)))
-    row = np.searchsorted(before, cells, side="right") - 1
-    lat = np.rad2deg(np.arcsin(1 - (before[row] + before[row + 1]) / before[-1]))
-    lon = (cells - before[row] + 0.5) / rows[row] * 360 - 180
-    return np.stack((lat, lon), axis=1)
