@@ -41,11 +41,7 @@ _MAY_CHANGE = {("settings", name) for name in ("epochs", "patience", "checkpoint
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None) -> None:
-    """Write tensors and JSON values.
-
-    Raises:
-        TrainingError: they cannot be written; what was there before still is.
-    """
+    """Write tensors and JSON values atomically; raises TrainingError where that fails."""
     record = {key: json.dumps(value, sort_keys=True) for key, value in (metadata or {}).items()}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _write(path, safetensors.torch.save(cpu, record or None))
@@ -63,11 +59,7 @@ def _write(path: Path, content: bytes | str) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write_tensors` wrote.
-
-    Raises:
-        TrainingError: the file is damaged or cannot be read.
-    """
+    """Read what :func:`write_tensors` wrote; raises TrainingError if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
@@ -129,12 +121,7 @@ class RunState:
             self.save(path)
 
     def load(self, path: Path) -> None:
-        """Read a checkpoint.
-
-        Raises:
-            TrainingError: it is damaged, or of another model.
-            SettingsError: it was written within an epoch by another number of processes.
-        """
+        """Read a checkpoint; raises SettingsError if another number of processes wrote it within an epoch."""
         tensors, progress = read_tensors(path)
         load_weights(self.model, tensors, path)
         for name, parameter in self.trained.items():
@@ -153,11 +140,7 @@ class RunState:
             )
 
     def keep_if_best(self, figures: Figures, monitor: str, path: Path) -> None:
-        """Write the weights of an epoch that is better than all before.
-
-        Raises:
-            SettingsError: ``monitor`` is not one of the figures.
-        """
+        """Write the weights of an epoch that is better than all before; raises SettingsError for another monitor."""
         if monitor not in figures:
             raise SettingsError(f"monitor: {monitor!r} is not one of the figures {', '.join(figures)}")
         sign = -1 if monitor.startswith(("within", "geoscore", "accuracy")) else 1  # larger is better
@@ -171,11 +154,7 @@ def _weights(model: GeoCLIP) -> dict[str, Tensor]:
 
 
 def load_weights(model: GeoCLIP, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load the weights of a checkpoint into a model.
-
-    Raises:
-        TrainingError: they do not fit.
-    """
+    """Load the weights of a checkpoint into a model; raises TrainingError if they do not fit."""
     weights = {n: t for n, t in tensors.items() if n != "queue" and not n.startswith("optimizer.")}
     weights |= {n: t for n, t in model.state_dict().items() if n.startswith("image_encoder.backbone.")}
     try:
@@ -193,20 +172,7 @@ def open_folder(
     *,
     resume: bool,
 ) -> None:
-    """Write ``run.json``, or check that the run in the folder is the same one.
-
-    Args:
-        folder: of the run.
-        model: its settings must be those of the run.
-        settings: of the training; the number of epochs may change.
-        data: must be the same.
-        record: what else must be the same.
-        resume: whether a run may be in the folder.
-
-    Raises:
-        SettingsError: there is a run, and it is not to be resumed or differs; the message says in what.
-        TrainingError: the folder cannot be written.
-    """
+    """Write ``run.json``; raises SettingsError if the folder holds a run that is not to be resumed, or differs."""
     about: dict[str, Any] = {
         "settings": asdict(settings),
         "model": {
@@ -227,11 +193,7 @@ def open_folder(
 
 
 def check_record(folder: Path, now: Mapping[str, Any]) -> None:
-    """Compare settings with those of the run in a folder, as far as both have them.
-
-    Raises:
-        SettingsError: they differ in something that cannot change.
-    """
+    """Compare settings with those of the run in a folder; raises SettingsError where what cannot change differs."""
     path, now = folder / "run.json", json.loads(json.dumps(now))
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for part in ("settings", "model"):
@@ -255,11 +217,7 @@ def _git_commit() -> str | None:
 
 
 def append_metrics(folder: Path, figures: Figures) -> None:
-    """Add an epoch's line to ``metrics.jsonl``; lines of this epoch and later ones, of before a kill, are removed.
-
-    Raises:
-        TrainingError: the file cannot be written.
-    """
+    """Add an epoch's line to ``metrics.jsonl``; lines of this epoch and later ones, of before a kill, are removed."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < figures["epoch"]]

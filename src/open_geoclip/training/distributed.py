@@ -77,14 +77,6 @@ class Ranks:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world
 
-    def mean(self, value: float) -> float:
-        """Return the mean over all processes."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(total)
-        return float(total) / self.world
-
     def gather(self, rows: Float64[Tensor, "n d"]) -> Float64[Tensor, "m d"]:
         """Return the rows of all processes, in their order; each has as many."""
         if self.world == 1:
@@ -130,8 +122,7 @@ def process_group() -> Iterator[Ranks]:
 def resolve_device(name: str) -> torch.device:
     """Return the device of this process: ``auto``, ``cpu``, ``cuda`` (with torchrun that of LOCAL_RANK) or ``cuda:N``.
 
-    Raises:
-        SettingsError: there is no such device on this machine.
+    Raises SettingsError if this machine has no such device.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:

@@ -115,13 +115,14 @@ def train(
             began = time.monotonic()
             model.train()
             _train_epoch(state, data, settings, loss, checkpoint, stop_requested, callbacks)
-            mean_loss = ranks.mean(state.loss_sum) / max(state.step, 1)
+            loss_sum = ranks.gather(torch.tensor([[state.loss_sum]], dtype=torch.float64)).mean().item()
             if not state.step:
                 raise TrainingError(f"the epoch has no whole batch of {settings.batch_size} images")
+            steps = state.step
             state.epoch, state.step, state.loss_sum, state.positions = state.epoch + 1, 0, 0.0, [0] * ranks.world
             model.eval()
             if ranks.is_main:
-                figures = {"epoch": state.epoch, "loss": mean_loss, "scale": model.scale}
+                figures = {"epoch": state.epoch, "loss": loss_sum / steps, "scale": model.scale}
                 figures |= {} if evaluate is None else evaluate(model)
                 figures["seconds"] = round(time.monotonic() - began, 1)
                 append_metrics(folder, figures)
@@ -258,11 +259,7 @@ def batch_loss(
 
 
 def check_batch(settings: TrainSettings, images: int, processes: int) -> None:
-    """Check that an epoch has a batch, and that processes can share it.
-
-    Raises:
-        SettingsError: it has not, or they cannot.
-    """
+    """Raise SettingsError if an epoch has no whole batch, or processes cannot share one."""
     if settings.batch_size % processes:
         raise SettingsError(f"batch_size: {settings.batch_size} cannot be divided evenly among {processes} processes")
     if images < settings.batch_size:
@@ -273,11 +270,7 @@ def check_batch(settings: TrainSettings, images: int, processes: int) -> None:
 
 
 def trainable_parameters(model: GeoCLIP, freeze: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """Return the parameters that are trained, by name.
-
-    Raises:
-        SettingsError: a name in ``freeze`` is not in the model, or nothing is left to train.
-    """
+    """Return the parameters that are trained, by name; raises SettingsError for a wrong name or if none is left."""
     names = [name for name, _ in model.named_parameters()]
     for part in freeze:
         if not any(_is_within(name, (part,)) for name in names):
