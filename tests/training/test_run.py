@@ -332,3 +332,34 @@ def test_one_device_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(SettingsError, match="cuda:4 is not on this machine, which has 4 GPUs"):
         resolve_device("auto")
+
+
+def library(folder: Path, spread_deg: float, n: int = 60) -> Path:
+    """Photos of three albums, each of a town, that carry their position."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        town = ((41.9, 12.5), (64.1, 21.9), (35.7, 139.7))[i % 3]
+        lat, lon = (c + float(rng.uniform(0, spread_deg)) for c in town)
+        image, exif = Image.fromarray(np.full((60, 60, 3), 4 * i, np.uint8)), Image.Exif()
+        exif.get_ifd(0x8825).update({1: "N", 2: (lat, 0.0, 0.0), 3: "E", 4: (lon, 0.0, 0.0)})
+        album = folder / f"album {i % 3}"
+        album.mkdir(parents=True, exist_ok=True)
+        image.save(album / f"{i}.jpg", exif=exif)
+    return folder
+
+
+@pytest.mark.parametrize("spread_deg", [0.5, 0.003])
+def test_a_photo_library_of_three_albums_trains_as_it_is(tmp_path: Path, clip: str, spread_deg: float) -> None:
+    photos = library(tmp_path / "photos", spread_deg)
+    settings, logged = one(tmp_path / "run", photos, small(clip), validation=0.1), list[str]()
+    run(replace(settings, train=replace(TRAIN, monitor="median_km")), callbacks=Callbacks(log=logged.append))
+    assert any("the photos are of few places" in line for line in logged)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["median_km"] > 0
+
+
+def test_photographers_of_a_table_stay_apart(tmp_path: Path, photos: Path, clip: str) -> None:
+    table = photos.with_name("grouped.csv")
+    first, *rows = photos.read_text().splitlines()
+    table.write_text("\n".join([f"{first},AUTHOR", *(f"{row},{i % 2}" for i, row in enumerate(rows))]))
+    with pytest.raises(DataError, match=r"of one group\. In \[data\], name other photos"):
+        run(one(tmp_path, table, small(clip), validation=0.1), callbacks=never_encodes())

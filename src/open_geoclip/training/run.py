@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from open_geoclip._version import __version__
 from open_geoclip.data.augmentation import Augmentation
+from open_geoclip.data.exif import ExifPhotos
 from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
@@ -68,7 +69,7 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
     _check_folders(folder, cache, settings, resume=resume)
     gallery = _fixed_gallery(settings.model.gallery)
     torch.manual_seed(settings.train.seed)
-    source, validation = _open_photos(settings.data, settings.train.seed)
+    source, validation = _open_photos(settings.data, settings.train.seed, callbacks.log)
     if source.count is not None:
         check_batch(settings.train, source.count * settings.data.together, ranks.world)
     model, extractor = _build(settings, device)
@@ -181,7 +182,9 @@ def _check_swapped(faults: Iterable[Fault], total: int, settings: DataSettings) 
         )
 
 
-def _open_photos(settings: DataSettings, seed: int) -> tuple[PhotoSource, PhotoSource | None]:
+def _open_photos(
+    settings: DataSettings, seed: int, log: Callable[[str], None]
+) -> tuple[PhotoSource, PhotoSource | None]:
     """Return photos to train on and to validate with."""
     source = open_source(settings.train, images=settings.images or None)
     if isinstance(settings.validation, str):
@@ -199,13 +202,40 @@ def _open_photos(settings: DataSettings, seed: int) -> tuple[PhotoSource, PhotoS
     if not photos:
         return source, None  # the cache says what is wrong with each
     _check_swapped([entry for entry in entries if isinstance(entry, Fault)], len(entries), settings)
-    places = np.array([(photo.lat, photo.lon) for photo in photos], dtype=np.float64)
-    shares = {"training": 1 - settings.validation, "validation": settings.validation}
-    sides = split(
-        places, [photo.group for photo in photos], SplitSettings(shares=shares, buffer_km=settings.buffer_km, seed=seed)
-    )
+    sides = _split(photos, settings, seed, log, groups_matter=not isinstance(source, ExifPhotos))
     unusable = np.setdiff1d(np.arange(len(entries)), rows)  # stay with the training photos, to be named
     return source.select(np.sort(np.concatenate([rows[sides == 0], unusable]))), source.select(rows[sides == 1])
+
+
+def _split(
+    photos: list[Photo], settings: DataSettings, seed: int, log: Callable[[str], None], *, groups_matter: bool
+) -> Int64[np.ndarray, " n"]:
+    """Split off the validation photos. Albums of a photo library may be divided where they cannot be kept apart."""
+    places = np.array([(photo.lat, photo.lon) for photo in photos], dtype=np.float64)
+    groups, share = [photo.group for photo in photos], float(settings.validation)
+    attempts = [(settings.buffer_km, True)]
+    if not groups_matter:
+        attempts += [(km, False) for km in (settings.buffer_km, 0.1, 0.02, 0.0) if km <= settings.buffer_km]
+    for buffer_km, by_group in attempts:
+        how = SplitSettings(
+            {"training": 1 - share, "validation": share}, buffer_km=buffer_km, groups=by_group, seed=seed
+        )
+        try:
+            sides = split(places, groups, how)
+        except DataError:
+            continue
+        if (buffer_km, by_group) == attempts[-1] or share / 3 <= (sides == 1).mean() <= 3 * share:
+            if (buffer_km, by_group) != attempts[0]:
+                log(
+                    f"the photos are of few places: those for validation are of the same albums, {buffer_km:g} km or "
+                    "more from those trained on. The figures hold for these places, not for others"
+                )
+            return sides
+    raise DataError(
+        f"{settings.train}: no {share:.0%} for validation can be split off, because too many of the {len(photos):,} "
+        f"photos are within {settings.buffer_km:g} km of each other or of one group. In [data], name other photos as "
+        "validation, set a smaller buffer_km, or validation = 0.0 to train on all"
+    )
 
 
 # --- the model ------------------------------------------------------------------------------------
