@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from open_geoclip.data.augmentation import Augmentation, _hue_shifted, _recoloured
+from open_geoclip.data.augmentation import Augmentation, _adjust_colors, _shift_hue
 from open_geoclip.errors import SettingsError
 
 PLAIN: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "grey": 0.0}
@@ -123,18 +123,18 @@ def test_each_change_of_colour_by_hand(factor: float, picture: Any) -> None:
     }
 
     for at, (name, expected) in enumerate(by_hand.items()):
-        found = np.asarray(_recoloured(image, factor, factor, factor, 0.0, order=[at])).astype(np.float64)
+        found = np.asarray(_adjust_colors(image, factor, factor, factor, 0.0, order=[at])).astype(np.float64)
         assert np.abs(found - expected.clip(0, 255)).max() <= 1 + 1e-9, (
             name
         )  # one, because Pillow cuts where we do not round
-    orders = {_recoloured(image, 0.6, 1.4, 0.6, 0.1, order).tobytes() for order in ([0, 1, 2, 3], [3, 2, 1, 0])}
+    orders = {_adjust_colors(image, 0.6, 1.4, 0.6, 0.1, order).tobytes() for order in ([0, 1, 2, 3], [3, 2, 1, 0])}
     assert len(orders) == 2
 
 
 @pytest.mark.parametrize("turns", [-0.1, -0.03, 0.0, 0.05, 0.1])
 @pytest.mark.parametrize("rgb", [(200, 40, 40), (30, 180, 90), (70, 60, 220), (128, 128, 128)])
 def test_hue_turns_by_what_is_asked(turns: float, rgb: tuple[int, int, int]) -> None:
-    found = np.asarray(_hue_shifted(one_colour(*rgb), turns))[0, 0] / 255
+    found = np.asarray(_shift_hue(one_colour(*rgb), turns))[0, 0] / 255
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in rgb))
     expected = colorsys.hsv_to_rgb((hue + int(turns * 255) / 255) % 1, saturation, value)
     assert found == pytest.approx(expected, abs=0.03)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from open_geoclip.data.augmentation import Augmentation
-from open_geoclip.data.decoding import decoded, mapped
+from open_geoclip.data.decoding import decode_photos, map_photos
 from open_geoclip.data.photos import Fault, Photo
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import SettingsError
@@ -24,7 +24,9 @@ def test_order_is_kept_and_a_broken_photo_is_named(make_table: Make, make_shards
     (path.parent / "007.jpg").unlink()
     (path.parent / "009.jpg").write_bytes((path.parent / "009.jpg").read_bytes()[:300])
     faults: list[Fault] = []
-    done = decoded(open_source(path), lambda image, key: (key, image.size), workers=workers, on_fault=faults.append)
+    done = decode_photos(
+        open_source(path), lambda image, key: (key, image.size), workers=workers, on_fault=faults.append
+    )
     assert [(photo.key, value) for photo, value in done] == [
         (f"{i:03d}.jpg", (f"{i:03d}.jpg", (40, 30))) for i in range(12) if i not in (5, 7, 9)
     ]
@@ -33,7 +35,7 @@ def test_order_is_kept_and_a_broken_photo_is_named(make_table: Make, make_shards
         ("007.jpg", "missing"),
         ("009.jpg", "broken"),
     ]
-    stream = [photo for photo, _ in decoded(open_source(folder), Augmentation(size=8), workers=workers)]
+    stream = [photo for photo, _ in decode_photos(open_source(folder), Augmentation(size=8), workers=workers)]
     assert [photo.key for photo in stream] == [f"p{i:03d}" for i in range(12)]
     assert all(photo.image == b"" for photo in stream), "bytes are not kept"
 
@@ -44,7 +46,7 @@ def test_processes_give_what_threads_give(make_table: Make) -> None:
     views = {
         processes: [
             (photo.key, view.tobytes())
-            for photo, view in decoded(source, Augmentation(size=16), workers=2, processes=processes)
+            for photo, view in decode_photos(source, Augmentation(size=16), workers=2, processes=processes)
         ]
         for processes in (False, True)
     }
@@ -63,11 +65,11 @@ def test_no_more_is_decoded_than_is_soon_taken(make_table: Make) -> None:
             count += 1
         return photo.key
 
-    results = mapped(source, work, workers=2)
+    results = map_photos(source, work, workers=2)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert count <= 9
-    assert [result[0].key for result in mapped(source, work, start=38) if not isinstance(result, Fault)] == [
+    assert [result[0].key for result in map_photos(source, work, start=38) if not isinstance(result, Fault)] == [
         "038.jpg",
         "039.jpg",
     ]
@@ -79,6 +81,6 @@ def test_a_mistake_of_the_transform_is_not_a_fault_of_the_photo(make_table: Make
         return np.asarray(image)[99]
 
     with pytest.raises(IndexError):
-        list(decoded(open_source(make_table(3)), transform))
+        list(decode_photos(open_source(make_table(3)), transform))
     with pytest.raises(SettingsError, match="workers"):
-        list(decoded(open_source(make_table(3)), transform, workers=-1))
+        list(decode_photos(open_source(make_table(3)), transform, workers=-1))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from open_geoclip.data import shards as shards_module
-from open_geoclip.data.decoding import decoded
+from open_geoclip.data.decoding import decode_photos
 from open_geoclip.data.photos import Fault, Photo
 from open_geoclip.data.shards import TarPhotos, expand_braces
 from open_geoclip.data.sources import open_source
@@ -118,7 +118,7 @@ def test_records_that_cannot_be_used_are_named(tmp_path: Path, add: Any, jpeg: A
     faults: list[Fault] = []
     done = [
         photo.key
-        for photo, _ in decoded(open_source(tmp_path / "a.tar"), lambda image, key: key, on_fault=faults.append)
+        for photo, _ in decode_photos(open_source(tmp_path / "a.tar"), lambda image, key: key, on_fault=faults.append)
     ]
     assert done == ["g"]
     assert {fault.key: fault.kind for fault in faults} == {

@@ -1,9 +1,8 @@
 """The paper's augmentations, without torchvision: crop, flip, colour jitter, grey.
 
 The released training transform is ``RandomResizedCrop(224)``, ``RandomHorizontalFlip``, ``ColorJitter(.4, .4, .4, .1)``
-with probability .8 and ``RandomGrayscale(.2)``. The distributions and the pixels are torchvision's on Pillow pictures
-(its ``functional_pil``), written anew; only the random numbers differ: they come from the seed, the photo's key and the
-view, so that a view is the same whichever worker makes it.
+with probability .8 and ``RandomGrayscale(.2)``. Distributions and pixels are those of torchvision on Pillow images. The
+random numbers depend on the seed, the photo's key and the view, so that a view is the same on each worker.
 """
 
 import hashlib
@@ -25,21 +24,21 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random views of a picture; the defaults are the released ones.
+    """Random views of an image; the defaults are the released ones.
 
     Attributes:
-        size: side of a view, pixels.
-        scale: least and greatest share of the picture's area that is cut out.
-        ratio: least and greatest width over height of what is cut out.
+        size: side of a view in pixels.
+        scale: smallest and largest share of the image's area that is cropped.
+        ratio: smallest and largest aspect ratio (width over height) of the crop.
         resample: ``bilinear``, as released, or ``bicubic``, as CLIP itself resizes.
-        flip: probability of turning left and right around.
-        brightness: factors are drawn from 1 - x to 1 + x.
+        flip: probability of a horizontal flip.
+        brightness: factors are between 1 - x and 1 + x.
         contrast: the same.
         saturation: the same.
-        hue: shift in turns, drawn from -x to x.
+        hue: shift in turns, between -x and x.
         jitter: probability of the four changes of colour, in random order.
-        grey: probability of taking all colour away.
-        seed: of everything that is drawn.
+        grey: probability of a greyscale view.
+        seed: of all random numbers.
 
     Raises:
         SettingsError: a value is out of range.
@@ -74,16 +73,16 @@ class Augmentation:
             raise SettingsError(f"hue: from 0 to 0.5, not {self.hue}")
 
     def __call__(self, image: Image.Image, key: str, view: int = 0) -> Image.Image:
-        """One view of an upright RGB picture.
+        """Return one view of an upright RGB image.
 
         Args:
-            image: the picture.
-            key: its name; another one gives another view.
-            view: a number, such as the epoch, or the epoch times the views of one epoch and which of them it is.
+            image: the image.
+            key: its name; another name gives another view.
+            view: number of the view, such as the epoch.
         """
         rng = self.generator(key, view)
         left, top, width, height = self.crop(image.size, rng)
-        # Cut first: Pillow's box would let the filter look at pixels outside.
+        # Crop first: with Pillow's box the filter would read pixels outside.
         part = image.crop((left, top, left + width, top + height))
         part = part.resize((self.size, self.size), _FILTERS[self.resample])
         if rng.random() < self.flip:
@@ -97,23 +96,23 @@ class Augmentation:
     def array(
         self, pixels: UInt8[np.ndarray, "h w 3"], key: str, view: int = 0
     ) -> UInt8[np.ndarray, "{self.size} {self.size} 3"]:
-        """The same of an array."""
+        """Return one view of an array."""
         return np.asarray(self(Image.fromarray(np.ascontiguousarray(pixels)), key, view))
 
     def generator(self, key: str, view: int) -> np.random.Generator:
-        """The random numbers of a view: the same on each machine."""
+        """Return the random numbers of a view, the same on each machine."""
         digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).digest()
         return np.random.Generator(np.random.PCG64([self.seed, view, int.from_bytes(digest, "little")]))
 
     def crop(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """A random part of a picture: left, top, width, height in pixels (Szegedy et al., 2015).
+        """Return a random crop: left, top, width, height in pixels (Szegedy et al., 2015).
 
-        The share of the area is drawn evenly, the shape evenly in its logarithm. Where ten draws do not fit, it is
-        the middle, as large as the shapes allow.
+        The share of the area is uniform, the aspect ratio uniform in its logarithm. If ten draws do not fit, the crop
+        is the largest central one of an allowed ratio.
 
         Args:
-            size: width and height of the picture.
-            rng: where random numbers come from.
+            size: width and height of the image.
+            rng: the random numbers.
         """
         full_width, full_height = size
         low, high = (math.log(value) for value in self.ratio)
@@ -138,13 +137,13 @@ class Augmentation:
             float(rng.uniform(1 - x, 1 + x)) for x in (self.brightness, self.contrast, self.saturation)
         )
         turns = float(rng.uniform(-self.hue, self.hue))
-        return _recoloured(image, brightness, contrast, saturation, turns, order=rng.permutation(4).tolist())
+        return _adjust_colors(image, brightness, contrast, saturation, turns, order=rng.permutation(4).tolist())
 
 
-def _recoloured(
+def _adjust_colors(
     image: Image.Image, brightness: float, contrast: float, saturation: float, turns: float, order: Sequence[int]
 ) -> Image.Image:
-    """Change the colours by three factors and a turn of the hue, in an order: 0 for the first of them."""
+    """Apply brightness, contrast, saturation and hue in an order, in which 0 is brightness."""
     for step in order:
         match step:
             case 0:
@@ -154,12 +153,12 @@ def _recoloured(
             case 2:
                 image = ImageEnhance.Color(image).enhance(saturation)
             case _:
-                image = _hue_shifted(image, turns)
+                image = _shift_hue(image, turns)
     return image
 
 
-def _hue_shifted(image: Image.Image, turns: float) -> Image.Image:
-    """Turn the colours by a part of the circle, in steps of 1/255 of it, as Pillow's HSV holds them."""
+def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
+    """Shift the hue by turns, in steps of 1/255, as Pillow's HSV holds it."""
     hue, saturation, value = image.convert("HSV").split()
     turned = np.asarray(hue) + np.uint8(int(turns * 255) % 256)  # wraps around
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

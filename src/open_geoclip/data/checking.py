@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from open_geoclip.data.decoding import mapped
+from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import FAULT_KINDS, Fault, Photo, PhotoSource
 from open_geoclip.data.shards import TarPhotos
 from open_geoclip.errors import ImageError
@@ -93,7 +93,7 @@ def check_source(
     groups: set[str] = set()
     coordinates: Counter[tuple[float, float]] = Counter()
     entries = 0
-    for result in mapped(source, _digest if decode else _look, workers=workers):
+    for result in map_photos(source, _digest if decode else _look, workers=workers):
         entries += 1
         if isinstance(result, Fault):
             faults.append(result)

@@ -1,4 +1,4 @@
-"""Pictures decoded ahead, by several workers, in order and in bounded memory."""
+"""Decoding images ahead of the caller, on several workers, in order and in bounded memory."""
 
 import multiprocessing
 from collections import deque
@@ -15,13 +15,13 @@ from open_geoclip.data.photos import Entry, Fault, FaultLog, IndexedPhotos, OnFa
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import load_image
 
-__all__ = ["decoded", "fault_of", "mapped"]
+__all__ = ["decode_photos", "fault_of", "map_photos"]
 
 T = TypeVar("T")
-_AHEAD = 4  # pictures a worker that are done or wait to be
+_AHEAD = 4  # images per worker that are done or waiting
 
 
-def decoded(
+def decode_photos(
     source: PhotoSource,
     transform: Callable[[Image.Image, str], T],
     *,
@@ -31,19 +31,18 @@ def decoded(
 ) -> Iterator[tuple[Photo, T]]:
     """Decode and transform the photos of a source, in its order.
 
-    Pillow lets threads run while it decodes and resizes, so threads are enough for most; processes are for
-    transforms that compute in Python, and cost the sending of each result.
+    Pillow releases the GIL while it decodes and resizes, so threads are usually enough. Processes are for transforms
+    that compute in Python; each result is then sent between processes.
 
     Args:
         source: the photos.
-        transform: makes of an upright RGB picture and its key what is wanted; with ``processes`` it is a function of a
-            module, not a lambda.
+        transform: called with an upright RGB image and its key; with ``processes`` a function of a module, no lambda.
         workers: how many; 0 does the work in the caller.
         processes: use processes instead of threads.
-        on_fault: called with each entry that could not be used; the log tells them when not given.
+        on_fault: called with each entry that could not be used; by default they are logged.
 
     Yields:
-        The photo, its image emptied if it was bytes, and what the transform made.
+        The photo, its image emptied if it was bytes, and the transform's result.
 
     Raises:
         SettingsError: fewer than 0 workers.
@@ -51,7 +50,7 @@ def decoded(
     log = FaultLog(source.name)
     report = log if on_fault is None else on_fault
     try:
-        for result in mapped(source, partial(_decoded, transform), workers=workers, processes=processes):
+        for result in map_photos(source, partial(_load_and_transform, transform), workers=workers, processes=processes):
             if isinstance(result, Fault):
                 report(result)
             else:
@@ -60,7 +59,7 @@ def decoded(
         log.close()
 
 
-def mapped(
+def map_photos(
     source: PhotoSource,
     work: Callable[[Photo], T],
     *,
@@ -68,38 +67,38 @@ def mapped(
     processes: bool = False,
     start: int = 0,
 ) -> Iterator[Fault | tuple[Photo, T]]:
-    """Do some work on each photo of a source, ahead of the caller, and give the results in order.
+    """Call a function with each photo of a source, ahead of the caller, and yield the results in order.
 
     Args:
         source: the photos.
-        work: is called in a worker; an `ImageError` that it raises becomes a fault.
+        work: called in a worker; an `ImageError` that it raises becomes a fault.
         workers: how many; 0 does the work in the caller.
         processes: use processes instead of threads.
-        start: the first entry, for taking up work again.
+        start: the first entry, to resume.
 
     Yields:
-        One result an entry: the fault, or the photo and what the work made of it.
+        One result per entry: the fault, or the photo and the function's result.
 
     Raises:
         SettingsError: fewer than 0 workers.
     """
     if workers < 0:
         raise SettingsError(f"workers: 0 or more, not {workers}")
-    # Where any entry can be had at any time, finding it is the workers' task too: EXIF is read, views rendered there.
+    # Workers also look up the entries of an indexed source: EXIF is read and views are rendered there.
     if isinstance(source, IndexedPhotos):
-        task: Callable[..., Any] = partial(_row_done, source, work)
+        task: Callable[..., Any] = partial(_work_on_row, source, work)
         items: Iterator[Any] = iter(range(start, len(source)))
     else:
-        task, items = partial(_done, work), islice(source.entries(), start, None)
+        task, items = partial(_work_on, work), islice(source.entries(), start, None)
     if workers == 0:
         yield from map(task, items)
         return
     pool: Executor
     if processes:
-        # Forking a process that runs threads, as torch does, can leave a lock held for ever.
+        # Forking a process that runs threads, as torch does, can leave a lock held forever.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_keep, initargs=(task,))
-        task = _kept
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_task, initargs=(task,))
+        task = _run_task
     else:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[Future[Any]] = deque()
@@ -114,22 +113,22 @@ def mapped(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_task: list[Callable[..., Any]] = []  # of this process, sent once: a table of millions of rows is not sent a photo
+_task: list[Callable[..., Any]] = []  # of this process, sent once and not with each photo
 
 
-def _keep(task: Callable[..., Any]) -> None:
+def _set_task(task: Callable[..., Any]) -> None:
     _task.append(task)
 
 
-def _kept(item: Any) -> Any:
+def _run_task(item: Any) -> Any:
     return _task[-1](item)
 
 
-def _row_done(source: IndexedPhotos, work: Callable[[Photo], T], index: int) -> Fault | tuple[Photo, T]:
-    return _done(work, source[index])
+def _work_on_row(source: IndexedPhotos, work: Callable[[Photo], T], index: int) -> Fault | tuple[Photo, T]:
+    return _work_on(work, source[index])
 
 
-def _done(work: Callable[[Photo], T], entry: Entry) -> Fault | tuple[Photo, T]:
+def _work_on(work: Callable[[Photo], T], entry: Entry) -> Fault | tuple[Photo, T]:
     if isinstance(entry, Fault):
         return entry
     try:
@@ -140,9 +139,9 @@ def _done(work: Callable[[Photo], T], entry: Entry) -> Fault | tuple[Photo, T]:
 
 
 def fault_of(key: str, error: ImageError) -> Fault:
-    """What a picture that cannot be read is called."""
+    """Return the fault of an image that cannot be read."""
     return Fault(key, "missing" if error.reason == "there is no such file" else "broken", error.reason)
 
 
-def _decoded(transform: Callable[[Image.Image, str], T], photo: Photo) -> T:
+def _load_and_transform(transform: Callable[[Image.Image, str], T], photo: Photo) -> T:
     return transform(load_image(photo.image, name=photo.key), photo.key)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from open_geoclip.data.decoding import mapped
+from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Fault, Photo, PhotoSource
 from open_geoclip.data.shards import INDEX
 from open_geoclip.errors import DataError, ImageError, SettingsError
@@ -166,7 +166,7 @@ def _write_shards(
                 progress(number, source.count)
             yield number, result
 
-    results = mapped(source, _Packing(settings), workers=workers, start=done)
+    results = map_photos(source, _Packing(settings), workers=workers, start=done)
     try:
         remaining = counted(results)
         for first in remaining:

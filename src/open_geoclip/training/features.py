@@ -11,7 +11,7 @@ from jaxtyping import Float, Float16, Float64
 from torch import Tensor, nn
 
 from open_geoclip.data.augmentation import Augmentation
-from open_geoclip.data.decoding import mapped
+from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Fault, FaultLog, Photo, PhotoSource
 from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
@@ -120,7 +120,7 @@ class FeatureExtractor:
         """
         encoded = EncodedPhotos(start)
         pixels: list[Tensor] = []
-        for result in mapped(source, partial(self._pixels, views), workers=workers, start=start):
+        for result in map_photos(source, partial(self._pixels, views), workers=workers, start=start):
             encoded.position += 1
             if isinstance(result, Fault):
                 encoded.faults.append(result)
