@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: text-cost docs web node-modules container container-venv container-page container-lint chromium page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: text-cost docs web node-modules container container-venv container-page container-lint chromium exiftool page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -71,16 +71,22 @@ chromium:
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "no Chromium: the page's tests will be skipped" >&2
 
+# Writing and removing metadata needs ExifTool. Where it cannot be installed, its tests are skipped, and say so.
+exiftool:
+	@command -v exiftool >/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends libimage-exiftool-perl >/dev/null; } || \
+		echo "no ExifTool: geoclip strip and tag --into exif will not work, and their tests will be skipped" >&2
+
 page-pictures: $(STAMP) $(PAGE) chromium
 	$(BIN)/geoclip serve --port 8917 & server=$$!; trap "kill $$server" EXIT; \
 		until $(BIN)/python -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:8917/readyz")' 2>/dev/null; do \
 			kill -0 $$server || exit 1; sleep 1; done; \
 		$(BIN)/python web/pictures.py http://127.0.0.1:8917 docs
 
-demo: $(STAMP)
+demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo
 
-test: $(STAMP) $(PAGE) chromium
+test: $(STAMP) $(PAGE) chromium exiftool
 	cd web && npm test --silent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

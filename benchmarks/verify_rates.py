@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from open_geoclip.data.earth import is_land
 from open_geoclip.geo.sphere import destination
-from open_geoclip.metadata.place import PhotoPlace
+from open_geoclip.metadata.read import PhotoPlace
 from open_geoclip.search.locator import Locator
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.verify.verification import VERDICTS, compare

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from open_geoclip.geo.areas import Area
     from open_geoclip.images import find_images, load_image
-    from open_geoclip.metadata.place import PhotoPlace, read_place
+    from open_geoclip.metadata.read import PhotoPlace, read_place
     from open_geoclip.model.geoclip import GeoCLIP
     from open_geoclip.model.image_encoder import ImageEncoder
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
@@ -65,7 +65,7 @@ _HOME = {
     "MissingWeightsError": "errors",
     "ModelNameError": "errors",
     "OpenGeoCLIPError": "errors",
-    "PhotoPlace": "metadata.place",
+    "PhotoPlace": "metadata.read",
     "Posterior": "search.posterior",
     "PredictionsError": "errors",
     "Preprocessing": "model.preprocessing",
@@ -75,7 +75,7 @@ _HOME = {
     "WeightsError": "errors",
     "find_images": "images",
     "load_image": "images",
-    "read_place": "metadata.place",
+    "read_place": "metadata.read",
     "verify": "verify.verification",
 }
 

@@ -7,6 +7,7 @@
     ├── ImageError           (ValueError)   a picture that cannot be read; names it
     ├── TextError            (ValueError)   a text that a model cannot read: empty or too long
     ├── DataError            (ValueError)   photos and coordinates that cannot be used as data
+    │   └── MetadataError                   metadata that cannot be understood, written or removed
     ├── SettingsError        (ValueError)   a setting that is unknown or out of range
     │   └── AreaError                       limits that cannot be understood, or hold no place
     ├── GalleryError         (ValueError)   a gallery file that cannot be used
@@ -16,6 +17,7 @@
     ├── WeightsError         (ValueError)   weights that are damaged or of another layout
     │   └── MissingWeightsError             weights that are not on this machine yet
     ├── TrainingError        (RuntimeError) a training run that cannot go on
+    ├── MissingProgramError  (RuntimeError) a program that is not installed
     └── MissingExtraError    (ImportError)  an optional dependency that is not installed
 
 Each message names the thing that is wrong and what to do about it.
@@ -28,7 +30,9 @@ __all__ = [
     "DataError",
     "GalleryError",
     "ImageError",
+    "MetadataError",
     "MissingExtraError",
+    "MissingProgramError",
     "MissingWeightsError",
     "ModelNameError",
     "OpenGeoCLIPError",
@@ -99,6 +103,14 @@ class MissingWeightsError(WeightsError):
 
 class TrainingError(OpenGeoCLIPError, RuntimeError):
     """A training run that cannot go on: names the step and the pictures, or the file that cannot be written."""
+
+
+class MetadataError(DataError):
+    """Metadata of a file that cannot be understood, written or removed."""
+
+
+class MissingProgramError(OpenGeoCLIPError, RuntimeError):
+    """A program that is not installed or too old; the message says how to install it."""
 
 
 class MissingExtraError(OpenGeoCLIPError, ImportError):

@@ -17,7 +17,11 @@ import pytest
 from PIL import Image
 
 from open_geoclip.images import load_image
-from open_geoclip.metadata.place import read_facts
+from open_geoclip.metadata.read import read_metadata
+
+needs_exiftool = pytest.mark.skipif(
+    shutil.which("exiftool") is None, reason="ExifTool is not installed (apt-get install libimage-exiftool-perl)"
+)
 
 Command = Callable[..., Any]
 Placed = Callable[..., bytes]
@@ -43,6 +47,7 @@ def photo(tmp_path: Path, placed: Placed) -> Path:
     return path
 
 
+@needs_exiftool
 def test_nothing_is_written_unless_it_is_asked_for(command: Command, photo: Path, tmp_path: Path) -> None:
     before = contents(tmp_path)
     for words in (
@@ -64,7 +69,7 @@ def test_a_sidecar_marked_as_an_estimate(command: Command, photo: Path, tmp_path
     assert "in a.jpg.xmp" in done.out
     assert photo.read_bytes() == before
     assert set(contents(tmp_path)) == {"a.jpg", "a.jpg.xmp"}
-    facts = read_facts(photo)
+    facts = read_metadata(photo)
     [place] = facts.places
     assert (place.lat, place.lon) == pytest.approx(ROME, abs=1)
     assert (place.source, place.estimated, facts.place) == ("sidecar", True, None)
@@ -77,6 +82,7 @@ def test_a_sidecar_marked_as_an_estimate(command: Command, photo: Path, tmp_path
     assert "estimated" in {remark["check"] for remark in verdict["remarks"]}
 
 
+@needs_exiftool
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_into_the_photo_and_no_pixel_changes(kind: str, command: Command, placed: Placed, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind}"
@@ -90,19 +96,17 @@ def test_into_the_photo_and_no_pixel_changes(kind: str, command: Command, placed
     assert path.read_bytes() != before
     assert np.array_equal(np.asarray(load_image(path)), pixels)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    [place] = read_facts(path).places
+    [place] = read_metadata(path).places
     assert (place.source, place.estimated) == ("exif", True)
     assert (place.lat, place.lon) == pytest.approx((record["lat"], record["lon"]), abs=1e-6)
     command("tag", path.name, "--into", "exif", "--overwrite")
     assert contents(tmp_path)[f"a.{kind}.original"] == before, "the first original is never written over"
 
 
+@needs_exiftool
 def test_another_program_sees_an_estimate(command: Command, photo: Path) -> None:
-    program = shutil.which("exiftool")
-    if program is None:
-        pytest.skip("exiftool is not installed (apt-get install libimage-exiftool-perl)")
     command("tag", "a.jpg", "--into", "exif")
-    done = subprocess.run([program, "-json", "-n", "-a", "-G1", str(photo)], capture_output=True, check=True)
+    done = subprocess.run(["exiftool", "-json", "-n", "-a", "-G1", str(photo)], capture_output=True, check=True)
     [found] = json.loads(done.stdout)
     assert found["GPS:GPSLatitude"] == pytest.approx(ROME[0], abs=1)
     assert found["GPS:GPSLongitude"] == pytest.approx(ROME[1], abs=1)
@@ -110,6 +114,7 @@ def test_another_program_sees_an_estimate(command: Command, photo: Path) -> None
     assert found["GPS:GPSHPositioningError"] > 1000
 
 
+@needs_exiftool
 def test_heic_gets_a_sidecar_and_never_changes(command: Command, placed: Placed, tmp_path: Path) -> None:
     path = tmp_path / "a.heic"
     path.write_bytes(placed("heic", place=None))
@@ -122,6 +127,7 @@ def test_heic_gets_a_sidecar_and_never_changes(command: Command, placed: Placed,
     assert path.read_bytes() == before
 
 
+@needs_exiftool
 @pytest.mark.parametrize("into", ["sidecar", "exif"])
 def test_never_over_a_place_that_is_there(into: str, command: Command, placed: Placed, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(placed(place=SYDNEY))
@@ -133,10 +139,10 @@ def test_never_over_a_place_that_is_there(into: str, command: Command, placed: P
     after = contents(tmp_path)
     if into == "exif":
         assert after["a.jpg.original"] == before["a.jpg"]
-        assert [place.estimated for place in read_facts(tmp_path / "a.jpg").places] == [True]
+        assert [place.estimated for place in read_metadata(tmp_path / "a.jpg").places] == [True]
     else:
         assert after["a.jpg"] == before["a.jpg"]
-        assert [place.estimated for place in read_facts(tmp_path / "a.jpg").places] == [False, True]
+        assert [place.estimated for place in read_metadata(tmp_path / "a.jpg").places] == [False, True]
     [again] = told(command("tag", "a.jpg", "--into", into, "--format", "json"))
     assert "already" in again["left"]
 
@@ -151,7 +157,7 @@ def test_what_another_program_wrote_beside_a_photo_stays(command: Command, photo
     assert record["written"] == "a.xmp"
     assert Path(record["kept"]).read_text() == theirs
     assert 'xmp:Rating="4"' in (tmp_path / "a.xmp").read_text()
-    assert read_facts(photo).places[0].estimated
+    assert read_metadata(photo).places[0].estimated
 
 
 def test_what_is_unlike_the_models_pictures_is_left_out(command: Command, tmp_path: Path) -> None:
@@ -164,7 +170,7 @@ def test_what_is_unlike_the_models_pictures_is_left_out(command: Command, tmp_pa
     assert "left alone; nothing is known of the model" in command("tag", "noise.png").out
     [record] = told(command("tag", "noise.png", "--unsure", "--format", "json"))
     assert (record["written"], record["radius_km"]) == ("noise.png.xmp", None)
-    [place] = read_facts(tmp_path / "noise.png").places
+    [place] = read_metadata(tmp_path / "noise.png").places
     assert (place.accuracy_m, place.estimated) == (None, True)
     assert "no accuracy known" in str(place.method)
 
@@ -202,6 +208,7 @@ def test_a_folder_where_the_sidecar_should_be(command: Command, photo: Path, pla
     assert not [name for name in contents(tmp_path) if "part" in name]
 
 
+@needs_exiftool
 def test_the_photo_that_a_link_leads_to_is_the_one_that_is_written(
     command: Command, placed: Placed, tmp_path: Path
 ) -> None:
@@ -214,11 +221,12 @@ def test_the_photo_that_a_link_leads_to_is_the_one_that_is_written(
     assert len(told(done)) == 1
     assert "1 named twice" in done.err
     assert (tmp_path / "link.jpg").is_symlink()
-    assert read_facts(real).places[0].estimated
+    assert read_metadata(real).places[0].estimated
     assert (tmp_path / "real" / "a.jpg.original").read_bytes() == before
     assert set(contents(tmp_path)) == {"link.jpg", "real/a.jpg", "real/a.jpg.original"}
 
 
+@needs_exiftool
 def test_a_photo_that_disappears_before_it_is_written(
     command: Command, photo: Path, placed: Placed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +247,7 @@ def test_a_photo_that_disappears_before_it_is_written(
     assert set(contents(tmp_path)) == {"b.jpg", "b.jpg.original"}
 
 
+@needs_exiftool
 def test_interrupted_between_writing_and_renaming(
     command: Command, photo: Path, placed: Placed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from open_geoclip.geo.sphere import destination, even_points, haversine_km
-from open_geoclip.metadata.place import PhotoPlace
+from open_geoclip.metadata.read import PhotoPlace
 from open_geoclip.search.answer import Answer, Candidate
 from open_geoclip.search.calibration import NOMINAL, Calibration
 from open_geoclip.search.gallery import Gallery

@@ -25,7 +25,7 @@ for _name, _help in {
     "data": "Check, pack and split photos with coordinates.",
     "verify": "Hold pictures against the places that their metadata name.",
     "tag": "Write estimated places into XMP sidecars or EXIF, marked as estimates.",
-    "strip": "Take places out of photos; pixels are not touched.",
+    "strip": "Remove places from photos; the pixels stay the same.",
     "train": "Train a model on photos with coordinates.",
     "models": "List the models: what is on this machine, and what the others would cost.",
     "pull": "Bring a model, and the backbone that it needs, to this machine.",

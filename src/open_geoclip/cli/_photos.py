@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 def photo_files(paths: list[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
     """The photos among files and folders, each once, and a record with an error for each path that holds none."""
     from open_geoclip.images import find_images
-    from open_geoclip.metadata.files import once
+    from open_geoclip.metadata.files import unique_files
 
     files: list[Path] = []
     failed: list[dict[str, Any]] = []
@@ -27,9 +27,9 @@ def photo_files(paths: list[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
             files += find_images([path])
         except ImageError as error:
             failed.append({"image": error.name, "error": error.reason})
-    files, double = once(files)
-    if double:
-        print(f"geoclip: {len(double):,} named twice, such as {double[0]}: done once", file=sys.stderr)
+    files, repeated = unique_files(files)
+    if repeated:
+        print(f"geoclip: {len(repeated):,} named twice, such as {repeated[0]}: done once", file=sys.stderr)
     return files, failed
 
 

@@ -1,4 +1,4 @@
-"""``geoclip strip``: photos without their places."""
+"""``geoclip strip``: remove places from photos."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,10 @@ from open_geoclip.cli._output import Kind, choose
 from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, tell_errors
 from open_geoclip.cli._photos import report as reported
 from open_geoclip.cli._shared import progress_bar, write_output
-from open_geoclip.errors import DataError, ImageError, SettingsError
+from open_geoclip.errors import DataError, ImageError, MetadataError, SettingsError
 
 if TYPE_CHECKING:
-    from open_geoclip.metadata.stripping import Stripped
+    from open_geoclip.metadata.exiftool import ExifTool
 
 __all__ = ["strip"]
 
@@ -21,6 +21,7 @@ _COLUMNS: dict[str, Kind] = {
     "image": "text",
     "removed": "texts",
     "unsure": "texts",
+    "unreadable": "texts",
     "written": "text",
     "kept": "text",
     "error": "text",
@@ -38,115 +39,133 @@ def strip(
     format_: Annotated[RowFormat | None, Parameter(name="--format")] = None,
     report: Path | None = None,
 ) -> None:
-    """Take places out of photos: EXIF GPS, XMP and IPTC fields, sidecars. Pixels are not touched.
+    """Remove places from photos: EXIF GPS, XMP and IPTC fields, embedded videos, sidecars. Pixels stay the same.
 
-    Exit status 1 if a photo could not be done; with --check also if one holds a place.
+    Needs ExifTool. Exit status 0 only if ExifTool finds no place afterwards; 1 if a photo could not be done or holds
+    something that cannot be read and may be a place; with --check also if a photo holds a place.
 
     Args:
         photos: JPEG, PNG, WebP, TIFF, HEIC or AVIF, or folders that are searched for them.
-        output: A folder for the copies; the photos stay as they are. Folders keep their structure.
-        in_place: Write over the photos; each is kept as it was beside it, as photo.jpg.original.
-        check: Write nothing; say which photos hold a place.
-        maker_notes: Take the camera maker's notes out as well, which may hold a place that only the maker can read.
-        format_: What was done, as a table to read, JSON, CSV or Parquet. When not given, what the name of --report ends
-            in, else a table.
-        report: A file for that, instead of stdout.
+        output: A folder for the copies; the photos stay unchanged. Folders keep their structure.
+        in_place: Overwrite the photos; each original is kept beside it as photo.jpg.original.
+        check: Write nothing; report which photos hold a place.
+        maker_notes: Remove the camera maker's notes as well, which may hold a place that only the maker can read.
+        format_: Format of the report: a table, JSON, CSV or Parquet. Default: by the name of --report, else a table.
+        report: A file for the report, instead of stdout.
     """
     if sum((output is not None, in_place, check)) != 1:
         raise SettingsError("give one of --output FOLDER (copies), --in-place (originals kept) and --check")
     chosen = choose(format_, report, ROW_FORMATS, option="--report")
-    from open_geoclip.metadata.place import read_bytes
-    from open_geoclip.metadata.stripping import strip as stripped
+    from open_geoclip.metadata.exiftool import ExifTool
 
-    goals = _goals(photos, output)
+    targets = _targets(photos, output)
     files, records = photo_files(photos)
     interrupted = False
     try:
-        with progress_bar("checking" if check else "stripping") as progress:
+        with ExifTool() as exiftool, progress_bar("checking" if check else "stripping") as progress:
             for done, path in enumerate(files, 1):
                 try:
-                    found = stripped(read_bytes(path), str(path), maker_notes=maker_notes)
-                    goal = None if check else _written(path, found, goals.get(path) if output else None)
-                    records.append(_record(path, found, goal, _sidecars(path, in_place, check)))
+                    if check:
+                        records.append(_check(path, exiftool))
+                    else:
+                        records.append(_strip(path, exiftool, targets.get(path), maker_notes=maker_notes))
                 except (ImageError, DataError) as error:
                     reason = error.reason if isinstance(error, ImageError) else str(error)
                     records.append({"image": str(path), "error": reason})
                 progress(done, len(files))
-    except KeyboardInterrupt:  # what was done so far is told
+    except KeyboardInterrupt:  # what was done so far is reported
         interrupted = True
         print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
     tell_errors(records)
     write_output(reported(chosen, records, _COLUMNS, _table(records)), report)
     if in_place and any(record.get("kept") for record in records):
-        print("geoclip: the .original files still hold the places: do not hand them on", file=sys.stderr)
-    finish(records, interrupted=interrupted, found=check and any(record.get("removed") for record in records))
+        print("geoclip: the .original files still hold the places: do not share them", file=sys.stderr)
+    found = any(record.get("unreadable") or (check and record.get("removed")) for record in records)
+    finish(records, interrupted=interrupted, found=found)
 
 
-def _goals(photos: list[Path], output: Path | None) -> dict[Path, Path]:
-    """Where the copy of each photo goes; two photos of one goal are an error before anything is written."""
+def _targets(photos: list[Path], output: Path | None) -> dict[Path, Path]:
+    """Where the copy of each photo goes; two photos with one target are an error before anything is written."""
     from open_geoclip.images import find_images
 
-    goals: dict[Path, Path] = {}
+    targets: dict[Path, Path] = {}
     if output is None:
-        return goals
+        return targets
     for given in photos:
         try:
             for path in find_images([given]):
-                goals.setdefault(path, output / (path.relative_to(given) if given.is_dir() else Path(path.name)))
+                targets.setdefault(path, output / (path.relative_to(given) if given.is_dir() else Path(path.name)))
         except ImageError:
-            continue  # told when the photos are gone through
+            continue  # reported when the photos are listed
     taken: dict[Path, Path] = {}
-    for path, goal in goals.items():
-        if goal in taken and not path.samefile(taken[goal]):
-            raise SettingsError(f"--output: {taken[goal]} and {path} would both be {goal}")
-        if goal.exists() and path.exists() and goal.samefile(path):
-            raise SettingsError(f"--output: {goal} is the photo itself; choose another folder, or --in-place")
-        taken[goal] = path
-    return goals
+    for path, target in targets.items():
+        if target in taken and not path.samefile(taken[target]):
+            raise SettingsError(f"--output: {taken[target]} and {path} would both be {target}")
+        if target.exists() and path.exists() and target.samefile(path):
+            raise SettingsError(f"--output: {target} is the photo itself; choose another folder, or --in-place")
+        taken[target] = path
+    return targets
 
 
-def _written(path: Path, found: "Stripped", goal: Path | None) -> dict[str, str]:
+def _check(path: Path, exiftool: "ExifTool") -> dict[str, Any]:
+    from open_geoclip.images import read_bytes
+    from open_geoclip.metadata.inspection import inspect
+
+    found = inspect(read_bytes(path, str(path)), str(path), exiftool)
+    places = [*found.places, *_strip_sidecars(path, exiftool, write=False)]
+    return {"image": str(path), "removed": places, "unsure": [*found.notes], "unreadable": [*found.unreadable]}
+
+
+def _strip(path: Path, exiftool: "ExifTool", target: Path | None, *, maker_notes: bool) -> dict[str, Any]:
+    """Write a copy without places, or overwrite the photo when there is no target."""
+    from open_geoclip.images import read_bytes
     from open_geoclip.metadata.files import keep_original, write_bytes
+    from open_geoclip.metadata.strip import strip
 
-    if goal is not None:
+    try:
+        found = strip(read_bytes(path, str(path)), str(path), exiftool, maker_notes=maker_notes)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    removed, written = list(found.removed), {}
+    if target is not None:
         try:
-            goal.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{goal.parent} cannot be made: {error.strerror or error}") from error
-        write_bytes(goal, found.data, new=True)
-        return {"written": str(goal)}
-    if not found.removed:
-        return {}
-    real = path.resolve()
-    kept = keep_original(real)
-    write_bytes(real, found.data, like=real)
-    return {"written": str(path), "kept": str(kept)}
+            raise DataError(f"{target.parent} cannot be made: {error.strerror or error}") from error
+        write_bytes(target, found.data, times=path, new=True)
+        written = {"written": str(target)}
+    else:
+        if found.removed:
+            real = path.resolve()
+            kept = keep_original(real)
+            write_bytes(real, found.data, like=real, times=real)
+            written = {"written": str(path), "kept": str(kept)}
+        removed += _strip_sidecars(path, exiftool, write=True)
+    record = {"image": str(path), "removed": removed, "unsure": [*found.unsure], "unreadable": [*found.unreadable]}
+    return record | written
 
 
-def _sidecars(path: Path, in_place: bool, check: bool) -> list[str]:
-    """What was in the sidecars of a photo; they are done in place with it, and never copied."""
-    from open_geoclip.metadata.files import keep_original, write_bytes
-    from open_geoclip.metadata.place import find_sidecars
-    from open_geoclip.metadata.stripping import strip_packet
+def _strip_sidecars(path: Path, exiftool: "ExifTool", *, write: bool) -> list[str]:
+    """What the sidecars of a photo hold, also those that it shares; they are changed in place and never copied."""
+    from open_geoclip.metadata.files import keep_original, read_file, write_bytes
+    from open_geoclip.metadata.sidecars import remove_takeout_location, sidecars_beside
+    from open_geoclip.metadata.strip import strip_sidecar
 
-    told = []
-    for sidecar in find_sidecars(path) if in_place or check else []:
+    removed = []
+    for sidecar in sidecars_beside(path):
         try:
-            changed, gone = strip_packet(sidecar.read_bytes())
-        except OSError as error:
-            raise DataError(f"{sidecar} cannot be read: {error.strerror or error}") from error
-        except DataError as error:
-            raise DataError(f"{sidecar}: {error}; look at it yourself") from error
-        told += [f"{one} ({sidecar.name})" for one in gone]
-        if gone and in_place:
-            keep_original(sidecar.resolve())
-            write_bytes(sidecar.resolve(), changed, like=sidecar)
-    return told
-
-
-def _record(path: Path, found: "Stripped", goal: dict[str, str] | None, sidecars: list[str]) -> dict[str, Any]:
-    removed = [*found.removed, *sidecars]
-    return {"image": str(path), "removed": removed, "unsure": list(found.unsure)} | (goal or {})
+            content = read_file(sidecar.path)
+            if sidecar.kind == "xmp":
+                changed, names = strip_sidecar(content, exiftool)
+            else:
+                changed, names = remove_takeout_location(content)
+        except MetadataError as error:
+            raise DataError(f"{sidecar.path}: {error}; look at it yourself") from error
+        removed += [f"{name} ({sidecar.path.name})" for name in names]
+        if names and write:
+            keep_original(sidecar.path.resolve())
+            write_bytes(sidecar.path.resolve(), changed, like=sidecar.path)
+    return removed
 
 
 def _table(records: list[dict[str, Any]]) -> str:
@@ -156,6 +175,7 @@ def _table(records: list[dict[str, Any]]) -> str:
             continue
         what = ", ".join(record["removed"]) or "no place found"
         lines.append(f"{record['image']}: {what}")
+        lines += [f"  may hold a place, cannot be read: {reason}" for reason in record["unreadable"]]
         lines += [f"  not sure: {reason}" for reason in record["unsure"]]
         lines += [
             f"  {word} {record[key]}"

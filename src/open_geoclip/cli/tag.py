@@ -1,6 +1,7 @@
-"""``geoclip tag``: estimated places written beside photos, or into them."""
+"""``geoclip tag``: write estimated places beside photos or into them."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +14,8 @@ from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write
 from open_geoclip.errors import DataError, ImageError
 
 if TYPE_CHECKING:
-    from open_geoclip.metadata.tagging import Estimate
+    from open_geoclip.metadata.exiftool import ExifTool
+    from open_geoclip.metadata.tag import Estimate
     from open_geoclip.search.answer import Answer
 
 __all__ = ["tag"]
@@ -54,19 +56,19 @@ def tag(
     """Write estimated places into XMP sidecars, or into EXIF, marked as estimates. Pixels are not touched.
 
     A photo that has a place already, whose answer is not sure, or that is unlike the pictures the model was calibrated
-    on, is left alone and told. Exit status 1 if a photo could not be done.
+    on, is left unchanged and reported. Exit status 1 if a photo could not be done.
 
     Args:
         photos: Photos, or folders that are searched for them.
-        into: sidecar (photo.jpg.xmp; the photo is not touched), or exif (JPEG, PNG, WebP and TIFF; the photo is kept as
-            it was as photo.jpg.original).
+        into: sidecar (photo.jpg.xmp; the photo stays unchanged), or exif (JPEG, PNG, WebP and TIFF; needs ExifTool; the
+            original is kept as photo.jpg.original).
         model: earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or
             dir:/folder.
         backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
         gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
-        overwrite: Replace a place that is there.
+        overwrite: Replace all coordinates that the photo has.
         unsure: Write answers that are not sure too, or of a model that is not calibrated for the picture.
-        dry_run: Write nothing; say what would be done.
+        dry_run: Write nothing; report what would be done.
         format_: What was done, as a table to read, JSON, CSV or Parquet. When not given, what the name of --output ends
             in, else a table.
         output: A file for that, instead of stdout.
@@ -78,7 +80,10 @@ def tag(
     show_log()
     chosen = choose(format_, output, ROW_FORMATS)
 
+    from open_geoclip.metadata.exiftool import ExifTool
+
     files, records = photo_files(photos)
+    exiftool = ExifTool() if into == "exif" else None
     locator = load_locator(
         model,
         backbone=backbone,
@@ -90,12 +95,12 @@ def tag(
     )
     interrupted = False
     try:
-        with progress_bar("tagging") as progress:
+        with exiftool or nullcontext(), progress_bar("tagging") as progress:
             for done, (path, answer) in enumerate(zip(files, locator.stream(files, 1), strict=True), 1):
                 try:
-                    familiar = answer.error or answer.candidates[0].score >= locator.calibration.least_score
-                    told = answer if familiar else replace(answer, sure=None)
-                    records.append(_tagged(path, told, into, overwrite, unsure, dry_run))
+                    is_familiar = answer.error or answer.candidates[0].score >= locator.calibration.least_score
+                    judged = answer if is_familiar else replace(answer, sure=None)
+                    records.append(_tag(path, judged, exiftool, overwrite, unsure, dry_run))
                 except (ImageError, DataError) as error:
                     reason = error.reason if isinstance(error, ImageError) else str(error)
                     records.append({"image": str(path), "error": reason})
@@ -108,63 +113,70 @@ def tag(
     finish(records, interrupted=interrupted)
 
 
-def _tagged(path: Path, answer: "Answer", into: str, overwrite: bool, unsure: bool, dry_run: bool) -> dict[str, Any]:
-    from open_geoclip.metadata.place import read_facts
-    from open_geoclip.metadata.tagging import Estimate
+def _tag(
+    path: Path, answer: "Answer", exiftool: "ExifTool | None", overwrite: bool, unsure: bool, dry_run: bool
+) -> dict[str, Any]:
+    from open_geoclip.metadata.tag import Estimate
 
     if answer.error is not None:
         return {"image": str(path), "error": answer.error}
     best = answer.candidates[0]
-    told = {"image": str(path), "lat": best.lat, "lon": best.lon, "probability": best.probability, "sure": answer.sure}
-    facts = read_facts(path)
-    there = facts.places[0] if facts.places else None
-    if there is not None and not overwrite:
-        what = "an estimate" if there.estimated else "a place"
-        return {
-            **told,
-            "left": f"it has {what} already, {there.lat:.5f}, {there.lon:.5f} ({there.source}): --overwrite",
-        }
+    record = {"image": str(path), "lat": best.lat, "lon": best.lon}
+    record |= {"probability": best.probability, "sure": answer.sure}
+    if not overwrite and (existing := _existing_place(path, exiftool)):
+        return {**record, "left": f"it has {existing}: --overwrite"}
     if not answer.sure and not unsure:
-        why = (
-            "the answer is not sure" if answer.sure is False else "nothing is known of the model on pictures like this"
-        )
-        return {**told, "left": f"{why}: --unsure"}
+        unknown = "nothing is known of the model on pictures like this"
+        return {**record, "left": f"{unknown if answer.sure is None else 'the answer is not sure'}: --unsure"}
     radius = None if answer.sure is None else answer.credible_radius_km["90"]
-    about = (answer.model, answer.gallery, answer.version)
-    estimate = Estimate(best.lat, best.lon, *about, radius, best.probability, answer.sure)
-    goal = _into_exif(path, estimate, dry_run) if into == "exif" else _beside(path, estimate, dry_run)
-    return {**told, "radius_km": radius, **goal}
+    source = (answer.model, answer.gallery, answer.version)
+    estimate = Estimate(best.lat, best.lon, *source, radius, best.probability, answer.sure)
+    if exiftool is None:
+        return {**record, "radius_km": radius, **_write_sidecar(path, estimate, dry_run)}
+    return {**record, "radius_km": radius, **_write_exif(path, estimate, exiftool, dry_run)}
 
 
-def _into_exif(path: Path, estimate: "Estimate", dry_run: bool) -> dict[str, str]:
+def _existing_place(path: Path, exiftool: "ExifTool | None") -> str | None:
+    """The place that a photo has already, in words."""
+    from open_geoclip.images import read_bytes
+    from open_geoclip.metadata.inspection import inspect
+    from open_geoclip.metadata.read import read_metadata
+
+    for place in read_metadata(path).places:
+        kind = "an estimate" if place.estimated else "a place"
+        return f"{kind} already, {place.lat:.5f}, {place.lon:.5f} ({place.source})"
+    if exiftool is None:
+        return None
+    found = inspect(read_bytes(path, str(path)), str(path), exiftool, names=False).places
+    return f"a place already ({', '.join(found)})" if found else None
+
+
+def _write_exif(path: Path, estimate: "Estimate", exiftool: "ExifTool", dry_run: bool) -> dict[str, str]:
+    from open_geoclip.images import read_bytes
     from open_geoclip.metadata.files import keep_original, write_bytes
-    from open_geoclip.metadata.place import read_bytes
-    from open_geoclip.metadata.tagging import with_exif_place
+    from open_geoclip.metadata.tag import write_place
 
-    changed = with_exif_place(read_bytes(path), estimate, str(path))
+    changed = write_place(read_bytes(path, str(path)), estimate, str(path), exiftool)
     if dry_run:
         return {"would_write": str(path)}
     real = path.resolve()
     kept = keep_original(real)
-    write_bytes(real, changed, like=real)
+    write_bytes(real, changed, like=real, times=real)
     return {"written": str(path), "kept": str(kept)}
 
 
-def _beside(path: Path, estimate: "Estimate", dry_run: bool) -> dict[str, str]:
-    from open_geoclip.metadata.files import keep_original, write_bytes
-    from open_geoclip.metadata.tagging import sidecar_of, with_xmp_place
+def _write_sidecar(path: Path, estimate: "Estimate", dry_run: bool) -> dict[str, str]:
+    from open_geoclip.metadata.files import keep_original, read_file, write_bytes
+    from open_geoclip.metadata.sidecars import writable_sidecar
+    from open_geoclip.metadata.tag import sidecar_packet
 
-    sidecar = sidecar_of(path)
-    there = sidecar.exists()
-    try:
-        before = sidecar.read_bytes() if there else None
-    except OSError as error:
-        raise DataError(f"{sidecar} cannot be read: {error.strerror or error}") from error
-    changed = with_xmp_place(before, estimate)
+    sidecar = writable_sidecar(path)
+    exists = sidecar.exists()
+    changed = sidecar_packet(read_file(sidecar) if exists else None, estimate)
     if dry_run:
         return {"would_write": str(sidecar)}
-    kept = {"kept": str(keep_original(sidecar.resolve()))} if there else {}
-    write_bytes(sidecar.resolve() if there else sidecar, changed, like=sidecar if there else None, new=not there)
+    kept = {"kept": str(keep_original(sidecar.resolve()))} if exists else {}
+    write_bytes(sidecar.resolve() if exists else sidecar, changed, like=sidecar if exists else None, new=not exists)
     return {"written": str(sidecar), **kept}
 
 

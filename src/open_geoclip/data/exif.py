@@ -9,7 +9,7 @@ import numpy as np
 from open_geoclip.data.photos import Entry, Fault, FaultKind, IndexedPhotos, photo_or_fault
 from open_geoclip.errors import DataError, ImageError
 from open_geoclip.images import ImageSource, find_images
-from open_geoclip.metadata.place import read_facts
+from open_geoclip.metadata.read import read_metadata
 
 __all__ = ["ExifPhotos", "NoPositionError", "read_position"]
 
@@ -33,7 +33,7 @@ def read_position(image: ImageSource, *, name: str | None = None) -> tuple[float
         NoPositionError: it has no such record, or one that is damaged or says neither north nor south.
         ImageError: it is no picture.
     """
-    facts = read_facts(image, name=name, sidecars=False)
+    facts = read_metadata(image, name=name, with_sidecars=False)
     label, place = name or "the photo", facts.place
     if place is None:
         if facts.places:

@@ -1,8 +1,25 @@
 """Pictures: where they come from, how they are decoded, which way is up."""
 
-from open_geoclip.images.decoding import MAX_ASPECT, MAX_PIXELS, load_image, read_exif, sniff, taken_at
-from open_geoclip.images.sources import MAX_FILE_BYTES, SUFFIXES, ImageSource, SupportsRead, find_images, image_name
-from open_geoclip.images.upright import RESAMPLE, resize_shortest_edge
+from open_geoclip.images.decoding import (
+    MAX_ASPECT,
+    MAX_PIXELS,
+    load_image,
+    open_header,
+    open_image,
+    quiet_pillow,
+    sniff,
+    taken_at,
+)
+from open_geoclip.images.sources import (
+    MAX_FILE_BYTES,
+    SUFFIXES,
+    ImageSource,
+    SupportsRead,
+    find_images,
+    image_name,
+    read_bytes,
+)
+from open_geoclip.images.upright import RESAMPLE, orientation, resize_shortest_edge
 
 __all__ = [
     "MAX_ASPECT",
@@ -15,7 +32,11 @@ __all__ = [
     "find_images",
     "image_name",
     "load_image",
-    "read_exif",
+    "open_header",
+    "open_image",
+    "orientation",
+    "quiet_pillow",
+    "read_bytes",
     "resize_shortest_edge",
     "sniff",
     "taken_at",

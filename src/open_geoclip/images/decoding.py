@@ -21,16 +21,19 @@ bring. Where ``convert`` loses the picture, this differs from the released code:
 white rather than the colour that lies beneath, and grey values of 16 or 32 bits are scaled rather than cut
 off at 255.
 
+A JPEG that lacks only its end marker is decoded, with a warning in the log; one that lacks pixels is refused.
+
 If a program sets Pillow's global ``ImageFile.LOAD_TRUNCATED_IMAGES``, pictures that are cut off pass.
 """
 
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from typing import Any
 
 import numpy as np
@@ -48,7 +51,16 @@ from open_geoclip.errors import ImageError, MissingExtraError
 from open_geoclip.images.sources import ImageSource, image_name, in_words, read_bytes
 from open_geoclip.images.upright import TURNS, orientation, to_rgb
 
-__all__ = ["MAX_ASPECT", "MAX_PIXELS", "load_image", "read_exif", "sniff", "taken_at"]
+__all__ = [
+    "MAX_ASPECT",
+    "MAX_PIXELS",
+    "load_image",
+    "open_header",
+    "open_image",
+    "quiet_pillow",
+    "sniff",
+    "taken_at",
+]
 
 MAX_PIXELS = 89_478_485
 """The most pixels that are decoded: a quarter of a GiB at three bytes each, as Pillow counts it."""
@@ -56,6 +68,9 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT = 50
 """The longer side over the shorter. Of a picture at the bound, the model looks at a square that is 2 %."""
 
+_log = logging.getLogger(__name__)
+
+_END = b"\xff\xd9"
 _READS = "JPEG, PNG, WebP, AVIF, TIFF, GIF, BMP and HEIC are read"
 _JPEG_ALLOWANCE = 4  # times max_pixels
 _COEFFICIENT_BYTES = 8  # times max_pixels: what a CMYK JPEG of max_pixels needs
@@ -86,12 +101,12 @@ def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int 
     elif isinstance(source, Image.Image):
         picture = source
     else:
-        picture = _open(read_bytes(source, label), label, max_pixels)
+        picture = open_image(read_bytes(source, label), label, max_pixels)
     # An image made in memory has spent its memory already; one that Pillow opened may yet have to be decoded.
     bound = max_pixels if isinstance(picture, ImageFile.ImageFile) else None
     _check_size(picture.size, label, bound)
     try:
-        with _quiet(picture.format == "TIFF"):
+        with quiet_pillow(picture.format == "TIFF"):
             picture.load()
         upright = to_rgb(picture)
         turn = TURNS.get(orientation(picture))
@@ -108,29 +123,6 @@ def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int 
     return upright
 
 
-def read_exif(source: ImageSource, *, name: str | None = None) -> Image.Exif:
-    """Read a picture's EXIF data without decoding its pixels; empty where it has none.
-
-    Args:
-        source: The picture; see `ImageSource`. An array has none.
-        name: What errors call the picture. By default as `image_name` says.
-
-    Raises:
-        ImageError: The picture is missing, damaged, or not one at all; its EXIF data are damaged.
-    """
-    label = image_name(source) if name is None else name
-    if isinstance(source, np.ndarray):
-        return Image.Exif()
-    picture = source if isinstance(source, Image.Image) else _open(read_bytes(source, label), label, MAX_PIXELS)
-    try:
-        with _quiet(True):
-            exif = picture.getexif()
-            exif.get_ifd(0x8825)  # read now, so that damage shows here
-    except Exception as error:  # as in load_image
-        raise ImageError(label, f"its EXIF data are damaged: {in_words(error)}") from error
-    return exif
-
-
 def taken_at(source: ImageSource, *, name: str | None = None) -> datetime | None:
     """When a photo was taken, as its camera wrote it down: EXIF DateTimeOriginal; None where there is none.
 
@@ -142,8 +134,8 @@ def taken_at(source: ImageSource, *, name: str | None = None) -> datetime | None
     label = image_name(source) if name is None else name
     if isinstance(source, np.ndarray):
         return None
-    picture = source if isinstance(source, Image.Image) else _open(read_bytes(source, label), label, MAX_PIXELS)
-    with _quiet(True):
+    picture = source if isinstance(source, Image.Image) else open_image(read_bytes(source, label), label)
+    with quiet_pillow(True):
         try:
             tags = picture.getexif().get_ifd(0x8769)
         except Exception:  # noqa: BLE001  # damaged metadata in any way it likes: there is no time in it
@@ -210,8 +202,14 @@ def sniff(data: bytes, name: str) -> str:
     raise ImageError(name, f"{what or 'not a picture this package knows'}; {_READS}")
 
 
-def _open(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
-    kind = sniff(data, name)
+def open_header(stream: BufferedIOBase, name: str) -> ImageFile.ImageFile:
+    """Open a picture with the decoder of its format, and read no more than that needs; nothing is decoded.
+
+    Raises:
+        ImageError: it is not a picture, or too damaged to be opened.
+    """
+    kind = sniff(stream.read(64), name)
+    stream.seek(0)
     if kind == "HEIF":
         try:
             from pillow_heif import HeifImageFile
@@ -221,18 +219,57 @@ def _open(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
     else:
         decoder = _FORMATS[kind][1]
     try:
-        with _quiet(kind in ("AVIF", "GIF", "TIFF") or (kind == "PNG" and b"acTL" in data)):
-            picture: ImageFile.ImageFile = decoder(BytesIO(data))
-            # Most raw formats are TIFFs that begin with a thumbnail (NewSubfileType 1); DNG has a DNGVersion.
-            tags = picture.tag_v2 if isinstance(picture, TiffImageFile) else {}
-            is_raw = 0xC612 in tags or tags.get(0xFE) == 1 or (kind == "TIFF" and data[8:10] == b"CR")
+        with quiet_pillow(kind in ("AVIF", "GIF", "TIFF", "PNG")):
+            return decoder(stream)
     except Exception as error:
         raise ImageError(name, _why_undecoded(kind, error)) from error
-    if is_raw:
-        raise ImageError(name, f"a camera's raw file: save it as JPEG first; {_READS}")
+
+
+def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+    """Open a picture that is small enough to be decoded, which its ``load`` does; see :func:`load_image`.
+
+    Raises:
+        ImageError: it is not a picture, too damaged to be opened, too large, or a camera's raw file.
+    """
+    picture = open_header(BytesIO(data), name)
+    if isinstance(picture, TiffImageFile):
+        with quiet_pillow():
+            # Most raw formats are TIFFs that begin with a thumbnail (NewSubfileType 1); DNG has a DNGVersion.
+            is_raw = 0xC612 in picture.tag_v2 or picture.tag_v2.get(0xFE) == 1 or data[8:10] == b"CR"
+        if is_raw:
+            raise ImageError(name, f"a camera's raw file: save it as JPEG first; {_READS}")
     if isinstance(picture, _Jpeg):
+        assert picture.fp is not None
+        scan = picture.fp.tell()
         _check_jpeg(picture, data, name, max_pixels)
+        whole = data.removesuffix(b"\xff")
+        if data.find(_END, scan) < 0 and _lacks_only_its_end(picture, whole, name, max_pixels):
+            _log.warning("%s: the JPEG lacks its end marker", name)
+            picture = _Jpeg(BytesIO(whole + _END))
+            _check_jpeg(picture, data, name, max_pixels)
     return picture
+
+
+def _lacks_only_its_end(picture: _Jpeg, data: bytes, name: str, max_pixels: int) -> bool:
+    """Whether all pixels of a JPEG without an end marker are there: then no bits behind them change anything."""
+    if "progressive" in picture.info:
+        left = {component: set(range(64)) for component, *_ in picture.layer}
+        for scan in re.finditer(rb"(?s)\xff\xda..([\x01-\x04])", data):  # ISO 10918-1, B.2.3
+            components = data[scan.end() : scan.end() + 2 * scan[1][0] : 2]
+            first, last, precision = (*data[scan.end() + 2 * scan[1][0] :][:3], 0, 0, 1)[:3]
+            for component in components if precision & 15 == 0 else ():
+                left.get(component, set()).difference_update(range(first, last + 1))
+        if any(left.values()):
+            return False
+    decoded = set()
+    for bits in (b"", b"\xff\0" * 64, b"\x55" * 64, b"\xaa" * 64):
+        padded = _Jpeg(BytesIO(data + bits + _END))
+        _check_jpeg(padded, data, name, max_pixels)
+        try:
+            decoded.add(hash(padded.tobytes()))
+        except Exception:  # noqa: BLE001  # as in load_image, which decodes it again and reports the reason
+            return False
+    return len(decoded) == 1
 
 
 def _check_jpeg(picture: _Jpeg, data: bytes, name: str, max_pixels: int) -> None:
@@ -276,7 +313,7 @@ _warnings_lock = threading.Lock()
 
 
 @contextmanager
-def _quiet(needed: bool) -> Iterator[None]:
+def quiet_pillow(needed: bool = True) -> Iterator[None]:
     """Keep Pillow's warnings about damaged metadata from the user, who asked for pixels.
 
     ``catch_warnings`` changes the state of the whole process, so threads take turns, and it is left out for

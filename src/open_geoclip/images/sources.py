@@ -79,11 +79,19 @@ def image_name(source: ImageSource, index: int | None = None) -> str:
     return kind if index is None else f"{kind} #{index}"
 
 
+_SKIPPED = frozenset(
+    {"@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "$recycle.bin", "__macosx", "_thumbs"}
+    | {"thumbs", "thumbnails", "lost+found", "system volume information"}
+)
+"""Folders, in lower case, in which programs and network drives keep thumbnails and what was deleted."""
+
+
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """List the pictures among files and folders.
 
     A file is kept whatever its suffix. A folder gives, sorted, the files below it that have one of
-    `SUFFIXES`, but not hidden ones. Links to folders are followed, once each, unless they lead back up.
+    `SUFFIXES`, but not hidden ones nor those in folders of thumbnails (`@eaDir`).
+    Links to folders are followed, once each, unless they lead back up.
 
     Args:
         paths: Files and folders, or a single one.
@@ -125,7 +133,7 @@ def _walk(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(child for child in folders if not child.startswith("."))
+        folders[:] = sorted(child for child in folders if not child.startswith(".") and child.lower() not in _SKIPPED)
         pictures = [here / file for file in files if not file.startswith(".")]
         pictures = [path for path in pictures if path.suffix.lower() in SUFFIXES]
         # A broken link is kept, so that decoding it says what is wrong; a pipe would block for ever.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from open_geoclip.geo.sphere import haversine_km
-from open_geoclip.metadata.place import PhotoFacts, PhotoPlace
+from open_geoclip.metadata.read import PhotoMetadata, PhotoPlace
 
-__all__ = ["Remark", "remarks"]
+__all__ = ["Remark", "find_remarks"]
 
 _GPS_BEGAN = datetime(1980, 1, 6, tzinfo=UTC)
 _APART_KM = 0.1
@@ -39,7 +39,7 @@ class Remark:
         return {"check": self.check, "text": self.text}
 
 
-def remarks(facts: PhotoFacts, now: datetime | None = None) -> Iterator[Remark]:
+def find_remarks(facts: PhotoMetadata, now: datetime | None = None) -> Iterator[Remark]:
     """All oddities.
 
     Args:

@@ -1,4 +1,4 @@
-"""Photos written back, the original kept: at no moment is a photo half a file, or none."""
+"""Replacing photos by changed ones: the original is kept, and a photo is never half a file."""
 
 import os
 import shutil
@@ -8,35 +8,46 @@ from pathlib import Path
 from open_geoclip.errors import DataError
 from open_geoclip.files import atomic_file, atomic_write
 
-__all__ = ["KEPT", "keep_original", "once", "write_bytes"]
+__all__ = ["keep_original", "read_file", "unique_files", "write_bytes"]
 
-KEPT = ".original"
-"""What is added to the name of a photo that is kept as it was."""
+_SUFFIX = ".original"
 
 
-def once(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Files, each once however often and by whatever links it was named; and the names that were left out."""
-    seen: set[Path] = set()
-    kept: list[Path] = []
-    double: list[Path] = []
+def unique_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Files, each once however often and by whatever links it was named; and the repeated names."""
+    known: set[Path] = set()
+    unique: list[Path] = []
+    repeated: list[Path] = []
     for path in paths:
         real = path.resolve()
-        (double if real in seen else kept).append(path)
-        seen.add(real)
-    return kept, double
+        (repeated if real in known else unique).append(path)
+        known.add(real)
+    return unique, repeated
+
+
+def read_file(path: Path) -> bytes:
+    """A sidecar's bytes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def keep_original(path: Path) -> Path:
     """Keep a file beside itself, as ``photo.jpg.original``; where that is another one, as ``photo.jpg.original2``.
 
-    What is kept is never written over. It costs no room: it is the file itself under a second name, and the photo's
-    name is given to the new one afterwards.
+    A kept file is never overwritten. It takes no space: it is the file itself under a second name, and the new file
+    gets the photo's name afterwards.
 
     Raises:
         DataError: the folder cannot be written to.
     """
     for number in range(1, 1000):
-        kept = path.with_name(path.name + KEPT + (str(number) if number > 1 else ""))
+        kept = path.with_name(path.name + _SUFFIX + (str(number) if number > 1 else ""))
         try:
             os.link(path, kept)
         except FileExistsError:
@@ -49,7 +60,7 @@ def keep_original(path: Path) -> Path:
                 raise DataError(f"{path}: its folder cannot be written to, so the original cannot be kept") from error
             return _copied(path, kept)  # a file system without links
         return kept
-    raise DataError(f"{path}: there are a thousand kept originals already; put them away first")
+    raise DataError(f"{path}: there are a thousand kept originals already; move them away first")
 
 
 def _copied(path: Path, kept: Path) -> Path:
@@ -68,20 +79,26 @@ def _same_bytes(one: Path, other: Path) -> bool:
     return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
 
 
-def write_bytes(path: Path, data: bytes, *, like: Path | None = None, new: bool = False) -> None:
+def write_bytes(
+    path: Path, data: bytes, *, like: Path | None = None, times: Path | None = None, new: bool = False
+) -> None:
     """Write a photo or a sidecar; see :func:`open_geoclip.files.atomic_file`.
 
     Args:
-        path: the goal.
-        data: all of it.
+        path: the file to write.
+        data: its content.
         like: a file whose permissions it gets; those of a new file when not given.
-        new: refuse to write over anything.
+        times: a file whose times of access and change it gets.
+        new: refuse to overwrite a file.
 
     Raises:
-        DataError: it cannot be written; the goal is what it was.
+        DataError: it cannot be written; an existing file is unchanged.
     """
     try:
+        stat = None if times is None else times.stat()
         atomic_write(path, data, like=like, new=new)
+        if stat is not None:
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     except FileExistsError as error:
         raise DataError(f"{path} exists already and is not written over") from error
     except OSError as error:

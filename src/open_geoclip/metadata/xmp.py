@@ -1,50 +1,47 @@
-"""XMP packets: properties read, taken out and put in, everything else left letter for letter.
+"""XMP packets: properties read, removed and added, everything else left letter for letter.
 
 ISO 16684-1. The XML is parsed, never searched: a namespace may have any prefix, and a property may be an attribute or
-an element. It is changed by cutting pieces out of the text at the places that the parser names, so that what other
-programs wrote stays as it is. Entities and document types are refused: no XMP has them, and they can grow without end.
+an element. A packet is changed by cutting its text at the positions that the parser reports, so what other programs
+wrote stays as it is. Entities and document types are refused: no XMP has them, and they can grow without end.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-from open_geoclip.errors import DataError
+from open_geoclip.errors import MetadataError
+from open_geoclip.metadata.locations import is_coordinate_name, is_location_name
 
 __all__ = [
     "ESTIMATE_NS",
     "EXIF_NS",
     "Property",
     "XmpError",
+    "add_properties",
+    "blank_properties",
+    "decode",
+    "find_packets",
+    "is_coordinate",
     "is_location",
     "new_packet",
     "properties",
-    "with_properties",
+    "remove_properties",
 ]
 
 EXIF_NS = "http://ns.adobe.com/exif/1.0/"
-ESTIMATE_NS = "urn:open-geoclip:estimate/1.0/"
+XMP_NS = "http://ns.adobe.com/xap/1.0/"
 PHOTOSHOP_NS = "http://ns.adobe.com/photoshop/1.0/"
+ESTIMATE_NS = "urn:open-geoclip:estimate/1.0/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_MOST_BYTES = 2**24
-_DEPTH = 100
-_PLACE_NAMES = {
-    (PHOTOSHOP_NS, "City"),
-    (PHOTOSHOP_NS, "State"),
-    (PHOTOSHOP_NS, "Country"),
-    ("http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/", "Location"),
-    ("http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/", "CountryCode"),
-    ("http://purl.org/dc/elements/1.1/", "coverage"),
-    ("http://www.w3.org/2003/01/geo/wgs84_pos#", "lat"),
-    ("http://www.w3.org/2003/01/geo/wgs84_pos#", "long"),
-    ("http://www.w3.org/2003/01/geo/wgs84_pos#", "alt"),
-}
-_PLACE_WORDS = re.compile(r"(?i)gps|latitude|long?titude|geotag|georss|geohash|location(created|shown)|^location$")
+_GEO_NS = "http://www.w3.org/2003/01/geo/wgs84_pos#"
+_MAX_BYTES = 2**24
+_MAX_DEPTH = 100
 
 
-class XmpError(DataError):
+class XmpError(MetadataError):
     """XMP that cannot be understood."""
 
 
@@ -56,8 +53,9 @@ class Property:
         namespace: its namespace.
         name: its name in it.
         value: its text; of a list or structure all the texts, one after the other.
-        start: where it begins in the packet's text, as an element or an attribute.
+        start: where it begins in the packet's UTF-8 text, as an element or an attribute.
         end: where it ends.
+        inner: the local names within it.
     """
 
     namespace: str
@@ -65,30 +63,39 @@ class Property:
     value: str
     start: int
     end: int
+    inner: frozenset[str] = frozenset()
+
+
+def is_coordinate(found: Property) -> bool:
+    """Whether a property holds coordinates, or belongs to them."""
+    own = found.namespace in (ESTIMATE_NS, _GEO_NS) or is_coordinate_name(found.name)
+    return own or any(map(is_coordinate_name, found.inner))
 
 
 def is_location(found: Property) -> bool:
-    """Whether a property says where a picture was taken, or what that place is called."""
-    if (found.namespace, found.name) in _PLACE_NAMES or found.namespace == ESTIMATE_NS:
-        return True
-    return _PLACE_WORDS.search(found.name) is not None
+    """Whether a property holds coordinates or the name of a place."""
+    return is_coordinate(found) or is_location_name(found.name)
 
 
-def decoded(packet: bytes) -> str:
-    """A packet's text.
+def decode(packet: bytes) -> tuple[str, str]:
+    """The text of a packet and its encoding. UTF-8 is tried before the encoding that the XML declares.
 
     Raises:
-        XmpError: it is longer than any, or in no encoding that XMP has.
+        XmpError: it is too long, or in no known encoding.
     """
-    if len(packet) > _MOST_BYTES:
-        raise XmpError("XMP of more than 16 MB")
-    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    plain = "utf-16-le" if packet[1:2] == b"\0" else "utf-16-be" if packet[:1] == b"\0" else "utf-8-sig"
-    encoding = marks.get(packet[:2], plain)
-    try:
-        return packet.decode(encoding).rstrip("\0")
-    except UnicodeDecodeError as error:
-        raise XmpError(f"XMP that is no text: {error}") from error
+    if len(packet) > _MAX_BYTES:
+        raise XmpError(f"XMP of more than {_MAX_BYTES >> 20} MiB")
+    declared = re.match(rb"""[^<]{0,16}<\?xml[^>]{0,80}encoding=["']([\w.-]{1,20})["']""", packet)
+    plain = "utf-8-sig" if packet.startswith(b"\xef\xbb\xbf") else "utf-8"
+    encodings = [plain, declared[1].decode() if declared else "cp1252", "cp1252", "latin-1"]
+    if packet[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encodings = ["utf-16"]
+    elif b"\0" in packet[:2]:
+        encodings = ["utf-16-le" if packet[1:2] == b"\0" else "utf-16-be"]
+    for encoding in encodings:
+        with suppress(UnicodeDecodeError, LookupError):
+            return packet.decode(encoding).rstrip("\0"), encoding
+    raise XmpError(f"XMP that is not in {encodings[0]}")
 
 
 def properties(text: str) -> list[Property]:
@@ -111,6 +118,7 @@ class _Reader:
         self.stack: list[tuple[str, str]] = []
         self.open: tuple[int, int] | None = None  # depth and start of the property that is being read
         self.words: list[str] = []
+        self.inner: set[str] = set()
         parser = expat.ParserCreate(namespace_separator="\n")
         self.parser = parser
         parser.buffer_text = True
@@ -132,13 +140,15 @@ class _Reader:
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         namespace, _, local = name.rpartition("\n")
-        if len(self.stack) >= _DEPTH:
+        if len(self.stack) >= _MAX_DEPTH:
             raise XmpError("XMP that is nested deeper than any")
         description = (namespace, local) == (_RDF, "Description")
         if self.open is None and self.stack and self.stack[-1] == (_RDF, "Description"):
-            self.open, self.words = (len(self.stack), self._at()), list(attributes.values())
+            self.open, self.words, self.inner = (len(self.stack), self._at()), list(attributes.values()), set()
+            self.inner.update(key.rpartition("\n")[2] for key in attributes)
         elif self.open is not None:
             self.words += attributes.values()
+            self.inner.update([local, *(key.rpartition("\n")[2] for key in attributes)])
         elif description:
             self._attributes(attributes)
         self.stack.append((namespace, local))
@@ -173,17 +183,17 @@ class _Reader:
             if self.text[at : at + 2] != b"</":  # an empty element, <a/>: both events have its start
                 end = _tag_end(self.text, start)
             value = " ".join(filter(None, (" ".join(word.split()) for word in self.words)))
-            self.found.append(Property(namespace, local, value, start, end))
+            self.found.append(Property(namespace, local, value, start, end, frozenset(self.inner)))
             self.open = None
 
 
 def _unescaped(raw: bytes) -> str:
-    told = raw.decode("utf-8", "replace")
+    text = raw.decode("utf-8", "replace")
     for entity, letter in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'")):
-        told = told.replace(entity, letter)
-    told = re.sub(r"&#(\d{1,7});", lambda m: chr(min(int(m[1]), 0x10FFFF)), told)
-    told = re.sub(r"&#x([0-9a-fA-F]{1,6});", lambda m: chr(min(int(m[1], 16), 0x10FFFF)), told)
-    return re.sub(r"[\t\r\n]", " ", told.replace("&amp;", "&"))
+        text = text.replace(entity, letter)
+    text = re.sub(r"&#(\d{1,7});", lambda m: chr(min(int(m[1]), 0x10FFFF)), text)
+    text = re.sub(r"&#x([0-9a-fA-F]{1,6});", lambda m: chr(min(int(m[1], 16), 0x10FFFF)), text)
+    return re.sub(r"[\t\r\n]", " ", text.replace("&amp;", "&"))
 
 
 def _tag_end(text: bytes, start: int) -> int:
@@ -194,33 +204,62 @@ def _tag_end(text: bytes, start: int) -> int:
     return match.end()
 
 
-def without(packet: bytes, unwanted: Callable[[Property], bool]) -> tuple[bytes, list[Property]]:
+def remove_properties(packet: bytes, unwanted: Callable[[Property], bool]) -> tuple[bytes, list[Property]]:
     """A packet without some properties, and these; the packet itself when there are none of them.
 
     Raises:
         XmpError: it cannot be understood.
     """
-    text = decoded(packet)
-    gone = [found for found in properties(text) if unwanted(found)]
-    if not gone:
+    text, encoding = decode(packet)
+    removed = [found for found in properties(text) if unwanted(found)]
+    if not removed:
         return packet, []
     raw, at, pieces = text.encode(), 0, []
-    for found in sorted(gone, key=lambda found: found.start):
+    for found in sorted(removed, key=lambda found: found.start):
         pieces.append(raw[at : found.start])
         at = found.end
-    return b"".join([*pieces, raw[at:]]), gone
+    return b"".join([*pieces, raw[at:]]).decode().encode(encoding), removed
 
 
-def padded(packet: bytes, size: int) -> bytes:
-    """A packet made as long as it was with spaces before its end, as XMP means it to be."""
-    room = size - len(packet)
-    at = packet.rfind(b"<?xpacket")
-    at = len(packet) if at <= 0 else at
-    return packet[:at] + b" " * room + packet[at:]
+_PACKET = re.compile(rb"<((?:[\w.-]{1,40}:)?(?:xmpmeta|xapmeta|RDF))[\s>]")
+_MAX_PACKETS = 1000
 
 
-def with_properties(packet: bytes, groups: Sequence[tuple[str, str, Mapping[str, str]]]) -> bytes:
-    """A packet with properties more, in a description of their own.
+def find_packets(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where packets begin and end in a part of a file; they are found by their text, as ISO 16684-1 intends."""
+    for _ in range(_MAX_PACKETS):
+        match = _PACKET.search(data, start, end)
+        if match is None:
+            return
+        closing = re.compile(rb"</" + re.escape(match[1]) + rb"\s*>").search(data, match.end(), end)
+        first, start = match.start(), match.end() if closing is None else closing.end()
+        if closing is not None and b"\0" not in data[first:start]:
+            yield first, start
+
+
+def blank_properties(data: bytearray, start: int, end: int, unwanted: Callable[[Property], bool]) -> list[str]:
+    """Remove properties from all packets in a part of a file; what that makes shorter is filled with spaces.
+
+    A packet that cannot be understood is replaced by spaces as a whole.
+
+    Returns:
+        What was removed as a whole, in words.
+    """
+    lost = []
+    for first, last in list(find_packets(data, start, end)):
+        packet = bytes(data[first:last])
+        try:
+            changed, _ = remove_properties(packet, unwanted)
+        except XmpError as error:
+            changed = b""
+            lost.append(f"all XMP, which could not be understood ({error})")
+        if changed != packet and len(changed) <= len(packet):
+            data[first:last] = changed.ljust(len(packet))
+    return lost
+
+
+def add_properties(packet: bytes, groups: Sequence[tuple[str, str, Mapping[str, str]]]) -> bytes:
+    """A packet with more properties, in a description of their own.
 
     Args:
         packet: XMP.
@@ -229,7 +268,7 @@ def with_properties(packet: bytes, groups: Sequence[tuple[str, str, Mapping[str,
     Raises:
         XmpError: it is none.
     """
-    text = decoded(packet)
+    text, encoding = decode(packet)
     properties(text)
     ends = list(re.finditer(r"</([\w.-]+):RDF\s*>", text))
     if not ends:
@@ -237,7 +276,7 @@ def with_properties(packet: bytes, groups: Sequence[tuple[str, str, Mapping[str,
     about = re.search(r"""[\w.-]+:about\s*=\s*("[^"]*"|'[^']*')""", text)
     description = _description(groups, ends[-1][1], about[1] if about else '""')
     at = ends[-1].start()
-    return (text[:at] + description + text[at:]).encode()
+    return (text[:at] + description + text[at:]).encode(encoding, "xmlcharrefreplace")
 
 
 def new_packet(groups: Sequence[tuple[str, str, Mapping[str, str]]]) -> bytes:
@@ -255,7 +294,7 @@ def _description(groups: Sequence[tuple[str, str, Mapping[str, str]]], rdf: str,
     spaces = "".join(f"\n    xmlns:{prefix}={quoteattr(namespace)}" for prefix, namespace, _ in groups)
     values = "".join(
         f"   <{prefix}:{name}>{escape(value)}</{prefix}:{name}>\n"
-        for prefix, _, told in groups
-        for name, value in told.items()
+        for prefix, _, group in groups
+        for name, value in group.items()
     )
     return f"  <{rdf}:Description {rdf}:about={about}{spaces}>\n{values}  </{rdf}:Description>\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 from open_geoclip.errors import ImageError
 from open_geoclip.images import load_image, resize_shortest_edge
-from open_geoclip.metadata.place import read_place
+from open_geoclip.metadata.read import read_place
 from open_geoclip.server.jobs import Message, Pixels, PreparedImage, Upload
 from open_geoclip.server.problems import Problem, problem_of
 from open_geoclip.server.schemas import ExportRequest, parse_json

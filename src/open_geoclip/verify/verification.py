@@ -15,8 +15,8 @@ from open_geoclip.errors import ImageError, MissingExtraError
 from open_geoclip.geo.geocode import Places
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.images import ImageSource
-from open_geoclip.metadata.checks import Remark, remarks
-from open_geoclip.metadata.place import PhotoFacts, PhotoPlace, read_facts
+from open_geoclip.metadata.checks import Remark, find_remarks
+from open_geoclip.metadata.read import PhotoMetadata, PhotoPlace, read_metadata
 from open_geoclip.search.answer import Answer
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
@@ -81,7 +81,7 @@ class Verification:
     """
 
     answer: Answer
-    facts: PhotoFacts = field(default_factory=PhotoFacts)
+    facts: PhotoMetadata = field(default_factory=PhotoMetadata)
     comparison: Comparison | None = None
     remarks: tuple[Remark, ...] = ()
 
@@ -166,11 +166,11 @@ def _batched(locator: Locator, images: Iterable[ImageSource]) -> Iterator[tuple[
 
 def _verified(answer: Answer, source: ImageSource, posterior: Posterior, row: int, score: float) -> Verification:
     try:
-        facts = read_facts(source, name=answer.image)
+        facts = read_metadata(source, name=answer.image)
     except ImageError as error:  # its pixels were read, so this is the file that changed meanwhile
-        facts = PhotoFacts(faults=(error.reason,))
+        facts = PhotoMetadata(faults=(error.reason,))
     place = facts.place
-    found, odd = None, list(remarks(facts))
+    found, odd = None, list(find_remarks(facts))
     if place is not None and abs(place.lat) <= 90 and abs(place.lon) <= 180:
         found = compare(posterior[row], place, answer, score)
         with suppress(MissingExtraError):  # without outlines of countries nobody can say what is sea

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import SUFFIXES
-from open_geoclip.metadata.place import find_sidecars
+from open_geoclip.metadata.sidecars import find_sidecars
 
 __all__ = ["Asked", "Folders"]
 

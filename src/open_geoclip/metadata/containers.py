@@ -1,0 +1,315 @@
+"""The parts of a picture's file that ExifTool does not write: found by their position, changed without moving others.
+
+JPEG: ISO 10918-1, annex B, and CIPA DC-007 for several pictures in one file. PNG: third edition. WebP: RFC 9649.
+HEIC, AVIF and videos: ISO 14496-12.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from open_geoclip.metadata.locations import is_location_name
+
+__all__ = [
+    "Span",
+    "blank_locations",
+    "embedded_files",
+    "jpeg_segments",
+    "normalized_jpeg",
+    "other_exif",
+    "picture_end",
+    "png_chunks",
+    "png_text",
+    "replace_exif",
+    "webp_chunks",
+    "with_moved_pictures",
+    "write_png",
+    "write_webp",
+    "xmp_regions",
+]
+
+
+class Span(NamedTuple):
+    """A segment, chunk or box: its kind, and where it, its content and what follows begin."""
+
+    kind: bytes
+    start: int
+    body: int
+    end: int
+
+
+# --- JPEG -----------------------------------------------------------------------------------------
+
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_ODD_EXIF = re.compile(rb"(?is)(.{0,64}?)((?:Exif\0[\0\xff])+)(?=II|MM)")
+_EXIF = b"Exif\0\0"
+_TIFF = re.compile(rb"II\*\0|MM\0\*")
+_EXIF_RESOURCE = re.compile(rb"(?s)8BIM\x04\x22\0\0(.{4})")
+
+
+def jpeg_segments(data: bytes | bytearray, start: int = 0) -> tuple[list[Span], int]:
+    """All segments of the JPEG at a position, also those between and behind its scans, and its end."""
+    found: list[Span] = []
+    at = start + 2
+    while match := _MARKER.search(data, at):
+        marker, at = match.group()[1:], match.end()
+        if marker == b"\xd9":
+            return found, at
+        if marker in b"\x01\xd8" or at + 2 > len(data):
+            continue
+        end = at + int.from_bytes(data[at : at + 2], "big")
+        if at + 2 <= end <= len(data):
+            found.append(Span(bytes(marker), match.start(), at + 2, end))
+            at = end
+    return found, len(data)
+
+
+def normalized_jpeg(data: bytes) -> bytes:
+    """A JPEG whose EXIF segments begin as the standard says: readers take other beginnings, ExifTool writes none."""
+    changes = []
+    for span in jpeg_segments(data)[0]:
+        body = data[span.body : span.end]
+        match = _ODD_EXIF.match(body) if span.kind == b"\xe1" else None
+        if match and match.group() != _EXIF:
+            changes.append((span, _segment(span.kind, _EXIF + body[match.end() :])))
+    return _replaced(data, changes)
+
+
+def _segment(marker: bytes, body: bytes) -> bytes:
+    return b"\xff" + marker + struct.pack(">H", len(body) + 2) + body
+
+
+def _replaced(data: bytes, changes: Iterable[tuple[Span, bytes]]) -> bytes:
+    pieces, at = [], 0
+    for span, content in changes:
+        pieces += [data[at : span.start], content]
+        at = span.end
+    return b"".join([*pieces, data[at:]])
+
+
+def with_moved_pictures(before: bytes, after: bytes) -> bytes:
+    """A changed JPEG whose list of further pictures (CIPA DC-007, 5.2.3.3) counts with its new lengths."""
+    at, was = after.find(b"MPF\0", 0, 2**18) + 4, before.find(b"MPF\0", 0, 2**18) + 4
+    order = {b"II": "<", b"MM": ">"}.get(before[was : was + 2])
+    if at < 4 or was < 4 or order is None or len(before) == len(after):
+        return after
+    moved = (len(after) - at) - (len(before) - was)  # what came or went behind the list
+    changed = bytearray(after)
+    try:
+        (first,) = struct.unpack_from(f"{order}I", before, was + 4)
+        (count,) = struct.unpack_from(f"{order}H", before, was + first)
+        for row in range(min(count, 64)):
+            tag, _, size, value = struct.unpack_from(f"{order}HHII", before, was + first + 2 + 12 * row)
+            if tag != 0xB002:
+                continue
+            for entry in range(value, value + size, 16):
+                length, offset = struct.unpack_from(f"{order}II", before, was + entry + 4)
+                if offset == 0:  # the first picture, within which all the change was
+                    struct.pack_into(f"{order}I", changed, at + entry + 4, length + len(after) - len(before))
+                else:
+                    struct.pack_into(f"{order}I", changed, at + entry + 8, offset + moved)
+    except struct.error:
+        return after
+    return bytes(changed)
+
+
+def other_exif(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """EXIF data where ExifTool writes none: in segments other than APP1, and behind the first scan of a JPEG."""
+    is_behind = False
+    for span in jpeg_segments(data)[0]:
+        is_behind |= span.kind == b"\xda"
+        is_app = b"\xe0" <= span.kind <= b"\xef" and data[span.body : span.body + 4] != b"MPF\0"
+        match = _TIFF.search(data, span.body, span.end) if is_app and (is_behind or span.kind != b"\xe1") else None
+        if match is None:
+            continue
+        end = span.end
+        if resource := _EXIF_RESOURCE.search(data, span.body, match.start()):
+            end = min(end, resource.end() + int.from_bytes(resource[1], "big"))
+        yield match.start(), end
+
+
+# --- PNG ------------------------------------------------------------------------------------------
+
+
+def png_chunks(data: bytes) -> list[Span]:
+    """The chunks of a PNG, to its end or to where it is cut off."""
+    found: list[Span] = []
+    at = 8
+    while at + 12 <= len(data) and (not found or found[-1].kind != b"IEND"):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if at + 12 + length > len(data):
+            break
+        found.append(Span(kind, at, at + 8, at + 12 + length))
+        at += 12 + length
+    return found
+
+
+def png_text(data: bytes, chunk: Span) -> str | None:
+    """The keyword of a text chunk; None for other chunks."""
+    if chunk.kind not in (b"tEXt", b"zTXt", b"iTXt"):
+        return None
+    return data[chunk.body : chunk.end - 4].partition(b"\0")[0].decode("latin1")
+
+
+def write_png(data: bytes, contents: dict[Span, bytes | None]) -> bytes:
+    """A PNG with other contents of some chunks, or without them (None)."""
+    changes = []
+    for chunk, body in sorted(contents.items(), key=lambda item: item[0].start):
+        content = b""
+        if body is not None:
+            content = (
+                struct.pack(">I", len(body)) + chunk.kind + body + struct.pack(">I", zlib.crc32(chunk.kind + body))
+            )
+        changes.append((chunk, content))
+    return _replaced(data, changes)
+
+
+# --- WebP -----------------------------------------------------------------------------------------
+
+
+def webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and content of the chunks of a WebP."""
+    found = []
+    at, end = 12, picture_end(data, "WEBP")
+    while at + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        found.append((kind, data[at + 8 : min(at + 8 + length, end)]))
+        at += 8 + length + length % 2
+    return found
+
+
+def write_webp(data: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """A WebP with other chunks and, where these need it, the extended header; bytes behind it are kept."""
+    kinds = {kind for kind, _ in chunks}
+    flags = 8 * (b"EXIF" in kinds) | 4 * (b"XMP " in kinds)
+    if chunks[0][0] == b"VP8X":
+        old = chunks[0][1]
+        chunks = [(b"VP8X", bytes((old[0] & ~12 | flags,)) + old[1:]), *chunks[1:]]
+    elif flags:
+        body = chunks[0][1]
+        if chunks[0][0] == b"VP8L":
+            (bits,) = struct.unpack_from("<I", body, 1)
+            width, height, alpha = bits & 0x3FFF, bits >> 14 & 0x3FFF, bits >> 28 & 1
+        else:
+            width, height = ((side & 0x3FFF) - 1 for side in struct.unpack_from("<HH", body, 6))
+            alpha = 0
+        header = bytes((flags | alpha << 4, 0, 0, 0)) + width.to_bytes(3, "little") + height.to_bytes(3, "little")
+        chunks = [(b"VP8X", header), *chunks]
+    content = b"".join(kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for kind, body in chunks)
+    return b"RIFF" + struct.pack("<I", len(content) + 4) + b"WEBP" + content + data[picture_end(data, "WEBP") :]
+
+
+def replace_exif(chunks: list[tuple[bytes, bytes]], exif: bytes) -> list[tuple[bytes, bytes]]:
+    """Chunks of a WebP with one block of EXIF data, behind the pixels and before XMP."""
+    kept = [chunk for chunk in chunks if chunk[0] != b"EXIF"]
+    at = next((number for number, (kind, _) in enumerate(kept) if kind[:3] == b"XMP"), len(kept))
+    return [*kept[:at], *([(b"EXIF", exif)] if exif else []), *kept[at:]]
+
+
+# --- HEIC, AVIF and videos ------------------------------------------------------------------------
+
+_DEPTH = 12
+_HOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"udta", b"mpvd", b"meta", b"ilst"})
+_PLACES = frozenset({b"\xa9xyz", b"loci", b"gps ", b"gps0", b"GPS ", b"\xa9gps", b"\xa9GPS"})
+
+
+def boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[Span]:
+    """The boxes between two positions, as far as they are whole."""
+    at = start
+    while at + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, at)
+        body = at + 8
+        if size == 1 and at + 16 <= end:
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+            body = at + 16
+        elif size == 0:
+            size = end - at
+        if at + size > end or at + size < body:
+            return
+        yield Span(bytes(kind), at, body, at + size)
+        at += size
+
+
+def _blank_boxes(data: bytearray, start: int, end: int, places: frozenset[bytes] = _PLACES, depth: int = 0) -> None:
+    """Turn the boxes that hold a place into free space, so that no other byte moves."""
+    here = list(boxes(data, start, end))
+    for span in here:
+        if span.kind == b"keys":  # Apple's items are named by their position in this list
+            for number, key in enumerate(boxes(data, span.body + 8, span.end), 1):
+                if is_location_name(data[key.body : key.end].decode("latin1").rpartition("quicktime.")[2]):
+                    places |= {struct.pack(">I", number)}
+    for span in here:
+        if span.kind in places:
+            data[span.start + 4 : span.start + 8] = b"free"
+            data[span.body : span.end] = bytes(span.end - span.body)
+        elif span.kind in _HOLDERS and depth < _DEPTH:
+            has_version = span.kind == b"meta" and data[span.body + 4 : span.body + 8] != b"hdlr"
+            _blank_boxes(data, span.body + 4 * has_version, span.end, places, depth + 1)
+
+
+# --- what stands behind a picture -----------------------------------------------------------------
+
+_FILE = re.compile(rb"(?s)\xff\xd8\xff[\xc0-\xfe]|....ftyp[\w ]{4}")
+
+
+def picture_end(data: bytes, kind: str) -> int:
+    """Where a picture ends; what follows belongs to it by no standard."""
+    if kind == "JPEG":
+        return jpeg_segments(data)[1]
+    if kind == "PNG":
+        chunks = png_chunks(data)
+        return chunks[-1].end if chunks else len(data)
+    if kind == "WEBP":
+        size = struct.unpack_from("<I", data, 4)[0] + 8
+        return min(size + size % 2, len(data))
+    if kind in ("HEIF", "AVIF"):
+        return max((span.end for span in boxes(data, 0, len(data))), default=len(data))
+    return len(data)
+
+
+def embedded_files(data: bytes, kind: str) -> list[Span]:
+    """JPEGs and videos behind a picture, and videos within boxes of a HEIC or AVIF (kind ``.jpg`` or ``.mp4``)."""
+    found: list[Span] = []
+    if kind in ("HEIF", "AVIF"):
+        top = list(boxes(data, 0, len(data)))
+        starts = [span.start for span in top[1:] if span.kind == b"ftyp"]
+        found += [
+            Span(b".mp4", start, start, end) for start, end in zip(starts, [*starts[1:], len(data)], strict=False)
+        ]
+        found += [
+            Span(b".mp4", span.body, span.body, span.end)
+            for span in top
+            if span.kind == b"mpvd" and data[span.body + 4 : span.body + 8] == b"ftyp"
+        ]
+    at = picture_end(data, kind)
+    while match := _FILE.search(data, at):
+        start = match.start()
+        if match.group()[:2] == b"\xff\xd8":
+            end = jpeg_segments(data, start)[1]
+            found.append(Span(b".jpg", start, start, end))
+        else:
+            end = max((span.end for span in boxes(data, start, len(data))), default=start + 8)
+            found.append(Span(b".mp4", start, start, end))
+        at = max(end, start + 4)
+    return found
+
+
+def blank_locations(data: bytearray, kind: str) -> None:
+    """Blank the boxes that hold a place, in a HEIC or AVIF and in the videos in or behind any picture."""
+    if kind in ("HEIF", "AVIF"):
+        _blank_boxes(data, 0, len(data))
+    for span in embedded_files(bytes(data), kind):
+        if span.kind == b".mp4":
+            _blank_boxes(data, span.start, span.end)
+
+
+def xmp_regions(data: bytes, kind: str) -> list[tuple[int, int]]:
+    """The parts of a file in which packets of XMP are edited in place: whole segments, and no checksum over them."""
+    embedded = embedded_files(data, kind)
+    if kind == "JPEG":
+        jpegs = [0, *(span.start for span in embedded if span.kind == b".jpg")]
+        segments = [(span.body, span.end) for start in jpegs for span in jpeg_segments(data, start)[0]]
+        return segments + [(span.start, span.end) for span in embedded if span.kind != b".jpg"]
+    return [(picture_end(data, kind) if kind == "PNG" else 0, len(data))]

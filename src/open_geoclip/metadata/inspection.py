@@ -1,0 +1,156 @@
+"""Finding what says where a photo was taken, as ExifTool and the readers of this package see it."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+
+from open_geoclip.errors import ImageError, MetadataError
+from open_geoclip.images import sniff
+from open_geoclip.metadata import containers, xmp
+from open_geoclip.metadata.containers import Span
+from open_geoclip.metadata.exiftool import ExifTool, Tag
+from open_geoclip.metadata.locations import has_value, is_coordinate_name, is_location_name, label
+from open_geoclip.metadata.read import read_metadata
+
+__all__ = ["SUFFIXES", "Inspection", "inspect", "unique"]
+
+SUFFIXES = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "TIFF": ".tif",
+    "HEIF": ".heic",
+    "AVIF": ".avif",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+}
+_WORDS = {
+    "ImageDescription": "its description",
+    "UserComment": "its comment",
+    "XPTitle": "its title",
+    "XPComment": "its comment (Windows)",
+    "XPKeywords": "its keywords (Windows)",
+    "XPSubject": "its subject (Windows)",
+    "GDALMetadata": "its GDAL metadata",
+}
+_TEXTS = {"Title", "Description", "Subject", "HierarchicalSubject", "Headline"}
+_TECHNICAL_TEXTS = ("software", "date:create", "date:modify", "date:timestamp", "creation time", "xml:com.adobe.xmp")
+
+
+_TRAILERS = {"Samsung", "CanonVRD", "MIE", "AFCP", "FotoStation", "PhotoMechanic", "Vivo", "Insta360"}
+_DAMAGE = re.compile(r"(?i)(?!.*minor\]).*\b(bad|corrupt\w*|truncated|error)\b")
+_HARMLESS_BYTES = 16  # behind a picture: too few for a place
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file says about where it was taken.
+
+    Attributes:
+        places: what holds a place, in words.
+        notes: what may hold a place in words, such as a caption.
+        unreadable: what may hold a place and cannot be read by any program here.
+        tags: the tags behind ``places``.
+    """
+
+    places: tuple[str, ...]
+    notes: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    tags: tuple[Tag, ...] = ()
+
+
+def inspect(data: bytes, name: str, exiftool: ExifTool, *, names: bool = True) -> Inspection:
+    """Find all that says where a photo was taken, in the file and in the files within it.
+
+    Args:
+        data: the file.
+        name: how errors name it.
+        exiftool: a running ExifTool.
+        names: look for names of places too, not for coordinates alone.
+
+    Raises:
+        ImageError: it is not a picture, or ExifTool cannot read it.
+    """
+    kind = sniff(data, name)
+    matches = is_location_name if names else is_coordinate_name
+    embedded = containers.embedded_files(data, kind)
+    end = containers.picture_end(data, kind)
+    embedded.sort(key=lambda span: span.start)
+    parts = [(span.start, span.end, span.kind.decode()) for span in embedded]
+    if kind == "JPEG":
+        parts += [(start, stop, ".exif") for start, stop in containers.other_exif(data)]
+    whole = data[:end] if kind == "WEBP" else containers.normalized_jpeg(data) if kind == "JPEG" else data
+    try:
+        tags = exiftool.read(whole, SUFFIXES[kind])
+        for start, stop, suffix in parts:
+            tags += exiftool.read(data[start:stop], suffix)
+    except MetadataError as error:
+        raise ImageError(name, str(error)) from error
+    found = [tag for tag in tags if tag.family != "PNG" and matches(tag.name) and has_value(tag.value)]
+    places, notes = [label(tag) for tag in found], list(_notes(tags))
+    if kind == "PNG":
+        for chunk in containers.png_chunks(data):
+            key = containers.png_text(data, chunk)
+            if key is not None and matches(key.rpartition(":")[2]):
+                places.append(f"text {key!r}")
+            elif key is not None and key.lower() not in _TECHNICAL_TEXTS and not key.startswith("Raw profile type"):
+                notes.append(f"text {key!r} is kept")
+    unwanted = xmp.is_location if names else xmp.is_coordinate
+    for start, stop in containers.xmp_regions(data, kind):
+        for first, last in xmp.find_packets(data, start, stop):
+            with suppress(xmp.XmpError):
+                for one in xmp.properties(xmp.decode(data[first:last])[0]):
+                    known = any(place.lower().startswith(f"xmp {one.name}".lower()) for place in places)
+                    if unwanted(one) and has_value(one.value) and not known:
+                        places.append(f"XMP {one.name}")
+    with suppress(ImageError):
+        for place in read_metadata(BytesIO(data), name=name).places:
+            if not any(known.startswith(place.source.upper()) for known in places):
+                places.append(f"{place.source.upper()} GPS, in damaged metadata")
+    blanked = bytearray(data)
+    containers.blank_locations(blanked, kind)
+    if blanked != data and not any(tag.family == "QuickTime" for tag in found):
+        places.append("a place in the boxes of a video")
+    unreadable = [
+        f"metadata that are damaged ({tag.value})"
+        for tag in tags
+        if tag.name in ("Warning", "Error") and _DAMAGE.match(str(tag.value))
+    ]
+    if embedded:
+        size = sum(span.end - span.start for span in embedded)
+        notes.append(f"{size:,} bytes behind the picture (a video or preview?) are kept")
+    behind = [
+        data[one.end : two.start]
+        for one, two in pairwise([Span(b"", 0, 0, end), *embedded, Span(b"", len(data), 0, 0)])
+    ]
+    rest = sum(len(part.strip(b"\0 \r\n\t")) for part in behind if part)
+    if rest > _HARMLESS_BYTES and not _TRAILERS & {group for tag in tags for group in (tag.family, tag.group)}:
+        unreadable.append(f"{rest:,} bytes behind the picture that are no picture or video")
+    return Inspection(unique(places), unique(notes), unique(unreadable), tuple(found))
+
+
+def unique(texts: Iterable[str]) -> tuple[str, ...]:
+    """Texts in order, each once."""
+    return tuple(dict.fromkeys(texts))
+
+
+def _notes(tags: list[Tag]) -> Iterator[str]:
+    """What is no place by its name, and may name one in words."""
+    for tag in tags:
+        if tag.name in _WORDS and has_value(tag.value):
+            yield f"{_WORDS[tag.name]} is kept"
+        elif tag.family == "MakerNotes" or "MakerNote" in f"{tag.name}{tag.value}"[:80]:
+            yield "the camera maker's notes are kept (--maker-notes removes them)"
+        elif tag.name in ("ThumbnailImage", "PreviewImage"):
+            yield "the preview picture is kept"
+        elif tag.family == "XMP" and tag.name in _TEXTS:
+            yield "title, description and keywords (XMP) are kept"
+        elif tag.family == "IPTC":
+            yield "captions and keywords (IPTC) are kept"
+        elif tag.family == "JUMBF":
+            yield "content credentials (C2PA) are kept"
+        elif (tag.family, tag.name) == ("File", "Comment"):
+            yield f"a comment of {len(str(tag.value)):,} bytes is kept"

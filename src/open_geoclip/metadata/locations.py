@@ -1,0 +1,53 @@
+"""Which metadata say where a photo was taken, judged by their names."""
+
+import re
+
+from open_geoclip.metadata.exiftool import Tag
+
+__all__ = ["has_value", "is_coordinate_name", "is_location_name", "label"]
+
+_COORDINATES = re.compile(
+    r"(?i)gps(?!versionid)|latitude|long?t?itude|geotag|georss|geohash|geo(tiff|key|double|ascii)|6709"
+    r"|^(geo)?:?(lat|lon|long|lng|latlong?)$|model(tiepoint|transform)|^pixelscale$|^locationinformation$"
+)
+_NAMES = re.compile(
+    r"(?i)^(sub-?)?location|^contentlocation|^city\d?$|^country|^(province-?)?state$|^province|^state_?province$"
+    r"|coverage$|^landmark$|^municipality$|^county$|^locality$|^place(name)?$"
+)
+
+
+def is_coordinate_name(name: str) -> bool:
+    """Whether a tag, property or keyword of this name holds coordinates, or belongs to them."""
+    return _COORDINATES.search(name) is not None
+
+
+def is_location_name(name: str) -> bool:
+    """Whether a tag, property or keyword of this name holds coordinates or the name of a place."""
+    return is_coordinate_name(name) or _NAMES.search(name) is not None
+
+
+def has_value(value: object) -> bool:
+    """Whether a value says something: cameras fill what they do not know with zeros, spaces or dashes."""
+    return bool(re.sub(r"(?i)[\s0.,:/+\-]|\bn/?a\b|undef|unknown", "", str(value)))
+
+
+_IPTC = {
+    "City": "city",
+    "Sub-location": "sublocation",
+    "Province-State": "province or state",
+    "Country-PrimaryLocationCode": "country code",
+    "Country-PrimaryLocationName": "country",
+    "ContentLocationCode": "content location code",
+    "ContentLocationName": "content location name",
+}
+
+
+def label(tag: Tag) -> str:
+    """What reports call a tag."""
+    if tag.group == "GPS":
+        return "EXIF GPS"
+    if tag.family == "GeoTiff" or re.match(r"GeoTiff|ModelT|PixelScale", tag.name):
+        return "GeoTIFF georeferencing"
+    if tag.family == "IPTC":
+        return f"IPTC {_IPTC.get(tag.name, tag.name)}"
+    return f"{tag.group if tag.family in ('QuickTime', 'MakerNotes') else tag.family} {tag.name}"
