@@ -127,7 +127,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
     faults: list[str] = []
 
-    def open_page(url: str, *, other_hosts: tuple[str, ...] = (), **settings: Any) -> Any:
+    def open_page(url: str, *, other_hosts: tuple[str, ...] = (), wait: bool = True, **settings: Any) -> Any:
         settings = {"viewport": {"width": 1360, "height": 860}, "reduced_motion": "reduce", **settings}
         context = browser.new_context(accept_downloads=True, **settings)
         contexts.append(context)
@@ -143,7 +143,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("request", asked)
         page.on("pageerror", lambda error: faults.append(f"error {error}"))
         page.goto(url)
-        page.locator("body[data-ready]").wait_for()
+        if wait:
+            page.locator("body[data-ready]").wait_for()
         return page
 
     yield open_page

@@ -268,6 +268,64 @@ def test_several_photos_become_one_place(page: Any, views: dict[str, Path]) -> N
     assert "Not calibrated" in page.locator(".answer").inner_text()
 
 
+def test_work_survives_a_reload_and_can_be_undone_and_saved(page: Any, views: dict[str, Path], tmp_path: Path) -> None:
+    add(page, views["rome"], views["cairo"])
+    done(page, 2)
+    page.get_by_text("What you know already").click()
+    box = page.get_by_role("combobox", name=re.compile("Country, box"))
+    box.fill("egypt")
+    box.press("Enter")
+    row(page, "cairo.jpg").locator(".row-main").click()
+    page.wait_for_timeout(700)  # saved a moment after the last change
+    page.reload()
+    page.locator("body[data-ready]").wait_for()
+    done(page, 2)
+    assert page.locator(".answer-name").inner_text() == "cairo.jpg"
+    assert page.locator(".chip").all_text_contents() == ["in Egypt"]
+    assert page.locator("img.thumb").count() == 2
+
+    page.get_by_role("button", name="Remove rome.jpg").click()
+    assert page.locator(".row").count() == 1
+    page.get_by_role("button", name="Undo: remove rome.jpg").click()
+    assert page.locator(".row-name").all_inner_texts() == ["rome.jpg", "cairo.jpg"]
+    page.locator("#map").focus()
+    page.get_by_text("What you know already").click()
+    page.locator(".stale button").click()  # the photos themselves are still there
+    page.locator(".stale").wait_for(state="hidden")
+    done(page, 2)
+    assert "Egypt" in row(page, "rome.jpg").inner_text()
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save project").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    for name in ("rome.jpg", "cairo.jpg"):
+        page.get_by_role("button", name=f"Remove {name}").click()
+    assert page.locator(".row").count() == 0
+    add(page, path)
+    done(page, 2)
+    assert page.locator(".row-name").all_inner_texts() == ["rome.jpg", "cairo.jpg"]
+    page.keyboard.press("Control+z")
+    page.locator(".row").first.wait_for(state="detached")
+
+
+def test_a_token_is_asked_for_until_it_is_right_and_kept_for_the_tab(
+    opened: Callable[..., Any], serve: Callable[..., AbstractContextManager[str]], built: Path, tmp_path: Path
+) -> None:
+    token = "0123456789abcdef0123456789abcdef"
+    (tmp_path / "tokens").write_text(token + "\n")
+    with serve(tmp_path, "--token-file", str(tmp_path / "tokens")) as address:
+        page = opened(address, wait=False)
+        page.locator("#token").fill("wrong")
+        page.get_by_role("button", name="Continue").click()
+        assert page.get_by_role("alert").inner_text() == "The server did not accept this token."
+        page.locator("#token").fill(token)
+        page.get_by_role("button", name="Continue").click()
+        page.locator("body[data-ready]").wait_for()
+        page.reload()
+        page.locator("body[data-ready]").wait_for()
+
+
 def test_words_alone_and_beside_a_photo(page: Any, views: dict[str, Path]) -> None:
     page.get_by_label("or describe a place").fill("a hot desert")
     page.get_by_role("button", name="Find").click()

@@ -60,8 +60,14 @@ export class LimitsPanel {
   add(limit: Limit): void {
     const { limits } = this.store.state;
     if (limits.some(({ inside, grammar }) => inside === limit.inside && grammar === limit.grammar)) return;
-    this.store.set({ limits: [...limits, limit] });
+    this.change([...limits, limit], `add the limit ${limit.label}`);
     announce(`Limit added: ${limit.inside ? "only inside" : "not inside"} ${limit.label}.`);
+  }
+
+  private change(limits: readonly Limit[], label: string): void {
+    const before = this.store.state.limits;
+    this.store.set({ limits });
+    this.store.recordUndo(label, () => this.store.set({ limits: before }));
   }
 
   private render(): void {
@@ -78,7 +84,7 @@ export class LimitsPanel {
               type: "button",
               "aria-label": `Remove the limit ${limit.label}`,
               onclick: () => {
-                this.store.set({ limits: this.store.state.limits.filter((other) => other !== limit) });
+                this.change(this.store.state.limits.filter((other) => other !== limit), `remove the limit ${limit.label}`);
                 this.input.focus();
               },
             },

@@ -2,6 +2,9 @@
 import { h, icon } from "./dom";
 import { count, duration } from "./format";
 import { optionsKey, type Store } from "./store";
+import { saveFile } from "./export-menu";
+import { PROJECT_SUFFIX, writeProject } from "./project";
+import { sessionOf } from "./session";
 import type { Item } from "./types";
 import type { Locating } from "./locate";
 
@@ -40,6 +43,8 @@ export function listToolbar(store: Store, locating: Locating): HTMLElement {
   const button = (act: () => void, ...children: (Node | string)[]): HTMLButtonElement =>
     h("button", { type: "button", class: "button small", onclick: act }, ...children);
   const checked = (): Item[] => store.state.items.filter((item) => item.checked);
+  const save = button(() => saveFile(writeProject(sessionOf(store.state)), `photos${PROJECT_SUFFIX}`), icon("download"), "Save project");
+  save.title = "One file with photos, answers and limits. Drop it on this page to continue.";
   const failed = (): Item[] => store.state.items.filter((item) => item.status === "failed");
 
   const all = h("input", {
@@ -56,7 +61,7 @@ export function listToolbar(store: Store, locating: Locating): HTMLElement {
     "div",
     { class: "toolbar", hidden: true },
     stale,
-    h("div", { class: "toolbar-line" }, h("label", { class: "choose-all" }, all, total), together, remove, retry),
+    h("div", { class: "toolbar-line" }, h("label", { class: "choose-all" }, all, total), together, remove, retry, save),
   );
   store.subscribe(["items", "limits", "model", "topK", "text", "textWeight", "progress"], () => {
     const { items } = store.state;
@@ -68,6 +73,7 @@ export function listToolbar(store: Store, locating: Locating): HTMLElement {
     total.textContent = chosen.length > 0 ? `${chosen.length} of ${items.length} selected` : count(items.length, "in the list", "in the list");
     together.hidden = photos < 2;
     remove.hidden = chosen.length === 0;
+    save.hidden = chosen.length > 0;
     const wrong = failed().length;
     retry.hidden = wrong === 0 || chosen.length > 0;
     retry.lastChild!.textContent = wrong === 1 ? "Retry the failed one" : `Retry ${wrong} failed`;

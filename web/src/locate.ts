@@ -4,6 +4,7 @@ import { announce } from "./dom";
 import { count } from "./format";
 import { createThumbnail } from "./files";
 import { DEFAULT_SETTINGS, runQueue, sleep, type Job, type QueueSettings } from "./queue";
+import type { Session } from "./session";
 import { optionsKey, type Store } from "./store";
 import type { Item, PageSettings, Result } from "./types";
 
@@ -14,6 +15,7 @@ export class Locating {
   private readonly withoutThumbnail: Item[] = [];
   private isMakingThumbnails = false;
   private number = 0;
+  private readonly idPrefix = `item-${Date.now().toString(36)}`; // ids stay unique when the work is loaded again
 
   constructor(
     private readonly store: Store,
@@ -58,14 +60,37 @@ export class Locating {
 
   remove(ids: ReadonlySet<string>): void {
     const { items, selected } = this.store.state;
+    const removed = items.flatMap((item, index) => (ids.has(item.id) ? [{ item, index }] : []));
+    if (removed.length === 0) return;
     const left = items.filter(({ id }) => !ids.has(id));
     const at = items.findIndex(({ id }) => id === selected);
     this.store.set({ items: left });
     if (selected !== null && ids.has(selected)) this.store.select(left[Math.min(at, left.length - 1)]?.id ?? null);
+    this.store.recordUndo(`remove ${removed.length === 1 ? removed[0]!.item.name : count(removed.length, "item")}`, () => {
+      const restored = [...this.store.state.items];
+      for (const { item, index } of removed) restored.splice(index, 0, item);
+      this.store.set({ items: restored });
+      this.store.select(removed[0]!.item.id);
+      this.resume(removed.map(({ item }) => item));
+    });
+  }
+
+  /** Replaces the work by a loaded one, and goes on with what was not located yet. */
+  load(session: Session): void {
+    const { models, model } = this.store.state;
+    this.store.set({ ...session, model: models.some(({ id }) => id === session.model) ? session.model : model });
+    this.resume(session.items);
+  }
+
+  private resume(items: readonly Item[]): void {
+    const open = items.filter(({ status }) => status === "waiting" || status === "sending");
+    if (open.length > 0) this.retry(open);
+    this.withoutThumbnail.push(...items.filter(({ kind, thumbnail }) => kind === "photo" && thumbnail === null));
+    void this.makeThumbnails();
   }
 
   private item(kind: Item["kind"], name: string, files: readonly File[]): Item {
-    const id = `item-${++this.number}`;
+    const id = `${this.idPrefix}-${++this.number}`;
     return { id, kind, name, files, status: "waiting", error: null, result: null, thumbnail: null, optionsKey: "", checked: false };
   }
 

@@ -5,7 +5,7 @@ import * as api from "./api";
 import { h, icon } from "./dom";
 import { exportMenu, FORMATS } from "./export-menu";
 import { coordinates } from "./format";
-import { inputPanel } from "./input-panel";
+import { inputPanel, type InputHandlers } from "./input-panel";
 import { legend } from "./legend";
 import { LimitsPanel } from "./limits-panel";
 import { List } from "./list";
@@ -13,8 +13,10 @@ import { WorldMap } from "./map/map";
 import { Tiles } from "./map/tiles";
 import { World } from "./map/world";
 import { modelSelect, optionsPanel } from "./options-panel";
+import { readProject } from "./project";
 import { SendError } from "./queue";
 import { metadataEntries, readReport, reportItems, type Report } from "./report";
+import { SessionDatabase, sessionOf } from "./session";
 import { createStore, type Store } from "./store";
 import { themeToggle } from "./theme";
 import { listToolbar, progressBar } from "./list-toolbar";
@@ -33,17 +35,39 @@ async function fetchWorld(): Promise<ArrayBuffer | Uint8Array<ArrayBuffer>> {
 
 /** The server's settings; asks the user for a token if the server needs one. */
 async function fetchSettings(): Promise<PageSettings> {
+  let token = storedToken();
   for (;;) {
+    if (token !== null) api.setToken(token);
     try {
-      return await api.settings();
+      const settings = await api.settings();
+      storeToken(token);
+      return settings;
     } catch (error) {
       if (!(error instanceof SendError) || error.status !== 401) throw error;
-      api.setToken(await askForToken());
+      token = await askForToken(token !== null);
     }
   }
 }
 
-function askForToken(): Promise<string> {
+const TOKEN_KEY = "geoclip-token"; // until the tab is closed
+
+function storedToken(): string | null {
+  try {
+    return sessionStorage.getItem(TOKEN_KEY);
+  } catch {
+    return null; // storage is not allowed
+  }
+}
+
+function storeToken(token: string | null): void {
+  try {
+    if (token !== null) sessionStorage.setItem(TOKEN_KEY, token);
+  } catch {
+    // asked for again after a reload
+  }
+}
+
+function askForToken(wasRejected: boolean): Promise<string> {
   return new Promise((resolve) => {
     const input = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
     const dialog = h(
@@ -59,6 +83,7 @@ function askForToken(): Promise<string> {
           },
         },
         h("h2", { id: "token-title" }, "This server needs a token"),
+        wasRejected && h("p", { class: "error small", role: "alert" }, "The server did not accept this token."),
         h("label", { for: "token" }, "Token"),
         input,
         h("button", { type: "submit", class: "button" }, "Continue"),
@@ -84,8 +109,10 @@ async function boot(): Promise<void> {
     selectDot: (index) => store.select(dots(store)[index]?.id ?? null),
     addLimit: (limit) => limits.add(limit),
   });
-  document.getElementById("app")!.replaceChildren(...layout(store, map, limits, page, report));
+  const locating = report ? null : new Locating(store, page);
+  document.getElementById("app")!.replaceChildren(...layout(store, map, limits, locating, page, report));
   connectMap(store, map);
+  if (locating) await restoreSession(store, locating);
   if (report) {
     store.set({ items: reportItems(report.records) });
     store.select(store.state.items[0]?.id ?? null);
@@ -118,8 +145,7 @@ function connectMap(store: Store, map: WorldMap): void {
   });
 }
 
-function layout(store: Store, map: WorldMap, limits: LimitsPanel, page: PageSettings | null, report: Report | null): HTMLElement[] {
-  const locating = report ? null : new Locating(store, page);
+function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Locating | null, page: PageSettings | null, report: Report | null): HTMLElement[] {
   const list = new List(
     store,
     locating && { retry: (item) => locating.retry([item]), remove: (item) => locating.remove(new Set([item.id])) },
@@ -129,12 +155,12 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, page: PageSett
     "header",
     { class: "head" },
     h("h1", {}, icon("mark"), "OpenGeoCLIP", report && h("span", { class: "head-kind" }, "report")),
-    h("div", { class: "head-tools" }, !report && modelSelect(store), exportMenu(store, formats), printButton(), themeToggle((dark) => map.setTheme(dark))),
+    h("div", { class: "head-tools" }, !report && modelSelect(store), locating && undoButton(store), exportMenu(store, formats), printButton(), themeToggle((dark) => map.setTheme(dark))),
   );
   const left = h(
     "aside",
     { class: "side", "aria-label": "Photos" },
-    locating && inputPanel(store, locating),
+    locating && inputPanel(store, inputHandlers(store, locating)),
     locating && optionsPanel(store, limits.element),
     locating && progressBar(store, locating),
     locating && listToolbar(store, locating),
@@ -144,6 +170,44 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, page: PageSett
   const stage = h("main", { class: "stage" }, map.element, map.controls(), legend(map));
   const answer = new AnswerView(store);
   return [head, h("div", { class: "columns" }, left, stage, answer.element), footer(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
+}
+
+function inputHandlers(store: Store, locating: Locating): InputHandlers {
+  return {
+    addPhotos: (files) => locating.addPhotos(files),
+    addText: (text) => locating.addText(text),
+    async openProject(file) {
+      const before = sessionOf(store.state);
+      locating.load(await readProject(file));
+      store.recordUndo(`open ${file.name}`, () => locating.load(before));
+    },
+  };
+}
+
+/** Loads the work of before the reload, and keeps it from now on. */
+async function restoreSession(store: Store, locating: Locating): Promise<void> {
+  const database = await SessionDatabase.open();
+  if (database === null) return;
+  const session = await database.load().catch(() => null);
+  if (session) locating.load(session);
+  database.follow(store);
+}
+
+function undoButton(store: Store): HTMLElement {
+  const button = h("button", { type: "button", class: "tool", hidden: true, onclick: () => store.undo() }, icon("undo"));
+  store.subscribe(["undoLabel"], () => {
+    const { undoLabel } = store.state;
+    button.hidden = undoLabel === null;
+    button.title = `Undo: ${undoLabel}`;
+    button.setAttribute("aria-label", button.title);
+  });
+  addEventListener("keydown", (event) => {
+    const isTyping = (event.target as Element).matches?.("input:not([type=checkbox], [type=radio], [type=range])");
+    if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey || isTyping) return;
+    event.preventDefault();
+    store.undo();
+  });
+  return button;
 }
 
 function printButton(): HTMLElement {

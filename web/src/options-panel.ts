@@ -47,6 +47,12 @@ export function optionsPanel(store: Store, limits: HTMLElement): HTMLElement {
       store.set({ topK: Number(top.value) });
     },
   });
+  store.subscribe(["text", "textWeight", "topK"], () => {
+    text.value = store.state.text;
+    weight.value = String(store.state.textWeight);
+    share.textContent = percent(store.state.textWeight);
+    top.value = String(store.state.topK);
+  });
   const summary = h("span", { class: "badge", hidden: true });
   store.subscribe(["limits", "text"], () => {
     const set = store.state.limits.length + (store.state.text === "" ? 0 : 1);

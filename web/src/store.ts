@@ -22,6 +22,8 @@ export interface State {
   progress: Progress | null;
   models: Model[];
   countries: Country[];
+  /** What undo() would revert, or null. */
+  undoLabel: string | null;
 }
 
 type Key = keyof State;
@@ -30,6 +32,7 @@ export class Store {
   private readonly subscriptions: { keys: readonly Key[]; listener: () => void }[] = [];
   private changed = new Set<Key>();
   private isScheduled = false;
+  private readonly undoStack: { label: string; revert: () => void }[] = [];
 
   constructor(readonly state: State) {}
 
@@ -51,6 +54,17 @@ export class Store {
     this.changed = new Set();
     this.isScheduled = false;
     for (const { keys, listener } of this.subscriptions) if (keys.some((key) => changed.has(key))) listener();
+  }
+
+  /** Makes a change that was just made undoable. */
+  recordUndo(label: string, revert: () => void): void {
+    this.undoStack.push({ label, revert });
+    this.set({ undoLabel: label });
+  }
+
+  undo(): void {
+    this.undoStack.pop()?.revert();
+    this.set({ undoLabel: this.undoStack.at(-1)?.label ?? null });
   }
 
   get options(): Options {
@@ -96,5 +110,6 @@ export function createStore(): Store {
     progress: null,
     models: [],
     countries: [],
+    undoLabel: null,
   });
 }
