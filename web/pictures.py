@@ -1,4 +1,4 @@
-"""Take the pictures of docs/page.md: `make page-pictures`. Drives Chromium before a real `geoclip serve`.
+"""Take the screenshots of docs/page.md (`make page-pictures`) with Chromium and a running `geoclip serve`.
 
 python web/pictures.py http://127.0.0.1:8000 docs
 """
@@ -15,26 +15,26 @@ PLACES = {"Delta": "30.4,31.2", "Hokkaido": "43.3,142.5", "Italy": "41.9,12.5", 
 
 
 def main() -> None:
-    """Render views, hand them to the page, and keep what it shows."""
+    """Render views, locate them on the page, and take screenshots."""
     address, goal = sys.argv[1], Path(sys.argv[2])
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         views = [render(name, place, Path(folder)) for name, place in PLACES.items()]
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = opened(browser, address, 1440, 900)
+        page = open_page(browser, address, 1440, 900)
         add(page, views)
         page.screenshot(path=goal / "page-photo.png")
 
-        page = opened(browser, address, 1440, 900)
+        page = open_page(browser, address, 1440, 900)
         page.get_by_label("or describe a place").fill("a hot desert")
         page.get_by_role("button", name="Find").click()
         settle(page, 1)
         page.screenshot(path=goal / "page-text.png")
 
-        page = opened(browser, address, 360, 740)
+        page = open_page(browser, address, 360, 740)
         add(page, views[:1])
         page.screenshot(path=goal / "page-phone.png")
 
-        page = opened(browser, address, 1440, 900, "dark")
+        page = open_page(browser, address, 1440, 900, "dark")
         add(page, views)
         page.locator(".row-main").nth(1).click()
         page.get_by_role("button", name="Show a globe").click()
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def render(name: str, place: str, folder: Path) -> Path:
-    """A view of the Earth from orbit, as `geoclip render` makes it."""
+    """Render a view of the Earth from orbit with `geoclip render`."""
     path = folder / f"{name}.png"
     command = [
         sys.executable,
@@ -62,8 +62,8 @@ def render(name: str, place: str, folder: Path) -> Path:
     return path
 
 
-def opened(browser: Browser, address: str, width: int, height: int, scheme: str = "light") -> Page:
-    """The page, without motion."""
+def open_page(browser: Browser, address: str, width: int, height: int, scheme: str = "light") -> Page:
+    """Open the page without animations."""
     size = {"width": width, "height": height}
     context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
@@ -73,13 +73,13 @@ def opened(browser: Browser, address: str, width: int, height: int, scheme: str 
 
 
 def add(page: Page, views: list[Path]) -> None:
-    """Hand over photos, and wait for their answers."""
+    """Add photos and wait for their answers."""
     page.locator("input[type=file]").first.set_input_files([str(view) for view in views])
     settle(page, len(views))
 
 
 def settle(page: Page, count: int) -> None:
-    """Wait for so many answers, for fonts, and for the map to be drawn."""
+    """Wait for a number of answers, for fonts, and for the map."""
     page.locator(".row[data-status=done]").nth(count - 1).wait_for()
     page.locator(".progress").wait_for(state="hidden")
     page.evaluate(
