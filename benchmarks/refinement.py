@@ -27,7 +27,8 @@ from open_geoclip.data.earth_views import even_land
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.geo.sphere import geodesic_km, offset
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.search.refine import RefineSettings, Surroundings, nearest_gap_km, refine, starts_for
+from open_geoclip.search.prior import GalleryCells
+from open_geoclip.search.refine import RingCache, local_search, n_starts
 from open_geoclip.weights.load import build_model, load_model, load_release
 from report import put_between
 from research.view_features import earth_view_features
@@ -61,18 +62,17 @@ class Searched:
 
     def refined(self, vectors: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Refined places and what they cost in processor time: once for the gallery, and for each picture on top."""
-        gaps_km = nearest_gap_km(self.places.numpy(), self.places.numpy())
-        settings, gaps = RefineSettings(starts=min(starts_for(gaps_km), len(gaps_km))), torch.from_numpy(gaps_km)
-        around, start = Surroundings(self.encoder, self.places.numpy(), gaps_km), time.process_time()
-        if len(gaps_km) <= ALL_KEPT:
-            around.cosines(vectors[:1], torch.arange(len(gaps_km))[None])
-        once = time.process_time() - start
-        answers, start = [], time.process_time()
+        spacing_km = GalleryCells.from_gallery(Gallery.from_coordinates(self.places.numpy())).spacing_km
+        starts, began = min(n_starts(spacing_km), len(spacing_km)), time.process_time()
+        rings = RingCache(self.encoder, self.places.numpy(), spacing_km)
+        if len(spacing_km) <= ALL_KEPT:
+            rings.cosines(vectors[:1], torch.arange(len(spacing_km))[None])
+        once = time.process_time() - began
+        answers, began = [], time.process_time()
         for part in vectors.split(BATCH):
-            rows = (part @ self.located.T).topk(settings.starts, dim=1).indices
-            found = refine(self.encoder, part, self.places[rows], gaps[rows], settings, known=(around, rows))
-            answers.append(found.coordinates)
-        each = 1000 * (time.process_time() - start) / len(vectors)
+            rows = (part @ self.located.T).topk(starts, dim=1).indices
+            answers.append(local_search(rings, part, rows).coordinates)
+        each = 1000 * (time.process_time() - began) / len(vectors)
         return torch.cat(answers), {"ms_a_picture": round(each, 1), "s_once": round(once, 1)}
 
     def rows(self, vectors: Tensor, truth: Tensor, about: dict[str, Any]) -> list[dict[str, Any]]:

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="into docs/verify.md and benchmarks/results")
     options = parser.parse_args(arguments)
     locator = Locator.from_pretrained(options.model)
-    if not locator.calibration.surprise:
+    if not locator.calibration.conformal_levels:
         parser.error(f"--model {options.model}: it is not calibrated, so that verify cannot tell anything")
     verdicts: list[tuple[str, str]] = []
     with Progress(console=Console(stderr=True)) as bar:

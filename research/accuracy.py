@@ -20,19 +20,17 @@ from rich.console import Console
 from torch import Tensor
 
 from open_geoclip.data.earth_views import Split
-from open_geoclip.evaluation.calibration import ANSWER_KM, fit_between, fit_calibration, reliability
+from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, fit_refined, reliability
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
-from open_geoclip.images import MAX_PIXELS
 from open_geoclip.model.geoclip import GeoCLIP
-from open_geoclip.search.calibration import SURE_KM, SURE_SHARE, Calibration
-from open_geoclip.search.decode import Decode
-from open_geoclip.search.encode import Pictures
+from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, SURE_KM, SURE_PROBABILITY, Calibration
+from open_geoclip.search.decode import DecodeMethod
+from open_geoclip.search.encode import encode_images
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground, log_prior
-from open_geoclip.search.surprise import FAMILIAR_SHARE
+from open_geoclip.search.prior import GalleryCells
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.folders import folder
 from open_geoclip.weights.load import build_model, load_release
@@ -43,7 +41,7 @@ from research.view_features import earth_view_features
 
 __all__ = ["fitted", "main", "measure", "page"]
 
-DECODINGS: tuple[tuple[str, Decode, float], ...] = (
+DECODINGS: tuple[tuple[str, DecodeMethod, float], ...] = (
     ("plain maximum", "max", 25.0),
     ("most mass within 25 km", "mass", 25.0),
     ("most mass within 200 km", "mass", 200.0),
@@ -83,50 +81,48 @@ def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibr
 
     found = fit_calibration(index, views.vectors, views.truth, scale, name=name, progress=progress)
     console.print("calibration between the gallery's places")
-    return fit_between(index, views.vectors[:_BETWEEN], views.truth[:_BETWEEN], scale, found)
+    return fit_refined(index, views.vectors[:_BETWEEN], views.truth[:_BETWEEN], scale, found)
 
 
 def posteriors(
-    index: GalleryIndex, ground: Ground, views: Views, scale: float, calibration: Calibration
+    index: GalleryIndex, cells: GalleryCells, views: Views, scale: float, calibration: Calibration
 ) -> Iterator[tuple[slice, Posterior, Posterior]]:
     """Posteriors of a few pictures at a time, calibrated and not."""
-    before = log_prior(index.gallery, ground)
     for start in range(0, len(views.truth), _CHUNK):
         rows = slice(start, start + _CHUNK)
         logits = index.logits(views.vectors[rows], scale)
-        plain = Posterior.from_logits(logits, before, ground)
-        yield rows, Posterior.from_logits(logits, before, ground, calibration, scale), plain
+        plain = Posterior.from_logits(logits, cells)
+        yield rows, Posterior.from_logits(logits, cells, calibration, scale=scale), plain
 
 
 def strange(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) -> dict[str, dict[str, int]]:
     """Of pictures that are no view of the Earth, how many an answer is sure of."""
-    ground = Ground.of(index.gallery)
-    before, pictures = log_prior(index.gallery, ground), Pictures(model, 8, MAX_PIXELS, 1)
+    cells = GalleryCells.from_gallery(index.gallery)
     found = {}
     for kind, images in strange_pictures().items():
-        logits = index.logits(pictures.encode(images), model.scale)
-        posterior = Posterior.from_logits(logits, before, ground, calibration, model.scale)
-        sure = posterior.sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
+        logits = index.logits(encode_images(model, images), model.scale)
+        posterior = Posterior.from_logits(logits, cells, calibration, scale=model.scale)
+        sure = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
         found[kind] = {"pictures": len(images), "sure": sum(map(bool, sure))}
     return found
 
 
 def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibration) -> dict[str, Any]:
     """Everything that the page says, of one model on one set of views."""
-    ground, n = Ground.of(index.gallery), len(views.truth)
+    cells, n = GalleryCells.from_gallery(index.gallery), len(views.truth)
     answers = {name: np.empty((n, 2)) for name, _, _ in DECODINGS}
     within, radii = np.empty((n, len(THRESHOLDS_KM))), np.empty((n, len(SHARES)))
     density, level, sure = np.empty(n), np.empty(n), np.zeros(n, bool)
     raw = np.empty(n)
-    for rows, posterior, plain in posteriors(index, ground, views, scale, calibration):
+    for rows, posterior, plain in posteriors(index, cells, views, scale, calibration):
         for name, how, radius in DECODINGS:
             answers[name][rows] = posterior.decode(how, radius)
         best = answers["most mass within 200 km"][rows]
         profile = posterior.profile(best)
         within[rows], radii[rows] = profile.within(THRESHOLDS_KM), profile.radius_km(SHARES)
-        sure[rows] = posterior.sure(profile)
+        sure[rows] = posterior.is_sure(profile)
         density[rows] = posterior.log_density(views.truth[rows])
-        level[rows] = posterior.region_level(views.truth[rows])
+        level[rows] = posterior.hpd_level(views.truth[rows])
         raw[rows] = plain.log_density(views.truth[rows])
         console.print(f"{min(rows.stop, n):,} of {n:,} views")
     km = {name: distances_km(views.truth, found) for name, found in answers.items()}
@@ -163,8 +159,8 @@ def page(name: str, figures: dict[str, Any]) -> str:
         "first model ([log](log/2026-11-23-posterior.md)).",
         "",
         f"The calibration was fitted on {cal['pictures']:,} {cal['fitted_on']}: temperature {cal['temperature']}, "
-        f"width {cal['width_km']} km, background",
-        f"{100 * cal['background']:.2f} % for a picture whose best logit is {cal['usual']:.1f}, its log odds "
+        f"width {cal['sigma_km']} km, backcells",
+        f"{100 * cal['backcells']:.2f} % for a picture whose best logit is {cal['usual']:.1f}, its log odds "
         f"{cal['doubt']:.2f} more for each unit below. What these mean:",
         "[search/calibration.py](../src/open_geoclip/search/calibration.py).",
         "",
@@ -207,8 +203,9 @@ def page(name: str, figures: dict[str, Any]) -> str:
         f"Negative log-likelihood of the truth: {nats['calibrated']:.2f} nats per km² "
         f"({nats['not calibrated']:.2f} without the calibration; an even guess over all land has 18.82).",
         "",
-        f"An answer is called sure when it claims {100 * SURE_SHARE:.0f} % or more for {SURE_KM:.0f} km, and its best "
-        f"place scores at least as those of {100 * FAMILIAR_SHARE:.0f} % of the validation views. "
+        f"An answer is called sure when it claims {100 * SURE_PROBABILITY:.0f} % or more for {SURE_KM:.0f} km, and its "
+        "best "
+        f"place scores at least as those of {100 * IN_DISTRIBUTION_SHARE:.0f} % of the validation views. "
         f"{sure['share']:.1f} % of the answers are; "
         + ", ".join(
             f"{value:.1f} % of {who} are right within {SURE_KM:.0f} km"

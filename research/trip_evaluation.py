@@ -18,11 +18,10 @@ from open_geoclip.data.earth_views import sample_cameras, view_centres, views
 from open_geoclip.evaluation.calibration import ANSWER_KM
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.geo.sphere import destination
-from open_geoclip.images import MAX_PIXELS
-from open_geoclip.search.encode import Pictures
+from open_geoclip.search.encode import EncodeSettings, encode_images
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.trips import along_trip, together
+from open_geoclip.search.trips import pool_embeddings, trip_posterior
 
 __all__ = ["crops", "neighbourhoods", "refined", "several_lines", "trips"]
 
@@ -41,7 +40,7 @@ def judged(posteriors: Iterable[Posterior], truth: Float64[np.ndarray, "n 2"]) -
         best = posterior.decode("mass", ANSWER_KM)
         answers.append(best)
         radii.append(posterior.credible_radius_km(best, SHARES))
-        levels.append(posterior.region_level(truth[start : start + len(best)]))
+        levels.append(posterior.hpd_level(truth[start : start + len(best)]))
         start += len(best)
     km, level = distances_km(truth, np.concatenate(answers)), np.concatenate(levels)
     holds = zip(SHARES, np.concatenate(radii).T, strict=True)
@@ -55,11 +54,8 @@ def judged(posteriors: Iterable[Posterior], truth: Float64[np.ndarray, "n 2"]) -
 def refined(locator: Locator, vectors: Float[Tensor, "n d"], truth: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
     """The same pictures from the gallery's places alone, and with refinement."""
     parts = vectors.split(_CHUNK)
-    between = (
-        adapted.posterior
-        for part in parts
-        for adapted in locator.territory.between(part, locator.model.scale, locator.calibration)
-    )
+    scale, space = locator.model.scale, locator.search_space
+    between = (one for part in parts for one in space.refined_posteriors(part, scale, locator.calibration))
     return {"as ever": judged(map(locator.posterior, parts), truth), "refined": judged(between, truth)}
 
 
@@ -84,7 +80,7 @@ def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
         vectors = rendered(locator, Earth(look), centres.reshape(-1, 2), 0).view(n, most, -1)
         asked = {"one view": vectors[:, 0]}
         for count in TOGETHER:
-            joined = torch.stack([together(group[:count]) for group in vectors]).float()
+            joined = torch.stack([pool_embeddings(group[:count]) for group in vectors]).float()
             asked[f"{count} views together"] = joined
         found[look] = {
             name: judged(map(locator.posterior, part.split(_CHUNK)), middles) for name, part in asked.items()
@@ -108,7 +104,7 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
     centres = np.stack([stops_of(start, rng) for start in view_centres("test", n)])
     hours, truth = np.arange(STOPS) * HOURS, centres.reshape(-1, 2)
     calibration = replace(locator.calibration, background=0.0)
-    gap, places = float(np.median(locator.territory.gaps_km)), locator.gallery.coordinates
+    gap, places = float(np.median(locator.search_space.cells.spacing_km)), locator.gallery.coordinates
     found: dict[str, dict[str, Any]] = {}
     for look in BASEMAPS:
         parts = rendered(locator, Earth(look), truth, 4096).split(STOPS)
@@ -116,8 +112,8 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
         def as_trips(speed_kmh: float, parts: tuple[Tensor, ...] = parts) -> Iterator[Posterior]:
             for part in parts:
                 alone = locator.posterior(part, calibration).log_mass
-                trip = along_trip(alone, places, hours, speed_kmh=speed_kmh, slack_km=gap)
-                yield Posterior.from_log_mass(trip.log_mass, locator.ground, calibration)
+                trip = trip_posterior(alone, places, hours, speed_kmh=speed_kmh, slack_km=gap)
+                yield Posterior.from_log_mass(trip.log_mass, locator.search_space.cells, calibration)
 
         found[look] = {
             "each view alone": judged(map(locator.posterior, parts), truth),
@@ -128,13 +124,13 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
 
 def crops(locator: Locator, n: int = 256) -> dict[str, Any]:
     """One crop and ten of the same views."""
-    ten = Pictures(locator.model, locator.batch_size, MAX_PIXELS, 10)
+    ten = EncodeSettings(locator.batch_size, crops=10)
     vectors: dict[str, list[Tensor]] = {"one crop": [], "ten crops": []}
     truth = []
     for batch in views("test", n, batch_size=_CHUNK):
         truth.append(batch.coordinates)
         vectors["one crop"].append(locator.encode(list(batch.images)))
-        vectors["ten crops"].append(ten.encode(list(batch.images)))
+        vectors["ten crops"].append(encode_images(locator.model, list(batch.images), ten))
     return {name: judged(map(locator.posterior, parts), np.concatenate(truth)) for name, parts in vectors.items()}
 
 

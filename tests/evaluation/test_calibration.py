@@ -11,12 +11,11 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.evaluation.calibration import fit_calibration, reliability
 from open_geoclip.geo.sphere import destination, even_points
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground, log_prior
-from open_geoclip.search.surprise import FAMILIAR_SHARE, p_value
+from open_geoclip.search.prior import GalleryCells
 
 SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 800)
 
@@ -25,31 +24,31 @@ def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> 
     torch.manual_seed(0)
     encoder = LocationEncoder(LocationSettings((2.0,), 32, 64, 1, 32, "sphere")).eval()
     gallery = Gallery.from_coordinates(even_points(3000))
-    index, ground = GalleryIndex.build(encoder, gallery, folder=tmp_path), Ground.of(gallery)
-    vectors = F.normalize(torch.randn(TRUE.pictures, 32), dim=1)
-    posterior = Posterior.from_logits(index.logits(vectors, SCALE), log_prior(gallery, ground), ground, TRUE)
+    index, cells = GalleryIndex.build(encoder, gallery, folder=tmp_path), GalleryCells.from_gallery(gallery)
+    vectors = F.normalize(torch.randn(TRUE.n_images, 32), dim=1)
+    posterior = Posterior.from_logits(index.logits(vectors, SCALE), cells, TRUE)
     rows = torch.multinomial(posterior.mass, 1)[:, 0].numpy()
     rng = np.random.default_rng(0)
-    km = posterior.blur_km[rows] * np.sqrt(-2 * np.log(rng.uniform(size=len(rows))))
+    km = posterior.sigma_km[rows] * np.sqrt(-2 * np.log(rng.uniform(size=len(rows))))
     truth = destination(gallery.coordinates[rows].astype(np.float64), rng.uniform(0, 360, len(rows)), km)
     found = fit_calibration(index, vectors, truth, SCALE, name="drawn")
     assert found.temperature == pytest.approx(TRUE.temperature, rel=0.2)
     assert found.background == pytest.approx(TRUE.background, abs=0.1)
-    assert (found.fitted_on, found.pictures) == ("drawn", len(rows))
+    assert (found.fitted_on, found.n_images) == ("drawn", len(rows))
 
     def nats(calibration: Calibration) -> float:
         logits = index.logits(vectors, SCALE)
-        told = Posterior.from_logits(logits, log_prior(gallery, ground), ground, calibration)
+        told = Posterior.from_logits(logits, cells, calibration)
         return -float(told.log_density(truth).mean())
 
     assert nats(found) <= nats(TRUE) + 0.01
     assert nats(found) < nats(Calibration()) - 0.01
-    told = Posterior.from_logits(index.logits(vectors, SCALE), log_prior(gallery, ground), ground, found)
-    surprise = [p_value(level, found.surprise[0]) for level in told.region_level(truth)]
+    told = Posterior.from_logits(index.logits(vectors, SCALE), cells, found)
+    surprise = [found.p_value(level, sure=False) for level in told.hpd_level(truth)]
     assert np.mean(np.array(surprise, np.float64) <= 0.1) == pytest.approx(0.1, abs=0.05)
     best = index.logits(vectors, SCALE).max(dim=1).values / SCALE
-    assert float((best >= found.least_score).double().mean()) == pytest.approx(FAMILIAR_SHARE, abs=0.01)
-    with pytest.raises(SettingsError, match="at least 100 pictures"):
+    assert float((best >= found.min_score).double().mean()) == pytest.approx(IN_DISTRIBUTION_SHARE, abs=0.01)
+    with pytest.raises(SettingsError, match="at least 100 images"):
         fit_calibration(index, vectors[:5], truth[:5], SCALE, name="few")
 
 

@@ -14,13 +14,13 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground
+from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.regions import REGIONS
 
 
 @pytest.fixture(scope="module")
 def posterior() -> Posterior:
-    ground = Ground.of(Gallery.from_coordinates(even_points(8000)))
+    ground = GalleryCells.from_gallery(Gallery.from_coordinates(even_points(8000)))
     km = haversine_km(ground.coordinates.astype(np.float64), np.array([[-20.0, 179.5]]))
     log_mass = torch.from_numpy(-((km / 300) ** 2) / 2)[None]
     return Posterior.from_log_mass(log_mass, ground, Calibration(1.0, 0.0, 10.0, "a test", 1))
@@ -29,18 +29,18 @@ def posterior() -> Posterior:
 def test_cells_of_the_world_add_up(posterior: Posterior) -> None:
     density = world_density(posterior, 0, width=700)
     inside = np.isfinite(density)
-    cell_km2 = 4 * np.pi * 6371.0088**2 / inside.sum()  # the gallery covers the whole Earth
-    assert density[inside].sum() * cell_km2 == pytest.approx(1, abs=0.05)
+    area_km2 = 4 * np.pi * 6371.0088**2 / inside.sum()  # the gallery covers the whole Earth
+    assert density[inside].sum() * area_km2 == pytest.approx(1, abs=0.05)
 
 
 def test_the_surroundings_add_up_across_the_180th_meridian(posterior: Posterior) -> None:
     density = near_density(posterior, 0, np.array([-20.0, 179.5]), 1500.0)
-    cell_km2 = (3000 / len(density)) ** 2
-    assert density.sum() * cell_km2 == pytest.approx(1, abs=0.02)
-    half, most = Mixture.of(posterior).levels(REGIONS)
+    area_km2 = (3000 / len(density)) ** 2
+    assert density.sum() * area_km2 == pytest.approx(1, abs=0.02)
+    half, most = Mixture.from_posterior(posterior).hpd_density(REGIONS)
     assert half > most > 0
     for level, share in ((half, 0.5), (most, 0.9)):
-        assert density[density >= level].sum() * cell_km2 == pytest.approx(share, abs=0.02)
+        assert density[density >= level].sum() * area_km2 == pytest.approx(share, abs=0.02)
 
 
 def test_it_is_drawn_with_and_without_picture_and_truth(posterior: Posterior, tmp_path: Path) -> None:

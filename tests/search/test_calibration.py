@@ -11,34 +11,36 @@ from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.geo.sphere import even_points, haversine_km, unit_vectors
-from open_geoclip.search.calibration import NOMINAL, Calibration
+from open_geoclip.search.calibration import CALIBRATED_LEVELS, P_VALUES, Calibration, conformal_levels
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground
+from open_geoclip.search.prior import GalleryCells
 
-BENT = tuple(float(level) for level in np.array(NOMINAL) ** 0.5)  # half of the truths lie within 71 % of the mass
-DOUBTING = Calibration(1.0, 0.01, 10.0, "a test", 1, region_levels=BENT, doubt=1.0, usual=30.0)
+BENT = tuple(
+    float(level) for level in np.array(CALIBRATED_LEVELS) ** 0.5
+)  # half of the truths lie within 71 % of the mass
+DOUBTING = Calibration(1.0, 0.01, 10.0, "a test", 1, hpd_levels=BENT, background_slope=1.0, reference_logit=30.0)
 
 
 @pytest.fixture(scope="module")
-def ground() -> Ground:
-    return Ground.of(Gallery.from_coordinates(even_points(3000)))
+def cells() -> GalleryCells:
+    return GalleryCells.from_gallery(Gallery.from_coordinates(even_points(3000)))
 
 
-def peaked(ground: Ground, calibration: Calibration) -> Posterior:
-    off = haversine_km(ground.coordinates.astype(np.float64), np.array([[10.0, 179.0]]))
-    return Posterior.from_log_mass(torch.from_numpy(-((off / 600) ** 2) / 2)[None], ground, calibration)
+def peaked(cells: GalleryCells, calibration: Calibration) -> Posterior:
+    off = haversine_km(cells.coordinates.astype(np.float64), np.array([[10.0, 179.0]]))
+    return Posterior.from_log_mass(torch.from_numpy(-((off / 600) ** 2) / 2)[None], cells, calibration)
 
 
 @given(share=st.floats(0, 1), background=st.floats(0, 0.999))
-def test_told_and_seen_are_inverse_and_keep_the_ends(share: float, background: float) -> None:
-    shares, own = np.array([[share, 0.0, 1.0]]), np.array([background])
-    told = DOUBTING.told(shares, own, BENT)
-    assert DOUBTING.seen(told, own, BENT) == pytest.approx(shares, abs=1e-9)
-    assert told[0, 1:].tolist() == [0.0, 1.0]
-    assert told[0, 0] >= share - 1e-12  # BENT widens
-    np.testing.assert_array_equal(DOUBTING.told(shares, own, ()), shares)
+def test_nominal_and_calibrated_levels_are_inverse_and_keep_the_ends(share: float, background: float) -> None:
+    levels, own = np.array([[share, 0.0, 1.0]]), np.array([background])
+    nominal = DOUBTING.nominal_level(levels, own, hpd=True)
+    assert DOUBTING.calibrated_level(nominal, own, hpd=True) == pytest.approx(levels, abs=1e-9)
+    assert nominal[0, 1:].tolist() == [0.0, 1.0]
+    assert nominal[0, 0] >= share - 1e-12  # BENT widens
+    np.testing.assert_array_equal(DOUBTING.nominal_level(levels, own), levels)
 
 
 def test_the_background_grows_as_a_picture_looks_less_like_any_place() -> None:
@@ -50,44 +52,93 @@ def test_the_background_grows_as_a_picture_looks_less_like_any_place() -> None:
     assert Calibration().background_of(logits).tolist() == [0.0] * 4
 
 
-def test_a_strange_picture_is_less_sure_of_the_same_place(ground: Ground) -> None:
-    logits = torch.zeros(2, len(ground))
+def test_a_strange_picture_is_less_sure_of_the_same_place(cells: GalleryCells) -> None:
+    logits = torch.zeros(2, len(cells))
     logits[0, 5], logits[1, 5] = 31.0, 26.0
-    both = Posterior.from_logits(logits, torch.zeros(len(ground)), ground, DOUBTING)
+    both = Posterior.from_logits(logits, cells, DOUBTING)
     assert float(both.mass[0, 5]) > 0.99
     assert float(both.mass[1, 5]) == pytest.approx(1 - 1 / (1 + 99 * math.exp(-4)), abs=0.01)
     torch.testing.assert_close(both.mass.sum(dim=1), torch.ones(2))
     one = both[1]
     np.testing.assert_array_equal(one.mass.numpy(), both.mass[1:].numpy())
-    np.testing.assert_array_equal(one.region_shares(), both.region_shares()[1:])
+    np.testing.assert_array_equal(one.nominal_hpd_levels(), both.nominal_hpd_levels()[1:])
 
 
-def test_a_place_is_inside_a_region_exactly_when_its_level_says_so(ground: Ground) -> None:
-    posterior = peaked(ground, replace(DOUBTING, background=0.0))
-    mixture = Mixture.of(posterior)
+def test_a_place_is_inside_a_region_exactly_when_its_level_says_so(cells: GalleryCells) -> None:
+    posterior = peaked(cells, replace(DOUBTING, background=0.0))
+    mixture = Mixture.from_posterior(posterior)
     for lat in np.linspace(10, 35, 12):
         place = np.array([[lat, -179.0]])
-        level = float(posterior.region_level(place)[0])
+        level = float(posterior.hpd_level(place)[0])
         for share in (0.3, 0.5, 0.9):
-            [edge] = mixture.levels(posterior.region_shares((share,))[0].tolist())
+            [edge] = mixture.hpd_density(posterior.nominal_hpd_levels((share,))[0].tolist())
             if abs(level - share) > 0.01:  # on the edge itself either may be
                 assert (level <= share) == bool(mixture.density(unit_vectors(place))[0] >= edge)
 
 
-def test_levels_of_regions_widen_them_as_they_say(ground: Ground) -> None:
-    bent, plain = (peaked(ground, replace(DOUBTING, background=0.0, region_levels=part)) for part in (BENT, ()))
+def test_levels_of_regions_widen_them_as_they_say(cells: GalleryCells) -> None:
+    bent, plain = (peaked(cells, replace(DOUBTING, background=0.0, hpd_levels=part)) for part in (BENT, ()))
     place = np.array([[14.0, 178.0]])
-    assert bent.region_level(place) == pytest.approx(plain.region_level(place) ** 2, abs=0.02)
-    assert bent.region_shares((0.5,)) == pytest.approx(np.array([[math.sqrt(0.5)]]), abs=1e-6)
+    assert bent.hpd_level(place) == pytest.approx(plain.hpd_level(place) ** 2, abs=0.02)
+    assert bent.nominal_hpd_levels((0.5,)) == pytest.approx(np.array([[math.sqrt(0.5)]]), abs=1e-6)
 
 
 def test_a_release_keeps_it_and_what_is_wrong_is_refused() -> None:
     assert Calibration.from_dict(DOUBTING.to_dict()) == DOUBTING
     old = {"temperature": 0.4, "background": 0.01, "width_km": 14.0, "fitted_on": "views", "pictures": 9}
     read = Calibration.from_dict(old)
-    assert (read.region_levels, read.doubt, read.temperature) == ((), 0.0, 0.4)
-    for wrong in ({"doubt": -1.0}, {"doubt": math.nan}, {"usual": math.inf}, {"region_levels": (0.0, 1.0)}):
+    assert (read.hpd_levels, read.sigma_km, read.n_images, read.temperature) == ((), 14.0, 9, 0.4)
+    for wrong in (
+        {"background_slope": -1.0},
+        {"background_slope": math.nan},
+        {"reference_logit": math.inf},
+        {"hpd_levels": (0.0, 1.0)},
+    ):
         with pytest.raises(SettingsError):
             replace(DOUBTING, **wrong)
     with pytest.raises(WeightsError, match="calibration of the weights"):
-        Calibration.from_dict({"region_levels": [0.5]})
+        Calibration.from_dict({"hpd_levels": [0.5]})
+
+
+def p_value(hpd_level: float, levels: tuple[float, ...]) -> float | None:
+    return Calibration(conformal_levels=(levels, levels)).p_value(hpd_level, sure=True)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.2, 4.0])
+def test_true_places_are_rejected_as_often_as_p_values_say(power: float, rng: np.random.Generator) -> None:
+    """However badly a posterior is calibrated: levels are drawn far from uniform here."""
+
+    def draw(n: int) -> np.ndarray:
+        return 1 - rng.uniform(size=n) ** power
+
+    unsure, sure = conformal_levels(draw(3000), np.arange(3000) % 4 > 0)
+    assert (len(unsure), len(sure)) == (len(P_VALUES) - 1, len(P_VALUES))
+    found = np.array([p_value(level, sure) for level in draw(20_000)])
+    for share in (0.5, 0.2, 0.05, 0.01):
+        assert np.mean(found <= share) == pytest.approx(share, rel=0.35)
+    assert found.min() == P_VALUES[-1], "not less than so many images can show"
+
+
+def test_p_values_fall_as_a_place_lies_further_out(rng: np.random.Generator) -> None:
+    _, sure = conformal_levels(rng.uniform(size=500), np.ones(500, bool))
+    found = [p_value(level, sure) or 0.0 for level in np.linspace(0, 1, 200)]
+    assert found[0] == 1.0
+    assert found == sorted(found, reverse=True)
+
+
+def test_few_images_show_little() -> None:
+    unsure, sure = conformal_levels(np.array([0.2, 0.9, 0.5]), np.array([False, True, True]))
+    assert p_value(1.0, sure) == 0.5  # of 2 images: nothing below a third can be shown, and 0.5 is the next value
+    assert p_value(1.0, unsure) == 0.5
+    assert conformal_levels(np.array([0.5]), np.array([True]))[0] == ()
+    assert Calibration().p_value(1.0, sure=True) is None
+
+
+def test_conformal_levels_are_stored_and_checked() -> None:
+    calibration = Calibration(0.5, fitted_on="x", conformal_levels=((), (0.1, 0.6)), min_score=0.25)
+    assert Calibration.from_dict(calibration.to_dict()) == calibration
+    for wrong in ((0.5,), ((0.6, 0.1), ()), ((0.1,) * 99, ()), ((-0.1,), ())):
+        with pytest.raises((SettingsError, TypeError)):
+            Calibration(conformal_levels=wrong)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="conformal_levels"):
+        Calibration.from_dict({"surprise": [[0.6, 0.1], []]})  # the name in earlier versions

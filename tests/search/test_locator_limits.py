@@ -24,7 +24,7 @@ def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
     """Without doubt: of pictures of nothing it would leave the prior alone to answer."""
     gallery = Gallery.from_coordinates(even_points(1000))
     found = Locator.from_pretrained("earth", gallery=gallery, cache=tmp_path_factory.mktemp("cache"))
-    found.calibration = replace(found.calibration, doubt=0.0)
+    found.calibration = replace(found.calibration, background_slope=0.0)
     return found
 
 
@@ -106,8 +106,8 @@ def test_a_gallery_in_which_every_place_stands_twice_answers_the_same(
         gallery = Gallery.from_coordinates(places)
         found = Locator.from_pretrained("earth", gallery=gallery, cache=tmp_path, refine=refine)
         posterior = found.posterior(found.encode(pictures))
-        order = np.lexsort(posterior.ground.coordinates.T)
-        posteriors.append((posterior.ground.coordinates[order], posterior.mass.numpy()[:, order]))
+        order = np.lexsort(posterior.cells.coordinates.T)
+        posteriors.append((posterior.cells.coordinates[order], posterior.mass.numpy()[:, order]))
         answers.append(found.locate(pictures, 3))
     np.testing.assert_array_equal(posteriors[0][0], posteriors[1][0])
     np.testing.assert_allclose(posteriors[0][1], posteriors[1][1], atol=1e-6)
@@ -142,7 +142,7 @@ def test_a_trip_keeps_to_the_speed_limit(locator: Locator, pictures: list[np.nda
         assert haversine_km(np.array([here.lat, here.lon]), np.array([there.lat, there.lon])) < 5  # no background here
     still = locator.locate_trip(pictures, [0, 0.5, 0.1], speed_kmh=50)
     best = np.array([(answer.candidates[0].lat, answer.candidates[0].lon) for answer in still])
-    slack = float(np.median(locator.territory.gaps_km))
+    slack = float(np.median(locator.search_space.cells.spacing_km))
     assert haversine_km(best[[0, 2]], best[[2, 1]]).max() < 2 * (slack + 25)
     assert all(answer.error is None for answer in still)
     with pytest.raises(SettingsError, match="a time for each"):
@@ -204,9 +204,9 @@ def test_a_locator_with_another_decoding_shares_the_search_space_and_changes_not
 ) -> None:
     before = locator.locate(pictures[0])
     other = locator.with_decode("max")
-    assert other.territory is locator.territory
+    assert other.search_space is locator.search_space
     assert other.locate(pictures[0])[0].candidates[0] != before[0].candidates[0]
     assert locator.locate(pictures[0]) == before
-    refining = Locator(locator.model, locator.territory, refine=True)
+    refining = Locator(locator.model, locator.search_space, refine=True)
     with pytest.raises(SettingsError, match="decode max"):
         refining.with_decode("max")

@@ -10,7 +10,9 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.geo.areas import Area, Circle
 from open_geoclip.geo.sphere import destination, even_points, haversine_km, offset
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.search.refine import Refined, RefineSettings, Surroundings, cosines_at, nearest_gap_km, refine
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.prior import GalleryCells
+from open_geoclip.search.refine import LocalSearch, RefineSettings, RingCache, encode_cosines, local_search
 from open_geoclip.weights.load import build_model
 
 SPACING_KM = 500.0
@@ -27,10 +29,13 @@ def gallery() -> Tensor:
     return torch.from_numpy(even_points(2000))
 
 
-def found(encoder: LocationEncoder, vectors: Tensor, gallery: Tensor, k: int = 16, **more: object) -> Refined:
+def spacing_km(places: np.ndarray) -> np.ndarray:
+    return GalleryCells.from_gallery(Gallery.from_coordinates(places)).spacing_km
+
+
+def found(encoder: LocationEncoder, vectors: Tensor, gallery: Tensor, k: int = 16) -> LocalSearch:
     rows = (vectors @ encoder.encode(gallery.float()).T).topk(k, dim=1).indices
-    gaps = torch.from_numpy(nearest_gap_km(gallery.numpy(), gallery.numpy()))
-    return refine(encoder, vectors, gallery[rows], gaps[rows], **more)  # type: ignore[arg-type]
+    return local_search(RingCache(encoder, gallery.numpy(), spacing_km(gallery.numpy())), vectors, rows)
 
 
 PLACES = torch.tensor(
@@ -50,24 +55,24 @@ def test_a_place_is_found_again_from_its_own_vector_at_poles_and_over_180_degree
 
 def test_a_local_search_goes_over_the_pole_and_over_180_degrees(earth: LocationEncoder) -> None:
     target = torch.tensor([[89.8, 10.0], [5.0, -179.9], [-89.8, 0.0]], dtype=torch.float64)
-    start = torch.tensor([[89.8, -170.0], [5.0, 179.9], [-89.8, 180.0]], dtype=torch.float64)[:, None]
-    result = refine(earth, earth.encode(target.float()), start, torch.full((3, 1), 60.0, dtype=torch.float64))
-    assert haversine_km(start[:, 0], target).min() > 20
+    start = torch.tensor([[89.8, -170.0], [5.0, 179.9], [-89.8, 180.0]], dtype=torch.float64)
+    rings = RingCache(earth, start.numpy(), np.full(3, 60.0))
+    result = local_search(rings, earth.encode(target.float()), torch.arange(3)[:, None])
+    assert haversine_km(start, target).min() > 20
     assert haversine_km(result.coordinates, target).max() < 2
 
 
 def test_what_refinement_promises(earth: LocationEncoder, gallery: Tensor) -> None:
     vectors = F.normalize(earth.encode(PLACES.float()) + 0.05 * torch.randn(len(PLACES), 512), dim=1)
     result = found(earth, vectors, gallery)
-    starts = cosines_at(earth, vectors, result.places[:, :16])
+    starts = encode_cosines(earth, vectors, result.places[:, :16])
     torch.testing.assert_close(starts, result.place_cosines[:, :16])
     assert (result.cosines >= starts.max(dim=1).values).all()
-    at_best = cosines_at(earth, vectors, result.coordinates[:, None])[:, 0]
+    at_best = encode_cosines(earth, vectors, result.coordinates[:, None])[:, 0]
     torch.testing.assert_close(at_best, result.cosines, atol=1e-5, rtol=0)
     # Each start's weight is shared out, not lost or doubled, so that sums over places stay sums over areas.
     total = torch.zeros(len(PLACES), 16, dtype=torch.float64).scatter_add(1, result.place_starts, result.place_shares)
     torch.testing.assert_close(total, torch.ones_like(total))
-    assert result.encoded == result.places.shape[1] - 16
 
 
 def test_pictures_do_not_disturb_one_another(earth: LocationEncoder, gallery: Tensor) -> None:
@@ -78,16 +83,14 @@ def test_pictures_do_not_disturb_one_another(earth: LocationEncoder, gallery: Te
         assert haversine_km(alone.coordinates[0], together.coordinates[row]) < 0.5
 
 
-@pytest.mark.parametrize("most", [0, 5, 2000])
-def test_rings_that_are_kept_change_no_answer(earth: LocationEncoder, gallery: Tensor, most: int) -> None:
+@pytest.mark.parametrize("max_rings", [0, 5, 2000])
+def test_rings_that_are_kept_change_no_answer(earth: LocationEncoder, gallery: Tensor, max_rings: int) -> None:
     vectors = earth.encode(PLACES.float())
     rows = (vectors @ earth.encode(gallery.float()).T).topk(16, dim=1).indices
-    gaps_km = nearest_gap_km(gallery.numpy(), gallery.numpy())
-    gaps = torch.from_numpy(gaps_km)[rows]
-    kept = Surroundings(earth, gallery.numpy(), gaps_km, most=most)
-    plain = refine(earth, vectors, gallery[rows], gaps)
+    rings = RingCache(earth, gallery.numpy(), spacing_km(gallery.numpy()), max_rings=max_rings)
+    plain = found(earth, vectors, gallery)
     for _ in range(2):  # encoded, then kept
-        again = refine(earth, vectors, gallery[rows], gaps, known=(kept, rows))
+        again = local_search(rings, vectors, rows)
         torch.testing.assert_close(again.places, plain.places)
         torch.testing.assert_close(again.place_cosines, plain.place_cosines, atol=1e-5, rtol=0)
 
@@ -95,9 +98,9 @@ def test_rings_that_are_kept_change_no_answer(earth: LocationEncoder, gallery: T
 def test_answers_stay_inside_limits(earth: LocationEncoder, gallery: Tensor) -> None:
     centre = np.array([[47.3, 8.5]])
     area = Area((Circle(47.3, 8.5, 400),), (Circle(47.3, 8.5, 50),))
-    start = torch.from_numpy(destination(centre, 90.0, 200.0))[:, None]
-    gap = torch.full((1, 1), SPACING_KM, dtype=torch.float64)
-    result = refine(earth, earth.encode(torch.from_numpy(centre).float()), start, gap, allowed=area.contains)
+    rings = RingCache(earth, destination(centre, 90.0, 200.0), np.full(1, SPACING_KM))
+    vectors = earth.encode(torch.from_numpy(centre).float())
+    result = local_search(rings, vectors, torch.zeros(1, 1, dtype=torch.int64), allowed=area.contains)
     assert 50 < haversine_km(result.coordinates.numpy(), centre)[0] < 60
     assert area.contains(result.places[0][result.place_cosines[0].isfinite()].numpy()).all()
     assert float(result.place_shares.sum()) == pytest.approx(1)
@@ -105,7 +108,6 @@ def test_answers_stay_inside_limits(earth: LocationEncoder, gallery: Tensor) -> 
 
 
 def test_the_released_tower_from_2000_places_of_its_gallery(rng: np.random.Generator) -> None:
-    from open_geoclip import Gallery
     from open_geoclip.weights.load import load_release
 
     release = load_release("geoclip")
@@ -123,17 +125,14 @@ def test_the_released_tower_from_2000_places_of_its_gallery(rng: np.random.Gener
     assert haversine_km(refined, truth).median() < 1
 
 
-def test_gaps_are_the_distances_between_places() -> None:
-    even = even_points(2000)
-    assert np.median(nearest_gap_km(even, even[:200])) == pytest.approx(SPACING_KM, rel=0.15)
+def test_spacing_is_the_distance_between_places() -> None:
+    assert np.median(spacing_km(even_points(2000))) == pytest.approx(SPACING_KM, rel=0.15)
     street = offset(np.array([[48.86, 2.29]]), np.arange(10.0) * 50, 0.0)
-    assert nearest_gap_km(street, street).tolist() == [2.0] * 10  # the least that is looked around
-    assert nearest_gap_km(street[:2], street[:1]).tolist() == [2000.0]  # hardly a gallery: look far
+    assert spacing_km(street).tolist() == [2.0] * 10  # the least that is searched around
+    assert spacing_km(street[:2]).tolist() == [2000.0] * 2  # hardly a gallery: search far
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"starts": 0}, {"beam": ()}, {"beam": (2, 0)}, {"reach": 1.5}, {"shrink": 1.0}, {"finish_km": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"beam": ()}, {"beam": (2, 0)}, {"reach": 1.5}, {"shrink": 1.0}, {"finish_km": 0.0}])
 def test_wrong_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError):
         RefineSettings(**wrong)  # type: ignore[arg-type]

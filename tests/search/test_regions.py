@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground
+from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.regions import REGIONS, drawn, heat, regions
 
 Mass = Callable[[np.ndarray], np.ndarray]
@@ -41,11 +42,11 @@ def bumps(*parts: tuple[float, float, float, float]) -> Mass:
     return mass
 
 
-def made(mass: Mass, *, width_km: float = 0.0, places: np.ndarray | None = None) -> Posterior:
+def made(mass: Mass, *, sigma_km: float = 0.0, places: np.ndarray | None = None) -> Posterior:
     gallery = Gallery.from_coordinates(EVEN if places is None else places)
-    ground = Ground.of(gallery)
-    told = torch.from_numpy(mass(ground.coordinates.astype(np.float64))).float()[None]
-    return Posterior(ground, told / told.sum(), Calibration(1.0, 0.0, width_km))
+    cells = GalleryCells.from_gallery(gallery)
+    told = torch.from_numpy(mass(cells.coordinates.astype(np.float64))).float()[None]
+    return Posterior(cells, told / told.sum(), Calibration(1.0, 0.0, sigma_km))
 
 
 def photos() -> np.ndarray:
@@ -59,21 +60,21 @@ def photos() -> np.ndarray:
 EVEN = even_points(12_000)
 HEAVY = np.exp(np.random.default_rng(1).normal(0, 3, 12_000))
 CASES: dict[str, Callable[[], Posterior]] = {
-    "one bell": lambda: made(bumps((41.9, 12.5, 300, 1)), width_km=14),
-    "one place of all": lambda: made(lambda at: (np.arange(len(at)) == 7) * 1.0, width_km=2, places=photos()),
+    "one bell": lambda: made(bumps((41.9, 12.5, 300, 1)), sigma_km=14),
+    "one place of all": lambda: made(lambda at: (np.arange(len(at)) == 7) * 1.0, sigma_km=2, places=photos()),
     "three, of all sizes": lambda: made(
-        bumps((41.9, 12.5, 20, 0.5), (35, 139, 300, 0.3), (-33.9, 18.5, 5, 0.2)), width_km=3, places=photos()
+        bumps((41.9, 12.5, 20, 0.5), (35, 139, 300, 0.3), (-33.9, 18.5, 5, 0.2)), sigma_km=3, places=photos()
     ),
     "sharp within broad": lambda: made(
         lambda at: bumps((48.8, 2.3, 700, 0.4))(at) + 0.6 * (np.arange(len(at)) == len(at) - 1),
         places=np.concatenate((EVEN, [[48.8, 2.3]])),
     ),
-    "over the north pole": lambda: made(bumps((90, 0, 700, 1)), width_km=50),
-    "beside the south pole": lambda: made(bumps((-84, 30, 900, 1)), width_km=50),
+    "over the north pole": lambda: made(bumps((90, 0, 700, 1)), sigma_km=50),
+    "beside the south pole": lambda: made(bumps((-84, 30, 900, 1)), sigma_km=50),
     "a ring around the north pole": lambda: made(
         lambda at: np.exp(-(((haversine_km(at, np.array([[88.0, 20.0]])) - 2500) / 300) ** 2) / 2)
     ),
-    "over 180 degrees": lambda: made(bumps((-17, 179.9, 500, 1)), width_km=50),
+    "over 180 degrees": lambda: made(bumps((-17, 179.9, 500, 1)), sigma_km=50),
     "photos, heavy tailed": lambda: made(lambda at: HEAVY[: len(at)], places=photos()),
     "half of the Earth": lambda: made(bumps((10, 170, 6000, 1))),
 }
@@ -84,8 +85,8 @@ def held(region: dict[str, Any], posterior: Posterior) -> float:
     generator = np.random.default_rng(3)
     mass = posterior.mass[0].double().numpy()
     rows = generator.choice(len(mass), 20_000, p=mass / mass.sum())
-    north, east = generator.normal(0, posterior.blur_km[rows], (2, len(rows)))
-    places = posterior.ground.coordinates[rows].astype(np.float64)
+    north, east = generator.normal(0, posterior.sigma_km[rows], (2, len(rows)))
+    places = posterior.cells.coordinates[rows].astype(np.float64)
     points = destination(places, np.degrees(np.arctan2(east, north)), np.hypot(east, north))
     shape = shapely.geometry.shape(region)
     shapely.prepare(shape)
@@ -132,7 +133,7 @@ def test_heat_adds_up(case: tuple[Posterior, dict[str, Any]]) -> None:
     assert (np.diff(cells[:, 2]) <= 0).all()
     # The densest places are in the densest cells: the mass within 3 cells of the best one is there.
     best, reach = cells[:1, :2], 3 * told["heat"]["cell_km"]
-    near = haversine_km(posterior.ground.coordinates.astype(np.float64), best) <= reach
+    near = haversine_km(posterior.cells.coordinates.astype(np.float64), best) <= reach
     mass = float(posterior.mass[0][torch.from_numpy(near)].sum())
     cell_mass = cells[haversine_km(cells[:, :2].copy(), best) <= reach, 2].sum()
     assert cell_mass == pytest.approx(mass, abs=0.12)
@@ -148,40 +149,40 @@ def square_km(shape: Any) -> float:
 
 
 @pytest.mark.parametrize("at", [(0.0, 0.0), (60.0, 179.99), (89.7, 10.0), (-90.0, 0.0)])
-@pytest.mark.parametrize("blur_km", [1.0, 100.0])
-def test_the_region_of_a_gaussian_is_the_circle_that_it_is(at: tuple[float, float], blur_km: float) -> None:
+@pytest.mark.parametrize("sigma_km", [1.0, 100.0])
+def test_the_region_of_a_gaussian_is_the_circle_that_it_is(at: tuple[float, float], sigma_km: float) -> None:
     """Of a Gaussian in the plane, a share s lies within sqrt(-2 log(1-s)) standard deviations."""
-    ground = Ground.of(Gallery.from_coordinates(np.array([at], np.float64)))
-    ground = Ground(ground.coordinates, ground.points, np.array([1e-6]))
-    posterior = Posterior(ground, torch.ones(1, 1), Calibration(1.0, 0.0, blur_km))
-    for share, region in zip(REGIONS, regions(Mixture.of(posterior)).values(), strict=True):
+    cells = GalleryCells.from_gallery(Gallery.from_coordinates(np.array([at], np.float64)))
+    cells = replace(cells, area_km2=np.array([1e-6]))
+    posterior = Posterior(cells, torch.ones(1, 1), Calibration(1.0, 0.0, sigma_km))
+    for share, region in zip(REGIONS, regions(Mixture.from_posterior(posterior)).values(), strict=True):
         shape = shapely.geometry.shape(region)
-        assert square_km(shape) == pytest.approx(-2 * math.log(1 - share) * math.pi * blur_km**2, rel=0.03)
+        assert square_km(shape) == pytest.approx(-2 * math.log(1 - share) * math.pi * sigma_km**2, rel=0.03)
         edge = np.concatenate([np.array(part.exterior.coords) for part in shape.geoms])[:, ::-1]
         off = haversine_km(edge.copy(), np.array([at]))
         inside = (np.abs(edge[:, 1]) < 179.999) & (np.abs(edge[:, 0]) < 89.999)  # not where it was cut
-        radius = blur_km * math.sqrt(-2 * math.log(1 - share))
+        radius = sigma_km * math.sqrt(-2 * math.log(1 - share))
         np.testing.assert_allclose(off[inside], radius, rtol=0.05, atol=0.05)
 
 
 def test_levels_are_those_of_the_samples_of_an_exact_density() -> None:
     posterior = CASES["three, of all sizes"]()
-    mixture = Mixture.of(posterior)
-    rows = np.random.default_rng(2).choice(len(posterior.ground), 300, p=posterior.mass[0].double().numpy())
-    places = posterior.ground.coordinates[rows].astype(np.float64)
-    several = Posterior(posterior.ground, posterior.mass.expand(len(places), -1), posterior.calibration)
+    mixture = Mixture.from_posterior(posterior)
+    rows = np.random.default_rng(2).choice(len(posterior.cells), 300, p=posterior.mass[0].double().numpy())
+    places = posterior.cells.coordinates[rows].astype(np.float64)
+    several = Posterior(posterior.cells, posterior.mass.expand(len(places), -1), posterior.calibration)
     exact = several.log_density(places)
     told = np.log(mixture.density(unit_vectors(places)))
     assert np.median(np.abs(told - exact)) < 0.2
-    shares = mixture.shares(unit_vectors(places))
+    shares = mixture.hpd_level(unit_vectors(places))
     assert ((shares > 0) & (shares < 1)).all()
-    levels = mixture.levels((0.2, 0.5, 0.8))
+    levels = mixture.hpd_density((0.2, 0.5, 0.8))
     for share, level in zip((0.2, 0.5, 0.8), levels, strict=True):
         np.testing.assert_array_equal(shares < share, told > np.log(level))
 
 
 def test_limits_are_kept_to() -> None:
-    posterior = made(bumps((0, 0, 500, 1)), width_km=50)
+    posterior = made(bumps((0, 0, 500, 1)), sigma_km=50)
     north = drawn(posterior, allowed=lambda places: places[:, 0] > 0)
     for region in north["regions"].values():
         assert shapely.geometry.shape(region).bounds[1] > -0.5
@@ -193,7 +194,7 @@ def test_limits_are_kept_to() -> None:
 def test_a_region_may_be_all_that_there_is() -> None:
     """Even mass all over the Earth, where the level is in the ripples: still valid, still about as much."""
     posterior = made(lambda places: np.ones(len(places)))
-    for share, region in zip(REGIONS, regions(Mixture.of(posterior)).values(), strict=True):
+    for share, region in zip(REGIONS, regions(Mixture.from_posterior(posterior)).values(), strict=True):
         shape = shapely.geometry.shape(region)
         assert shapely.is_valid(shape)
         assert square_km(shape) / (4 * math.pi * EARTH_RADIUS_KM**2) == pytest.approx(share, abs=0.12)
@@ -201,7 +202,7 @@ def test_a_region_may_be_all_that_there_is() -> None:
 
 def test_few_gaussians_tell_of_many_places() -> None:
     for name, make in CASES.items():
-        mixture = Mixture.of(make())
+        mixture = Mixture.from_posterior(make())
         assert len(mixture) <= 300, name
         assert mixture.mass.sum() == pytest.approx(1)
         assert mixture.density(mixture.samples).min() > 0
@@ -209,6 +210,6 @@ def test_few_gaussians_tell_of_many_places() -> None:
 
 
 def test_samples_are_where_the_mass_is() -> None:
-    mixture = Mixture.of(CASES["over 180 degrees"]())
+    mixture = Mixture.from_posterior(CASES["over 180 degrees"]())
     middle = coordinates_of(mixture.samples.mean(axis=0, keepdims=True))
     assert float(haversine_km(middle, np.array([[-17.0, 179.9]]))[0]) < 15

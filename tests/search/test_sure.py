@@ -1,5 +1,7 @@
 """The embedded model with its own gallery and calibration: sure of views of the Earth, and of nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from open_geoclip.search.answer import Answer
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground
+from open_geoclip.search.prior import GalleryCells
 from research.out_of_distribution import strange_pictures
 
 
@@ -40,19 +42,19 @@ def test_strange_pictures_are_the_same_each_time_and_differ() -> None:
 
 
 def test_who_looks_unlike_the_calibrations_pictures_is_never_sure() -> None:
-    ground = Ground.of(Gallery.from_coordinates(even_points(500)))
-    ground = Ground(ground.coordinates, ground.points, np.full(500, 100.0))  # places of a hundred square kilometres
-    calibration = Calibration(1.0, fitted_on="a test", pictures=1, least_score=0.5)
+    cells = GalleryCells.from_gallery(Gallery.from_coordinates(even_points(500)))
+    cells = replace(cells, area_km2=np.full(500, 100.0))  # places of a hundred square kilometres
+    calibration = Calibration(1.0, fitted_on="a test", n_images=1, min_score=0.5)
     logits = torch.zeros(2, 500)
     logits[0, 7], logits[1, 7] = 25.0, 19.0  # cosines 0.625 and 0.475
-    places = ground.coordinates[[7, 7]].astype(np.float64)
-    both = Posterior.from_logits(logits, torch.zeros(500), ground, calibration, scale=40.0)
+    places = cells.coordinates[[7, 7]].astype(np.float64)
+    both = Posterior.from_logits(logits, cells, calibration, scale=40.0)
     assert (both.mass_within(places, (200.0,)) > 0.99).all()
-    assert both.sure(both.profile(places)) == [True, False]
-    assert both[1].sure(both[1].profile(places[:1])) == [False]
-    unknown = Posterior.from_logits(logits, torch.zeros(500), ground, calibration)
+    assert both.is_sure(both.profile(places)) == [True, False]
+    assert both[1].is_sure(both[1].profile(places[:1])) == [False]
+    unknown = Posterior.from_logits(logits, cells, calibration)
     told = {sure: Answer("a.jpg", "m", "g", "1", within_km={"200": 0.99}, sure=sure) for sure in (True, False, None)}
     assert [answer.is_strange for answer in told.values()] == [False, True, False]
     assert not Answer("a.jpg", "m", "g", "1", within_km={"200": 0.5}, sure=False).is_strange
     assert not Answer("a.jpg", "m", "g", "1", error="broken").is_strange
-    assert unknown.sure(unknown.profile(places)) == [True, True]  # without the scale nobody can tell
+    assert unknown.is_sure(unknown.profile(places)) == [True, True]  # without the scale nobody can tell

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import even_points, haversine_km
-from open_geoclip.search.trips import along_trip, evidence_weights, together
+from open_geoclip.search.trips import evidence_weights, pool_embeddings, trip_posterior
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -36,15 +36,17 @@ def test_copies_count_as_one_and_strangers_in_full() -> None:
 @given(st.integers(1, 5), st.integers(0, 100))
 def test_a_copy_of_the_whole_set_changes_nothing(n: int, seed: int) -> None:
     vectors = unit(torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)))
-    torch.testing.assert_close(together(vectors.repeat(2, 1)), together(vectors))
-    torch.testing.assert_close(together(vectors[:1]), vectors[0].double())
+    torch.testing.assert_close(pool_embeddings(vectors.repeat(2, 1)), pool_embeddings(vectors))
+    torch.testing.assert_close(pool_embeddings(vectors[:1]), vectors[0].double())
 
 
 def test_together_is_the_weighted_product_of_evidence() -> None:
     vectors, places = unit(torch.randn(4, 16)), unit(torch.randn(50, 16)).double()
     alone = torch.log_softmax(20 * vectors.double() @ places.T, dim=1)
     product = (evidence_weights(vectors)[:, None] * alone).sum(dim=0)
-    torch.testing.assert_close(torch.log_softmax(20 * places @ together(vectors), 0), torch.log_softmax(product, 0))
+    torch.testing.assert_close(
+        torch.log_softmax(20 * places @ pool_embeddings(vectors), 0), torch.log_softmax(product, 0)
+    )
 
 
 def every_trip(log_mass: np.ndarray, places: np.ndarray, reach_km: np.ndarray) -> tuple[np.ndarray, float]:
@@ -66,7 +68,7 @@ def test_a_trip_is_the_sum_over_all_trips(seed: int) -> None:
     places = even_points(9)
     log_mass = torch.log_softmax(3 * torch.from_numpy(rng.normal(size=(4, 9))), dim=1)
     times = np.array([5.0, 0.0, 9.0, 2.0])
-    trip = along_trip(log_mass, places, times, speed_kmh=1500, slack_km=200)
+    trip = trip_posterior(log_mass, places, times, speed_kmh=1500, slack_km=200)
     order = np.argsort(times)
     expected, evidence = every_trip(log_mass.numpy()[order], places, np.diff(times[order]) * 1500 + 200)
     np.testing.assert_allclose(trip.log_mass.exp().numpy()[order], expected, atol=1e-9)
@@ -77,7 +79,7 @@ def test_places_left_out_are_bounded() -> None:
     places = np.concatenate([even_points(300), [[48.85, 2.35], [-33.9, 151.2]]])
     alone = torch.full((2, 302), -14.0, dtype=torch.float64)
     alone[0, 300], alone[1, 301] = 4.0, 4.0  # Paris, and an hour later Sydney
-    trip = along_trip(alone, places, np.array([0.0, 1.0]), speed_kmh=900, slack_km=100)
+    trip = trip_posterior(alone, places, np.array([0.0, 1.0]), speed_kmh=900, slack_km=100)
     alone = torch.log_softmax(alone, dim=1)
     reach = np.array([1000.0])
     expected, evidence = every_trip(alone.numpy(), places, reach)
@@ -85,7 +87,7 @@ def test_places_left_out_are_bounded() -> None:
     assert evidence < -10
     np.testing.assert_allclose(trip.log_mass.exp().numpy(), expected, atol=2e-3)
     assert trip.left_out <= 1e-3
-    free = along_trip(alone, places, np.array([0.0, 48.0]), speed_kmh=900)
+    free = trip_posterior(alone, places, np.array([0.0, 48.0]), speed_kmh=900)
     np.testing.assert_allclose(free.log_mass.exp(), alone.exp(), atol=1e-6)
     assert free.log_evidence == pytest.approx(0, abs=1e-6)
 
@@ -93,10 +95,10 @@ def test_places_left_out_are_bounded() -> None:
 def test_pictures_of_one_moment_are_of_one_place_across_180_degrees_and_at_the_pole() -> None:
     places = np.array([[0.0, 179.9], [0.0, -179.9], [0.0, 170.0], [89.9, 0.0], [89.9, 180.0]])
     mass = torch.log(torch.tensor([[0.4, 0.1, 0.1, 0.2, 0.2], [0.05, 0.45, 0.2, 0.1, 0.2]], dtype=torch.float64))
-    still = along_trip(mass, places, np.array([3.0, 3.0]), speed_kmh=1000)
+    still = trip_posterior(mass, places, np.array([3.0, 3.0]), speed_kmh=1000)
     product = (mass[0] + mass[1]).softmax(0)
     torch.testing.assert_close(still.log_mass.exp(), product.expand(2, -1))
-    walk = along_trip(mass, places, np.array([3.0, 3.1]), speed_kmh=400).log_mass.exp()
+    walk = trip_posterior(mass, places, np.array([3.0, 3.1]), speed_kmh=400).log_mass.exp()
     assert walk[0, 0] > still.log_mass.exp()[0, 0]  # 22 km over the 180th meridian
     assert walk[0, 2] < 0.1
 
@@ -104,16 +106,16 @@ def test_pictures_of_one_moment_are_of_one_place_across_180_degrees_and_at_the_p
 def test_what_a_trip_cannot_be_made_of() -> None:
     mass, places = torch.zeros(2, 3), even_points(3)
     with pytest.raises(SettingsError, match="speed"):
-        along_trip(mass, places, np.array([0.0, 1.0]), speed_kmh=-1)
+        trip_posterior(mass, places, np.array([0.0, 1.0]), speed_kmh=-1)
     with pytest.raises(SettingsError, match="time"):
-        along_trip(mass, places, np.array([0.0, np.nan]), speed_kmh=1)
+        trip_posterior(mass, places, np.array([0.0, np.nan]), speed_kmh=1)
 
 
 def test_trips_over_a_large_gallery_leave_out_what_does_not_matter() -> None:
     places = even_points(50_000)
     centres = np.array([[48.85, 2.35], [50.85, 4.35], [52.4, 4.9]])
     alone = torch.from_numpy(-haversine_km(centres[:, None], places[None]) / 60)
-    trip = along_trip(alone, places, np.array([0.0, 2.0, 4.0]), speed_kmh=120, slack_km=50)
+    trip = trip_posterior(alone, places, np.array([0.0, 2.0, 4.0]), speed_kmh=120, slack_km=50)
     assert trip.left_out < 1e-3
     best = places[trip.log_mass.argmax(dim=1).numpy()]
     assert haversine_km(best, centres).max() < 150

@@ -9,31 +9,40 @@ import torch
 from open_geoclip.geo.sphere import destination, even_points, haversine_km
 from open_geoclip.metadata.read import PhotoPlace
 from open_geoclip.search.answer import Answer, Candidate
-from open_geoclip.search.calibration import NOMINAL, Calibration
+from open_geoclip.search.calibration import CALIBRATED_LEVELS, Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground
+from open_geoclip.search.prior import GalleryCells
 from open_geoclip.verify.verification import compare
 
-BENT = tuple(float(level) for level in np.array(NOMINAL) ** 0.5)
+BENT = tuple(float(level) for level in np.array(CALIBRATED_LEVELS) ** 0.5)
 SURPRISE = ((0.5, 0.9, 0.95), (0.1, 0.5, 0.9, 0.95, 0.97, 0.98, 0.99, 0.991, 0.993, 0.995, 0.999))
 CALIBRATION = Calibration(
-    1.0, 0.01, 10.0, "a test", 1000, region_levels=BENT, doubt=1.0, usual=30.0, surprise=SURPRISE, least_score=0.5
+    1.0,
+    0.01,
+    10.0,
+    "a test",
+    1000,
+    hpd_levels=BENT,
+    background_slope=1.0,
+    reference_logit=30.0,
+    conformal_levels=SURPRISE,
+    min_score=0.5,
 )
 HERE = np.array([[10.0, 20.0]])
 ANSWER = Answer("a.jpg", "m", "g", "v", (Candidate(10.0, 20.0, 0.9, 0.9, 50.0),), sure=True)
 
 
 @pytest.fixture(scope="module")
-def ground() -> Ground:
-    return Ground.of(Gallery.from_coordinates(even_points(3000)))
+def cells() -> GalleryCells:
+    return GalleryCells.from_gallery(Gallery.from_coordinates(even_points(3000)))
 
 
-def looking(ground: Ground, best_logit: float = 30.0, calibration: Calibration = CALIBRATION) -> Posterior:
+def looking(cells: GalleryCells, best_logit: float = 30.0, calibration: Calibration = CALIBRATION) -> Posterior:
     """A picture that looks like one place, and less so the further off."""
-    off = haversine_km(ground.coordinates.astype(np.float64), HERE)
+    off = haversine_km(cells.coordinates.astype(np.float64), HERE)
     logits = torch.from_numpy(best_logit - (off / 300) ** 2 / 2).float()[None]
-    return Posterior.from_logits(logits, torch.zeros(len(ground)), ground, calibration)
+    return Posterior.from_logits(logits, cells, calibration)
 
 
 def place(km: float = 0.0, accuracy_m: float | None = None) -> PhotoPlace:
@@ -41,52 +50,52 @@ def place(km: float = 0.0, accuracy_m: float | None = None) -> PhotoPlace:
     return PhotoPlace(lat, lon, "exif", accuracy_m)
 
 
-def test_further_off_is_more_surprising(ground: Ground) -> None:
-    found = [compare(looking(ground), place(km), ANSWER, 0.8) for km in (0, 300, 900, 6000)]
+def test_further_off_is_more_surprising(cells: GalleryCells) -> None:
+    found = [compare(looking(cells), place(km), ANSWER, 0.8) for km in (0, 300, 900, 6000)]
     assert [one.verdict for one in found][::3] == ["consistent", "contradicts"]
     assert [one.p_value or 0 for one in found] == sorted((one.p_value or 0 for one in found), reverse=True)
     assert [round(one.distance_km) for one in found] == [0, 300, 900, 6000]
     assert found[0].within_km["750"] > 0.9 > 0.1 > found[3].within_km["750"]
 
 
-def test_the_level_is_that_of_the_whole_posterior(ground: Ground) -> None:
+def test_the_level_is_that_of_the_whole_posterior(cells: GalleryCells) -> None:
     """A strange picture has a background of its own, without which a place would seem further out than it is."""
     for best in (30.0, 27.0):
-        posterior = looking(ground, best)
+        posterior = looking(cells, best)
         there = place(900)
-        expected = float(posterior.region_level(np.array([[there.lat, there.lon]]))[0])
-        assert compare(posterior, there, ANSWER, 0.8).region_level == expected
-    usual, strange = (compare(looking(ground, best), place(900), ANSWER, 0.8).p_value for best in (30.0, 25.0))
+        expected = float(posterior.hpd_level(np.array([[there.lat, there.lon]]))[0])
+        assert compare(posterior, there, ANSWER, 0.8).hpd_level == expected
+    usual, strange = (compare(looking(cells, best), place(900), ANSWER, 0.8).p_value for best in (30.0, 25.0))
     assert usual is not None
     assert strange is not None
     assert strange > usual
 
 
-def test_a_place_gets_what_its_own_accuracy_allows(ground: Ground) -> None:
-    sharp, coarse = (compare(looking(ground), place(900, accuracy_m=m), ANSWER, 0.8) for m in (5, 1_000_000))
-    assert coarse.region_level < sharp.region_level
+def test_a_place_gets_what_its_own_accuracy_allows(cells: GalleryCells) -> None:
+    sharp, coarse = (compare(looking(cells), place(900, accuracy_m=m), ANSWER, 0.8) for m in (5, 1_000_000))
+    assert coarse.hpd_level < sharp.hpd_level
     assert coarse.distance_km == sharp.distance_km
 
 
-def test_what_cannot_be_told(ground: Ground) -> None:
-    whole = looking(ground)
+def test_what_cannot_be_told(cells: GalleryCells) -> None:
+    whole = looking(cells)
     for there, answer, score, calibration, why in (
         (PhotoPlace(0.0, 0.0, "exif"), ANSWER, 0.8, CALIBRATION, "0, 0"),
         (replace(place(), no_fix=True), ANSWER, 0.8, CALIBRATION, "without a fix"),
         (place(), replace(ANSWER, sure=None), 0.8, CALIBRATION, "not calibrated"),
-        (place(), ANSWER, 0.8, replace(CALIBRATION, surprise=()), "not calibrated"),
+        (place(), ANSWER, 0.8, replace(CALIBRATION, conformal_levels=()), "not calibrated"),
         (place(), ANSWER, 0.4, CALIBRATION, "unlike the a test"),
-        (place(), ANSWER, 0.8, replace(CALIBRATION, surprise=(SURPRISE[0], ())), "too few answers"),
+        (place(), ANSWER, 0.8, replace(CALIBRATION, conformal_levels=(SURPRISE[0], ())), "too few answers"),
     ):
         found = compare(replace(whole, calibration=calibration), there, answer, score)
         assert (found.verdict, found.p_value) == ("cannot tell", None)
         assert why in found.reason
-        assert np.isfinite([found.region_level, found.distance_km, *found.within_km.values()]).all()
+        assert np.isfinite([found.hpd_level, found.distance_km, *found.within_km.values()]).all()
 
 
 def test_a_gallery_that_does_not_reach_there() -> None:
     points = even_points(3000)
-    north = Ground.of(Gallery.from_coordinates(points[points[:, 0] > 0]))
+    north = GalleryCells.from_gallery(Gallery.from_coordinates(points[points[:, 0] > 0]))
     found = compare(looking(north), PhotoPlace(-60.0, 20.0, "exif"), ANSWER, 0.8)
     assert found.verdict == "cannot tell"
     assert "the gallery holds no place within" in found.reason

@@ -120,7 +120,7 @@ def draw(path: Path, answers: "list[Answer]", locator: "Locator", *, together: l
     from open_geoclip.export.heatmap import draw_posterior
     from open_geoclip.export.map import PlacedPicture, draw_answers
     from open_geoclip.images import load_image
-    from open_geoclip.search.trips import together as joined
+    from open_geoclip.search.trips import pool_embeddings as joined
 
     located = [answer for answer in answers if answer.error is None]
     if len(located) == 1 and located[0].text is None:
@@ -132,7 +132,7 @@ def draw(path: Path, answers: "list[Answer]", locator: "Locator", *, together: l
         best = answer.candidates[0]
         draw_posterior(
             path,
-            locator.posterior_between(vectors[0]) if locator.refine else locator.posterior(vectors),
+            locator.refined_posterior(vectors[0]) if locator.refine else locator.posterior(vectors),
             name=", ".join(file.name for file in files),
             candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
             image=load_image(files[0], max_pixels=locator.max_pixels),

@@ -98,8 +98,8 @@ def tag(
         with exiftool or nullcontext(), progress_bar("tagging") as progress:
             for done, (path, answer) in enumerate(zip(files, locator.stream(files, 1), strict=True), 1):
                 try:
-                    is_familiar = answer.error or answer.candidates[0].score >= locator.calibration.least_score
-                    judged = answer if is_familiar else replace(answer, sure=None)
+                    in_distribution = answer.error or answer.candidates[0].score >= locator.calibration.min_score
+                    judged = answer if in_distribution else replace(answer, sure=None)
                     records.append(_tag(path, judged, exiftool, overwrite, unsure, dry_run))
                 except (ImageError, DataError) as error:
                     reason = error.reason if isinstance(error, ImageError) else str(error)

@@ -21,7 +21,7 @@ _COLUMNS: dict[str, Kind] = {
     "image": "text",
     "verdict": "text",
     "p_value": "number",
-    "region_level": "number",
+    "hpd_level": "number",
     "distance_km": "number",
     "within_25_km": "number",
     "within_200_km": "number",
@@ -144,7 +144,7 @@ def _row(found: "Verification") -> dict[str, Any]:
         "image": found.answer.image,
         "verdict": found.verdict,
         "p_value": of and of.p_value,
-        "region_level": of and round(of.region_level, 6),
+        "hpd_level": of and round(of.hpd_level, 6),
         "distance_km": of and round(of.distance_km, 3),
         **{f"within_{km}_km": of and round(of.within_km[km], 6) for km in ("25", "200", "750", "2500")},
         "exif_lat": place and place.lat,
@@ -178,5 +178,5 @@ def _lines(found: "Verification") -> list[str]:
     lines.append(f"  looks  {best.lat:>10.5f} {best.lon:>11.5f}  ({sure}{apart})")
     if of is not None:
         chances = ", ".join(f"{100 * share:.1f} % within {int(km):,} km" for km, share in of.within_km.items())
-        lines.append(f"  of the place it names: {chances}; {100 * of.region_level:.1f} % is more probable ground")
+        lines.append(f"  of the place it names: {chances}; {100 * of.hpd_level:.1f} % is more probable ground")
     return [*lines, *(f"  note: {remark.text}" for remark in found.remarks)]

@@ -1,7 +1,7 @@
 """A posterior as a picture: the world in equal-area cells, and the surroundings of the best answer beside it.
 
 Colours are logarithms of the probability for each square kilometre. Lines enclose the smallest regions that hold the
-truth in 50 and 90 % of cases (:meth:`~open_geoclip.search.posterior.Posterior.region_shares`). It draws any
+truth in 50 and 90 % of cases (:meth:`~open_geoclip.search.posterior.Posterior.nominal_hpd_levels`). It draws any
 :class:`~open_geoclip.search.posterior.Posterior`, of a picture or of a text.
 """
 
@@ -39,7 +39,7 @@ _PIXELS = 220
 
 
 def world_density(posterior: Posterior, row: int, width: int = 900) -> Float64[np.ndarray, "h {width}"]:
-    """Probability for each square kilometre in cells of the Equal Earth map, which have one area; NaN off the ground.
+    """Probability for each square kilometre in cells of the Equal Earth map, which have one area; NaN off the cells.
 
     A cell has the density of the nearest place, if it lies on ground that this stands for.
 
@@ -55,13 +55,13 @@ def world_density(posterior: Posterior, row: int, width: int = 900) -> Float64[n
     y = ((np.arange(height) + 0.5) / height * 2 - 1) * MAP_RATIO
     places = equal_earth_inverse(np.stack(np.meshgrid(x, y), axis=-1))
     inside = np.abs(places[..., 1]) <= 180
-    ground = posterior.ground
-    tree = cKDTree(ground.points.numpy().astype(np.float64))
+    cells = posterior.cells
+    tree = cKDTree(cells.points.numpy().astype(np.float64))
     chord, nearest = tree.query(unit_vectors(places[inside]))
     cell_km = EARTH_RADIUS_KM * 2 / width  # not less than a cell of the map, or fine galleries would show holes
-    reach = np.maximum(np.sqrt(ground.cell_km2[nearest]), 2 * cell_km)
+    reach = np.maximum(np.sqrt(cells.area_km2[nearest]), 2 * cell_km)
     mass = posterior.mass[row].double().numpy()
-    density = np.where(chord * EARTH_RADIUS_KM <= reach, mass[nearest] / ground.cell_km2[nearest], np.nan)
+    density = np.where(chord * EARTH_RADIUS_KM <= reach, mass[nearest] / cells.area_km2[nearest], np.nan)
     grid = np.full((height, width), np.nan)
     grid[inside] = density
     return grid
@@ -81,7 +81,7 @@ def near_density(
     step = ((np.arange(_PIXELS) + 0.5) / _PIXELS * 2 - 1) * reach_km
     km = np.stack(np.meshgrid(step, step), axis=-1).reshape(-1, 2)
     places = azimuthal_equal_area_inverse(km, tangent_frame(unit_vectors(np.asarray(centre, np.float64))))
-    return Mixture.of(posterior, row).density(places).reshape(_PIXELS, _PIXELS)
+    return Mixture.from_posterior(posterior, row).density(places).reshape(_PIXELS, _PIXELS)
 
 
 def draw_posterior(path: Path, posterior: Posterior, row: int = 0, **about: Any) -> None:
@@ -199,7 +199,7 @@ def _draw_near(
                 axes.fill(*km.T, color=("#D3D8D4", "#EEF3F7")[lakes], zorder=1 + lakes, visible=not far)
                 axes.plot(*km.T, color="#5A646B", linewidth=0.7, zorder=3.5)
     axes.imshow(_logarithm(density, float(density.max())), extent=extent, origin="lower", zorder=3, **_colours())
-    levels = Mixture.of(posterior).levels(posterior.region_shares(REGIONS)[0].tolist())
+    levels = Mixture.from_posterior(posterior).hpd_density(posterior.nominal_hpd_levels(REGIONS)[0].tolist())
     for level, style in zip(levels.tolist(), ("solid", "dashed"), strict=True):
         if density.min() < level < density.max():
             axes.contour(

@@ -28,10 +28,13 @@ from open_geoclip.geo.shapes import EARTH, Box, Circle, Polygon, Shape
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["Area", "Box", "Circle", "Polygon", "Shape", "land_points", "parse_shape"]
+__all__ = ["Allowed", "Area", "Box", "Circle", "Polygon", "Shape", "land_points", "parse_shape"]
 
 CountryOutline = Callable[[str], "BaseGeometry"]
 """Gives the outline of a country, longitude first, or raises with suggestions."""
+
+Allowed = Callable[[Float64[np.ndarray, "n 2"]], Bool[np.ndarray, " n"]]
+"""Which of some (lat, lon) in degrees an answer may be, such as :meth:`Area.contains`."""
 
 IsLand = Callable[[Float[np.ndarray, "n 2"]], Bool[np.ndarray, " n"]]
 

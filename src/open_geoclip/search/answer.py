@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from open_geoclip.errors import MissingExtraError
-from open_geoclip.search.calibration import SURE_KM, SURE_SHARE
-from open_geoclip.search.decode import Decode
+from open_geoclip.geo.areas import Allowed
+from open_geoclip.search.calibration import SURE_KM, SURE_PROBABILITY
+from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
-from open_geoclip.search.refine import Allowed
 from open_geoclip.search.regions import drawn
 
 __all__ = ["Answer", "AnswerSettings", "Candidate", "is_strange", "told"]
@@ -35,7 +35,7 @@ class AnswerSettings:
         prior: what is known before a picture is seen; see :func:`open_geoclip.search.prior.log_prior`.
     """
 
-    decode: Decode | None = None
+    decode: DecodeMethod | None = None
     merge_km: float | None = None
     radius_km: float | None = None
     prior: Prior = "gallery"
@@ -162,7 +162,7 @@ class Answer:
 
 def is_strange(sure: bool | None, within_km: Mapping[str, float]) -> bool:
     """See :attr:`Answer.is_strange`; of an answer as it stands in JSON."""
-    return sure is False and within_km.get(f"{SURE_KM:g}", 0.0) >= SURE_SHARE
+    return sure is False and within_km.get(f"{SURE_KM:g}", 0.0) >= SURE_PROBABILITY
 
 
 def told(
@@ -191,22 +191,24 @@ def told(
     Raises:
         MissingExtraError: detail is asked for, and the extra ``places`` is not installed.
     """
-    found = posterior.candidates(top_k, merge_km=merge_km, how=settings.decode or "mass", radius_km=settings.radius_km)
+    found = posterior.candidates(
+        top_k, merge_km=merge_km, method=settings.decode or "mass", radius_km=settings.radius_km
+    )
     coordinates = found.coordinates
     if allowed is not None:
         known = np.isfinite(coordinates).all(axis=-1)
         places = coordinates[known]
         outside = ~allowed(places)
         if outside.any():
-            places[outside] = posterior.ground.coordinates[posterior.ground.nearest(places[outside])]
+            places[outside] = posterior.cells.coordinates[posterior.cells.nearest(places[outside])]
             coordinates[known] = places
     best = coordinates[:, 0]
     profile = posterior.profile(best)
     within, radii = profile.within(_RADII_KM), profile.radius_km(_SHARES)
     cosines = scores(coordinates)
     names = iter(_named(coordinates[found.mass > 0]))
-    countries = [None] * len(best) if labels is None else posterior.shares(labels)
-    sure = posterior.sure(profile)
+    countries = [None] * len(best) if labels is None else posterior.label_probabilities(labels)
+    sure = posterior.is_sure(profile)
     return [
         {
             "candidates": tuple(

@@ -1,145 +1,230 @@
-"""How the scores of one model become probabilities: the numbers that are fitted on validation data."""
+"""Calibration: the parameters, fitted on validation data, by which the scores of one model become probabilities.
+
+Fitting is in :mod:`open_geoclip.evaluation.calibration`.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.search.surprise import EXCEEDED
 
-__all__ = ["NOMINAL", "SURE_KM", "SURE_SHARE", "Calibration"]
+__all__ = [
+    "CALIBRATED_LEVELS",
+    "IN_DISTRIBUTION_SHARE",
+    "P_VALUES",
+    "SURE_KM",
+    "SURE_PROBABILITY",
+    "Calibration",
+    "conformal_levels",
+]
 
-NOMINAL = (*(round(0.05 * step, 2) for step in range(20)), 0.97, 0.98, 0.99, 1.0)
-"""Shares that a calibration's levels are given for."""
+CALIBRATED_LEVELS = (*(round(0.05 * step, 2) for step in range(20)), 0.97, 0.98, 0.99, 1.0)
+"""Probabilities at which a calibration stores nominal levels."""
 
-SURE_KM, SURE_SHARE = 200.0, 0.8
-"""An answer is sure when it is right within so many kilometres with at least this probability."""
+SURE_KM, SURE_PROBABILITY = 200.0, 0.8
+"""An answer is sure when it is right within this distance with at least this probability."""
 
+P_VALUES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
+"""P-values at which a calibration stores HPD levels, as far as there are enough validation images."""
 
-_MOST = 0.999  # of the mass is background
-_LEVELS = ("levels", "region_levels", "between_levels", "between_region_levels")
+IN_DISTRIBUTION_SHARE = 0.95
+"""An image is in distribution when its best cell scores at least as high as that of this share of validation images."""
+
+_MAX_BACKGROUND = 0.999
+_MIN_TAIL = 1e-9  # HPD levels closer to 1 are not distinguished
+_LEVELS = ("levels", "hpd_levels", "refined_levels", "refined_hpd_levels")
+# Keys of releases that were saved by version 0.3 and earlier.
+_FORMER_KEYS = {
+    "width_km": "sigma_km",
+    "pictures": "n_images",
+    "region_levels": "hpd_levels",
+    "between_levels": "refined_levels",
+    "between_region_levels": "refined_hpd_levels",
+    "doubt": "background_slope",
+    "usual": "reference_logit",
+    "surprise": "conformal_levels",
+    "least_score": "min_score",
+}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the scores of one model become probabilities.
+    """Parameters by which the scores of one model become probabilities. The defaults are those of no calibration.
 
     Attributes:
-        temperature: logits are divided by it.
-        background: share of the mass that follows the prior alone, of a picture whose best logit is ``usual``.
-        width_km: blur of each place beyond its own cell, one standard deviation along each axis.
-        fitted_on: on which data, or None: not calibrated, and the numbers are not chances of being right.
-        pictures: how many of them.
-        levels: for each of :data:`NOMINAL`, which share of the mass around an answer holds the truth that often, the
-            background left aside. Answers that lie between places are better than the mass around them tells, because
-            ripples of the logits average out; this maps what is told to what was seen (Kuleshov, Fenner and Ermon,
-            2018). Empty: as told.
-        region_levels: the same for the smallest regions, those of the densest ground.
-        between_levels: ``levels`` of grounds that are refined between the places of the gallery; see :meth:`between`.
-        between_region_levels: ``region_levels`` of such grounds.
-        doubt: by how much the log odds of the background grow for each unit that the best logit lies below ``usual``.
-            A picture that looks like no place at all is more likely one that the model does not understand, which
-            differences between logits do not show.
-        usual: the best logit of an ordinary picture.
-        surprise: of unsure and of sure answers, how far out true places lay; see :mod:`open_geoclip.search.surprise`.
-            Empty: nothing can be said of places that others name.
-        least_score: cosine of its best place that a picture like those of the fit has at least.
+        temperature: logits are divided by it (Guo et al., "On calibration of modern neural networks", 2017).
+        background: share of the mass that follows the prior alone, for an image whose best logit is
+            ``reference_logit``.
+        sigma_km: standard deviation, along each axis, of the smoothing of each cell beyond its own extent.
+        fitted_on: name of the validation data; None: not calibrated.
+        n_images: number of validation images.
+        levels: for each of :data:`CALIBRATED_LEVELS`, the share of the mass around an answer that holds the truth
+            with this probability, background excluded (Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep
+            learning using calibrated regression", 2018). Empty: the mass itself.
+        hpd_levels: the same for regions of highest posterior density.
+        refined_levels: ``levels`` of refined posteriors; see :attr:`refined`.
+        refined_hpd_levels: ``hpd_levels`` of refined posteriors.
+        background_slope: decrease of the log odds of the background per unit of the best logit: an image that
+            resembles no place is more likely one that the model does not understand.
+        reference_logit: median of the best logit of validation images.
+        conformal_levels: for unsure and for sure answers, the HPD levels of true places at each of :data:`P_VALUES`;
+            see :meth:`p_value`. Empty: p-values are not known.
+        min_score: cosine of the best cell below which an image is out of distribution.
     """
 
     temperature: float = 1.0
     background: float = 0.0
-    width_km: float = 0.0
+    sigma_km: float = 0.0
     fitted_on: str | None = None
-    pictures: int = 0
+    n_images: int = 0
     levels: tuple[float, ...] = ()
-    region_levels: tuple[float, ...] = ()
-    between_levels: tuple[float, ...] = ()
-    between_region_levels: tuple[float, ...] = ()
-    doubt: float = 0.0
-    usual: float = 0.0
-    surprise: tuple[tuple[float, ...], ...] = ()
-    least_score: float = -1.0
+    hpd_levels: tuple[float, ...] = ()
+    refined_levels: tuple[float, ...] = ()
+    refined_hpd_levels: tuple[float, ...] = ()
+    background_slope: float = 0.0
+    reference_logit: float = 0.0
+    conformal_levels: tuple[tuple[float, ...], ...] = ()
+    min_score: float = -1.0
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.background, self.width_km, self.doubt, self.usual, self.least_score)
+        slope = self.background_slope
+        numbers = (self.temperature, self.background, self.sigma_km, slope, self.reference_logit, self.min_score)
         if not all(map(math.isfinite, numbers)):  # a TypeError for what is no number
             raise SettingsError(f"calibration: finite numbers, not {numbers}")
-        if not (self.temperature > 0 and 0 <= self.background < 1 and self.width_km >= 0 and self.doubt >= 0):
+        if not (self.temperature > 0 and 0 <= self.background < 1 and self.sigma_km >= 0 and slope >= 0):
             raise SettingsError(
-                "calibration: a temperature above 0, a background from 0 to below 1, width and doubt from 0"
+                "calibration: temperature must be above 0, background at least 0 and below 1, sigma_km and "
+                "background_slope at least 0"
             )
         for name in _LEVELS:
             levels = getattr(self, name)
-            if levels and (len(levels) != len(NOMINAL) or sorted({0.0, 1.0, *levels}) != list(levels)):
-                raise SettingsError(f"calibration: {name} are {len(NOMINAL)} numbers that grow from 0 to 1, or none")
-        told = [len(part) <= len(EXCEEDED) and sorted([0.0, *part, 1.0]) == [0.0, *part, 1.0] for part in self.surprise]
-        if self.surprise and told != [True, True]:
+            if levels and (len(levels) != len(CALIBRATED_LEVELS) or sorted({0.0, 1.0, *levels}) != list(levels)):
+                raise SettingsError(
+                    f"calibration: {name} must be {len(CALIBRATED_LEVELS)} numbers that increase from 0 to 1, or empty"
+                )
+        valid = [len(part) <= len(P_VALUES) and _is_sorted((0.0, *part, 1.0)) for part in self.conformal_levels]
+        if self.conformal_levels and valid != [True, True]:
             raise SettingsError(
-                f"calibration: surprise is twice at most {len(EXCEEDED)} numbers that grow from 0 to 1, or empty"
+                f"calibration: conformal_levels must be two lists of at most {len(P_VALUES)} numbers that increase "
+                "from 0 to 1, or empty"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Calibration":
-        """What a release says; not calibrated when it says nothing.
+        """Read the calibration of a release; None gives the defaults.
 
         Raises:
             WeightsError: a key is unknown or a value out of range.
         """
-        if values is None:
-            return cls()
+        values = {_FORMER_KEYS.get(key, key): value for key, value in (values or {}).items()}
         try:
             levels = {name: tuple(values.get(name, ())) for name in _LEVELS}
-            surprise = tuple(map(tuple, values.get("surprise", ())))
-            return cls(**{**values, **levels, "surprise": surprise})
+            conformal = tuple(map(tuple, values.get("conformal_levels", ())))
+            return cls(**{**values, **levels, "conformal_levels": conformal})
         except (TypeError, SettingsError) as error:
             raise WeightsError(f"calibration of the weights: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As a release keeps it."""
+        """Return JSON-ready values, as a release stores them."""
         return asdict(self)
 
-    def between(self) -> "Calibration":
-        """The calibration of grounds that are refined; one that was fitted without these says nothing of them."""
-        fitted_on = self.fitted_on if self.between_levels else None
-        return replace(self, levels=self.between_levels, region_levels=self.between_region_levels, fitted_on=fitted_on)
+    @property
+    def refined(self) -> "Calibration":
+        """The calibration of refined posteriors; its ``fitted_on`` is None when there was none fitted."""
+        fitted_on = self.fitted_on if self.refined_levels else None
+        return replace(self, levels=self.refined_levels, hpd_levels=self.refined_hpd_levels, fitted_on=fitted_on)
 
     def background_of(self, best_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The background's share of pictures whose best places have these logits."""
+        """Return the share of the background of images whose best cells have these logits."""
         if self.background == 0:
             return torch.zeros_like(best_logits)
-        usual = math.log(self.background / (1 - self.background))
-        return torch.sigmoid(usual + self.doubt * (self.usual - best_logits)).clamp(max=_MOST)
+        odds = math.log(self.background / (1 - self.background))
+        return torch.sigmoid(odds + self.background_slope * (self.reference_logit - best_logits)).clamp(
+            max=_MAX_BACKGROUND
+        )
 
-    def seen(
-        self, told: Float64[np.ndarray, "n k"], background: Float[np.ndarray, " n"], levels: tuple[float, ...]
+    def is_in_distribution(self, best_score: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Return whether images resemble those of the validation data, by the cosine of their best cells."""
+        return best_score >= self.min_score
+
+    def calibrated_level(
+        self, nominal: Float64[np.ndarray, "n k"], background: Float[np.ndarray, " n"], *, hpd: bool = False
     ) -> Float64[np.ndarray, "n k"]:
-        """How often the truth lies within what holds some shares of the mass.
+        """Return the probability that the truth lies within regions that hold some shares of the mass.
 
         Args:
-            told: the shares of the mass.
-            background: of each picture; how often the truth lies in it is not mapped.
-            levels: ``levels`` or ``region_levels``.
+            nominal: shares of the mass, k a row.
+            background: of each row; how often the truth lies in it is not corrected.
+            hpd: regions of highest density instead of circles around an answer.
         """
+        levels = self.hpd_levels if hpd else self.levels
         if not levels:
-            return told
-        known = self._known(background)
-        return np.where(told <= known, known * np.interp(told / known, levels, NOMINAL), told)
+            return nominal
+        signal = self._signal(background)
+        return np.where(nominal <= signal, signal * np.interp(nominal / signal, levels, CALIBRATED_LEVELS), nominal)
 
-    def told(
-        self, seen: Float64[np.ndarray, "n k"], background: Float[np.ndarray, " n"], levels: tuple[float, ...]
+    def nominal_level(
+        self, calibrated: Float64[np.ndarray, "n k"], background: Float[np.ndarray, " n"], *, hpd: bool = False
     ) -> Float64[np.ndarray, "n k"]:
-        """The inverse of :meth:`seen`: which share of the mass holds the truth so often."""
+        """Return the share of the mass that holds the truth with some probabilities: the inverse."""
+        levels = self.hpd_levels if hpd else self.levels
         if not levels:
-            return seen
-        known = self._known(background)
-        return np.where(seen <= known, known * np.interp(seen / known, NOMINAL, levels), seen)
+            return calibrated
+        signal = self._signal(background)
+        inverse = signal * np.interp(calibrated / signal, CALIBRATED_LEVELS, levels)
+        return np.where(calibrated <= signal, inverse, calibrated)
 
-    def _known(self, background: Float[np.ndarray, " n"]) -> Float64[np.ndarray, "n 1"] | float:
-        """The share of the mass that is not background; all of it where the background is no more than a floor."""
-        return 1 - np.asarray(background, np.float64)[:, None] if self.doubt else 1.0
+    def _signal(self, background: Float[np.ndarray, " n"]) -> Float64[np.ndarray, "n 1"] | float:
+        """Return the share that is not background; 1 where the background is the same for all images."""
+        return 1 - np.asarray(background, np.float64)[:, None] if self.background_slope else 1.0
+
+    def p_value(self, hpd_level: float, *, sure: bool) -> float | None:
+        """Return the conformal p-value of a stated place: the share of true places that lie at least as far out.
+
+        For images exchangeable with the validation data it is at most x for at most a share x of true places,
+        whatever the errors of the model (Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005).
+        Interpolated between the stored p-values; never below the last one.
+
+        Args:
+            hpd_level: of the place; see :meth:`open_geoclip.search.posterior.Posterior.hpd_level`.
+            sure: whether the answer is sure: each kind is compared with its own.
+
+        Returns:
+            The p-value, or None when there were too few validation images.
+        """
+        levels = self.conformal_levels[int(sure)] if self.conformal_levels else ()
+        if not levels:
+            return None
+        tail = [-math.log(max(1 - known, _MIN_TAIL)) for known in (0.0, *levels)]
+        log_p = [0.0, *(math.log(p) for p in P_VALUES[: len(levels)])]
+        return round(math.exp(float(np.interp(-math.log(max(1 - hpd_level, _MIN_TAIL)), tail, log_p))), 9)
+
+
+def conformal_levels(
+    hpd_levels: Float[np.ndarray, " n"], sure: Bool[np.ndarray, " n"]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return ``Calibration.conformal_levels``: quantiles of the HPD levels of true places, of unsure and sure answers.
+
+    Args:
+        hpd_levels: of the true places of validation images.
+        sure: whether each answer was sure.
+    """
+    return _upper_quantiles(hpd_levels[~sure]), _upper_quantiles(hpd_levels[sure])
+
+
+def _upper_quantiles(levels: Float[np.ndarray, " n"]) -> tuple[float, ...]:
+    descending, n = np.sort(levels)[::-1], len(levels)
+    # The new image counts as one of n + 1, as conformal prediction has it.
+    ranks = (math.floor(p * (n + 1) + 1e-9) for p in P_VALUES)
+    return tuple(round(float(np.clip(descending[min(rank, n) - 1], 0, 1)), 9) for rank in ranks if rank >= 1)
+
+
+def _is_sorted(values: Sequence[float]) -> bool:
+    return list(values) == sorted(values)

@@ -1,4 +1,4 @@
-"""Decisions: the one place that is the best answer for what is asked, found between places where that is better."""
+"""Decoding: the point estimate that is best for a given aim, which may lie between the places of a gallery."""
 
 import math
 from dataclasses import dataclass
@@ -6,30 +6,31 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM
 
-__all__ = ["Decode", "Distinct", "check_decision", "chord_km", "decided", "nearest"]
+__all__ = ["DecodeMethod", "Modes", "check_decode", "chord_km", "decode"]
 
-Decode = Literal["mass", "distance", "geoscore", "max"]
-"""What the answer is best for: most mass nearby, least expected distance, best expected GeoScore, the best place."""
+DecodeMethod = Literal["mass", "distance", "geoscore", "max"]
+"""What is maximised: probability within a radius, negative expected distance, expected GeoScore; or the top cell."""
 
-_TRIED = 32  # places that are tried as an answer
-_STEPS = 12  # of a search between places
+_STARTS = 32  # cells that are compared as starting points
+_STEPS = 12  # of the iteration from the best of them
 _GEOSCORE_KM = 1492.7
 
 
 @dataclass(frozen=True, eq=False)
-class Distinct:
-    """Places that are really different, for each of n pictures, best first.
+class Modes:
+    """Separate modes of n posteriors, most probable first.
 
     Attributes:
         coordinates: (lat, lon) in degrees; NaN where no mass was left for so many.
-        mass: of all that was merged into each.
-        radius_km: around each, within which nine tenths of that mass lie.
+        mass: probability assigned to each mode.
+        radius_km: radius around each mode that holds 90 % of its mass.
     """
 
     coordinates: Float64[np.ndarray, "n k 2"]
@@ -37,70 +38,76 @@ class Distinct:
     radius_km: Float64[np.ndarray, "n k"]
 
 
-def check_decision(how: str, radius_km: float) -> None:
-    """Refuse what is no decision.
+def check_decode(method: str, radius_km: float) -> None:
+    """Check the arguments of :func:`decode`.
 
     Raises:
-        SettingsError: an unknown way to decide, or a radius that is not above 0.
+        SettingsError: an unknown method, or a radius that is not above 0.
     """
-    if how not in ("mass", "distance", "geoscore", "max"):
-        raise SettingsError(f"decode: mass, distance, geoscore or max, not {how!r}")
+    if method not in ("mass", "distance", "geoscore", "max"):
+        raise SettingsError(f"decode: mass, distance, geoscore or max, not {method!r}")
     if not 0 < radius_km < math.inf:
         raise SettingsError(f"radius_km: kilometres above 0, not {radius_km}")
 
 
-def chord_km(chord: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
-    """Kilometres along the sphere, of chords between unit vectors."""
+def chord_km(chord: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Return great-circle distances in kilometres from chords between unit vectors."""
     return 2 * EARTH_RADIUS_KM * torch.asin((chord / 2).clamp(max=1))
 
 
-def nearest(
-    answer: Float64[Tensor, "n 3"], where: Float64[Tensor, "n t 3"], rest: Float64[Tensor, "n t"]
-) -> Int64[Tensor, " n"]:
-    """The place with mass that is nearest to each answer: it is merged even where places are far apart."""
-    return (where - answer[:, None]).square().sum(dim=-1).masked_fill(rest <= 0, torch.inf).argmin(dim=1)
-
-
-def decided(
+def decode(
     mass: Float64[Tensor, "n t"],
-    where: Float64[Tensor, "n t 3"],
-    blur_km: Float64[Tensor, "n t"],
-    how: Decode,
+    points: Float64[Tensor, "n t 3"],
+    sigma_km: Float64[Tensor, "n t"],
+    method: DecodeMethod,
     radius_km: float,
 ) -> Float64[Tensor, "n 3"]:
-    """The answer, as a unit vector: the best of the places that are tried, then steps between them.
+    """Return the best answer of each row as a unit vector.
+
+    The best of the 32 cells with the most mass is improved by fixed-point steps: mean shift for ``mass`` (Cheng, "Mean
+    shift, mode seeking, and clustering", 1995), Weiszfeld's algorithm for ``distance``.
 
     Args:
-        mass: of the places.
-        where: unit vectors of the places.
-        blur_km: of each place.
-        how: see :data:`Decode`.
+        mass: of t cells a row.
+        points: unit vectors of the cells.
+        sigma_km: standard deviation of the smoothing of each cell.
+        method: see :data:`DecodeMethod`.
         radius_km: of ``mass``.
     """
-    at = mass.topk(min(_TRIED, mass.shape[1]), dim=1).indices
-    tried = where.gather(1, at[..., None].expand(-1, -1, 3))
-    if how == "max":
-        return tried[:, 0]
+    rows = torch.arange(len(mass))
+    starts = mass.topk(min(_STARTS, mass.shape[1]), dim=1).indices
+    if method == "max":
+        return points[rows, starts[:, 0]]
+    # Kernels are smooth: float32 moves the answer by centimetres, as all vectors are taken relative to the start.
+    dtype = torch.float32 if method == "mass" else torch.float64
     # A disc has a quarter of its radius squared as variance along each axis: a Gaussian of that stands for it.
-    width = (blur_km.square() + radius_km**2 / 4) / EARTH_RADIUS_KM**2
+    variance = (sigma_km.square() + radius_km**2 / 4) / EARTH_RADIUS_KM**2
+    if method == "mass":
+        weight, pull, rate = (x.to(dtype) for x in (mass / variance, mass / variance.square(), -0.5 / variance))
+    else:
+        weight = pull = mass
 
-    def gain(answers: Float64[Tensor, "n c 3"]) -> Float64[Tensor, "n c"]:
-        chord = torch.cdist(answers, where, compute_mode="donot_use_mm_for_euclid_dist")
-        if how == "mass":
-            return torch.einsum("nct,nt->nc", torch.exp(-chord.square() / (2 * width[:, None])), mass / width)
-        km = (chord_km(chord).square() + blur_km[:, None].square()).sqrt()
-        worth = -km if how == "distance" else torch.exp(-km / _GEOSCORE_KM)
-        return torch.einsum("nct,nt->nc", worth, mass)
-
-    best = gain(tried).argmax(dim=1)
-    answer = tried[torch.arange(len(tried)), best]
-    for _ in range(_STEPS):
-        square = (where - answer[:, None]).square().sum(dim=-1)
-        if how == "mass":
-            pull = mass / width.square() * torch.exp(-square / (2 * width))
+    def utility(answers: Float[Tensor, "n c 3"]) -> Float[Tensor, "n c"]:
+        chord = torch.cdist(answers, points.to(dtype), compute_mode="donot_use_mm_for_euclid_dist")
+        if method == "mass":
+            kernel = chord.square_().mul_(rate[:, None]).exp_()
         else:
-            km = (chord_km(square.sqrt()).square() + blur_km.square()).sqrt()
-            pull = mass / km * (torch.exp(-km / _GEOSCORE_KM) if how == "geoscore" else 1)
-        answer = torch.nn.functional.normalize(torch.einsum("nt,ntd->nd", pull, where), dim=1)
-    stepped = gain(torch.stack((answer, tried[torch.arange(len(tried)), best]), dim=1))
-    return torch.where((stepped[:, 0] >= stepped[:, 1])[:, None], answer, tried[torch.arange(len(tried)), best])
+            km = (chord_km(chord).square() + sigma_km[:, None].square()).sqrt()
+            kernel = -km if method == "distance" else torch.exp(-km / _GEOSCORE_KM)
+        return torch.bmm(kernel, weight[..., None])[..., 0]
+
+    best = utility(points[rows[:, None], starts].to(dtype)).argmax(dim=1)
+    start = points[rows, starts[rows, best]]
+    relative = (points - start[:, None]).permute(2, 0, 1).to(dtype, memory_format=torch.contiguous_format)
+    answer = start
+    for _ in range(_STEPS):
+        square = (relative - (answer - start).T.to(dtype)[..., None]).square_().sum(dim=0)
+        if method == "mass":
+            share = pull * square.mul_(rate).exp_()
+        else:
+            km = (chord_km(square.sqrt()).square() + sigma_km.square()).sqrt()
+            share = pull / km * (torch.exp(-km / _GEOSCORE_KM) if method == "geoscore" else 1)
+        shift = (share * relative).sum(dim=-1) / share.sum(dim=-1)
+        answer = F.normalize(start + shift.T.double(), dim=1)
+    value = utility(torch.stack((answer, start), dim=1).to(dtype))
+    return torch.where((value[:, 0] >= value[:, 1])[:, None], answer, start)

@@ -1,4 +1,4 @@
-"""Pictures as vectors: decoded ahead, cropped, and seen by the image tower batch by batch."""
+"""Images as embeddings: decoded ahead, cropped, and encoded batch by batch."""
 
 import itertools
 import os
@@ -9,51 +9,33 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from open_geoclip.errors import ImageError, SettingsError
-from open_geoclip.images import ImageSource, image_name, load_image
+from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image
 from open_geoclip.model.geoclip import GeoCLIP
 
-__all__ = ["PictureBatch", "Pictures", "listed"]
+__all__ = ["EncodeSettings", "EncodedBatch", "as_list", "encode_batches", "encode_images"]
 
 
 @dataclass(frozen=True)
-class PictureBatch:
-    """Pictures that went through the model together.
+class EncodeSettings:
+    """How images are encoded.
 
     Attributes:
-        names: of all of them.
-        errors: why a picture could not be read, or None; one a picture.
-        vectors: of those that could be read, in order.
-    """
-
-    names: list[str]
-    errors: list[str | None]
-    vectors: Float[Tensor, "n k"]
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """How pictures become vectors.
-
-    Attributes:
-        model: two trained towers.
-        batch_size: pictures that the model sees at once; the next ones are decoded meanwhile.
-        max_pixels: larger pictures are refused before they are decoded.
-        crops: 1, or 10: corners and middle, mirrored too.
+        batch_size: images that the model encodes at once; the next ones are decoded meanwhile.
+        max_pixels: larger images are refused before they are decoded.
+        crops: 1, or 10: corners and centre, mirrored too.
 
     Raises:
         SettingsError: a number is out of range.
     """
 
-    model: GeoCLIP
-    batch_size: int
-    max_pixels: int
-    crops: int
+    batch_size: int = 8
+    max_pixels: int = MAX_PIXELS
+    crops: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -61,63 +43,97 @@ class Pictures:
         if self.crops not in (1, 10):
             raise SettingsError(f"crops: 1 or 10, not {self.crops}")
 
-    def encode(self, images: Iterable[ImageSource]) -> Float[Tensor, "n k"]:
-        """Vectors of pictures, float32: of length 1, or the mean of ten such.
 
-        Raises:
-            ImageError: a picture cannot be read.
-        """
-        pixels = [self._prepared(source, image_name(source, number)) for number, source in enumerate(images)]
-        parts = [self._vectors(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
-        return torch.cat(parts) if parts else self._none()
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Images that were encoded together.
 
-    def batches(self, sources: Iterable[ImageSource]) -> Iterator[PictureBatch]:
-        """Vectors batch by batch; a batch is decoded ahead while the model runs on the one before."""
-        numbered = enumerate(sources)
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
+    Attributes:
+        names: of all of them.
+        errors: why an image could not be read, or None; one an image.
+        embeddings: of those that could be read, in order; float32, of length 1, or the mean of ten such.
+    """
 
-            def submit() -> list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]]:
-                batch = []
-                for number, source in itertools.islice(numbered, self.batch_size):
-                    name = image_name(source, number)
-                    batch.append((name, pool.submit(self._prepared, source, name)))
-                return batch
-
-            batch, ahead = submit(), submit()
-            while batch:
-                errors: list[str | None] = []
-                pixels = []
-                for _, future in batch:
-                    try:
-                        pixels.append(future.result())
-                        errors.append(None)
-                    except ImageError as error:
-                        errors.append(error.reason)
-                vectors = self._vectors(pixels) if pixels else self._none()
-                yield PictureBatch([name for name, _ in batch], errors, vectors)
-                batch, ahead = ahead, submit()
-
-    def _none(self) -> Float[Tensor, "0 k"]:
-        return torch.empty(0, self.model.location_encoder.settings.output)
-
-    def _prepared(self, source: ImageSource, name: str) -> Float[Tensor, "crops 3 h w"]:
-        preprocessing = self.model.image_encoder.preprocessing
-        image = load_image(source, name=name, max_pixels=self.max_pixels)
-        return preprocessing(image)[None] if self.crops == 1 else preprocessing.ten_crops(image)
-
-    @torch.inference_mode()
-    def _vectors(self, pixels: list[Float[Tensor, "crops 3 h w"]]) -> Float[Tensor, "n k"]:
-        """One vector a picture. The logits are linear in it, so the mean vector's are the mean of the crops' logits."""
-        device = self.model.logit_scale.device
-        vectors = [self.model.image_encoder(part.to(device)) for part in torch.cat(pixels).split(self.batch_size)]
-        unit = F.normalize(torch.cat(vectors).float(), dim=1).cpu()
-        return unit if self.crops == 1 else unit.view(len(pixels), self.crops, -1).mean(dim=1)
+    names: list[str]
+    errors: list[ImageError | None]
+    embeddings: Float[Tensor, "n k"]
 
 
-def listed(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """One picture alone as a list of one."""
+def encode_batches(
+    model: GeoCLIP, images: Iterable[ImageSource], settings: EncodeSettings | None = None
+) -> Iterator[EncodedBatch]:
+    """Encode images batch by batch; a batch is decoded ahead while the model runs on the one before.
+
+    Args:
+        model: with an image encoder.
+        images: any number; an image that cannot be read is reported in its batch.
+        settings: how.
+    """
+    settings = settings or EncodeSettings()
+    numbered = enumerate(images)
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
+
+        def submit() -> list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]]:
+            batch = []
+            for number, source in itertools.islice(numbered, settings.batch_size):
+                name = image_name(source, number)
+                batch.append((name, pool.submit(_preprocess, model, source, name, settings)))
+            return batch
+
+        batch, ahead = submit(), submit()
+        while batch:
+            errors: list[ImageError | None] = []
+            pixels = []
+            for _, future in batch:
+                try:
+                    pixels.append(future.result())
+                    errors.append(None)
+                except ImageError as error:
+                    errors.append(error)
+            yield EncodedBatch([name for name, _ in batch], errors, _encode(model, pixels, settings))
+            batch, ahead = ahead, submit()
+
+
+def encode_images(
+    model: GeoCLIP, images: Iterable[ImageSource], settings: EncodeSettings | None = None
+) -> Float[Tensor, "n k"]:
+    """Return embeddings of images, float32: of length 1, or the mean of ten such.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    parts = [_encode(model, [], settings or EncodeSettings())]
+    for batch in encode_batches(model, images, settings):
+        for error in batch.errors:
+            if error is not None:
+                raise error
+        parts.append(batch.embeddings)
+    return torch.cat(parts)
+
+
+def as_list(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Return a single image as a list of one, and anything else as it is."""
     if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray):
         return [images]
     if hasattr(images, "read"):
         return [cast(ImageSource, images)]
     return images
+
+
+def _preprocess(
+    model: GeoCLIP, source: ImageSource, name: str, settings: EncodeSettings
+) -> Float[Tensor, "crops 3 h w"]:
+    preprocessing = model.image_encoder.preprocessing
+    image = load_image(source, name=name, max_pixels=settings.max_pixels)
+    return preprocessing(image)[None] if settings.crops == 1 else preprocessing.ten_crops(image)
+
+
+@torch.inference_mode()
+def _encode(model: GeoCLIP, pixels: list[Float[Tensor, "crops 3 h w"]], settings: EncodeSettings) -> Tensor:
+    """Return one embedding an image; logits are linear in it, so the mean's are the mean of the crops' logits."""
+    if not pixels:
+        return torch.empty(0, model.location_encoder.settings.output)
+    device = model.logit_scale.device
+    parts = [model.encode_image(part.to(device)) for part in torch.cat(pixels).split(settings.batch_size)]
+    embeddings = torch.cat(parts).cpu()
+    return embeddings if settings.crops == 1 else embeddings.view(len(pixels), settings.crops, -1).mean(dim=1)

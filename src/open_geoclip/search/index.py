@@ -135,7 +135,7 @@ class GalleryIndex:
             return cls(encoder, gallery, torch.cat(parts))
         return cls(encoder, gallery, vectors, path)
 
-    def only(self, rows: Int64[np.ndarray, " m"]) -> "GalleryIndex":
+    def subset(self, rows: Int64[np.ndarray, " m"]) -> "GalleryIndex":
         """The index of some of the places, of which it keeps the vectors in memory."""
         part = Gallery(self.gallery.name, self.gallery.coordinates[rows], self.gallery.weights[rows])
         return GalleryIndex(self.encoder, part, self.vectors[torch.from_numpy(rows)])

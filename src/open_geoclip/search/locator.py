@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from open_geoclip._version import __version__
@@ -19,14 +19,14 @@ from open_geoclip.model.backbones.runtime import DType, Engine
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.answer import Answer, AnswerSettings, Candidate, told
 from open_geoclip.search.calibration import Calibration
-from open_geoclip.search.decode import Decode
-from open_geoclip.search.encode import Pictures, listed
+from open_geoclip.search.decode import DecodeMethod
+from open_geoclip.search.encode import EncodeSettings, as_list, encode_batches, encode_images
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground
-from open_geoclip.search.search_space import Territory
-from open_geoclip.search.trips import along_trip, together
+from open_geoclip.search.prior import GalleryCells
+from open_geoclip.search.search_space import SearchSpace
+from open_geoclip.search.trips import pool_embeddings, trip_posterior
 from open_geoclip.weights.load import build_model, load_release
 
 __all__ = ["Answer", "AnswerSettings", "Candidate", "Locator"]
@@ -48,16 +48,16 @@ class Locator:
         progress: called while location vectors are computed, which happens once for a model and a gallery.
         answers: how answers are made of probabilities.
         calibration: of the model; not calibrated when not given.
-        refine: look for answers between the places of the gallery too; see :mod:`open_geoclip.search.adaptive`.
+        refine: look for answers between the places of the gallery too; see :mod:`open_geoclip.search.refine`.
 
     Attributes:
-        territory: the gallery with what is computed of it, and the limits that :meth:`within` has set.
+        search_space: the gallery with what is computed of it, and the limits that :meth:`within` has set.
     """
 
     def __init__(
         self,
         model: GeoCLIP,
-        gallery: Gallery | Territory,
+        gallery: Gallery | SearchSpace,
         *,
         model_name: str = "custom",
         weights_sha256: str | None = None,
@@ -72,7 +72,7 @@ class Locator:
     ) -> None:
         self.model = model.eval()
         self.model_name, self.weights_sha256 = model_name, weights_sha256
-        self.pictures = Pictures(self.model, batch_size, max_pixels, crops)
+        self.encoding = EncodeSettings(batch_size, max_pixels, crops)
         self.answers = answers or AnswerSettings()
         self.calibration = calibration or Calibration()
         self.refine = refine
@@ -85,8 +85,8 @@ class Locator:
             self.calibration = replace(self.calibration, fitted_on=None)
         if isinstance(gallery, Gallery):
             index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
-            gallery = Territory(index, self.answers.prior)
-        self.territory = gallery
+            gallery = SearchSpace.from_index(index, self.answers.prior)
+        self.search_space = gallery
 
     @classmethod
     def from_pretrained(
@@ -173,9 +173,9 @@ class Locator:
         if not area.limited:
             return self
         calibration = replace(self.calibration, fitted_on=None)
-        return self._replace(gallery=self.territory.within(area, keep=keep), calibration=calibration)
+        return self._replace(gallery=self.search_space.within(area, keep=keep), calibration=calibration)
 
-    def with_decode(self, decode: Decode) -> "Locator":
+    def with_decode(self, decode: DecodeMethod) -> "Locator":
         """A locator of the same model and search space whose answers are decoded in another way.
 
         Raises:
@@ -186,7 +186,7 @@ class Locator:
     def _replace(self, **changes: Any) -> "Locator":
         """A locator with other arguments, past no check of the constructor."""
         arguments: dict[str, Any] = {
-            "gallery": self.territory,
+            "gallery": self.search_space,
             "model_name": self.model_name,
             "weights_sha256": self.weights_sha256,
             "batch_size": self.batch_size,
@@ -201,37 +201,37 @@ class Locator:
     @property
     def index(self) -> GalleryIndex:
         """Location vectors of the gallery."""
-        return self.territory.index
+        return self.search_space.index
 
     @property
     def gallery(self) -> Gallery:
         """The places that answers are chosen from."""
-        return self.territory.gallery
+        return self.search_space.gallery
 
     @property
     def batch_size(self) -> int:
         """Pictures that the model sees at once."""
-        return self.pictures.batch_size
+        return self.encoding.batch_size
 
     @property
     def max_pixels(self) -> int:
         """Larger pictures are refused."""
-        return self.pictures.max_pixels
+        return self.encoding.max_pixels
 
     @property
     def crops(self) -> int:
         """How many of each picture the model sees."""
-        return self.pictures.crops
+        return self.encoding.crops
 
     @property
-    def ground(self) -> Ground:
+    def cells(self) -> GalleryCells:
         """What the gallery's places stand for."""
-        return self.territory.ground
+        return self.search_space.cells
 
     @property
     def merge_km(self) -> float:
         """How far candidates are apart."""
-        return self.territory.merge_km if self.answers.merge_km is None else self.answers.merge_km
+        return self.search_space.merge_km if self.answers.merge_km is None else self.answers.merge_km
 
     def locate(
         self,
@@ -278,7 +278,7 @@ class Locator:
         if not 0 <= text_weight <= 1:
             raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
         beside = None if text is None else _Beside(text, self.encode_text([text])[0], text_weight)
-        return self._answers(listed(images), top_k, beside, detail)
+        return self._answers(as_list(images), top_k, beside, detail)
 
     def locate_text(self, texts: Sequence[str], top_k: int = 5, *, detail: bool = False) -> list[Answer]:
         """The most likely places of each text, such as "a hot desert", in the order they were given.
@@ -316,7 +316,7 @@ class Locator:
             raise SettingsError("locate_together: at least one picture")
         name = ", ".join(image_name(source, number) for number, source in enumerate(images))
         several = replace(self.calibration, fitted_on=None) if len(images) > 1 else self.calibration
-        [found] = self._search(together(self.encode(images)).float()[None], top_k, several, detail)
+        [found] = self._search(pool_embeddings(self.encode(images)).float()[None], top_k, several, detail)
         return self._answer(name, **found)
 
     def locate_trip(
@@ -357,19 +357,16 @@ class Locator:
         vectors = self.encode(images)
         calibration = replace(self.calibration, background=0.0, fitted_on=None)
         alone = self.posterior(vectors, calibration).log_mass
-        gap = float(np.median(self.territory.gaps_km))
-        trip = along_trip(alone, self.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=gap)
+        gap = float(np.median(self.search_space.cells.spacing_km))
+        trip = trip_posterior(alone, self.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=gap)
         if trip.log_evidence == -np.inf:
             error = f"no trip of these pictures keeps to {speed_kmh:g} km/h"
             return [self._answer(name, error=error) for name in names]
         if self.refine:
-            parts = self.territory.between(vectors, self.model.scale, calibration, trip.log_mass)
-            found = [
-                self._told(part.posterior, vectors[n : n + 1], top_k, part.origins, detail)[0]
-                for n, part in enumerate(parts)
-            ]
+            parts = self.search_space.refined_posteriors(vectors, self.model.scale, calibration, trip.log_mass)
+            found = [self._told(part, vectors[n : n + 1], top_k, detail)[0] for n, part in enumerate(parts)]
         else:
-            posterior = Posterior.from_log_mass(trip.log_mass, self.ground, calibration)
+            posterior = Posterior.from_log_mass(trip.log_mass, self.search_space.cells, calibration)
             found = self._told(posterior, vectors, top_k, detail=detail)
         return [self._answer(name, **told) for name, told in zip(names, found, strict=True)]
 
@@ -379,7 +376,7 @@ class Locator:
         Raises:
             ImageError: a picture cannot be read.
         """
-        return self.pictures.encode(images)
+        return encode_images(self.model, images, self.encoding)
 
     def tell(
         self,
@@ -408,7 +405,9 @@ class Locator:
         return [self._answer("", text=text, **told) for told in found]
 
     def _check_top_k(self, top_k: int) -> None:
-        most = top_k if self.territory.area.limited else len(self.gallery)  # an area may hold fewer: then it is fewer
+        most = (
+            top_k if self.search_space.area.limited else len(self.gallery)
+        )  # an area may hold fewer: then it is fewer
         if not 1 <= top_k <= most:
             raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")
 
@@ -416,19 +415,19 @@ class Locator:
         self, sources: Iterable[ImageSource], top_k: int, beside: "_Beside | None", detail: bool
     ) -> Iterator[Answer]:
         text = None if beside is None else beside.text
-        for batch in self.pictures.batches(sources):
+        for batch in encode_batches(self.model, sources, self.encoding):
             found: Iterator[dict[str, Any]] = iter(())
-            if len(batch.vectors):
-                vectors = batch.vectors if beside is None else beside.mixed(batch.vectors)
+            if len(batch.embeddings):
+                vectors = batch.embeddings if beside is None else beside.mixed(batch.embeddings)
                 calibration = self.calibration if beside is None else Calibration()
                 found = iter(self._search(vectors, top_k, calibration, detail))
             for name, error in zip(batch.names, batch.errors, strict=True):
-                told = {"error": error} if error is not None else {"text": text, **next(found)}
+                told = {"error": error.reason} if error is not None else {"text": text, **next(found)}
                 yield self._answer(name, **told)
 
     def _answer(self, name: str, **told: Any) -> Answer:
         """What was found for a picture or text, and what made it."""
-        gallery = self.territory.name + (", refined" if self.refine else "")
+        gallery = self.search_space.name + (", refined" if self.refine else "")
         weights = {} if self.weights_sha256 is None else {"weights": self.weights_sha256}
         sha256 = {**weights, "gallery": self.gallery.fingerprint}
         return Answer(name, self.model_name, gallery, __version__, sha256=sha256, **told)
@@ -440,11 +439,11 @@ class Locator:
             vectors: of pictures, as :meth:`encode` gives them, or of texts.
             calibration: the model's own for pictures when not given; texts have none (``Calibration()``).
         """
-        return self.territory.posterior(vectors, self.model.scale, calibration or self.calibration)
+        return self.search_space.posterior(vectors, self.model.scale, calibration or self.calibration)
 
-    def posterior_between(self, vector: Float[Tensor, " k"], calibration: Calibration | None = None) -> Posterior:
+    def refined_posterior(self, vector: Float[Tensor, " k"], calibration: Calibration | None = None) -> Posterior:
         """As :meth:`posterior`, of one picture, on a ground that is refined where its vector points at."""
-        return self.territory.between(vector[None], self.model.scale, calibration or self.calibration)[0].posterior
+        return self.search_space.refined_posteriors(vector[None], self.model.scale, calibration or self.calibration)[0]
 
     def _search(
         self, vectors: Float[Tensor, "n k"], top_k: int, calibration: Calibration, detail: bool
@@ -452,21 +451,17 @@ class Locator:
         """What each answer says, beside its name."""
         if not self.refine:
             return self._told(self.posterior(vectors, calibration), vectors, top_k, detail=detail)
-        parts = self.territory.between(vectors, self.model.scale, calibration)
-        return [
-            self._told(part.posterior, vectors[n : n + 1], top_k, part.origins, detail)[0]
-            for n, part in enumerate(parts)
-        ]
+        parts = self.search_space.refined_posteriors(vectors, self.model.scale, calibration)
+        return [self._told(part, vectors[n : n + 1], top_k, detail)[0] for n, part in enumerate(parts)]
 
     def _told(
         self,
         posterior: Posterior,
         vectors: Float[Tensor, "n k"],
         top_k: int,
-        origins: Int64[np.ndarray, " p"] | None = None,
         detail: bool = False,
     ) -> list[dict[str, Any]]:
-        labels = self.territory.countries
+        labels, origins = self.search_space.countries, posterior.cells.origins
         return told(
             posterior,
             self.answers,
@@ -474,7 +469,7 @@ class Locator:
             merge_km=self.merge_km,
             scores=partial(self._scores, vectors),
             labels=labels if labels is None or origins is None else labels[origins],
-            allowed=self.territory.allowed,
+            allowed=self.search_space.allowed,
             detail=detail,
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.geo.areas import Allowed
 from open_geoclip.geo.projections import (
     EqualAreaGrid,
     azimuthal_equal_area,
@@ -22,10 +23,9 @@ from open_geoclip.geo.projections import (
     cut_antimeridian,
 )
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, tangent_frame, unit_vectors
-from open_geoclip.search.blur import quadrature
 from open_geoclip.search.mixture import Mixture, around
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.refine import Allowed
+from open_geoclip.search.smoothing import gaussian_quadrature
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -63,8 +63,8 @@ def drawn(posterior: Posterior, row: int = 0, allowed: Allowed | None = None) ->
     Raises:
         MissingExtraError: the extra ``places`` is not installed.
     """
-    mixture = Mixture.of(posterior, row, allowed)
-    told = posterior.region_shares(REGIONS)[row].tolist()
+    mixture = Mixture.from_posterior(posterior, row, allowed)
+    told = posterior.nominal_hpd_levels(REGIONS)[row].tolist()
     return {"regions": regions(mixture, told=told), "heat": heat(mixture)}
 
 
@@ -77,7 +77,7 @@ def regions(
         mixture: density of one picture.
         shares: above 0 and below 1.
         told: which share of the mass holds the truth so often, each; see
-            :meth:`open_geoclip.search.posterior.Posterior.region_shares`. The same when not given.
+            :meth:`open_geoclip.search.posterior.Posterior.nominal_hpd_levels`. The same when not given.
 
     Returns:
         For each share in percent ("50", "90") a GeoJSON MultiPolygon (RFC 7946), exteriors counterclockwise, cut at
@@ -91,7 +91,7 @@ def regions(
         import shapely
     except ImportError as error:
         raise MissingExtraError("Regions as polygons", "places") from error
-    levels = mixture.levels(shares if told is None else told)
+    levels = mixture.hpd_density(shares if told is None else told)
     lone, clusters = _clusters(mixture, float(levels.min()))
     parts = [_circles(mixture, lone, level) for level in levels.tolist()]
     for cluster, counted in clusters:
@@ -131,16 +131,16 @@ def _clusters(mixture: Mixture, level: float) -> tuple[Int64[np.ndarray, " l"], 
     """
     from scipy.sparse.csgraph import connected_components
 
-    density = mixture.density(mixture.middles)
+    density = mixture.density(mixture.means)
     dense = density >= level
     # What others add in the middle hardly matters to the outline of one that stands alone.
-    alone = density - mixture.mass / (2 * math.pi * mixture.blur_km**2) <= _OTHERS * level
-    size = np.floor(np.log(mixture.blur_km) / math.log(_ALIKE)).astype(int)
+    alone = density - mixture.mass / (2 * math.pi * mixture.sigma_km**2) <= _OTHERS * level
+    size = np.floor(np.log(mixture.sigma_km) / math.log(_ALIKE)).astype(int)
     lone, found = [], []
     for one in np.unique(size[dense]):
         rows = np.flatnonzero(dense & (size == one))
-        reach = _TOUCH * mixture.blur_km[rows] / EARTH_RADIUS_KM
-        chord = np.sqrt(np.maximum(2 - 2 * mixture.middles[rows] @ mixture.middles[rows].T, 0))
+        reach = _TOUCH * mixture.sigma_km[rows] / EARTH_RADIUS_KM
+        chord = np.sqrt(np.maximum(2 - 2 * mixture.means[rows] @ mixture.means[rows].T, 0))
         _, labels = connected_components(chord <= reach[:, None] + reach, directed=False)
         counted = np.flatnonzero(size >= one)
         for label, count in enumerate(np.bincount(labels).tolist()):
@@ -148,7 +148,7 @@ def _clusters(mixture: Mixture, level: float) -> tuple[Int64[np.ndarray, " l"], 
             if count == 1 and alone[members[0]]:
                 lone.append(members)
             else:
-                found += [(part, counted) for part in _narrow(members, mixture.middles)]
+                found += [(part, counted) for part in _narrow(members, mixture.means)]
     return np.concatenate(lone) if lone else np.zeros(0, np.int64), found
 
 
@@ -170,7 +170,7 @@ def _centre(points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "3"]:
 
 def _circles(mixture: Mixture, lone: Int64[np.ndarray, " l"], level: float) -> list[_Drawn]:
     """What is denser than a level of Gaussians that stand alone: circles, as polygons of the same area."""
-    blur, middles = mixture.blur_km[lone], mixture.middles[lone]
+    blur, middles = mixture.sigma_km[lone], mixture.means[lone]
     own = mixture.mass[lone] / (2 * math.pi * blur**2)
     others = mixture.density(middles) - own
     high = own > level - others
@@ -194,18 +194,18 @@ def _outlines(
     """What is denser than each level around some Gaussians."""
     from contourpy import FillType, contour_generator
 
-    frame = tangent_frame(_centre(mixture.middles[cluster]))
-    blur = mixture.blur_km[cluster]
-    where = azimuthal_equal_area(mixture.middles[cluster], frame)
+    frame = tangent_frame(_centre(mixture.means[cluster]))
+    blur = mixture.sigma_km[cluster]
+    where = azimuthal_equal_area(mixture.means[cluster], frame)
     low, high = (where - _REACH * blur[:, None]).min(axis=0), (where + _REACH * blur[:, None]).max(axis=0)
     cell = max(float(blur.min()) / _FINE, float((high - low).max()) / _MOST_CELLS)
     x, y = (np.arange(math.ceil((end - start) / cell) + 1) * cell + start for start, end in zip(low, high, strict=True))
     # What is smaller than a cell is blurred to one, or it might lie between the cells.
-    near = counted[mixture.middles[counted] @ frame[2] > -0.5]
-    blur = np.maximum(mixture.blur_km[near], 0.7 * cell)
+    near = counted[mixture.means[counted] @ frame[2] > -0.5]
+    blur = np.maximum(mixture.sigma_km[near], 0.7 * cell)
     across, along = (
         np.exp(-(((axis[:, None] - middle) / blur) ** 2) / 2)
-        for axis, middle in zip((x, y), azimuthal_equal_area(mixture.middles[near], frame).T, strict=True)
+        for axis, middle in zip((x, y), azimuthal_equal_area(mixture.means[near], frame).T, strict=True)
     )
     density = (along * (mixture.mass[near] / (2 * math.pi * blur**2))) @ across.T
     if mixture.allowed is not None:
@@ -301,11 +301,11 @@ def heat(mixture: Mixture) -> dict[str, Any]:
         ``cell_km``, the side of a square of a cell's area, and ``cells``, a list of [lat, lon, probability], the
         likeliest first, which hold 99 % of it.
     """
-    order = np.argsort(mixture.blur_km)
-    typical = mixture.blur_km[order][np.searchsorted(np.cumsum(mixture.mass[order]), 0.25)]
-    offsets = quadrature(_SPOTS) / EARTH_RADIUS_KM
+    order = np.argsort(mixture.sigma_km)
+    typical = mixture.sigma_km[order][np.searchsorted(np.cumsum(mixture.mass[order]), 0.25)]
+    offsets = gaussian_quadrature(_SPOTS) / EARTH_RADIUS_KM
     spots = around(
-        np.repeat(mixture.middles, _SPOTS, axis=0), *(mixture.blur_km[:, None, None] * offsets).reshape(-1, 2).T
+        np.repeat(mixture.means, _SPOTS, axis=0), *(mixture.sigma_km[:, None, None] * offsets).reshape(-1, 2).T
     )
     each = np.repeat(np.arange(len(mixture)), _SPOTS)
     if mixture.allowed is not None and (inside := mixture.allowed(coordinates_of(spots))).any():
@@ -316,8 +316,8 @@ def heat(mixture: Mixture) -> dict[str, Any]:
         if len(cells) <= 1.3 * _HEAT_CELLS:
             middles, cell_km = grid.centres(cells), grid.cell_km
             # The density at the middle tells the mass of a cell, unless a Gaussian is narrower than the cell.
-            narrow = mixture.blur_km < 0.7 * cell_km
-            found = mixture.only(~narrow).density(unit_vectors(middles)) * cell_km**2
+            narrow = mixture.sigma_km < 0.7 * cell_km
+            found = mixture.subset(~narrow).density(unit_vectors(middles)) * cell_km**2
             mass = np.where(narrow, mixture.mass / np.maximum(np.bincount(each, minlength=len(mixture)), 1), 0.0)
             found += np.bincount(of, weights=mass[each], minlength=len(cells))
             found /= found.sum()

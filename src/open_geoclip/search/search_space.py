@@ -1,43 +1,54 @@
-"""The places that answers are chosen from, what they stand for, and what of them lies within limits."""
+"""The search space: a gallery with what is computed of it once, and its restriction to an area."""
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from open_geoclip.errors import SettingsError
-from open_geoclip.geo.areas import Area, land_points
-from open_geoclip.search.adaptive import Adapted, adapt
+from open_geoclip.errors import MissingExtraError, SettingsError
+from open_geoclip.files import atomic_file
+from open_geoclip.geo.areas import Allowed, Area, land_points
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.search.labels import country_labels
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground, Prior, log_prior
-from open_geoclip.search.refine import Allowed, Surroundings, nearest_gap_km
+from open_geoclip.search.prior import GalleryCells, Prior
+from open_geoclip.search.refine import RingCache, refine
 
-__all__ = ["Territory"]
+__all__ = ["SearchSpace", "gallery_countries"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Territory:
-    """A gallery with all that is computed of it once.
+class SearchSpace:
+    """A gallery, ready for any number of queries. Make one with :meth:`from_index`.
 
     Attributes:
-        index: location vectors of the places.
-        prior: what is known before a picture is seen.
-        area: the limits that the places were chosen by.
-        whole: the territory without these limits; None where there are none, or none of its places lies inside.
+        index: embeddings of the places.
+        cells: of the places, with their prior.
+        prior: what the prior of the cells was computed from.
+        area: limits that the places lie within.
+        parent: the space without these limits; None where there are none, or none of its places lies inside.
+        parent_rows: rows of the places in the parent.
     """
 
     index: GalleryIndex
-    prior: Prior
+    cells: GalleryCells
+    prior: Prior = "gallery"
     area: Area = field(default_factory=Area)
-    whole: "Territory | None" = None
-    _rows: np.ndarray | None = None
+    parent: "SearchSpace | None" = None
+    parent_rows: Int64[np.ndarray, " m"] | None = None
+
+    @classmethod
+    def from_index(cls, index: GalleryIndex, prior: Prior = "gallery", area: Area | None = None) -> "SearchSpace":
+        """Compute the search space of a gallery; errors are those of :meth:`GalleryCells.from_gallery`."""
+        return cls(index, GalleryCells.from_gallery(index.gallery, prior), prior, area or Area())
 
     @property
     def gallery(self) -> Gallery:
@@ -51,102 +62,128 @@ class Territory:
 
     @property
     def name(self) -> str:
-        """What answers call it: the gallery's name, size, fingerprint and limits."""
-        whole = "" if self.whole is None else f" of {len(self.whole.gallery):,}"
-        about = f"{self.gallery.name}, {len(self.gallery):,}{whole} places, sha256 {self.gallery.fingerprint[:12]}"
-        return about + (f", within {self.area.name}" if self.area.limited else "")
+        """The name in answers: that of the gallery, its size, fingerprint and limits."""
+        total = "" if self.parent is None else f" of {len(self.parent.gallery):,}"
+        name = f"{self.gallery.name}, {len(self.gallery):,}{total} places, sha256 {self.gallery.fingerprint[:12]}"
+        return name + (f", within {self.area.name}" if self.area.limited else "")
 
-    def within(self, area: Area, *, keep: bool = True) -> "Territory":
-        """What lies inside an area; see :meth:`open_geoclip.search.locator.Locator.within`.
+    def within(self, area: Area, *, keep: bool = True) -> "SearchSpace":
+        """Return the part inside an area; see :meth:`open_geoclip.search.locator.Locator.within`.
+
+        Args:
+            area: the limits.
+            keep: whether embeddings of new places may be written to the cache.
 
         Raises:
             AreaError: the area lies wholly in the sea, or nothing is left of it.
-            SettingsError: this territory has limits already.
+            SettingsError: this space has limits already.
         """
         if self.area.limited:
             raise SettingsError("within: there are limits already; give them all at once")
         rows = np.flatnonzero(area.contains(self.gallery.coordinates))
         if len(rows):
-            return Territory(self.index.only(rows), self.prior, area, self, rows)
+            return SearchSpace(self.index.subset(rows), self.cells.subset(rows), self.prior, area, self, rows)
         even = Gallery.from_coordinates(land_points(area), name="even places in the area")
-        folder = self.index.path.parent if self.index.path else None
-        index = GalleryIndex.build(self.index.encoder, even, folder=folder, keep=keep)
-        # Of cities or a file, what lies outside would be given to the places at the border.
-        return Territory(index, self.prior if callable(self.prior) else "even", area)
-
-    @cached_property
-    def ground(self) -> Ground:
-        """What the places stand for."""
-        if self.whole is None or self._rows is None:
-            return Ground.of(self.gallery)
-        ground = self.whole.ground
-        return Ground(ground.coordinates[self._rows], ground.points[self._rows], ground.cell_km2[self._rows])
-
-    @cached_property
-    def log_prior(self) -> Float[Tensor, " m"]:
-        """Logarithm of each place's probability before a picture is seen; up to a constant within limits."""
-        if self.whole is None or self._rows is None:
-            return log_prior(self.gallery, self.ground, self.prior)
-        return self.whole.log_prior[torch.from_numpy(self._rows)]
+        index = GalleryIndex.build(self.index.encoder, even, folder=self._cache, keep=keep)
+        # A prior by cities or a file would assign what lies outside to the places at the border.
+        return SearchSpace.from_index(index, self.prior if callable(self.prior) else "even", area)
 
     @cached_property
     def merge_km(self) -> float:
-        """How far candidates are apart when nothing else is asked for."""
-        if self.whole is not None:
-            return self.whole.merge_km
-        return max(25.0, 3 * float(np.median(self.ground.cell_km2)) ** 0.5)
+        """Default distance between candidates: 25 km, or three times the spacing of a coarser even gallery."""
+        cells = self.cells if self.parent is None else self.parent.cells
+        return max(25.0, 3 * float(np.median(cells.area_km2)) ** 0.5)
 
     @cached_property
-    def gaps_km(self) -> Float64[np.ndarray, " m"]:
-        """How far the places are apart around each."""
-        return nearest_gap_km(self.gallery.coordinates, self.gallery.coordinates)
-
-    @cached_property
-    def surroundings(self) -> Surroundings:
-        """What lies around each place, for refinement."""
-        return Surroundings(self.index.encoder, self.gallery.coordinates.astype(np.float64), self.gaps_km)
+    def rings(self) -> RingCache:
+        """Embeddings around each place, for refinement."""
+        return RingCache(self.index.encoder, self.gallery.coordinates.astype(np.float64), self.cells.spacing_km)
 
     @cached_property
     def countries(self) -> np.ndarray | None:
-        """The country of each place; None where the extra ``places`` is not installed."""
-        if self.whole is not None and self._rows is not None:
-            labels = self.whole.countries
-            return None if labels is None else labels[self._rows]
-        return country_labels(self.gallery, None if self.index.path is None else self.index.path.parent)
+        """ISO code of the country of each place; None where the extra ``places`` is not installed."""
+        if self.parent is not None:
+            codes = self.parent.countries
+            return None if codes is None else codes[self.parent_rows]
+        return gallery_countries(self.gallery, self._cache)
 
-    def posterior(self, vectors: Float[Tensor, "n k"], scale: float, calibration: Calibration) -> Posterior:
-        """Probabilities over the places; logits are scale times the products of vectors."""
-        logits = self.index.logits(vectors, scale, exact=5)
-        return Posterior.from_logits(logits, self.log_prior, self.ground, calibration, scale)
+    @property
+    def _cache(self) -> Path | None:
+        return None if self.index.path is None else self.index.path.parent
 
-    def between(
+    def posterior(self, embeddings: Float[Tensor, "n k"], scale: float, calibration: Calibration) -> Posterior:
+        """Return probabilities over the places.
+
+        Args:
+            embeddings: of images or texts.
+            scale: logits are scale times cosine.
+            calibration: by which they become probabilities.
+        """
+        logits = self.index.logits(embeddings, scale, exact=5)
+        return Posterior.from_logits(logits, self.cells, calibration, scale=scale)
+
+    def refined_posteriors(
         self,
-        vectors: Float[Tensor, "n k"],
+        embeddings: Float[Tensor, "n k"],
         scale: float,
         calibration: Calibration,
         log_mass: Float[Tensor, "n m"] | None = None,
-    ) -> list[Adapted]:
-        """As :meth:`posterior`, on grounds that are refined where each vector points at.
+    ) -> list[Posterior]:
+        """Return one posterior an embedding, on cells that are refined where it points to.
 
         Args:
-            vectors: of pictures or texts.
-            scale: logits are scale times the products of vectors.
-            calibration: how they become probabilities; what it says of refined grounds is what counts.
-            log_mass: of each place, such as that of a trip; that of the vectors alone when not given.
+            embeddings: of images or texts.
+            scale: logits are scale times cosine.
+            calibration: of the model; its levels for refined posteriors are used.
+            log_mass: of each place, such as that of a trip; default: that of the embedding alone.
         """
-        calibration, logits = calibration.between(), self.index.logits(vectors, scale, exact=5)
+        calibration, logits = calibration.refined, self.index.logits(embeddings, scale, exact=5)
         if log_mass is None:
-            log_mass = torch.add(self.log_prior, logits, alpha=1 / calibration.temperature)
-        return adapt(
-            self.index.encoder,
-            vectors,
-            scale,
+            log_mass = torch.add(self.cells.log_prior, logits, alpha=1 / calibration.temperature)
+        return refine(
+            self.rings,
+            self.cells,
+            embeddings,
             logits,
             log_mass,
-            self.log_prior,
-            self.ground,
-            self.gaps_km,
-            calibration,
+            scale=scale,
+            calibration=calibration,
             allowed=self.allowed,
-            surroundings=self.surroundings,
         )
+
+
+def gallery_countries(gallery: Gallery, folder: Path | None = None) -> np.ndarray | None:
+    """Return the ISO code of each place's country; None where the extra ``places`` is not installed.
+
+    Args:
+        gallery: the places.
+        folder: where codes are cached; None: nowhere.
+    """
+    from open_geoclip.geo.geocode import Places
+
+    path = None if folder is None else folder / f"{gallery.fingerprint[:32]}.countries-1.npy"
+    if path is not None and (known := _read_codes(path, len(gallery))) is not None:
+        return known
+    try:
+        codes = Places().countries(gallery.coordinates.astype(np.float64))
+    except MissingExtraError:
+        return None
+    if path is not None:
+        try:
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                np.save(file, codes.astype("<U3"))
+        except OSError as error:
+            logger.warning("the cache %s cannot be used (%s): countries are computed each time", path, error)
+    return codes
+
+
+def _read_codes(path: Path, count: int) -> np.ndarray | None:
+    """Return codes from a cache file; None when there is none or it is damaged."""
+    try:
+        codes: np.ndarray = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s is damaged (%s) and is computed again", path, error)
+        return None
+    return codes if codes.shape == (count,) and codes.dtype.kind == "U" else None

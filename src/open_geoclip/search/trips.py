@@ -6,8 +6,8 @@ so each has a weight of one over the number of pictures that are like it, itself
 
 **One trip.** Pictures with times form a hidden Markov chain over the places of a gallery. Between two pictures
 nobody moves faster than a speed limit along the great circle; all trips that keep to it are equally likely before the
-pictures are looked at. :func:`along_trip` gives each picture's posterior by the forward-backward algorithm (Rabiner,
-"A tutorial on hidden Markov models", 1989).
+pictures are looked at. :func:`trip_posterior` gives each picture's posterior by the forward-backward algorithm
+(Rabiner, "A tutorial on hidden Markov models", 1989).
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 
-__all__ = ["LIKENESS", "Trip", "along_trip", "evidence_weights", "together"]
+__all__ = ["LIKENESS", "Trip", "evidence_weights", "pool_embeddings", "trip_posterior"]
 
 LIKENESS = 8.0
 """The exponent of :func:`evidence_weights`. On validation views that differ, nothing is gained by more (2026-11-23)."""
@@ -52,7 +52,7 @@ def evidence_weights(vectors: Float[Tensor, "n d"], likeness: float = LIKENESS) 
     return 1 / alike.sum(dim=1)
 
 
-def together(vectors: Float[Tensor, "n d"], likeness: float = LIKENESS) -> Float64[Tensor, " d"]:
+def pool_embeddings(vectors: Float[Tensor, "n d"], likeness: float = LIKENESS) -> Float64[Tensor, " d"]:
     """One vector for all pictures of one place: its logits are the weighted sums of theirs.
 
     Logits are linear in a picture's vector, so the product of evidence needs no other search than one picture does.
@@ -81,7 +81,7 @@ class Trip:
     left_out: float
 
 
-def along_trip(
+def trip_posterior(
     log_mass: Float[Tensor, "n m"],
     places: Float[np.ndarray, "m 2"],
     times_h: Float[np.ndarray, " n"],

@@ -18,10 +18,10 @@ from open_geoclip.images import ImageSource
 from open_geoclip.metadata.checks import Remark, find_remarks
 from open_geoclip.metadata.read import PhotoMetadata, PhotoPlace, read_metadata
 from open_geoclip.search.answer import Answer
+from open_geoclip.search.encode import encode_batches
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import Ground
-from open_geoclip.search.surprise import p_value
+from open_geoclip.search.prior import GalleryCells
 
 __all__ = [
     "CONTRADICTS",
@@ -55,7 +55,7 @@ class Comparison:
         verdict: in words.
         reason: why it is not more than that, or what it rests on.
         p_value: share of true places that are at least as surprising, by validation pictures; None when not calibrated.
-        region_level: share of the probability in ground that is more probable than that of the place, from 0, the most
+        hpd_level: share of the probability in cells that is more probable than that of the place, from 0, the most
             probable place of all, to 1.
         within_km: probability that the picture was taken within 25, 200, 750 and 2500 km of the place.
         distance_km: from the place to the best answer.
@@ -64,7 +64,7 @@ class Comparison:
     verdict: Verdict
     reason: str
     p_value: float | None
-    region_level: float
+    hpd_level: float
     within_km: dict[str, float]
     distance_km: float
 
@@ -115,7 +115,7 @@ class Verification:
             if found is None
             else {
                 "p_value": found.p_value,
-                "region_level": found.region_level,
+                "hpd_level": found.hpd_level,
                 "within_km": found.within_km,
                 "distance_km": found.distance_km,
             },
@@ -136,10 +136,10 @@ def verify(
     """
     for batch, sources in _batched(locator, images):
         answers: Iterator[tuple[Answer, Posterior, int, float]] = iter(())
-        if len(batch.vectors):
-            posterior = locator.posterior(batch.vectors)
-            best = locator.index.logits(batch.vectors, 1.0).max(dim=1).values.tolist()
-            told = locator.tell(batch.vectors, top_k, detail=detail)
+        if len(batch.embeddings):
+            posterior = locator.posterior(batch.embeddings)
+            best = locator.index.logits(batch.embeddings, 1.0).max(dim=1).values.tolist()
+            told = locator.tell(batch.embeddings, top_k, detail=detail)
             answers = iter([(answer, posterior, row, best[row]) for row, answer in enumerate(told)])
         for name, error, source in zip(batch.names, batch.errors, sources, strict=True):
             if error is not None:
@@ -158,7 +158,7 @@ def _batched(locator: Locator, images: Iterable[ImageSource]) -> Iterator[tuple[
             waiting.append(image)
             yield image
 
-    for batch in locator.pictures.batches(noted()):
+    for batch in encode_batches(locator.model, noted(), locator.encoding):
         count = len(batch.names)
         yield batch, waiting[:count]
         del waiting[:count]
@@ -201,39 +201,39 @@ def compare(posterior: Posterior, place: PhotoPlace, answer: Answer, score: floa
     if place.no_fix or (place.lat == 0 and place.lon == 0):
         return found("cannot tell", "0, 0 or a record without a fix is no place")
     calibration = posterior.calibration
-    if answer.sure is None or not calibration.surprise:
+    if answer.sure is None or not calibration.conformal_levels:
         return found(
             "cannot tell", f"{answer.model} is not calibrated for this: the figures compare, they are no chances"
         )
-    if score < calibration.least_score:
+    if score < calibration.min_score:
         return found(
             "cannot tell", f"the picture is unlike the {calibration.fitted_on} that {answer.model} was calibrated on"
         )
-    if (off := _off_ground(posterior.ground, where)) is not None:
+    if (off := _off_gallery(posterior.cells, where)) is not None:
         return found("cannot tell", f"the gallery holds no place within {off:,.0f} km of the one that the photo names")
-    p = p_value(level, calibration.surprise[bool(answer.sure)])
+    p = calibration.p_value(level, sure=bool(answer.sure))
     if p is None:
         return found("cannot tell", "too few answers like this one were there to calibrate on")
     verdict: Verdict = "contradicts" if p <= CONTRADICTS else "unlikely" if p <= UNLIKELY else "consistent"
-    share = f"{100 * p:.2g} % of true places are as surprising, by {calibration.pictures:,} {calibration.fitted_on}"
+    share = f"{100 * p:.2g} % of true places are as surprising, by {calibration.n_images:,} {calibration.fitted_on}"
     return found(verdict, share, p)
 
 
 def _level(posterior: Posterior, where: np.ndarray, accuracy_km: float) -> float:
     """The region level of a place, or of the best within its own accuracy."""
-    ground = posterior.ground
+    cells = posterior.cells
     if accuracy_km > 0:
         chord = 2 * np.sin(min(accuracy_km / EARTH_RADIUS_KM, np.pi) / 2)
-        apart = np.linalg.norm(ground.points.numpy() - unit_vectors(where), axis=1)
+        apart = np.linalg.norm(cells.points.numpy() - unit_vectors(where), axis=1)
         near = np.flatnonzero(apart <= chord)
         if len(near):
-            density = posterior.mass[0].numpy()[near] / ground.cell_km2[near]
-            where = np.concatenate([where, ground.coordinates[near[[int(density.argmax())]]].astype(np.float64)])
-    return min(float(posterior.region_level(place[None])[0]) for place in where)
+            density = posterior.mass[0].numpy()[near] / cells.area_km2[near]
+            where = np.concatenate([where, cells.coordinates[near[[int(density.argmax())]]].astype(np.float64)])
+    return min(float(posterior.hpd_level(place[None])[0]) for place in where)
 
 
-def _off_ground(ground: Ground, where: np.ndarray) -> float | None:
+def _off_gallery(cells: GalleryCells, where: np.ndarray) -> float | None:
     """How far the gallery's next place is, when that is too far for it to stand for the place; else None."""
-    [row] = ground.nearest(where).tolist()
-    off = float(haversine_km(where, ground.coordinates[[row]].astype(np.float64))[0])
-    return off if off > _REACH * float(np.sqrt(ground.cell_km2[row] / np.pi)) else None
+    [row] = cells.nearest(where).tolist()
+    off = float(haversine_km(where, cells.coordinates[[row]].astype(np.float64))[0])
+    return off if off > _REACH * float(np.sqrt(cells.area_km2[row] / np.pi)) else None

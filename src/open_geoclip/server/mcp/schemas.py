@@ -87,7 +87,7 @@ class Verified(Located):
     comparison: dict[str, Any] | None = Field(
         None,
         description="p_value (share of true places that are at least as surprising; null where not calibrated), "
-        "region_level, within_km (probability around the place that the file names), distance_km (to the estimate).",
+        "hpd_level, within_km (probability around the place that the file names), distance_km (to the estimate).",
     )
     remarks: list[dict[str, str]] = Field(
         default_factory=list, description="What is odd about the metadata themselves; needs no model."
