@@ -49,6 +49,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from open_geoclip.errors import ImageError, MissingExtraError
 from open_geoclip.images.sources import ImageSource, image_name, in_words, read_bytes
+from open_geoclip.images.structure import check_structure
 from open_geoclip.images.upright import TURNS, orientation, to_rgb
 
 __all__ = [
@@ -209,6 +210,8 @@ def open_header(stream: BufferedIOBase, name: str) -> ImageFile.ImageFile:
         ImageError: it is not a picture, or too damaged to be opened.
     """
     kind = sniff(stream.read(64), name)
+    stream.seek(0)
+    check_structure(stream, kind, name)
     stream.seek(0)
     if kind == "HEIF":
         try:
