@@ -27,7 +27,7 @@ from open_geoclip.geo.sphere import destination
 from open_geoclip.metadata.read import PhotoPlace
 from open_geoclip.search.locator import Locator
 from open_geoclip.training.batches import FeatureSet
-from open_geoclip.verify.verification import VERDICTS, compare
+from open_geoclip.verification import VERDICTS, compare
 from report import put_between
 from research.view_features import earth_view_features
 

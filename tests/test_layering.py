@@ -25,7 +25,7 @@ RANKS = {
     "data": 4,
     "search": 5,
     "compat": 6,
-    "verify": 6,
+    "verification": 6,
     "training": 6,
     "evaluation": 6,
     "features": 6,
@@ -36,7 +36,7 @@ RANKS = {
 }
 
 # Pairs of the same rank that may meet, as (who imports, what is imported).
-ALLOWED = {("training", "evaluation"), ("export", "verify")}
+ALLOWED = {("training", "evaluation"), ("export", "verification")}
 
 # Nothing in the package may import these: torchvision is a heavy dependency for three lines of resizing, and research/
 # is not in the wheel.

@@ -68,7 +68,7 @@ def test_the_references_have_every_command_option_and_name(site: Path) -> None:
     for name in open_geoclip.__all__:
         if name != "__version__":
             assert f'id="open_geoclip.{name}"' in python, name
-    for name in ("search.limits.Area", "search.posterior.Posterior", "evaluation.metrics", "training.settings"):
+    for name in ("geo.areas.Area", "search.posterior.Posterior", "evaluation.metrics", "training.settings"):
         assert f'id="open_geoclip.{name}' in python or f'id="module-open_geoclip.{name}' in python, name
 
 

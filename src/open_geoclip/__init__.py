@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Posterior
-    from open_geoclip.verify.verification import Verification, verify
+    from open_geoclip.verification import Verification, verify
 
 _HOME = {
     "Answer": "search.answer",
@@ -71,12 +71,12 @@ _HOME = {
     "Preprocessing": "model.preprocessing",
     "SettingsError": "errors",
     "TrainingError": "errors",
-    "Verification": "verify.verification",
+    "Verification": "verification",
     "WeightsError": "errors",
     "find_images": "images",
     "load_image": "images",
     "read_place": "metadata.read",
-    "verify": "verify.verification",
+    "verify": "verification",
 }
 
 __all__ = [

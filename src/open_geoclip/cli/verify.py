@@ -13,7 +13,7 @@ from open_geoclip.cli._photos import ROW_FORMATS, finish, photo_files, report, t
 from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
 
 if TYPE_CHECKING:
-    from open_geoclip.verify.verification import Verification
+    from open_geoclip.verification import Verification
 
 __all__ = ["verify"]
 
@@ -84,7 +84,7 @@ def verify(
     """
     show_log()
     format_ = chosen(format_, output)
-    from open_geoclip.verify.verification import verify as verified
+    from open_geoclip.verification import verify as verified
 
     files, records = photo_files(photos)
     locator = load_locator(

@@ -2,7 +2,7 @@
 
 What goes in are records: answers as JSON-ready values (:meth:`open_geoclip.search.answer.Answer.to_dict`), to which
 may be added ``thumbnail``, a picture as a data URI, ``exif``, where the photo itself says it was taken, and how that
-was judged (:meth:`open_geoclip.verify.verification.Verification.to_dict`). What made an answer stands in every format
+was judged (:meth:`open_geoclip.verification.Verification.to_dict`). What made an answer stands in every format
 beside the words that it is an estimate.
 """
 
@@ -17,7 +17,7 @@ from open_geoclip._version import __version__
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.export import geojson, html, kml, tables
 from open_geoclip.search.answer import Answer
-from open_geoclip.verify.verification import VERDICTS
+from open_geoclip.verification import VERDICTS
 
 _BESIDE = ("thumbnail", "exif", "verdict", "reason", "comparison", "remarks", "camera", "software")
 
@@ -126,7 +126,7 @@ def _check_exif(exif: object) -> None:
 
 
 def _check_verdict(record: Record) -> None:
-    """What :meth:`open_geoclip.verify.verification.Verification.to_dict` adds, as far as it is shown."""
+    """What :meth:`open_geoclip.verification.Verification.to_dict` adds, as far as it is shown."""
     if record.get("verdict") not in (None, *VERDICTS):
         raise DataError(f"verdict: one of {', '.join(VERDICTS)}, or null")
     if not isinstance(record.get("reason"), str | None):

@@ -34,7 +34,7 @@ from open_geoclip.server.mcp.words import said
 if TYPE_CHECKING:
     from open_geoclip.geo.areas import Area
     from open_geoclip.search.locator import Answer, Locator
-    from open_geoclip.verify.verification import Verification
+    from open_geoclip.verification import Verification
 
 __all__ = ["McpSettings", "make_server"]
 
@@ -177,7 +177,7 @@ class _Tools:
 
         A verdict is a reason to look closer, never a proof. What the file says takes no part in the estimate.
         """
-        from open_geoclip.verify.verification import verify
+        from open_geoclip.verification import verify
 
         with _told():
             asked = [self.folders.with_sidecars(one) for one in await self._work(self.folders.pictures, images)]

@@ -13,7 +13,7 @@ from open_geoclip.search.calibration import CALIBRATED_LEVELS, Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
-from open_geoclip.verify.verification import compare
+from open_geoclip.verification import compare
 
 BENT = tuple(float(level) for level in np.array(CALIBRATED_LEVELS) ** 0.5)
 SURPRISE = ((0.5, 0.9, 0.95), (0.1, 0.5, 0.9, 0.95, 0.97, 0.98, 0.99, 0.991, 0.993, 0.995, 0.999))

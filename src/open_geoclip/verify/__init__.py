@@ -1,1 +1,0 @@
-"""A photo held against the place that its metadata name."""
