@@ -9,11 +9,23 @@ from pathlib import Path
 import pytest
 
 import open_geoclip
+from docs import tour
 from open_geoclip.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+SOURCE = ROOT / "src" / "open_geoclip"
+CORE = (
+    "model/geoclip.py",
+    "model/location_encoder.py",
+    "model/image_encoder.py",
+    "training/loss.py",
+    "training/loop.py",
+    "search/gallery.py",
+    "search/index.py",
+    "search/posterior.py",
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -60,3 +72,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_changelog_has_this_version_or_what_comes_after_it() -> None:
     assert re.search(r"^## (Unreleased|\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+
+
+def test_the_tour_leads_to_the_lines_of_definitions() -> None:
+    """Run `python docs/tour.py` to set the line numbers after code has moved."""
+    links = tour.links((ROOT / "docs" / "tour.md").read_text(encoding="utf-8"))
+    assert len(links) > 20
+    for name, path, line in links:
+        assert line == tour.line_of(name, ROOT / "docs" / path), f"{name} in {path}: run `python docs/tour.py`"
+
+
+def test_the_core_is_read_in_an_hour() -> None:
+    assert sum(len((SOURCE / file).read_text(encoding="utf-8").splitlines()) for file in CORE) <= 2000
