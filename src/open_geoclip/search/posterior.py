@@ -190,11 +190,12 @@ class Posterior:
         # In float32 a cosine resolves 3 km, which matters to no radius that is merged within.
         min_cosine = 1 - 2 * math.sin(min(merge_km / EARTH_RADIUS_KM, math.pi) / 2) ** 2 if merge_km else 2.0
         left, _, points, sigma = self._top
+        half_square = points.square().sum(dim=-1) / 2  # points are rounded: their lengths differ from 1
         answers, radii = [], []
         for _ in range(top_k):
             answer = decode(left, points, sigma, method, radius_km)
             cosine = torch.bmm(points, answer[..., None])[..., 0]
-            nearest = cosine.masked_fill(left <= 0, -torch.inf).argmax(dim=1, keepdim=True)
+            nearest = (cosine - half_square).masked_fill_(left <= 0, -torch.inf).argmax(dim=1, keepdim=True)
             own = torch.where((cosine >= min_cosine).scatter_(1, nearest, True), left, 0.0)
             share, at = own.topk(min(_SMOOTHED, own.shape[1]), dim=1)
             where = points.gather(1, at[..., None].expand(-1, -1, 3))
@@ -219,10 +220,11 @@ class Posterior:
         for row, (answers, mass) in enumerate(zip(places, self.mass, strict=True)):
             near = (answers.nan_to_num(0.0).float() @ self.cells.points.T >= min_cosine).numpy()
             left, top = mass.numpy().copy(), self._top[1][row].numpy()
-            cosines = (answers @ self._top[2][row].T).numpy()
+            points = self._top[2][row]
+            cosines = (answers @ points.T - points.square().sum(dim=-1) / 2).numpy()
             for number in np.flatnonzero(~np.isnan(cosines[:, 0])):
                 members = np.flatnonzero(near[number])
-                nearest = top[np.where(left[top] > 0, cosines[number], -2).argmax()]
+                nearest = top[np.where(left[top] > 0, cosines[number], -np.inf).argmax()]
                 if not near[number, nearest]:
                     members = np.append(members, nearest)
                 sums[row, number] = left[members].sum(dtype=np.float64)

@@ -58,7 +58,7 @@ class GalleryCells:
     coordinates: Float32[np.ndarray, "m 2"]
     points: Float32[Tensor, "m 3"]
     area_km2: Float64[np.ndarray, " m"]
-    log_prior: Float32[Tensor, " m"]
+    log_prior: Float[Tensor, " m"]
     origins: Int64[np.ndarray, " m"] | None = None
 
     def __len__(self) -> int:

@@ -276,7 +276,7 @@ def _add_cells(
         np.concatenate([cells.coordinates, places.numpy().astype(np.float32)]),
         torch.cat([cells.points, torch.from_numpy(unit_vectors(places.numpy())).float()]),
         cells.area_km2[rows.numpy()] * log_share.exp().numpy(),
-        (cells.log_prior[rows].double() + log_share).float(),
+        cells.log_prior[rows].double() + log_share,
         rows.numpy(),
     )
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, tangent_frame
 from open_geoclip.search.decode import chord_km
 
 __all__ = [
@@ -89,17 +89,14 @@ def smoothed_distances(
         points: unit vectors of the cells.
         sigma_km: standard deviation of the smoothing of each cell.
     """
-    x, y, z = points.unbind(-1)
-    qx, qy, qz = answers.T[..., None]
-    # The answer in the frame (east, north, up) of each cell; at a pole any direction will do for east.
-    level = torch.hypot(x + 1e-12, y)
-    east_x, east_y = -y / level, (x + 1e-12) / level
-    up = qx * x + qy * y + qz * z
-    east = qx * east_x + qy * east_y
-    north = -qx * z * east_y + qy * z * east_x + qz * (x * east_y - y * east_x)
+    n, t, _ = points.shape
+    # The answer in the frame (east, north, up) of each cell: three numbers for 24 points instead of 72.
+    frames = tangent_frame(points).flatten(1, 2)
+    east, north, up = torch.bmm(frames, answers[..., None]).view(n, t, 3, 1).unbind(2)
     offset_east, offset_north = _QUADRATURE.T[:, None, None] * (sigma_km / EARTH_RADIUS_KM)[..., None]
-    length = (1 + offset_east.square() + offset_north.square()).sqrt_()
-    cosine = (up[..., None] + offset_east * east[..., None] + offset_north * north[..., None]) / length
+    # Points that were float32 once are not exactly of length 1, which would show as kilometres.
+    length = (points.square().sum(dim=-1)[..., None] + offset_east.square() + offset_north.square()).sqrt_()
+    cosine = (up + offset_east * east + offset_north * north) / length
     chord = (2 - 2 * cosine).clamp_(min=0).sqrt_()
     share = (mass.double() / len(_QUADRATURE)).repeat_interleave(len(_QUADRATURE), dim=1)
     return chord_km(chord.flatten(1)), share
