@@ -48,7 +48,9 @@ def test_countries() -> None:
         ("1,2,3,4,5", "is not an area"),
         ("nan,2,3,4", "finite"),
         ("1,nan,3,4", "finite"),
-        ("2.29,148.86,-50km", "above 0"),
+        ("2.29,148.86,-50km", "from 1 mm to 20,015 km"),
+        ("48.85,2.35,1e-300km", "from 1 mm to 20,015 km"),
+        ("48.85,2.35,48.85,2.350000000000001", "no area"),
         ("0,0,30000km", "half the way around"),
         ("148.86,2.29,50km", "looks like longitude first"),
         ("-120,30,60,35", "looks like longitude first"),
@@ -69,7 +71,7 @@ def test_areas_unite_and_leave_out() -> None:
     assert area.contains(at((1, 1), (15, 15), (8.5, 8.5), (30, 30))).tolist() == [True, True, False, False]
     assert Area.parse((), "8,8,9,9").contains(at((1, 1), (8.5, 8.5))).tolist() == [True, False]
     assert area.name == "0,0,10,10 or 5,5,20,20, not 8,8,9,9"
-    assert not Area().limited
+    assert not Area().is_limited
 
 
 def test_land_in_an_area_and_none_in_the_sea() -> None:

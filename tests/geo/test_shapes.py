@@ -1,6 +1,7 @@
 """Shapes: what lies inside, across the 180th meridian and at the poles, and what GeoJSON is refused."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def test_a_ring_around_a_pole_means_the_smaller_side(lat: float, backwards: bool
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [2, 0], [0, 0]]]}', "no area"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, "x"], [0, 0]]]}', "not a position"),
         ('{"type": "Polygon", "coordinates": [[[48, 120], [49, 120], [49, 121], [48, 120]]]}', "longitude first"),
+        (json.dumps({"type": "Polygon", "coordinates": [[[10**400, 1], [1, 0], [1, 1], [0, 1]]]}), "cannot be made"),
         ('{"type": "Polygon", "coordinates": [[[NaN, 1], [49, 12], [49, 13], [NaN, 1]]]}', "not a position on Earth"),
         ('{"type": "FeatureCollection", "features": []}', "no area"),
         ("[" * 100_000, "not GeoJSON"),
@@ -126,6 +128,49 @@ def test_wrong_geojson(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(AreaError, match=message) as caught:
         parse_shape(str(path))
     assert "wrong.geojson" in str(caught.value)
+
+
+def test_a_hole_around_a_pole() -> None:
+    outer, hole = ([[lon, lat] for lon in (-150, -90, -30, 30, 90, 150, -150)] for lat in (70, 80))
+    polygon = Polygon.from_geojson({"type": "Polygon", "coordinates": [outer, hole]})
+    assert polygon.contains(at((75, 12), (75, -179), (85, 0), (90, 0), (60, 0))).tolist() == [True, True] + [False] * 3
+
+
+def test_rings_that_reach_from_180_to_180_are_taken_as_they_are() -> None:
+    assert Polygon.from_geojson(square(-180, -90, 180, 90)).area_km2 == pytest.approx(EARTH_KM2)
+    polar = [
+        [-180, -70],
+        [-60, -60],
+        [60, -60],
+        [180, -70],
+        [180, -90],
+        [-180, -90],
+        [-180, -70],
+    ]  # a common Antarctica
+    antarctica = Polygon.from_geojson({"type": "Polygon", "coordinates": [polar]})
+    assert antarctica.contains(at((-90, 0), (-80, 180), (-62, 0), (-50, 0))).tolist() == [True, True, True, False]
+
+
+def test_work_on_a_polygon_is_bounded(rng: np.random.Generator) -> None:
+    """A polygon of 1,000 random corners took a minute; one of as many corners in order takes milliseconds."""
+    corners = np.stack([rng.uniform(-170, 170, 1000), rng.uniform(-80, 80, 1000)], axis=1)
+    ring = np.concatenate([corners, corners[:1]])
+    start = time.process_time()
+    with pytest.raises(AreaError, match="cross each other in too many places"):
+        Polygon.from_geojson({"type": "Polygon", "coordinates": [ring.tolist()]})
+    assert time.process_time() - start < 5
+    # Parallel diagonals: their bounding boxes overlap, they do not cross.
+    zigzag = np.stack([np.repeat(np.linspace(0, 10, 2000), 2), np.tile([0, 60], 2000)], axis=1)
+    zigzag[1::2, 0] += 60
+    bow = np.concatenate([zigzag, [[100, 70], [101, 75], [100, 75], [101, 70], [-10, 70]], zigzag[:1]])
+    with pytest.raises(AreaError, match="too many places"):
+        Polygon.from_geojson({"type": "Polygon", "coordinates": [bow.tolist()]})
+    coast = np.stack([np.linspace(-85, 85, 5000), 20 + 5 * rng.random(5000)], axis=1)
+    ring = np.concatenate([coast, [[85, -10], [-85, -10]], coast[:1]])
+    shape = {"type": "Polygon", "coordinates": [ring.tolist()]}
+    assert Polygon.from_geojson(shape).contains(at((0, 0), (30, 0))).tolist() == [True, False]
+    with pytest.raises(AreaError, match="more than 5,000 corners"):
+        Polygon.from_geojson(shape, max_corners=5000)
 
 
 def test_a_bow_tie_is_mended() -> None:

@@ -1,16 +1,16 @@
-"""Limits the user knows: a photo was taken in France, not in a city, within 50 km of here.
+"""Areas that a photo is known to be in or not in, and how they are written.
 
-An :class:`Area` is a union of shapes without another union of shapes. Shapes are written as people say them:
+An :class:`Area` is the union of some shapes without the union of others. A shape is written as one of:
 
 =====================  ==========================================================================
-``France``, ``FR``     a country, by its name or ISO code
+``France``, ``FR``     a country, by a usual name or ISO code
 ``35,-10,60,30``       a box: latitude and longitude of its south-western corner, then of its
                        north-eastern one; a western edge beyond the eastern one crosses 180 degrees
 ``48.86,2.29,50km``    a circle: its centre and its radius in km or m
 ``area.geojson``       polygons of a file, where GeoJSON itself writes longitude first
 =====================  ==========================================================================
 
-What each is exactly: :mod:`open_geoclip.geo.shapes`.
+The shapes themselves are in :mod:`open_geoclip.geo.shapes`.
 """
 
 import math
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["Allowed", "Area", "Box", "Circle", "Polygon", "Shape", "land_points", "parse_shape"]
 
 CountryOutline = Callable[[str], "BaseGeometry"]
-"""Gives the outline of a country, longitude first, or raises with suggestions."""
+"""Returns the outline of a country, longitude first; raises SettingsError for an unknown one."""
 
 Allowed = Callable[[Float64[np.ndarray, "n 2"]], Bool[np.ndarray, " n"]]
-"""Which of some (lat, lon) in degrees an answer may be, such as :meth:`Area.contains`."""
+"""Returns which (lat, lon) in degrees an answer may have, such as :meth:`Area.contains`."""
 
 IsLand = Callable[[Float[np.ndarray, "n 2"]], Bool[np.ndarray, " n"]]
 
@@ -50,8 +50,8 @@ class Area:
     """Where a photo may have been taken: the union of ``within`` without the union of ``without``.
 
     Attributes:
-        within: shapes; none means the whole Earth.
-        without: shapes that are left out.
+        within: shapes; empty is the whole Earth.
+        without: shapes to exclude.
     """
 
     within: tuple[Shape, ...] = ()
@@ -65,15 +65,15 @@ class Area:
         *,
         country: CountryOutline | None = None,
     ) -> "Area":
-        """An area as people type it; see the top of this module.
+        """Parse shapes as they are written on the command line; see the top of this module.
 
         Args:
-            within: one or several texts; several are united.
-            without: one or several texts that are left out.
-            country: gives the outline of a country; those of this package when not given.
+            within: one or several texts, united.
+            without: one or several texts to exclude.
+            country: returns the outline of a country; default: the outlines of this package.
 
         Raises:
-            AreaError: a text cannot be understood, a country is not known, or a file cannot be used.
+            AreaError: a text is not a shape, a country is unknown, or a file cannot be used.
         """
 
         def shapes(texts: str | Iterable[str]) -> tuple[Shape, ...]:
@@ -82,22 +82,18 @@ class Area:
         return cls(shapes(within), shapes(without))
 
     @property
-    def limited(self) -> bool:
-        """Whether there is any limit at all."""
+    def is_limited(self) -> bool:
+        """Whether it is less than the whole Earth."""
         return bool(self.within or self.without)
 
     @property
     def name(self) -> str:
-        """The limits in one line, for an answer to carry."""
+        """The area in one line, for answers."""
         inside = " or ".join(shape.name for shape in self.within) or "the Earth"
         return inside + "".join(f", not {shape.name}" for shape in self.without)
 
     def contains(self, coordinates: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-        """Which places are allowed.
-
-        Args:
-            coordinates: (lat, lon) in degrees.
-        """
+        """Return which (lat, lon) in degrees lie in the area."""
         inside = np.full(len(coordinates), not self.within)
         for shape in self.within:
             inside |= shape.contains(coordinates)
@@ -107,40 +103,40 @@ class Area:
 
     @property
     def area_km2(self) -> float:
-        """An upper bound of how large it is: overlaps are counted twice, what is left out is counted."""
+        """An upper bound: overlaps count twice, and ``without`` is not subtracted."""
         return sum(shape.area_km2 for shape in self.within or (EARTH,))
 
     def even_points(self, n: int) -> Float64[np.ndarray, "m 2"]:
-        """About n places inside, evenly spread: each stands for the same area, to a factor near 1.
+        """Return about n points inside that represent about equal areas.
 
         Raises:
-            AreaError: nothing is left of the area.
+            AreaError: the area is empty.
         """
         shapes, total = self.within or (EARTH,), self.area_km2
-        for finer in (1, 16, 256):  # what overlaps or is left out may be most of it
-            found: list[Float64[np.ndarray, "m 2"]] = []
+        for finer in (1, 16, 256):  # overlaps and exclusions may be most of it
+            parts: list[Float64[np.ndarray, "m 2"]] = []
             for number, shape in enumerate(shapes):
-                spots = shape.points(math.ceil(finer * n * shape.area_km2 / total))
+                points = shape.points(math.ceil(finer * n * shape.area_km2 / total))
                 for other in (*shapes[:number], *self.without):
-                    spots = spots[~other.contains(spots)]
-                found.append(spots)
-            places = np.concatenate(found)
-            if len(places) >= n / 2:
-                return places[:: max(1, len(places) // n)]
-        if len(places) == 0:
+                    points = points[~other.contains(points)]
+                parts.append(points)
+            found = np.concatenate(parts)
+            if len(found) >= n / 2:
+                return found[:: max(1, len(found) // n)]
+        if len(found) == 0:
             raise AreaError(f"nothing is left of the area: {self.name}")
-        return places
+        return found
 
 
 def land_points(area: Area, is_land: IsLand | None = None) -> Float64[np.ndarray, "m 2"]:
-    """Even places on land in an area in which a gallery has none: a kilometre apart, or a few thousand of them.
+    """Return even points on land in an area that holds no place of a gallery: 1 km apart, or a few thousand.
 
     Args:
-        area: what they are in.
-        is_land: which places are land; what lies in a country or within 5 km of one when not given.
+        area: where.
+        is_land: returns which (lat, lon) are land; default: those in a country or within 5 km of one.
 
     Raises:
-        AreaError: the area lies wholly in the sea, or nothing is left of it.
+        AreaError: the area is empty or lies wholly in the sea.
     """
     if is_land is None:
         from open_geoclip.geo.geocode import Places
@@ -150,8 +146,8 @@ def land_points(area: Area, is_land: IsLand | None = None) -> Float64[np.ndarray
         def is_land(places: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
             return np.asarray(names.countries(places) != "", bool)
 
-    least = int(np.clip(area.area_km2, 64, 4096))
-    for n in (least, 16 * least):  # islands are small
+    fewest = int(np.clip(area.area_km2, 64, 4096))
+    for n in (fewest, 16 * fewest):  # islands are small
         points = area.even_points(n)
         land = points[is_land(points)]
         if len(land):
@@ -164,26 +160,26 @@ def land_points(area: Area, is_land: IsLand | None = None) -> Float64[np.ndarray
 
 
 def parse_shape(text: str, country: CountryOutline | None = None) -> Shape:
-    """One shape as people type it; see the top of this module.
+    """Parse one shape; see the top of this module.
 
     Args:
         text: a country, a box, a circle or a GeoJSON file.
-        country: gives the outline of a country; those of this package when not given.
+        country: returns the outline of a country; default: the outlines of this package.
 
     Raises:
-        AreaError: the text cannot be understood, the country is not known, or the file cannot be used.
+        AreaError: the text is not a shape, the country is unknown, or the file cannot be used.
     """
     text = text.strip()
     if text.lower().endswith(_FILE_SUFFIXES):
         return Polygon.from_file(text)
     if "," in text and any(re.match(r"[-+.]?\d|nan|[-+]?inf", part.strip()) for part in text.split(",")):
-        return _numbers(text)
+        return _parse_numbers(text)
     if not text:
         raise AreaError(f"an empty area: {_HOW}")
     return _country(text, country)
 
 
-def _numbers(text: str) -> Shape:
+def _parse_numbers(text: str) -> Shape:
     *numbers, last = (part.strip() for part in text.split(","))
     match = re.fullmatch(r"(.*?)\s*(km|m)?", last.lower())
     assert match is not None

@@ -166,23 +166,32 @@ class EqualAreaGrid:
 
 
 def cut_antimeridian(ring: Float64[np.ndarray, "n 2"]) -> "BaseGeometry":
-    """Return the polygons that a closed ring encloses, cut at longitude 180.
+    """Return the polygons that a closed ring encloses, within ±180 degrees of longitude.
 
     Args:
-        ring: (n, 2) longitude and latitude in degrees. Successive points are joined the short way around. A ring
-            around a pole encloses the nearer pole.
+        ring: (n, 2) longitude and latitude in degrees. If an edge spans more than 180 degrees (but not the whole turn
+            from -180 to 180), each edge goes the short way. A ring around a pole encloses the smaller side.
     """
     import shapely
 
-    lon, lat = np.unwrap(ring[:, 0], period=360), ring[:, 1].copy()
-    if abs(lon[-1] - lon[0]) > 180:
-        pole = math.copysign(90, lat.mean())
-        lon, lat = np.append(lon, [lon[-1], lon[0], lon[0]]), np.append(lat, [pole, pole, lat[0]])
-    else:
-        lon[-1] = lon[0]
-    unrolled = shapely.make_valid(shapely.Polygon(np.stack((lon, lat), axis=1)))
+    lon, lat = ring.T
+    step = np.abs(np.diff(lon))
+    if ((step > 180) & (step < 360)).any():
+        lon = np.unwrap(lon, period=360)
+        if abs(lon[-1] - lon[0]) > 180:
+            # The area between the ring and the equator, positive if most of the ring lies in the north.
+            sines = np.sin(np.deg2rad(lat))
+            mean_sine = ((sines[1:] + sines[:-1]) / 2 * np.diff(lon)).sum() / (lon[-1] - lon[0])
+            pole = math.copysign(90, mean_sine)
+            lon, lat = np.append(lon, [lon[-1], lon[0], lon[0]]), np.append(lat, [pole, pole, lat[0]])
+        else:
+            lon[-1] = lon[0]
+    enclosed = shapely.make_valid(shapely.Polygon(np.stack((lon, lat), axis=1)))
+    turns = range(math.floor((lon.min() + 180) / 360), max(1, math.ceil((lon.max() + 180) / 360)))
+    if turns == range(1):
+        return enclosed
     parts = []
-    for turn in range(math.floor((lon.min() + 180) / 360), math.floor((lon.max() + 180) / 360) + 1):
-        piece = shapely.intersection(unrolled, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
-        parts.append(shapely.transform(piece, lambda xy, east=360 * turn: xy - [east, 0]))
+    for turn in turns:
+        part = shapely.intersection(enclosed, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
+        parts.append(shapely.transform(part, lambda xy, east=360 * turn: xy - [east, 0]))
     return shapely.union_all(parts)

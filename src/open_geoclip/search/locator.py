@@ -170,7 +170,7 @@ class Locator:
             AreaError: the area lies wholly in the sea, or nothing is left of it.
             SettingsError: this locator has limits already.
         """
-        if not area.limited:
+        if not area.is_limited:
             return self
         calibration = replace(self.calibration, fitted_on=None)
         return self._replace(gallery=self.search_space.within(area, keep=keep), calibration=calibration)
@@ -406,7 +406,7 @@ class Locator:
 
     def _check_top_k(self, top_k: int) -> None:
         most = (
-            top_k if self.search_space.area.limited else len(self.gallery)
+            top_k if self.search_space.area.is_limited else len(self.gallery)
         )  # an area may hold fewer: then it is fewer
         if not 1 <= top_k <= most:
             raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")

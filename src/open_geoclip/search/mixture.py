@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from open_geoclip.geo.areas import Allowed
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, tangent_offset
 from open_geoclip.search.prior import OCTREE_LEVELS, morton_codes
 
 if TYPE_CHECKING:
     from open_geoclip.search.posterior import Posterior
 
-__all__ = ["Mixture", "around"]
+__all__ = ["Mixture"]
 
 _FIRST_LEVEL = 3  # of the octree: cubes of 1,600 km; the last are 200 m
 _MIN_MASS = 1 / 400  # a node with less is not divided
@@ -144,17 +144,7 @@ def _samples(
     )
     first, second = (np.arange(_N_SAMPLES)[:, None] * _PLASTIC % 1).T
     radius = np.sqrt(-2 * np.log(1 - first)) * sigma_km[rows] / EARTH_RADIUS_KM
-    return around(points[rows], radius * np.cos(2 * np.pi * second), radius * np.sin(2 * np.pi * second))
-
-
-def around(
-    points: Float64[np.ndarray, "n 3"], east: Float64[np.ndarray, " n"], north: Float64[np.ndarray, " n"]
-) -> Float64[np.ndarray, "n 3"]:
-    """Points that lie east and north of others, by tangents that are given in radii of the Earth."""
-    level = np.stack((-points[:, 1], points[:, 0] + 1e-12, np.zeros(len(points))), axis=1)
-    level /= np.linalg.norm(level, axis=1, keepdims=True)
-    found = points + east[:, None] * level + north[:, None] * np.cross(points, level)
-    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
+    return tangent_offset(points[rows], radius * np.cos(2 * np.pi * second), radius * np.sin(2 * np.pi * second))
 
 
 class _Moments(NamedTuple):

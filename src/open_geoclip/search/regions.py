@@ -22,8 +22,8 @@ from open_geoclip.geo.projections import (
     azimuthal_equal_area_inverse,
     cut_antimeridian,
 )
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, tangent_frame, unit_vectors
-from open_geoclip.search.mixture import Mixture, around
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, tangent_frame, tangent_offset, unit_vectors
+from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.smoothing import gaussian_quadrature
 
@@ -304,7 +304,7 @@ def heat(mixture: Mixture) -> dict[str, Any]:
     order = np.argsort(mixture.sigma_km)
     typical = mixture.sigma_km[order][np.searchsorted(np.cumsum(mixture.mass[order]), 0.25)]
     offsets = gaussian_quadrature(_SPOTS) / EARTH_RADIUS_KM
-    spots = around(
+    spots = tangent_offset(
         np.repeat(mixture.means, _SPOTS, axis=0), *(mixture.sigma_km[:, None, None] * offsets).reshape(-1, 2).T
     )
     each = np.repeat(np.arange(len(mixture)), _SPOTS)

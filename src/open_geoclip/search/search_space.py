@@ -58,14 +58,14 @@ class SearchSpace:
     @property
     def allowed(self) -> Allowed | None:
         """Which places lie inside the limits; None where there are none."""
-        return self.area.contains if self.area.limited else None
+        return self.area.contains if self.area.is_limited else None
 
     @property
     def name(self) -> str:
         """The name in answers: that of the gallery, its size, fingerprint and limits."""
         total = "" if self.parent is None else f" of {len(self.parent.gallery):,}"
         name = f"{self.gallery.name}, {len(self.gallery):,}{total} places, sha256 {self.gallery.fingerprint[:12]}"
-        return name + (f", within {self.area.name}" if self.area.limited else "")
+        return name + (f", within {self.area.name}" if self.area.is_limited else "")
 
     def within(self, area: Area, *, keep: bool = True) -> "SearchSpace":
         """Return the part inside an area; see :meth:`open_geoclip.search.locator.Locator.within`.
@@ -78,7 +78,7 @@ class SearchSpace:
             AreaError: the area lies wholly in the sea, or nothing is left of it.
             SettingsError: this space has limits already.
         """
-        if self.area.limited:
+        if self.area.is_limited:
             raise SettingsError("within: there are limits already; give them all at once")
         rows = np.flatnonzero(area.contains(self.gallery.coordinates))
         if len(rows):

@@ -23,6 +23,10 @@ _MAX_LOCATORS = 4  # locators with an area that are kept; each holds the embeddi
 _MAX_GALLERIES = 2  # and together they may hold so many times the gallery
 
 
+MAX_CORNERS = 10_000
+"""Corners that a polygon in a request may have."""
+
+
 def parse_area(within: Sequence[str], not_within: Sequence[str]) -> Area:
     """An area as a client writes it: as on the command line, but GeoJSON itself instead of the name of its file.
 
@@ -40,7 +44,8 @@ def _parse_shape(text: str) -> Shape:
         except (ValueError, RecursionError) as error:
             raise AreaError(f"an area is not GeoJSON: {error}") from error
         name = content.get("name")
-        return Polygon.from_geojson(content, name[:256] if isinstance(name, str) and name else "polygon")
+        name = name[:256] if isinstance(name, str) and name else "polygon"
+        return Polygon.from_geojson(content, name, max_corners=MAX_CORNERS)
     if text.lower().endswith((".geojson", ".json")):
         raise AreaError("the name of a file is not an area here: send the GeoJSON itself")
     return parse_shape(text)
