@@ -29,7 +29,7 @@ from open_geoclip.geo.sphere import geodesic_km, offset
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.refine import RingCache, local_search, n_starts
-from open_geoclip.weights.load import build_model, load_model, load_release
+from open_geoclip.weights.load import load_model, load_release
 from report import put_between
 from research.view_features import earth_view_features
 
@@ -103,7 +103,7 @@ def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
 def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Places found again from vectors of the released tower with noise: from 2,000 places, and from its own gallery."""
     release = load_release("geoclip")
-    encoder = build_model(release, towers=()).location_encoder
+    encoder = load_model(release, towers=()).location_encoder
     own = Gallery.from_file(release.gallery or "")
     index = GalleryIndex.build(encoder, own)
     whole = Searched(encoder, torch.from_numpy(own.coordinates.astype(np.float64)), index.vectors.float())

@@ -33,7 +33,7 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.folders import folder
-from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_calibration
 from research.out_of_distribution import strange_pictures
 from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
@@ -267,7 +267,7 @@ def main() -> None:
     release = load_release(options.model)
     if release.gallery is None:
         parser.error(f"{options.model} has no gallery")
-    model, gallery = build_model(release), Gallery.from_file(release.gallery)
+    model, gallery = load_model(release), Gallery.from_file(release.gallery)
     index = GalleryIndex.build(model.location_encoder, gallery)
 
     def views(split: Split) -> Views:

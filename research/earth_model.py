@@ -41,7 +41,7 @@ from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.loop import Callbacks, train
 from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.folders import EMBEDDED
-from open_geoclip.weights.load import build_model, load_model, load_release
+from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_release
 from research.accuracy import encoded, fitted
 from research.alignment import AlignedEncoder, AlignSettings, Projections, align
@@ -188,7 +188,7 @@ def trained(
         release = load_release(options.start)
         encoder = AlignedEncoder.unfolded(release.tensors, seen.features[:8192])
         scale = release.tensors["logit_scale"].exp().item()
-        model = GeoCLIP(encoder, build_model(release, towers=()).location_encoder, scale=scale)
+        model = GeoCLIP(encoder, load_model(release, towers=()).location_encoder, scale=scale)
     else:
         first = views.features("train", n, "varied")
         data, captions = views.captioned(first, n, CAPTIONS)

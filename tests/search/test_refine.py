@@ -13,7 +13,7 @@ from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.refine import LocalSearch, RefineSettings, RingCache, encode_cosines, local_search
-from open_geoclip.weights.load import build_model
+from open_geoclip.weights.load import load_model
 
 SPACING_KM = 500.0
 
@@ -112,7 +112,7 @@ def test_the_released_tower_from_2000_places_of_its_gallery(rng: np.random.Gener
 
     release = load_release("geoclip")
     assert release.gallery is not None
-    encoder, places = build_model(release, towers=()).location_encoder, Gallery.from_file(release.gallery).coordinates
+    encoder, places = load_model(release, towers=()).location_encoder, Gallery.from_file(release.gallery).coordinates
     rows = rng.permutation(len(places))
     coarse = torch.from_numpy(places[rows[:2000]].astype(np.float64))
     others = offset(torch.from_numpy(places[rows[2000:2060]].astype(np.float64)), 3000.0, -4000.0)

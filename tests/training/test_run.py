@@ -21,7 +21,7 @@ from open_geoclip.training.distributed import resolve_device
 from open_geoclip.training.loop import Callbacks
 from open_geoclip.training.run import add_levels, run
 from open_geoclip.training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings, read_settings
-from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.release import Release
 
 N = 24
@@ -94,7 +94,7 @@ def test_a_level_is_added_and_trained_alone(tmp_path: Path, photos: Path, clip: 
     assert changed(release.tensors, after.tensors) == {"location_encoder.LocEnc3"}
     assert after.location.sigmas == (1.0, 16.0, 256.0, 4096.0)
     places = torch.from_numpy(even_points(50))
-    trained, start = (build_model(one, towers=()).location_encoder.encode(places) for one in (after, release))
+    trained, start = (load_model(one, towers=()).location_encoder.encode(places) for one in (after, release))
     assert not torch.equal(trained, start)
 
 

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from open_geoclip.cli._output import choose, to_json
 from open_geoclip.cli._shared import progress_bar, show_log, write_output
-from open_geoclip.weights.load import build_model
+from open_geoclip.weights.load import load_model
 
 if TYPE_CHECKING:
     from open_geoclip.model.location_encoder import LocationEncoder
@@ -77,7 +77,7 @@ def _opened(file: Path | None, model: str) -> "tuple[Gallery, LocationEncoder]":
     path = release.gallery if file is None else file
     if path is None:
         raise GalleryError(f"{model} has no gallery of its own: name a file")
-    return Gallery.from_file(path), build_model(release, towers=()).location_encoder
+    return Gallery.from_file(path), load_model(release, towers=()).location_encoder
 
 
 def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:

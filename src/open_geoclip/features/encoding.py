@@ -12,7 +12,7 @@ from open_geoclip.errors import CoordinateError
 from open_geoclip.geo.sphere import check_coordinates
 from open_geoclip.model.backbones.runtime import DType, resolve_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.load import load_model, load_release
 
 __all__ = ["CHUNK", "Combine", "DType", "Missing", "checked_rows", "open_encoder", "vectors_by_chunk"]
 
@@ -42,7 +42,7 @@ def open_encoder(model: str, dtype: DType) -> tuple[LocationEncoder, str]:
     """
     network = resolve_dtype(dtype, "cpu")
     release = load_release(model)
-    return build_model(release, towers=()).location_encoder.to(network), release.fingerprint
+    return load_model(release, towers=()).location_encoder.to(network), release.fingerprint
 
 
 def checked_rows(

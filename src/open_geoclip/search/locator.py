@@ -27,7 +27,7 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.trips import pool_embeddings, trip_posterior
-from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.load import load_model, load_release
 
 __all__ = ["Answer", "AnswerSettings", "Candidate", "Locator"]
 
@@ -139,7 +139,7 @@ class Locator:
             gallery = Gallery.from_file(release.gallery, name=f"{name}/{release.gallery.name}")
         elif not isinstance(gallery, Gallery):
             gallery = Gallery.from_file(gallery)
-        model = build_model(release, backbone=backbone, engine=engine, dtype=dtype, device=device)
+        model = load_model(release, backbone=backbone, engine=engine, dtype=dtype, device=device)
         return cls(
             model,
             gallery,

@@ -36,7 +36,7 @@ from open_geoclip.training.distributed import Ranks, resolve_device
 from open_geoclip.training.features import FeatureExtractor, PixelData
 from open_geoclip.training.loop import Callbacks, batch_loss, check_batch, train, trainable_parameters
 from open_geoclip.training.settings import DataSettings, RunSettings, TrainSettings
-from open_geoclip.weights.load import build_model, load_release
+from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_model
 
 __all__ = ["add_levels", "evaluate_model", "export_model", "run"]
@@ -259,7 +259,7 @@ def _build(settings: RunSettings, device: torch.device) -> tuple[GeoCLIP, Featur
         image = ImageSettings(extractor.name, (extractor.dim, *hidden, location.output))
         encoder = ImageEncoder(None, extractor.preprocessing, image)
         return GeoCLIP(encoder, LocationEncoder(location), scale=settings.train.start_scale), extractor
-    model = build_model(release, backbone=name, towers=("text",))
+    model = load_model(release, backbone=name, towers=("text",))
     if model.image_encoder.settings.feature_dim != extractor.dim:
         raise SettingsError(
             f"backbone: {chosen.start} was trained on features of length {model.image_encoder.settings.feature_dim}; "

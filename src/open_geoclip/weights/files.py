@@ -71,12 +71,7 @@ def check_file_name(file: object, ending: str, what: str) -> str:
 
 
 def companion_files(names: Iterable[str], config: dict[str, Any]) -> list[str]:
-    """The files that belong beside configuration and weights: preparation of images and words, gallery.
-
-    Args:
-        names: The files that there are.
-        config: The configuration, which names the gallery if there is one.
-    """
+    """Return the files that belong to configuration and weights: preprocessing, tokenizer, gallery."""
     galleries = [config[key] for key in ("gallery", "gallery_file") if isinstance(config.get(key), str)]
     return [
         *filter(PREPARATION.fullmatch, sorted(names)),
@@ -100,16 +95,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_sha256(content: Path | bytes, expected: str, what: str, *, fix: str) -> None:
-    """Check that a file is the one that is meant.
-
-    Args:
-        content: The file, or what was read from it.
-        expected: sha256 in hex.
-        what: The file, for the message.
-        fix: What to do about it, for the message.
+    """Check that a file, or what was read from it, has a hash.
 
     Raises:
-        WeightsError: It is another one.
+        WeightsError: it has another one; the message names the file (``what``) and says what to do (``fix``).
     """
     if (found := sha256(content)) != expected:
         raise WeightsError(f"{what}: is another file than expected (sha256 {found}, expected {expected}); {fix}")

