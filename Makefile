@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: text-cost docs web node-modules container container-venv container-page container-lint chromium exiftool page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules container container-venv container-page container-lint chromium exiftool page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -37,6 +37,12 @@ $(PAGE): $(NODE_STAMP) build/web/cities.json $(PAGE_SOURCE)
 	cd web && node build.mjs ../build/web/cities.json ../$(@D)
 
 web: $(PAGE)
+
+# The page's types of answers, generated from the dataclasses.
+types: $(STAMP)
+	mkdir -p build
+	$(BIN)/python web/answer_types.py > build/answer.ts
+	mv build/answer.ts web/src/answer.ts
 
 node-modules: $(NODE_STAMP)
 

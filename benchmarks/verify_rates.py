@@ -56,18 +56,15 @@ def judged(locator: Locator, data: FeatureSet, first: int) -> list[tuple[str, st
     with torch.inference_mode():
         vectors = locator.model.image_encoder.forward_head(data.features[rows].float())
         vectors = torch.nn.functional.normalize(vectors, dim=1)
-        scores = locator.index.logits(vectors, 1.0).max(dim=1).values.tolist()
     posterior, answers = locator.posterior(vectors), locator.tell(vectors, 1)
     found: list[tuple[str, str]] = []
-    for row, (answer, score) in enumerate(zip(answers, scores, strict=True)):
+    for row, answer in enumerate(answers):
         number, one = first + row, posterior[row]
         lat, lon = data.coordinates[number].tolist()
         km = MOVED_KM[number % len(MOVED_KM)]
         for said, place in (("true", (lat, lon)), (f"{km}", moved(lat, lon, km, number))):
-            verdict = compare(
-                one, PhotoPlace(place[0], place[1], "exif"), replace(answer, image=f"{number}"), score
-            ).verdict
-            found.append((said, verdict))
+            findings = compare(one, PhotoPlace(place[0], place[1], "exif"), replace(answer, image=f"{number}"))
+            found.append((said, str(findings.verdict)))
     return found
 
 

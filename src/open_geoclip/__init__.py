@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from open_geoclip.model.image_encoder import ImageEncoder
     from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
     from open_geoclip.model.preprocessing import Preprocessing
-    from open_geoclip.search.answer import Answer, AnswerSettings, Candidate
+    from open_geoclip.search.answer import Answer, Candidate
     from open_geoclip.search.calibration import Calibration
+    from open_geoclip.search.describe import AnswerSettings
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Posterior
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Answer": "search.answer",
-    "AnswerSettings": "search.answer",
+    "AnswerSettings": "search.describe",
     "Area": "geo.areas",
     "AreaError": "errors",
     "Calibration": "search.calibration",

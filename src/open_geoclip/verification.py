@@ -1,27 +1,27 @@
-"""Whether a picture looks like the place that its metadata name.
+"""Whether an image agrees with the place in the metadata of its photo.
 
-Estimate and metadata meet here and nowhere else: the picture is located as ever, and what the file says is held
-against the answer afterwards. What that can tell and what not is measured by ``benchmarks/verify_rates.py``.
+Estimates and metadata meet only here: the image is located first, and the place in the metadata is compared with the
+posterior afterwards. ``benchmarks/verify_rates.py`` measures how often the verdicts are right. The heavy modules are
+imported where they are used: the server's main process needs the declarations alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 
 from open_geoclip.errors import ImageError, MissingExtraError
-from open_geoclip.geo.geocode import Places
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.images import ImageSource
-from open_geoclip.metadata.checks import Remark, find_remarks
-from open_geoclip.metadata.read import PhotoMetadata, PhotoPlace, read_metadata
+from open_geoclip.metadata.read import PhotoMetadata, PhotoPlace, Remark, read_metadata
+from open_geoclip.schema import type_hints
 from open_geoclip.search.answer import Answer
-from open_geoclip.search.encode import encode_batches
-from open_geoclip.search.locator import Locator
-from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.prior import GalleryCells
+
+if TYPE_CHECKING:
+    from open_geoclip.search.locator import Locator
+    from open_geoclip.search.posterior import Posterior
+    from open_geoclip.search.prior import GalleryCells
 
 __all__ = [
     "CONTRADICTS",
@@ -29,6 +29,7 @@ __all__ = [
     "UNLIKELY",
     "VERDICTS",
     "Comparison",
+    "Findings",
     "Verdict",
     "Verification",
     "compare",
@@ -39,118 +40,100 @@ Verdict = Literal["consistent", "unlikely", "contradicts", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 UNLIKELY, CONTRADICTS = 0.05, 0.01
-"""A place is unlikely, or contradicted, when at most this share of true places is as surprising."""
+"""Largest p-values at which a place is called unlikely, and contradicted."""
 
 RADII_KM = (25, 200, 750, 2500)
-_REACH = (
-    3.0  # radii of a place's cell: further off, a gallery does not know a place. 2.6 is the most of 4,096 true ones
-)
+_MAX_CELL_RADII = 3.0  # a place farther from the gallery is not known to it; 2.6 is the most of 4,096 true places
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A place held against a picture's posterior.
+    """A place held against the posterior of an image."""
 
-    Attributes:
-        verdict: in words.
-        reason: why it is not more than that, or what it rests on.
-        p_value: share of true places that are at least as surprising, by validation pictures; None when not calibrated.
-        hpd_level: share of the probability in cells that is more probable than that of the place, from 0, the most
-            probable place of all, to 1.
-        within_km: probability that the picture was taken within 25, 200, 750 and 2500 km of the place.
-        distance_km: from the place to the best answer.
-    """
-
-    verdict: Verdict
-    reason: str
-    p_value: float | None
-    hpd_level: float
-    within_km: dict[str, float]
-    distance_km: float
+    p_value: Annotated[
+        float | None,
+        "Share of the true places of validation images that are at least as surprising; null where not calibrated.",
+    ]
+    hpd_level: Annotated[
+        float,
+        "Share of the probability in places more probable than this one: from 0, the most probable place, to 1.",
+    ]
+    within_km: Annotated[
+        Mapping[str, float],
+        "Probability that the photo was taken within 25, 200, 750 and 2500 km of the place.",
+    ]
+    distance_km: Annotated[float, "From the place to the first candidate."]
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What was found for one photo.
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the metadata of a photo say, and whether the image agrees. Stands in JSON beside the keys of the answer."""
 
-    Attributes:
-        answer: of the picture alone.
-        facts: what its metadata say.
-        comparison: of the two; None when there is no place in the metadata, or the picture cannot be read.
-        remarks: what is odd about the metadata themselves.
-    """
+    exif: Annotated[
+        PhotoPlace | None, "The place in the metadata, which took no part in the estimate; null where there is none."
+    ] = None
+    camera: Annotated[str | None, "Maker and model."] = None
+    software: Annotated[tuple[str, ...], "Programs that wrote the file."] = ()
+    verdict: Annotated[
+        Verdict | None,
+        "consistent (no more surprising than true places are, which is no confirmation), unlikely (at most 5 % of true "
+        "places are as surprising), contradicts (at most 1 %), or cannot tell.",
+    ] = None
+    reason: Annotated[str | None, "What the verdict rests on, or why there is none."] = None
+    comparison: Annotated[Comparison | None, "Figures of the comparison; null where there is no place."] = None
+    remarks: Annotated[tuple[Remark, ...], "Oddities of the metadata, found without a model."] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Findings):
+    """One photo: the answer for its image alone, and the findings."""
 
     answer: Answer
-    facts: PhotoMetadata = field(default_factory=PhotoMetadata)
-    comparison: Comparison | None = None
-    remarks: tuple[Remark, ...] = ()
-
-    @property
-    def verdict(self) -> Verdict:
-        """That of the comparison, or ``cannot tell``."""
-        return "cannot tell" if self.comparison is None else self.comparison.verdict
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-        if self.comparison is not None:
-            return self.comparison.reason
-        if self.facts.places:
-            return "the photo holds no place of its own, only an estimate by open-geoclip"
-        return "the photo does not say where it was taken"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values; ``{"image", "error"}`` alone when the picture could not be read."""
-        told = self.answer.to_dict()
+        """Return JSON-ready values; ``{"image", "error"}`` alone where the image could not be read."""
+        values = self.answer.to_dict()
         if self.answer.error is not None:
-            return told
-        place, found = self.facts.place, self.comparison
-        return told | {
-            "exif": None if place is None else place.to_dict(),
-            "camera": self.facts.camera,
-            "software": list(self.facts.software),
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "comparison": None
-            if found is None
-            else {
-                "p_value": found.p_value,
-                "hpd_level": found.hpd_level,
-                "within_km": found.within_km,
-                "distance_km": found.distance_km,
-            },
-            "remarks": [remark.to_dict() for remark in self.remarks],
+            return values
+        values |= {name: getattr(self, name) for name in type_hints(Findings)}
+        return values | {
+            "exif": self.exif and self.exif.to_dict(),
+            "software": list(self.software),
+            "comparison": self.comparison and dict(vars(self.comparison)),
+            "remarks": [dict(vars(remark)) for remark in self.remarks],
         }
 
 
 def verify(
-    locator: Locator, images: Iterable[ImageSource], top_k: int = 5, *, detail: bool = False
+    locator: "Locator", images: Iterable[ImageSource], top_k: int = 5, *, detail: bool = False
 ) -> Iterator[Verification]:
-    """Hold photos against what they say, one by one; memory stays flat.
+    """Compare photos with the places in their metadata, one by one; memory stays flat.
 
     Args:
-        locator: without limits, refinement or ten crops: nothing was calibrated with these.
-        images: the photos; sidecars of those that are files are read too.
-        top_k: candidates an answer.
-        detail: answers say their regions and heat too.
+        locator: without limits, refinement or ten crops, for which nothing was calibrated.
+        images: the photos; of files, sidecars are read too.
+        top_k: candidates per answer.
+        detail: whether answers have regions and heat.
     """
     for batch, sources in _batched(locator, images):
-        answers: Iterator[tuple[Answer, Posterior, int, float]] = iter(())
+        answers: Iterator[tuple[Answer, Posterior]] = iter(())
         if len(batch.embeddings):
             posterior = locator.posterior(batch.embeddings)
-            best = locator.index.logits(batch.embeddings, 1.0).max(dim=1).values.tolist()
-            told = locator.tell(batch.embeddings, top_k, detail=detail)
-            answers = iter([(answer, posterior, row, best[row]) for row, answer in enumerate(told)])
+            found = locator.tell(batch.embeddings, top_k, detail=detail)
+            answers = iter([(answer, posterior[row]) for row, answer in enumerate(found)])
         for name, error, source in zip(batch.names, batch.errors, sources, strict=True):
             if error is not None:
-                yield Verification(Answer(name, locator.model_name, "", "", error=error))
+                yield Verification(answer=Answer(name, locator.model_name, "", "", error=error.reason))
                 continue
-            answer, posterior, row, score = next(answers)
-            yield _verified(replace(answer, image=name), source, posterior, row, score)
+            answer, posterior = next(answers)
+            answer = replace(answer, image=name)
+            yield Verification(answer=answer, **vars(_find(source, answer, posterior)))
 
 
-def _batched(locator: Locator, images: Iterable[ImageSource]) -> Iterator[tuple[Any, Sequence[ImageSource]]]:
+def _batched(locator: "Locator", images: Iterable[ImageSource]) -> Iterator[tuple[Any, Sequence[ImageSource]]]:
     """Batches of pictures, and the pictures themselves beside them."""
+    from open_geoclip.search.encode import encode_batches
+
     waiting: list[ImageSource] = []
 
     def noted() -> Iterator[ImageSource]:
@@ -164,63 +147,69 @@ def _batched(locator: Locator, images: Iterable[ImageSource]) -> Iterator[tuple[
         del waiting[:count]
 
 
-def _verified(answer: Answer, source: ImageSource, posterior: Posterior, row: int, score: float) -> Verification:
+def _find(source: ImageSource, answer: Answer, posterior: "Posterior") -> Findings:
+    from open_geoclip.geo.geocode import Places
+    from open_geoclip.metadata.checks import find_remarks
+
     try:
-        facts = read_metadata(source, name=answer.image)
-    except ImageError as error:  # its pixels were read, so this is the file that changed meanwhile
-        facts = PhotoMetadata(faults=(error.reason,))
-    place = facts.place
-    found, odd = None, list(find_remarks(facts))
-    if place is not None and abs(place.lat) <= 90 and abs(place.lon) <= 180:
-        found = compare(posterior[row], place, answer, score)
-        with suppress(MissingExtraError):  # without outlines of countries nobody can say what is sea
+        metadata = read_metadata(source, name=answer.image)
+    except ImageError as error:  # the image was decoded: the file has changed since
+        metadata = PhotoMetadata(faults=(error.reason,))
+    place, remarks = metadata.place, list(find_remarks(metadata))
+    findings = Findings(verdict="cannot tell", reason="the photo does not say where it was taken")
+    if place is not None and place.is_on_earth:
+        findings = compare(posterior, place, answer)
+        with suppress(MissingExtraError):  # without the outlines of countries, the sea is not known
             if not Places().countries(np.array([[place.lat, place.lon]], np.float64))[0]:
-                odd.append(Remark("sea", "the place lies in the open sea"))
-    return Verification(answer, facts, found, tuple(odd))
+                remarks.append(Remark("sea", "the place lies in the open sea"))
+    elif metadata.places:
+        findings = replace(findings, reason="the photo holds no place of its own, only an estimate by open-geoclip")
+    return replace(findings, exif=place, camera=metadata.camera, software=metadata.software, remarks=tuple(remarks))
 
 
-def compare(posterior: Posterior, place: PhotoPlace, answer: Answer, score: float) -> Comparison:
-    """Hold one place against one picture.
+def compare(posterior: "Posterior", place: PhotoPlace, answer: Answer) -> Findings:
+    """Compare a place with an image.
 
     Args:
-        posterior: of the picture, one row.
-        place: what the metadata say.
-        answer: the picture's.
-        score: cosine of the picture and the gallery's place that fits it best.
+        posterior: of the image, one row.
+        place: in its metadata.
+        answer: of the image.
+
+    Returns:
+        Verdict, reason and comparison.
     """
+    from open_geoclip.geo.sphere import haversine_km
+
     where = np.array([[place.lat, place.lon]], np.float64)
     best = answer.candidates[0]
     distance = float(haversine_km(where, np.array([[best.lat, best.lon]], np.float64))[0])
     within = posterior.mass_within(where, RADII_KM)[0]
     level = _level(posterior, where, (place.accuracy_m or 0.0) / 1000)
-    told = {str(km): float(share) for km, share in zip(RADII_KM, within, strict=True)}
-
-    def found(verdict: Verdict, reason: str, p: float | None = None) -> Comparison:
-        return Comparison(verdict, reason, p, level, told, distance)
-
-    if place.no_fix or (place.lat == 0 and place.lon == 0):
-        return found("cannot tell", "0, 0 or a record without a fix is no place")
+    figures = Comparison(
+        None, level, {str(km): float(share) for km, share in zip(RADII_KM, within, strict=True)}, distance
+    )
     calibration = posterior.calibration
-    if answer.sure is None or not calibration.conformal_levels:
-        return found(
-            "cannot tell", f"{answer.model} is not calibrated for this: the figures compare, they are no chances"
-        )
-    if score < calibration.min_score:
-        return found(
-            "cannot tell", f"the picture is unlike the {calibration.fitted_on} that {answer.model} was calibrated on"
-        )
-    if (off := _off_gallery(posterior.cells, where)) is not None:
-        return found("cannot tell", f"the gallery holds no place within {off:,.0f} km of the one that the photo names")
-    p = calibration.p_value(level, sure=bool(answer.sure))
-    if p is None:
-        return found("cannot tell", "too few answers like this one were there to calibrate on")
-    verdict: Verdict = "contradicts" if p <= CONTRADICTS else "unlikely" if p <= UNLIKELY else "consistent"
-    share = f"{100 * p:.2g} % of true places are as surprising, by {calibration.n_images:,} {calibration.fitted_on}"
-    return found(verdict, share, p)
+    if place.no_fix or (place.lat == 0 and place.lon == 0):
+        reason = "0, 0 or a record without a fix is no place"
+    elif answer.sure is None or not calibration.conformal_levels:
+        reason = f"{answer.model} is not calibrated for this: the figures compare places, they are not chances"
+    elif answer.in_distribution is False:
+        reason = f"the image is unlike the {calibration.fitted_on} that {answer.model} was calibrated on"
+    elif (off := _off_gallery(posterior.cells, where)) is not None:
+        reason = f"the gallery has no place within {off:,.0f} km of the one in the metadata"
+    elif (p := calibration.p_value(level, sure=bool(answer.sure))) is None:
+        reason = "too few validation images had an answer like this one"
+    else:
+        verdict: Verdict = "contradicts" if p <= CONTRADICTS else "unlikely" if p <= UNLIKELY else "consistent"
+        share = f"{100 * p:.2g} % of true places are as surprising, by {calibration.n_images:,} {calibration.fitted_on}"
+        return Findings(verdict=verdict, reason=share, comparison=replace(figures, p_value=p))
+    return Findings(verdict="cannot tell", reason=reason, comparison=figures)
 
 
-def _level(posterior: Posterior, where: np.ndarray, accuracy_km: float) -> float:
-    """The region level of a place, or of the best within its own accuracy."""
+def _level(posterior: "Posterior", where: np.ndarray, accuracy_km: float) -> float:
+    """Return the region level of a place, or of the most probable place within its accuracy."""
+    from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
+
     cells = posterior.cells
     if accuracy_km > 0:
         chord = 2 * np.sin(min(accuracy_km / EARTH_RADIUS_KM, np.pi) / 2)
@@ -232,8 +221,10 @@ def _level(posterior: Posterior, where: np.ndarray, accuracy_km: float) -> float
     return min(float(posterior.hpd_level(place[None])[0]) for place in where)
 
 
-def _off_gallery(cells: GalleryCells, where: np.ndarray) -> float | None:
-    """How far the gallery's next place is, when that is too far for it to stand for the place; else None."""
+def _off_gallery(cells: "GalleryCells", where: np.ndarray) -> float | None:
+    """Return the distance to the nearest place of the gallery where that is too far to stand for this one, or None."""
+    from open_geoclip.geo.sphere import haversine_km
+
     [row] = cells.nearest(where).tolist()
     off = float(haversine_km(where, cells.coordinates[[row]].astype(np.float64))[0])
-    return off if off > _REACH * float(np.sqrt(cells.area_km2[row] / np.pi)) else None
+    return off if off > _MAX_CELL_RADII * float(np.sqrt(cells.area_km2[row] / np.pi)) else None

@@ -165,7 +165,7 @@ def test_what_is_unlike_the_models_pictures_is_left_out(command: Command, tmp_pa
     noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     [record] = told(command("tag", "noise.png", "--format", "json"))
-    assert record["left"] == "nothing is known of the model on pictures like this: --unsure"
+    assert record["left"] == "nothing is known of the model on images like this: --unsure"
     assert set(contents(tmp_path)) == {"noise.png"}
     assert "left alone; nothing is known of the model" in command("tag", "noise.png").out
     [record] = told(command("tag", "noise.png", "--unsure", "--format", "json"))

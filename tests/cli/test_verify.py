@@ -13,7 +13,7 @@ import pyogrio
 import pytest
 
 from open_geoclip.errors import DataError
-from open_geoclip.export.formats import render
+from open_geoclip.export.formats import check_records, render
 
 Command = Callable[..., Any]
 Placed = Callable[..., bytes]
@@ -136,7 +136,7 @@ def test_a_record_of_a_verdict_is_checked(command: Command, placed: Placed, tmp_
     ]
     for wrong in mistakes:
         with pytest.raises(DataError, match=f"record 0: {next(iter(wrong))}"):
-            render([record | wrong], "geojson")
+            check_records([record | wrong])
 
 
 @pytest.mark.parametrize("name", ["a.docx", "noending"])

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from open_geoclip.errors import DataError, OpenGeoCLIPError, SettingsError
-from open_geoclip.export import html
-from open_geoclip.export.formats import CAUTION, FORMATS, About, render
+from open_geoclip.export import formats
+from open_geoclip.export.formats import CAUTION, FORMATS, About, check_records, render
 
 ABOUT = About("2026-01-02T03:04:05+00:00")
 MADE = {"model": "earth 4b2f", "gallery": "gallery.csv, 3 places, sha256 91", "version": "0.1.0"}
@@ -164,7 +164,7 @@ def test_json_is_the_plain_list_of_answers() -> None:
 
 @given(st.text())
 def test_nothing_breaks_out_of_the_reports_data(name: str) -> None:
-    told = html._embedded({"name": f"</script><!--{name}\u2028"})
+    told = formats._embedded({"name": f"</script><!--{name}\u2028"})
     assert not {"<", ">", "&"} & set(told)
     assert told.isascii()
     assert json.loads(told)["name"] == f"</script><!--{name}\u2028"
@@ -172,7 +172,7 @@ def test_nothing_breaks_out_of_the_reports_data(name: str) -> None:
 
 def test_a_report_holds_its_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "export" / "page"
-    monkeypatch.setattr(html, "files", lambda _: tmp_path)
+    monkeypatch.setattr(formats, "files", lambda _: tmp_path)
     with pytest.raises(OpenGeoCLIPError, match="make web"):
         render([PHOTO], "html")
     folder.mkdir(parents=True)
@@ -191,15 +191,19 @@ def test_a_report_holds_its_records(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ({"thumbnail": "data:image/svg+xml;base64,PHN2Zz4="}, "record 1: thumbnail: a JPEG"),
         ({"thumbnail": "data:image/jpeg;base64,????"}, "record 1: thumbnail: its base64"),
         ({"thumbnail": "data:image/jpeg;base64,PHN2Zz4="}, "record 1: thumbnail: it is no JPEG"),
-        ({"exif": {"lat": 91, "lon": 0}}, "record 1: exif.lat"),
-        ({"exif": {"lat": float("nan"), "lon": 0}}, "record 1: exif.lat"),
-        ({"exif": "here"}, "record 1: exif"),
-        ({"surprise": 1}, "record 1: .*surprise"),
+        ({"exif": {"lat": 91, "lon": 0}}, "record 1: exif: lat is from -90 to 90"),
+        ({"exif": {"lat": float("nan"), "lon": 0}}, "record 1: exif.lat must be a finite number"),
+        ({"exif": "here"}, "record 1: exif must be an object"),
+        ({"verdict": "true"}, "record 1: verdict: one of consistent"),
+        ({"reason": 1}, "record 1: reason must be a text"),
+        ({"comparison": {"p_value": "0"}}, "record 1: comparison: the key hpd_level, within_km, distance_km is"),
+        ({"remarks": [{"check": "sea"}]}, r"record 1: remarks\[0\]: the key text is missing"),
+        ({"surprise": 1}, "record 1: answer: unknown key surprise"),
     ],
 )
 def test_what_is_no_record_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        render([PHOTO, record(**change)], "kml")
+        check_records([PHOTO, record(**change)])
 
 
 def test_an_unknown_format_is_refused() -> None:
@@ -207,7 +211,7 @@ def test_an_unknown_format_is_refused() -> None:
         render([], "doc")
 
 
-@pytest.mark.parametrize(("near", "told"), [(0.9, "Not sure: unlike the pictures"), (0.5, "Not sure; 50 % within")])
-def test_kml_says_why_it_is_not_sure(near: float, told: str) -> None:
-    doubted = record(sure=False, within_km={"200": near})
+@pytest.mark.parametrize(("is_in", "told"), [(False, "Not sure: unlike the images"), (True, "Not sure; 50 % within")])
+def test_kml_says_why_it_is_not_sure(is_in: bool, told: str) -> None:
+    doubted = record(sure=False, in_distribution=is_in)
     assert told in render([doubted], "kml", about=ABOUT).decode()

@@ -111,7 +111,7 @@ def test_uncalibrated_weights_answer_with_places_of_the_gallery(photos: list[Pat
 def test_answers_name_what_made_them_and_become_json(locator: Locator, photos: list[Path]) -> None:
     record = json.loads(json.dumps(locator.locate(photos[1], top_k=3)[0].to_dict()))
     assert list(record)[:5] == ["image", "model", "gallery", "version", "candidates"]
-    assert list(record)[5:] == ["credible_radius_km", "within_km", "countries", "sure", "sha256"]
+    assert list(record)[5:] == ["credible_radius_km", "within_km", "countries", "sure", "in_distribution", "sha256"]
     assert record["sha256"]["gallery"] == locator.gallery.fingerprint
     assert record["sha256"]["gallery"][:12] in record["gallery"]
     assert record["sure"] is None  # nothing was calibrated, and the answer says so

@@ -9,7 +9,6 @@ import torch
 from open_geoclip import Locator
 from open_geoclip.data.earth_views import views
 from open_geoclip.geo.sphere import even_points
-from open_geoclip.search.answer import Answer
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.posterior import Posterior
@@ -53,8 +52,4 @@ def test_who_looks_unlike_the_calibrations_pictures_is_never_sure() -> None:
     assert both.is_sure(both.profile(places)) == [True, False]
     assert both[1].is_sure(both[1].profile(places[:1])) == [False]
     unknown = Posterior.from_logits(logits, cells, calibration)
-    told = {sure: Answer("a.jpg", "m", "g", "1", within_km={"200": 0.99}, sure=sure) for sure in (True, False, None)}
-    assert [answer.is_strange for answer in told.values()] == [False, True, False]
-    assert not Answer("a.jpg", "m", "g", "1", within_km={"200": 0.5}, sure=False).is_strange
-    assert not Answer("a.jpg", "m", "g", "1", error="broken").is_strange
     assert unknown.is_sure(unknown.profile(places)) == [True, True]  # without the scale nobody can tell

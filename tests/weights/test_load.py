@@ -132,7 +132,10 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda c: c["location_encoder"].update(depth=10**9), "depth: from 1 to 64, not 1000000000"),
         (lambda c: c["location_encoder"].update(sigmas=[]), "sigmas: one to 64 numbers"),
         (lambda c: c["location_encoder"].update(sigmas=[1, -2]), "sigmas: one to 64 numbers above 0"),
-        (lambda c: c["location_encoder"].update(sigmas=[1, float("nan")]), "sigmas must be a finite number, not nan"),
+        (
+            lambda c: c["location_encoder"].update(sigmas=[1, float("nan")]),
+            r"sigmas\[1\] must be a finite number, not nan",
+        ),
         (lambda c: c["location_encoder"].update(sigmas=[1] * 10**5), "sigmas: one to 64"),
         (lambda c: c["image_encoder"].update(widths=[7]), "widths: two or more"),
         (lambda c: c["image_encoder"].update(backbone="geoclp"), "Did you mean 'geoclip'"),

@@ -63,12 +63,11 @@ export function verdict(result: Result): Verdict {
   const chance = near === undefined ? "" : ` Candidate 1 is right within 200 km with a probability of ${percent(near)}.`;
   if (result.sure === true)
     return { key: "sure", word: "Sure", meaning: `Calibrated on photos of the same kind.${chance}` };
-  // "sure" needs 80 %. An answer above that which is not sure is out of distribution.
-  if (result.sure === false && near !== undefined && near >= 0.8)
+  if (result.in_distribution === false)
     return {
       key: "unsure",
       word: "Not sure",
-      meaning: "The photo is unlike those that the model was tested on. Its probabilities may be meaningless.",
+      meaning: "The photo is unlike those that the model was calibrated on. Its probabilities may be meaningless.",
     };
   if (result.sure === false)
     return { key: "unsure", word: "Not sure", meaning: `Check the other candidates too.${chance}` };

@@ -158,7 +158,7 @@ export class Locating {
   }
 
   private done(item: Item, result: Result, key: string): void {
-    if (result.error !== undefined) return this.failed(item.id, result.error);
+    if (typeof result.error === "string") return this.failed(item.id, result.error);
     this.count({ done: 1 });
     this.store.update(item.id, { status: "done", error: null, result, optionsKey: key });
   }

@@ -1,63 +1,11 @@
 /** Answers of the API, and the state of the page. */
 
-export interface Candidate {
-  lat: number;
-  lon: number;
-  score: number;
-  probability: number;
-  radius_km: number;
-  /** ISO code, "" at sea; null where the server has no extra `places`. */
-  country?: string | null;
-  place?: string | null;
-}
-
-export interface Heat {
-  cell_km: number;
-  /** lat, lon, probability; the most probable first. */
-  cells: [number, number, number][];
-}
-
-export interface MultiPolygon {
-  type: "MultiPolygon";
-  coordinates: [number, number][][][];
-}
+export type { Candidate, Heat, MultiPolygon, PhotoPlace as Exif, Result } from "./answer";
+import type { Result } from "./answer";
 
 export interface Polygon {
   type: "Polygon";
   coordinates: [number, number][][];
-}
-
-/** The place in a photo's EXIF. */
-export interface Exif {
-  lat: number;
-  lon: number;
-  accuracy_m?: number | null;
-  time?: string | null;
-}
-
-/** An answer, with the fields that reports add. */
-export interface Result {
-  image?: string;
-  text?: string;
-  error?: string;
-  model?: string;
-  gallery?: string;
-  version?: string;
-  candidates?: Candidate[];
-  credible_radius_km?: Record<string, number>;
-  within_km?: Record<string, number>;
-  countries?: Record<string, number> | null;
-  sure?: boolean | null;
-  /** Of the weights and of the gallery, in full. */
-  sha256?: Record<string, string>;
-  regions?: Record<string, MultiPolygon>;
-  heat?: Heat;
-  thumbnail?: string | null;
-  exif?: Exif | null;
-  /** Verdict of `geoclip verify` on the photo's own place. */
-  verdict?: string | null;
-  reason?: string | null;
-  remarks?: { text: string }[] | null;
 }
 
 /** An area in which a photo was taken, or not: `within` and `not_within` of the API. */

@@ -78,9 +78,9 @@ def write(answers: "list[Answer]", format_: AnswerFormat, output: Path | None, *
 
 def _of_photo(answer: "Answer", format_: AnswerFormat, max_pixels: int) -> dict[str, Any]:
     """What a report shows beside an answer: the photo, small, and the place that it names itself."""
-    from open_geoclip.data.exif import NoPositionError, read_position
     from open_geoclip.errors import ImageError
     from open_geoclip.export.thumbnails import thumbnail
+    from open_geoclip.metadata.read import read_place
 
     told: dict[str, Any] = {}
     path = Path(answer.image)
@@ -89,10 +89,10 @@ def _of_photo(answer: "Answer", format_: AnswerFormat, max_pixels: int) -> dict[
     try:
         if format_ in ("html", "kmz"):
             told["thumbnail"] = thumbnail(path, max_pixels=max_pixels)
-        lat, lon = read_position(path)
-    except (NoPositionError, ImageError):  # it names no place: then none is shown
+        place = read_place(path)
+    except ImageError:  # the file has changed since it was decoded
         return told
-    return told | ({"exif": {"lat": lat, "lon": lon}} if abs(lat) <= 90 and abs(lon) <= 180 else {})
+    return told | ({"exif": place.to_dict()} if place is not None and place.is_on_earth else {})
 
 
 def _confidence(answer: "Answer") -> str:
@@ -101,7 +101,9 @@ def _confidence(answer: "Answer") -> str:
         return "not calibrated for this: percentages compare places, they are not chances of being right"
     radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in answer.credible_radius_km.items())
     countries = ", ".join(f"{code} {100 * share:.0f} %" for code, share in list((answer.countries or {}).items())[:3])
-    doubt = "not sure: unlike the pictures that its probabilities were measured on" if answer.is_strange else "not sure"
+    doubt = "not sure"
+    if answer.in_distribution is False:
+        doubt += ": unlike the images that the model was calibrated on"
     parts = ["sure" if answer.sure else doubt, radii, countries]
     return "; ".join(part for part in parts if part)
 

@@ -99,7 +99,8 @@ def locate(
     from open_geoclip._version import __version__
     from open_geoclip.geo.areas import Area
     from open_geoclip.images import find_images
-    from open_geoclip.search.answer import Answer, AnswerSettings
+    from open_geoclip.search.answer import Answer
+    from open_geoclip.search.describe import AnswerSettings
 
     format_ = chosen(format_, output)
     area = Area.parse(within or (), not_within or ())  # before anything slow: it may be refused

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -98,9 +97,7 @@ def tag(
         with exiftool or nullcontext(), progress_bar("tagging") as progress:
             for done, (path, answer) in enumerate(zip(files, locator.stream(files, 1), strict=True), 1):
                 try:
-                    in_distribution = answer.error or answer.candidates[0].score >= locator.calibration.min_score
-                    judged = answer if in_distribution else replace(answer, sure=None)
-                    records.append(_tag(path, judged, exiftool, overwrite, unsure, dry_run))
+                    records.append(_tag(path, answer, exiftool, overwrite, unsure, dry_run))
                 except (ImageError, DataError) as error:
                     reason = error.reason if isinstance(error, ImageError) else str(error)
                     records.append({"image": str(path), "error": reason})
@@ -122,15 +119,16 @@ def _tag(
         return {"image": str(path), "error": answer.error}
     best = answer.candidates[0]
     record = {"image": str(path), "lat": best.lat, "lon": best.lon}
-    record |= {"probability": best.probability, "sure": answer.sure}
+    sure = None if answer.in_distribution is False else answer.sure
+    record |= {"probability": best.probability, "sure": sure}
     if not overwrite and (existing := _existing_place(path, exiftool)):
         return {**record, "left": f"it has {existing}: --overwrite"}
-    if not answer.sure and not unsure:
-        unknown = "nothing is known of the model on pictures like this"
-        return {**record, "left": f"{unknown if answer.sure is None else 'the answer is not sure'}: --unsure"}
-    radius = None if answer.sure is None else answer.credible_radius_km["90"]
+    if not sure and not unsure:
+        unknown = "nothing is known of the model on images like this"
+        return {**record, "left": f"{unknown if sure is None else 'the answer is not sure'}: --unsure"}
+    radius = None if sure is None else answer.credible_radius_km["90"]
     source = (answer.model, answer.gallery, answer.version)
-    estimate = Estimate(best.lat, best.lon, *source, radius, best.probability, answer.sure)
+    estimate = Estimate(best.lat, best.lon, *source, radius, best.probability, sure)
     if exiftool is None:
         return {**record, "radius_km": radius, **_write_sidecar(path, estimate, dry_run)}
     return {**record, "radius_km": radius, **_write_exif(path, estimate, exiftool, dry_run)}

@@ -129,8 +129,8 @@ def _shown(found: "Verification", path: Path, format_: str, max_pixels: int) -> 
     from open_geoclip.errors import ImageError
     from open_geoclip.export.thumbnails import thumbnail
 
-    told, place = found.to_dict(), found.facts.place
-    if place is not None and not (abs(place.lat) <= 90 and abs(place.lon) <= 180):
+    told, place = found.to_dict(), found.exif
+    if place is not None and not place.is_on_earth:
         told["exif"] = None
     if format_ in ("html", "kmz") and found.answer.error is None:
         with suppress(ImageError):  # the file went away since it was read: the answer is shown without it
@@ -139,7 +139,7 @@ def _shown(found: "Verification", path: Path, format_: str, max_pixels: int) -> 
 
 
 def _row(found: "Verification") -> dict[str, Any]:
-    place, of, best = found.facts.place, found.comparison, found.answer.candidates[0]
+    place, of, best = found.exif, found.comparison, found.answer.candidates[0]
     return {
         "image": found.answer.image,
         "verdict": found.verdict,
@@ -166,12 +166,12 @@ def _row(found: "Verification") -> dict[str, Any]:
 def _lines(found: "Verification") -> list[str]:
     if found.answer.error is not None:
         return []
-    place, of, best = found.facts.place, found.comparison, found.answer.candidates[0]
-    lines = [f"{found.answer.image}: {found.verdict.upper()}", f"  {found.reason}"]
+    place, of, best = found.exif, found.comparison, found.answer.candidates[0]
+    lines = [f"{found.answer.image}: {str(found.verdict).upper()}", f"  {found.reason}"]
     if place is not None:
         accuracy = "" if place.accuracy_m is None else f" +- {place.accuracy_m:,.0f} m"
         time = "" if place.time is None else f", {place.time.isoformat(' ')}"
-        camera = "" if found.facts.camera is None else f", {found.facts.camera}"
+        camera = "" if found.camera is None else f", {found.camera}"
         lines.append(f"  says   {place.lat:>10.5f} {place.lon:>11.5f}{accuracy}  ({place.source}{time}{camera})")
     sure = {True: "sure", False: "not sure", None: "not calibrated"}[found.answer.sure]
     apart = "" if of is None else f", {of.distance_km:,.0f} km away"

@@ -1,36 +1,54 @@
 """Answers as files: one call for the command line, the HTTP API and the page.
 
-What goes in are records: answers as JSON-ready values (:meth:`open_geoclip.search.answer.Answer.to_dict`), to which
-may be added ``thumbnail``, a picture as a data URI, ``exif``, where the photo itself says it was taken, and how that
-was judged (:meth:`open_geoclip.verification.Verification.to_dict`). What made an answer stands in every format
-beside the words that it is an estimate.
+Records are answers as JSON-ready values (:meth:`open_geoclip.search.answer.Answer.to_dict`), with or without the
+findings of :func:`open_geoclip.verification.verify` and a thumbnail. Every format names what made an answer and
+says that it is an estimate.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from importlib.resources import files
+from typing import Annotated, Any
 
 from open_geoclip._version import __version__
-from open_geoclip.errors import DataError, SettingsError
-from open_geoclip.export import geojson, html, kml, tables
+from open_geoclip.errors import DataError, OpenGeoCLIPError, SettingsError
+from open_geoclip.export import kml, tables
+from open_geoclip.export.thumbnails import decode_thumbnail
+from open_geoclip.metadata.read import PhotoPlace
+from open_geoclip.schema import from_dict, type_hints
 from open_geoclip.search.answer import Answer
-from open_geoclip.verification import VERDICTS
+from open_geoclip.verification import Findings
 
-_BESIDE = ("thumbnail", "exif", "verdict", "reason", "comparison", "remarks", "camera", "software")
-
-__all__ = ["CAUTION", "FORMATS", "About", "Format", "Record", "render"]
+__all__ = ["CAUTION", "FORMATS", "About", "Additions", "Format", "Record", "check_records", "render"]
 
 Record = Mapping[str, Any]
 
 CAUTION = "an estimate, not evidence"
 
 
+def _check_thumbnail(data_uri: str | None, where: str) -> None:
+    if data_uri is not None:
+        decode_thumbnail(data_uri, where)
+
+
+def _check_exif(place: PhotoPlace | None, where: str) -> None:
+    if place is not None and not place.is_on_earth:
+        raise SettingsError(f"{where}: lat is from -90 to 90, lon from -180 to 180, not {place.lat}, {place.lon}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additions(Findings):
+    """What a record may have beside its answer."""
+
+    exif: Annotated[PhotoPlace | None, _check_exif, "The place in the metadata; null where there is none."] = None
+    thumbnail: Annotated[str | None, _check_thumbnail, "A JPEG as a data URI."] = None
+
+
 @dataclass(frozen=True)
 class About:
-    """What is said of all answers of a file; each answer names its model, gallery and version itself.
+    """What a file says of all its answers; each answer names its model, gallery and version itself.
 
     Attributes:
         created: when, ISO 8601 in UTC.
@@ -50,96 +68,122 @@ class About:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Attributes:
         suffix: of its name.
         media_type: as HTTP calls it.
-        binary: not to be printed on a terminal.
         write: records and :class:`About` as a dict, to bytes.
     """
 
     suffix: str
     media_type: str
-    binary: bool
     write: Callable[[Sequence[Record], dict[str, str]], bytes]
 
 
-def _json(records: Sequence[Record], about: dict[str, str]) -> bytes:
-    """The bare list, which programs have read since the first version: what made it stands in each answer."""
+def render(records: Sequence[Record], format_: str, *, about: About | None = None) -> bytes:
+    """Write records as a file.
+
+    Args:
+        records: in order; those with an ``error`` are kept. Not checked: see :func:`check_records` for those of others.
+        format_: one of :data:`FORMATS`.
+        about: default: written now.
+
+    Raises:
+        SettingsError: there is no such format.
+        OpenGeoCLIPError: the page of the HTML report was not built.
+        MissingExtraError: the format needs an extra that is not installed.
+    """
+    if format_ not in FORMATS:
+        raise SettingsError(f"format: one of {', '.join(FORMATS)}, not {format_!r}")
+    return FORMATS[format_].write(records, asdict(about or About.now()))
+
+
+def check_records(records: Sequence[Record]) -> None:
+    """Check records that come from outside, every value of them.
+
+    Raises:
+        DataError: a value is not what it must be; the message names the record and the key.
+    """
+    names = type_hints(Additions)
+    for number, record in enumerate(records):
+        try:
+            Answer.from_dict({key: value for key, value in record.items() if key not in names})
+            from_dict(Additions, {k: v for k, v in record.items() if k in names and v is not None}, "record")
+        except (DataError, SettingsError) as error:
+            raise DataError(f"record {number}: {str(error).removeprefix('record: ')}") from error
+
+
+def _to_json(records: Sequence[Record], about: dict[str, str]) -> bytes:
     bare = [{key: value for key, value in record.items() if key != "thumbnail"} for record in records]
     return (json.dumps(bare, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def _to_html(records: Sequence[Record], about: dict[str, str]) -> bytes:
+    """Write a self-contained report, which works from disk: the web page with the records in it."""
+    try:
+        page = files("open_geoclip").joinpath("export", "page", "report.html").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise OpenGeoCLIPError(
+            "the page of the report was not built: run `make web` in a checkout, or install a built wheel"
+        ) from error
+    before, found, after = page.partition("__RECORDS__")
+    assert found, "the template has a place for records"
+    return (before + _embedded({"records": list(records), "about": about}) + after).encode()
+
+
+def _embedded(content: object) -> str:
+    """Return JSON that neither ends the element it stands in nor begins a comment, whatever a file is called."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _to_geojson(records: Sequence[Record], about: dict[str, str]) -> bytes:
+    """Write a FeatureCollection (RFC 7946); ``about`` and images that could not be read are members beside it."""
+    features = [feature for number, record in enumerate(records) for feature in _features(record, number)]
+    collection: dict[str, Any] = {"type": "FeatureCollection", "about": about, "features": features}
+    errors = [{"image": record["image"], "error": record["error"]} for record in records if "error" in record]
+    if errors:
+        collection["errors"] = errors
+    return (json.dumps(collection, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
+
+
+def _features(record: Record, number: int) -> Iterator[dict[str, Any]]:
+    """Yield regions first, the widest at the bottom, then candidates, the best on top."""
+    if "error" in record:
+        return
+    common = {"answer": number, **{kind: record[kind] for kind in ("image", "text") if record.get(kind)}}
+    made = {key: record[key] for key in ("model", "gallery", "version", "sha256") if key in record}
+    for share, region in sorted(record.get("regions", {}).items(), key=lambda item: -float(item[0])):
+        if region["coordinates"]:
+            yield _feature(region, {**common, "kind": "credible region", "percent": float(share), **made})
+    exif, verdict = record.get("exif"), kml.verdict_values(record)
+    if exif:
+        yield _feature(_point(exif), {**common, "kind": "where the photo itself says it was taken", **verdict})
+    whole = {key: record.get(key) for key in ("credible_radius_km", "within_km")} | verdict
+    sure = {key: record.get(key) for key in ("sure", "in_distribution")}
+    for rank, candidate in reversed(list(enumerate(record["candidates"], 1))):
+        own = {key: value for key, value in candidate.items() if key not in ("lat", "lon")}
+        first = whole if rank == 1 else {}
+        properties = {**common, "kind": "candidate", "rank": rank, **own, **first, **sure, **made}
+        yield {"id": f"{number}-{rank}"} | _feature(_point(candidate), properties)
+
+
+def _feature(geometry: Record, properties: Record) -> dict[str, Any]:
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def _point(place: Record) -> dict[str, Any]:
+    return {"type": "Point", "coordinates": [place["lon"], place["lat"]]}
+
+
 FORMATS: dict[str, Format] = {
-    "json": Format(".json", "application/json", False, _json),
-    "csv": Format(".csv", "text/csv; charset=utf-8", False, tables.to_csv),
-    "geojson": Format(".geojson", "application/geo+json", False, geojson.to_geojson),
-    "kml": Format(".kml", "application/vnd.google-earth.kml+xml", False, kml.to_kml),
-    "kmz": Format(".kmz", "application/vnd.google-earth.kmz", True, kml.to_kmz),
-    "parquet": Format(".parquet", "application/vnd.apache.parquet", True, tables.to_parquet),
-    "html": Format(".html", "text/html; charset=utf-8", False, html.to_html),
+    "json": Format(".json", "application/json", _to_json),
+    "csv": Format(".csv", "text/csv; charset=utf-8", tables.to_csv),
+    "geojson": Format(".geojson", "application/geo+json", _to_geojson),
+    "kml": Format(".kml", "application/vnd.google-earth.kml+xml", kml.to_kml),
+    "kmz": Format(".kmz", "application/vnd.google-earth.kmz", kml.to_kmz),
+    "parquet": Format(".parquet", "application/vnd.apache.parquet", tables.to_parquet),
+    "html": Format(".html", "text/html; charset=utf-8", _to_html),
 }
 """By the name that ``--format`` takes."""
-
-
-def render(records: Sequence[Record], format_: str, *, about: About | None = None) -> bytes:
-    """A file of answers.
-
-    Args:
-        records: answers, in order; those with an ``error`` are kept in each format that has a place for them.
-        format_: one of :data:`FORMATS`.
-        about: what is said of all; that it is written now when not given.
-
-    Raises:
-        SettingsError: there is no such format.
-        DataError: a record is not an answer, or its thumbnail or exif is not what it must be; says which.
-        MissingExtraError: Parquet, and the extra ``parquet`` is not installed.
-    """
-    if format_ not in FORMATS:
-        raise SettingsError(f"format: one of {', '.join(FORMATS)}, not {format_!r}")
-    for number, record in enumerate(records):
-        _check(number, record)
-    return FORMATS[format_].write(records, asdict(about or About.now()))
-
-
-def _check(number: int, record: Record) -> None:
-    """Each record is looked at: a page sends back what it shows, and anybody may write such a request."""
-    try:
-        Answer.from_dict({key: value for key, value in record.items() if key not in _BESIDE})
-        kml.checked_thumbnail(record.get("thumbnail"))
-        _check_exif(record.get("exif"))
-        _check_verdict(record)
-    except DataError as error:
-        raise DataError(f"record {number}: {error}") from error
-
-
-def _check_exif(exif: object) -> None:
-    if exif is None:
-        return
-    if not isinstance(exif, Mapping):
-        raise DataError("exif: an object or null")
-    for name, most in (("lat", 90.0), ("lon", 180.0)):
-        value = exif.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= most:
-            raise DataError(f"exif.{name}: a number from -{most:g} to {most:g}")
-
-
-def _check_verdict(record: Record) -> None:
-    """What :meth:`open_geoclip.verification.Verification.to_dict` adds, as far as it is shown."""
-    if record.get("verdict") not in (None, *VERDICTS):
-        raise DataError(f"verdict: one of {', '.join(VERDICTS)}, or null")
-    if not isinstance(record.get("reason"), str | None):
-        raise DataError("reason: a text or null")
-    compared = record.get("comparison")
-    if not isinstance(compared, Mapping | None):
-        raise DataError("comparison: an object or null")
-    for name in ("p_value", "distance_km"):
-        value = (compared or {}).get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float | None) or not 0 <= (value or 0) < math.inf:
-            raise DataError(f"comparison.{name}: a number from 0, or null")
-    remarks = record.get("remarks") or ()
-    if not isinstance(remarks, Sequence) or not all(
-        isinstance(one, Mapping) and isinstance(one.get("text"), str) for one in remarks
-    ):
-        raise DataError('remarks: a list of objects with a "text"')

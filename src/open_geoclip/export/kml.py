@@ -1,11 +1,8 @@
-"""Answers as KML (OGC 12-007r2), which Google Earth opens: a folder an answer, styles by probability, regions.
+"""Answers as KML (OGC 12-007r2), which Google Earth opens: a folder per answer, styles by probability, regions.
 
-Google Earth shows pictures from files beside the document only, so they travel in a KMZ, the same document zipped
-with them; plain KML has none.
+Google Earth shows images from files beside the document only: a KMZ is the same document, zipped with them.
 """
 
-import base64
-import binascii
 import io
 import re
 import xml.etree.ElementTree as ET
@@ -13,16 +10,12 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from open_geoclip.errors import DataError
-from open_geoclip.export.geojson import verdict_of
-from open_geoclip.search.answer import is_strange
+from open_geoclip.export.thumbnails import decode_thumbnail
 
-__all__ = ["checked_thumbnail", "to_kml", "to_kmz"]
+__all__ = ["to_kml", "to_kmz", "verdict_values"]
 
 _NAMESPACE = "http://www.opengis.net/kml/2.2"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_THUMBNAIL = "data:image/jpeg;base64,"
-_LARGEST = 2**20  # characters of a thumbnail
 _STYLES = (  # from which probability, its colour (KML writes alpha, blue, green, red) and size
     ("likely", 0.5, "ff26329d", 1.3),
     ("possible", 0.1, "ff3e8be0", 1.1),
@@ -32,43 +25,24 @@ _REGIONS = {"50": ("ff26329d", "4026329d"), "90": ("ff3e8be0", "263e8be0")}
 _OTHER_REGION = ("ff9a9a9a", "209a9a9a")
 
 
-def checked_thumbnail(thumbnail: object) -> bytes | None:
-    """The JPEG in a data URI; None for None.
-
-    Raises:
-        DataError: it is something else, or too large.
-    """
-    if thumbnail is None:
-        return None
-    if not isinstance(thumbnail, str) or not thumbnail.startswith(_THUMBNAIL) or len(thumbnail) > _LARGEST:
-        raise DataError(f"thumbnail: a JPEG as a data URI ({_THUMBNAIL}...) of at most {_LARGEST:,} characters")
-    try:
-        picture = base64.b64decode(thumbnail.removeprefix(_THUMBNAIL), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError(f"thumbnail: its base64 is damaged: {error}") from error
-    if not picture.startswith(b"\xff\xd8\xff"):
-        raise DataError("thumbnail: it is no JPEG")
-    return picture
-
-
 def to_kml(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
-    """One document without pictures."""
+    """Write a document without images."""
     return _document(records, about, {})
 
 
 def to_kmz(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
-    """A zip of the document and its pictures."""
-    pictures = {}
-    for number, record in enumerate(records):
-        picture = checked_thumbnail(record.get("thumbnail"))
-        if picture is not None:
-            pictures[number] = (f"files/{number + 1}.jpg", picture)
+    """Write a zip of the document and its images."""
+    images = {
+        number: (f"files/{number + 1}.jpg", decode_thumbnail(record["thumbnail"]))
+        for number, record in enumerate(records)
+        if record.get("thumbnail")
+    }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         # A fixed time: the same answers give the same bytes.
-        archive.writestr(_entry("doc.kml"), _document(records, about, {n: name for n, (name, _) in pictures.items()}))
-        for name, picture in pictures.values():
-            archive.writestr(_entry(name), picture)
+        archive.writestr(_entry("doc.kml"), _document(records, about, {n: name for n, (name, _) in images.items()}))
+        for name, image in images.values():
+            archive.writestr(_entry(name), image)
     return file.getvalue()
 
 
@@ -78,7 +52,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def _document(records: Sequence[Mapping[str, Any]], about: dict[str, str], pictures: Mapping[int, str]) -> bytes:
+def _document(records: Sequence[Mapping[str, Any]], about: dict[str, str], images: Mapping[int, str]) -> bytes:
     root = ET.Element("kml", xmlns=_NAMESPACE)
     document = ET.SubElement(root, "Document")
     _text(document, "name", "Where photos were taken")
@@ -95,13 +69,13 @@ def _document(records: Sequence[Mapping[str, Any]], about: dict[str, str], pictu
         _text(outline, "width", "2")
         _text(ET.SubElement(style, "PolyStyle"), "color", fill)
     for number, record in enumerate(records):
-        _folder(document, number, record, about, pictures.get(number))
+        _folder(document, number, record, about, images.get(number))
     ET.indent(root, " ")
     return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
 def _folder(
-    document: ET.Element, number: int, record: Mapping[str, Any], about: dict[str, str], picture: str | None
+    document: ET.Element, number: int, record: Mapping[str, Any], about: dict[str, str], image: str | None
 ) -> None:
     folder = ET.SubElement(document, "Folder", id=f"answer-{number + 1}")
     _text(folder, "name", record.get("image") or record.get("text") or f"answer {number + 1}")
@@ -110,7 +84,7 @@ def _folder(
         return
     marks = "".join(f"; sha256 of the {what}: {mark}" for what, mark in record.get("sha256", {}).items())
     made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}{marks}; {about['caution']}"
-    verdict = verdict_of(record)
+    verdict = verdict_values(record)
     judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
     _text(folder, "description", f"{judged}{_sureness(record)}. {made}")
     for rank, candidate in enumerate(record["candidates"], 1):
@@ -122,7 +96,7 @@ def _folder(
             f"probability {100 * share:.1f} %, nine tenths of it within {candidate['radius_km']:,.0f} km",
             made,
         ]
-        shown = [f'<img src="{picture}" width="320"/>'] if picture and rank == 1 else []
+        shown = [f'<img src="{image}" width="320"/>'] if image and rank == 1 else []
         _text(mark, "description", "<br/>".join([*shown, *map(_escaped, lines)]))
         _text(mark, "styleUrl", "#" + next(name for name, least, _, _ in _STYLES if share >= least))
         _data(mark, {"rank": rank, **{k: v for k, v in candidate.items() if v is not None}})
@@ -180,6 +154,21 @@ def _sureness(record: Mapping[str, Any]) -> str:
     if sure is None:
         return "Not calibrated for this: percentages compare places, they are not chances of being right"
     radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in record["credible_radius_km"].items())
-    strange = is_strange(sure, record.get("within_km", {}))
-    doubt = "Not sure: unlike the pictures that its probabilities were measured on" if strange else "Not sure"
+    doubt = "Not sure"
+    if record.get("in_distribution") is False:
+        doubt += ": unlike the images that the model was calibrated on"
     return f"{'Sure' if sure else doubt}; {radii}"
+
+
+def verdict_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the verdict on the place in the metadata as text and numbers; empty where there is none."""
+    if not record.get("verdict"):
+        return {}
+    comparison = record.get("comparison") or {}
+    return {
+        "verdict": record["verdict"],
+        "reason": record.get("reason"),
+        "p_value": comparison.get("p_value"),
+        "distance_km": comparison.get("distance_km"),
+        "remarks": "; ".join(remark["text"] for remark in record.get("remarks") or ()) or None,
+    }

@@ -1,37 +1,46 @@
-"""Answers as tables, CSV and Parquet: a row a candidate, a row for each picture that could not be read."""
+"""Answers as tables, CSV and Parquet: a row per candidate, and one per image that could not be read."""
 
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from open_geoclip.errors import MissingExtraError
+from open_geoclip.schema import type_hints
+from open_geoclip.search.answer import Answer, Candidate, Columns
 
 __all__ = ["COLUMNS", "rows", "to_csv", "to_parquet"]
 
+_KINDS = {str: "string", float: "float64", bool: "bool"}
+
+
+def _columns(cls: type) -> dict[str, tuple[str, str, str | None]]:
+    """Return kind, field and key of each column that a dataclass declares."""
+    columns: dict[str, tuple[str, str, str | None]] = {}
+    for name, hint in type_hints(cls).items():
+        kind, *metadata = get_args(hint)
+        options = [option for option in get_args(kind) or (kind,) if option in _KINDS]
+        for one in metadata:
+            if isinstance(one, Columns):
+                of_values = str if kind == Mapping[str, str] else float
+                columns |= {one.name.format(key): (_KINDS[of_values], name, key) for key in one.keys}
+        if options and get_origin(kind) in (None, Union, UnionType):
+            columns[name] = (_KINDS[options[0]], name, None)
+    return columns
+
+
+_ANSWER = _columns(Answer)
+_MADE_BY = ("model", "gallery", "version", "image_sha256", "weights_sha256", "gallery_sha256", "error")
 COLUMNS: dict[str, str] = {
     "image": "string",
     "text": "string",
     "rank": "int32",
-    "lat": "float64",
-    "lon": "float64",
-    "score": "float64",
-    "probability": "float64",
-    "radius_km": "float64",
-    "country": "string",
-    "place": "string",
-    "credible_radius_50_km": "float64",
-    "credible_radius_90_km": "float64",
-    "within_200_km": "float64",
-    "sure": "bool",
+    **{name: kind for name, (kind, *_) in _columns(Candidate).items()},
+    **{name: kind for name, (kind, *_) in _ANSWER.items() if name not in (*_MADE_BY, "image", "text")},
     "exif_lat": "float64",
     "exif_lon": "float64",
-    "model": "string",
-    "gallery": "string",
-    "version": "string",
-    "weights_sha256": "string",
-    "gallery_sha256": "string",
-    "error": "string",
+    **{name: _ANSWER[name][0] for name in _MADE_BY},
     "caution": "string",
     "created": "string",
 }
@@ -42,19 +51,18 @@ _TEXTS = ("image", "text", "place", "error", "gallery", "model")
 
 
 def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """One dict a row, with every column; None where there is nothing to say."""
+    """Yield one dict per row, with every column; None where there is no value."""
     empty = dict.fromkeys(COLUMNS)
     made = {"caution": about["caution"], "created": about["created"]}
     for record in records:
-        exif, radii = record.get("exif") or {}, record.get("credible_radius_km", {})
+        exif = record.get("exif") or {}
         common = {
-            **{key: record.get(key) for key in ("image", "text", "model", "gallery", "version", "error", "sure")},
-            "credible_radius_50_km": radii.get("50"),
-            "credible_radius_90_km": radii.get("90"),
-            "within_200_km": record.get("within_km", {}).get("200"),
+            **{
+                column: record.get(name) if key is None else record.get(name, {}).get(key)
+                for column, (_, name, key) in _ANSWER.items()
+            },
             "exif_lat": exif.get("lat"),
             "exif_lon": exif.get("lon"),
-            **{f"{what}_sha256": mark for what, mark in record.get("sha256", {}).items()},
             **made,
         }
         for rank, candidate in enumerate(record.get("candidates", ()), 1):
@@ -64,7 +72,7 @@ def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterato
 
 
 def to_csv(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
-    """CSV in UTF-8. A text that a spreadsheet would take for a formula has an apostrophe before it."""
+    """Write CSV in UTF-8. A text that a spreadsheet would take for a formula has an apostrophe before it."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
@@ -77,7 +85,7 @@ def to_csv(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes
 
 
 def to_parquet(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
-    """Parquet, zstd; what made it is in the metadata of its schema.
+    """Write Parquet (zstd); ``about`` is in the metadata of its schema.
 
     Raises:
         MissingExtraError: the extra ``parquet`` is not installed.
@@ -99,5 +107,5 @@ def to_parquet(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> b
 
 
 def _utf8(text: str) -> str:
-    """Names of files may be bytes of no encoding; what cannot be written is written out."""
+    """Names of files may be bytes of no encoding: what cannot be encoded is escaped."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,26 +1,47 @@
-"""Small pictures for reports: upright, without anything that a photo says of itself."""
+"""Thumbnails for reports: small upright JPEGs as data URIs, without metadata."""
 
 import base64
+import binascii
 import io
 
 from PIL import Image
 
+from open_geoclip.errors import SettingsError
 from open_geoclip.images import ImageSource, load_image
 
-__all__ = ["thumbnail"]
+__all__ = ["decode_thumbnail", "thumbnail"]
 
 _SIDE = 320
+_PREFIX = "data:image/jpeg;base64,"
+_MAX_CHARACTERS = 2**20
 
 
 def thumbnail(image: ImageSource, *, max_pixels: int) -> str:
-    """A JPEG of at most 320 pixels a side as a data URI; EXIF, and with it any place, is not in it.
+    """Return a JPEG of at most 320 pixels a side as a data URI; it has no EXIF, and so no place.
 
     Raises:
-        ImageError: the picture cannot be read.
+        ImageError: the image cannot be read.
     """
     picture = load_image(image, max_pixels=max_pixels)
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     bare = Image.frombytes("RGB", picture.size, picture.tobytes())  # pixels alone
     file = io.BytesIO()
     bare.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return _PREFIX + base64.b64encode(file.getvalue()).decode()
+
+
+def decode_thumbnail(data_uri: str, where: str = "thumbnail") -> bytes:
+    """Return the JPEG in a data URI.
+
+    Raises:
+        SettingsError: it is something else, or too large.
+    """
+    if not data_uri.startswith(_PREFIX) or len(data_uri) > _MAX_CHARACTERS:
+        raise SettingsError(f"{where}: a JPEG as a data URI ({_PREFIX}...) of at most {_MAX_CHARACTERS:,} characters")
+    try:
+        picture = base64.b64decode(data_uri.removeprefix(_PREFIX), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SettingsError(f"{where}: its base64 is damaged: {error}") from error
+    if not picture.startswith(b"\xff\xd8\xff"):
+        raise SettingsError(f"{where}: it is no JPEG")
+    return picture

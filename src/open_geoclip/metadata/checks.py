@@ -3,13 +3,12 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from open_geoclip.geo.sphere import haversine_km
-from open_geoclip.metadata.read import PhotoMetadata, PhotoPlace
+from open_geoclip.metadata.read import PhotoMetadata, PhotoPlace, Remark
 
-__all__ = ["Remark", "find_remarks"]
+__all__ = ["find_remarks"]
 
 _GPS_BEGAN = datetime(1980, 1, 6, tzinfo=UTC)
 _APART_KM = 0.1
@@ -20,23 +19,6 @@ _EDITORS = re.compile(
     r"(?i)photoshop|lightroom|gimp|exiftool|exiv2|affinity|pixelmator|snapseed|darktable|rawtherapee|digikam|imagemagick"
     r"|picasa|capture one|acdsee|geosetter|geotag|paint|canva|facetune|luminar|vsco|stable diffusion|midjourney|firefly"
 )
-
-
-@dataclass(frozen=True)
-class Remark:
-    """One oddity.
-
-    Attributes:
-        check: which check found it.
-        text: what it found, for people.
-    """
-
-    check: str
-    text: str
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON-ready values."""
-        return {"check": self.check, "text": self.text}
 
 
 def find_remarks(facts: PhotoMetadata, now: datetime | None = None) -> Iterator[Remark]:

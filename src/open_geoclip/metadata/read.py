@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,7 @@ from open_geoclip.errors import ImageError, MetadataError
 from open_geoclip.images import ImageSource, image_name, open_header, quiet_pillow, read_bytes
 from open_geoclip.metadata import gps, sidecars, xmp
 
-__all__ = ["ESTIMATED", "PhotoMetadata", "PhotoPlace", "Source", "read_metadata", "read_place"]
+__all__ = ["ESTIMATED", "PhotoMetadata", "PhotoPlace", "Remark", "Source", "read_metadata", "read_place"]
 
 Source = Literal["exif", "xmp", "sidecar"]
 ESTIMATED = "ESTIMATED"
@@ -51,7 +51,7 @@ class PhotoPlace:
 
     lat: float
     lon: float
-    source: Source
+    source: Source = "exif"
     accuracy_m: float | None = None
     dop: float | None = None
     altitude_m: float | None = None
@@ -63,11 +63,20 @@ class PhotoPlace:
     estimated: bool = False
     no_fix: bool = False
 
+    @property
+    def is_on_earth(self) -> bool:
+        """Whether the coordinates are in range: metadata may hold any number."""
+        return abs(self.lat) <= 90 and abs(self.lon) <= 180
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; times are ISO 8601."""
-        values = {**vars(self)}
+        """Return JSON-ready values: times are ISO 8601, and numbers that are not finite are None."""
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in vars(self).items()
+        }
         for name in ("time", "fix_time"):
-            values[name] = values[name] and values[name].isoformat()
+            moment: datetime | None = getattr(self, name)
+            values[name] = moment and moment.isoformat()
         return values
 
 
@@ -93,6 +102,14 @@ class PhotoMetadata:
     def place(self) -> PhotoPlace | None:
         """The first place that this package did not estimate; None where there is none."""
         return next((place for place in self.places if not place.estimated), None)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """An oddity of a photo's metadata; see :func:`open_geoclip.metadata.checks.find_remarks`."""
+
+    check: Annotated[str, "The check that found it."]
+    text: Annotated[str, "What it found."]
 
 
 def read_place(source: ImageSource, *, name: str | None = None) -> PhotoPlace | None:

@@ -17,9 +17,10 @@ from open_geoclip.geo.areas import Area
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name
 from open_geoclip.model.backbones.runtime import DType, Engine
 from open_geoclip.model.geoclip import GeoCLIP
-from open_geoclip.search.answer import Answer, AnswerSettings, Candidate, told
+from open_geoclip.search.answer import Answer, Candidate
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.decode import DecodeMethod
+from open_geoclip.search.describe import AnswerSettings, describe
 from open_geoclip.search.encode import EncodeSettings, as_list, encode_batches, encode_images
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
@@ -462,7 +463,7 @@ class Locator:
         detail: bool = False,
     ) -> list[dict[str, Any]]:
         labels, origins = self.search_space.countries, posterior.cells.origins
-        return told(
+        return describe(
             posterior,
             self.answers,
             min(top_k, len(self.gallery)),

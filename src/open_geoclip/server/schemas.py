@@ -1,9 +1,13 @@
 """Bodies of requests and answers: requests are validated by them, answers described in OpenAPI."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
 
+from open_geoclip.metadata.read import PhotoPlace
+from open_geoclip.schema import record_schema
+from open_geoclip.search.answer import Answer
 from open_geoclip.server.problems import Problem
 
 __all__ = [
@@ -133,50 +137,15 @@ def invalid_value(error: ValidationError) -> Problem:
     return Problem(422, "invalid_value", f"{where}: {first['msg']}")
 
 
-class _Candidate(BaseModel):
-    lat: float
-    lon: float
-    score: float
-    probability: float
-    radius_km: float
-    country: str | None = None
-    place: str | None = None
+@dataclass(frozen=True)
+class _Metadata:
+    """What a record has beside its answer."""
 
-
-class _Exif(BaseModel):
-    """The place that a photo's metadata name, as written."""
-
-    model_config = ConfigDict(extra="allow")
-
-    lat: float
-    lon: float
-    source: Literal["exif", "xmp"]
-    accuracy_m: float | None
-    time: str | None
-
-
-class _Record(BaseModel):
-    """An answer, or the reason why there is none."""
-
-    model_config = ConfigDict(extra="allow")
-
-    image: str | None = None
-    text: str | None = None
-    error: str | None = None
-    model: str | None = None
-    gallery: str | None = None
-    version: str | None = None
-    candidates: list[_Candidate] | None = None
-    credible_radius_km: dict[str, float] | None = None
-    within_km: dict[str, float] | None = None
-    countries: dict[str, float] | None = None
-    sure: bool | None = None
-    sha256: dict[str, str] | None = None
-    exif: _Exif | None = Field(
-        None,
-        description="In each record where it was asked for; null where the photo names no place. Of several pictures "
-        "as one place, that of the first that names one.",
-    )
+    exif: Annotated[
+        PhotoPlace | None,
+        "In each record where it was requested; null where the photo has no place. Of several images as one place, "
+        "that of the first that has one.",
+    ]
 
 
 class Answers(BaseModel):
@@ -184,7 +153,7 @@ class Answers(BaseModel):
 
     object: Literal["list"] = "list"
     model: str
-    data: list[_Record]
+    data: list[Annotated[dict[str, Any], WithJsonSchema(record_schema("Record", Answer, _Metadata))]]
 
 
 class _Embedding(BaseModel):

@@ -157,15 +157,18 @@ class Service:
                 names = ", ".join(upload.name for upload in part_of)
                 unread = [f"{u.name}: {i.error}" for u, i in zip(part_of, images, strict=True) if i.pixels is None]
                 answers = [] if unread else await queue.answer(Job("locate", options, readable))
-                record = {"image": names, "error": unread[0]} if unread else {"image": names} | answers[0]
+                record = {"image": names, "error": unread[0]} if unread else _named(answers[0], names, images)
                 place = next((image.exif for image in images if image.exif is not None), None)
-                return [record | {"image": names} | _extras(place, images[0].thumbnail, exif=exif)]
+                return [record | _extras(place, images[0].thumbnail, exif=exif)]
             answers = await queue.answer(Job("locate", options, readable)) if readable else []
             self._count(model, "answered", len(answers))
             found = iter(answers)
             return [
-                {"image": upload.name}
-                | ({"error": image.error} if image.pixels is None else next(found) | {"image": upload.name})
+                (
+                    {"image": upload.name, "error": image.error}
+                    if image.pixels is None
+                    else _named(next(found), upload.name, [image])
+                )
                 | _extras(image.exif, image.thumbnail, exif=exif)
                 for upload, image in zip(part_of, images, strict=True)
             ]
@@ -276,6 +279,12 @@ class Service:
 
     def _count(self, model: str, outcome: str, number: int) -> None:
         self.metrics.inputs.labels(model, outcome).inc(number)
+
+
+def _named(answer: dict[str, Any], name: str, images: Sequence[PreparedImage]) -> dict[str, Any]:
+    """Return an answer with the name and the hash of its images, which the worker that located them does not know."""
+    sha256 = {"image": ", ".join(str(image.sha256) for image in images)}
+    return {"image": name, **answer, "sha256": sha256 | answer["sha256"]} | {"image": name}
 
 
 def _extras(place: dict[str, Any] | None, thumbnail: str | None, *, exif: bool) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What is done to files outside of any model: decoding images, reading their metadata, writing answers as files."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,10 +47,7 @@ def _place_in_metadata(upload: Upload) -> dict[str, Any] | None:
         place = read_place(upload.data, name=upload.name)
     except ImageError:  # not an image: its answer says so
         return None
-    if place is None or not (abs(place.lat) <= 90 and abs(place.lon) <= 180):
-        return None
-    # JSON has no number for what is infinite.
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in place.to_dict().items()}
+    return place.to_dict() if place is not None and place.is_on_earth else None
 
 
 def render_answers(records: Sequence[Mapping[str, Any]], format_: str) -> tuple[bytes, str, str]:
@@ -63,6 +59,7 @@ def render_answers(records: Sequence[Mapping[str, Any]], format_: str) -> tuple[
     from open_geoclip.export import formats  # slow to import
 
     kind = formats.FORMATS[format_]
+    formats.check_records(records)
     return formats.render(records, format_), kind.media_type, kind.suffix
 
 
