@@ -223,6 +223,12 @@ def mpf() -> bytes:
     return bytes(data)
 
 
+_LOCATION_CREATED = (
+    '<e:LocationCreated xmlns:e="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"><rdf:Bag>'
+    f'<rdf:li rdf:parseType="Resource"><e:City>{CITY}</e:City></rdf:li></rdf:Bag></e:LocationCreated>'
+)
+
+
 CARRIERS: dict[str, Callable[[], bytes]] = {
     "exif.jpg": lambda: jpeg(app(0xE1, EXIF + tiff())),
     "exif_ff.jpg": lambda: jpeg(app(0xE1, b"Exif\0\xff" + tiff())),
@@ -262,6 +268,26 @@ CARRIERS: dict[str, Callable[[], bytes]] = {
     "app13_xmp.jpg": lambda: jpeg(app(0xED, PHOTOSHOP + resource(0x0424, packet()) + resource(0x0404, iptc()))),
     "app13_bare_exif.jpg": lambda: jpeg(app(0xED, EXIF + tiff())),
     "app13_bare_xmp.jpg": lambda: jpeg(app(0xED, XMP + packet())),
+    "app13_split_xmp.jpg": lambda: jpeg(*[app(0xED, PHOTOSHOP + part) for part in _split(resource(0x0424, packet()))]),
+    "app13_named_exif.jpg": lambda: jpeg(
+        app(0xED, PHOTOSHOP + b"8BIM\x04\x22\x04EXIF\0" + struct.pack(">I", len(tiff())) + tiff())
+    ),
+    "exif_app3.jpg": lambda: jpeg(app(0xE3, b"Meta\0\0" + tiff())),
+    "xmp_utf16.jpg": lambda: jpeg(app(0xE1, XMP + packet().decode().encode("utf-16"))),
+    "xmp_location_created.jpg": lambda: jpeg(app(0xE1, XMP + packet(_LOCATION_CREATED))),
+    "preview.jpg": lambda: jpeg(app(0xE1, EXIF + _with_preview(jpeg(app(0xE1, EXIF + tiff()))))),
+    "credentials.jpg": lambda: jpeg(app(0xEB, b"JP\0\x01\0\0\0\x01" + _credentials())),
+    "credentials.png": lambda: png(chunk(b"caBX", _credentials())),
+    "two_exif.png": lambda: png(chunk(b"eXIf", tiff()), chunk(b"eXIf", tiff(">", lat=64.1, lon=-21.9))),
+    "words.png": lambda: png(text("photoshop:City", CITY), text("GPS Position", "1 2"), text("Exif.GPSInfo.X", "1/1")),
+    "motion_list.jpg": lambda: picture() + video(_item_list()),
+    "list.heic": lambda: heic() + movie(_item_list()),
+    "padded_video.heic": lambda: heic() + b"\0\0" + video(),
+    "jpeg_behind.heic": lambda: heic() + jpeg(app(0xE1, EXIF + tiff())),
+    "mpvd.avif": lambda: picture("AVIF") + box(b"mpvd", video()),
+    "video.bmp": lambda: picture("BMP") + video(),
+    "resource.tif": lambda: _tiff_with({34377: resource(0x0422, tiff())}),
+    "iptc.tif": lambda: _tiff_with({33723: iptc(), 34377: resource(0x0404, iptc()) + resource(0x0424, packet())}),
     "motion.jpg": lambda: jpeg(app(0xE1, EXIF + tiff())) + video(),
     "motion_only.jpg": lambda: picture() + video(box(b"udta", loci())),
     "motion_keys.jpg": lambda: picture() + video(keys()),
@@ -316,6 +342,37 @@ CARRIERS: dict[str, Callable[[], bytes]] = {
     "uuid_xmp.avif": lambda: picture("AVIF") + box(b"uuid", XMP_UUID, packet()),
     "xmp.gif": lambda: _gif(),
 }
+
+
+def _credentials() -> bytes:
+    """Content credentials (C2PA) with an assertion that holds a place."""
+    kind = b"json\0\x11\0\x10\x80\0\0\xaa\0\x38\x9b\x71"
+    assertion = b'{"exif:GPSLatitude":"22,57.114S","exif:GPSLongitude":"43,12.6W"}'
+    return box(b"jumb", box(b"jumd", kind + b"\x03stds.exif\0"), box(b"json", assertion))
+
+
+def _with_preview(preview: bytes) -> bytes:
+    """EXIF data with a preview picture."""
+    ifd0 = struct.pack("<HHHIII", 1, 0x0112, 3, 1, 1, 26)
+    ifd1 = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(preview), 0)
+    return b"II*\0\x08\0\0\0" + ifd0 + ifd1 + preview
+
+
+def _item_list() -> bytes:
+    """A place as iTunes writes it into a video."""
+    item = box(b"\xa9xyz", box(b"data", struct.pack(">II", 1, 0), ISO6709))
+    return box(b"udta", box(b"meta", bytes(4), box(b"hdlr", bytes(8), b"mdirappl", bytes(9)), box(b"ilst", item)))
+
+
+def _tiff_with(tags: dict[int, bytes]) -> bytes:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    info, out = ImageFileDirectory_v2(), io.BytesIO()
+    for tag, value in tags.items():
+        info[tag] = value
+        info.tagtype[tag] = 7
+    Image.new("RGB", (8, 8)).save(out, "TIFF", tiffinfo=info)
+    return out.getvalue()
 
 
 def _split(block: bytes) -> tuple[bytes, bytes]:

@@ -186,6 +186,13 @@ def test_what_cannot_be_read_behind_a_picture_is_reported(photo: Photo, tool: Ex
     assert strip(photo() + b"\r\n", "a", tool).unreadable == ()
 
 
+def test_coordinates_in_words_are_reported(tool: ExifTool) -> None:
+    data = carriers.jpeg(carriers.app(0xFE, b"taken at geo:-22.9519,-43.2105"))
+    done = strip(data, "a", tool)
+    assert done.data == data
+    assert done.unreadable == ("File Comment that holds coordinates: 'taken at geo:-22.9519,-43.2105'",)
+
+
 def test_texts_of_a_png(picture: Any, pixels: Any, tool: ExifTool) -> None:
     from PIL.PngImagePlugin import PngInfo
 
@@ -326,18 +333,29 @@ def test_a_missing_exiftool_is_named_with_its_installation() -> None:
         ExifTool("no-such-exiftool")
 
 
-def test_an_exiftool_that_hangs_or_dies_is_replaced(tool: ExifTool, photo: Photo) -> None:
+def test_an_exiftool_that_dies_is_replaced(tool: ExifTool, photo: Photo) -> None:
     process = tool._process
     assert process is not None
     process.kill()
     process.wait()
     assert tool.read(photo(), ".jpg")
     assert tool._process is not process
-    tool._timeout_s, timeout_s = 1e-4, tool._timeout_s
-    with pytest.raises(MetadataError, match=r"took longer|unexpectedly"):
-        tool.read(carriers.extended_xmp(), ".jpg")
-    tool._timeout_s = timeout_s
-    assert tool.read(photo(), ".jpg")
+
+
+def test_an_exiftool_that_hangs_is_ended(tmp_path: Path) -> None:
+    program = tmp_path / "exiftool"
+    program.write_text("#!/bin/sh\necho 13.0\necho '{ready}'\nexec sleep 60\n")
+    program.chmod(0o755)
+    with ExifTool(str(program), timeout_s=0.1) as running, pytest.raises(MetadataError, match="took longer than"):
+        running.read(b"", ".jpg")
+
+
+def test_an_old_exiftool_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "exiftool"
+    program.write_text("#!/bin/sh\necho 12.16\necho '{ready}'\nexec sleep 60\n")
+    program.chmod(0o755)
+    with pytest.raises(MissingProgramError, match=r"12.16 is too old: 12.24 or newer is needed; install it: apt-get"):
+        ExifTool(str(program))
 
 
 def test_arguments_are_lines(tool: ExifTool, photo: Photo) -> None:

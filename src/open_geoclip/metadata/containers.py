@@ -8,6 +8,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from open_geoclip.metadata.locations import is_location_name
@@ -15,6 +16,7 @@ from open_geoclip.metadata.locations import is_location_name
 __all__ = [
     "Span",
     "blank_locations",
+    "compressed_pixels",
     "embedded_files",
     "jpeg_segments",
     "normalized_jpeg",
@@ -45,36 +47,54 @@ class Span(NamedTuple):
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _ODD_EXIF = re.compile(rb"(?is)(.{0,64}?)((?:Exif\0[\0\xff])+)(?=II|MM)")
 _EXIF = b"Exif\0\0"
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_MAX_SEGMENT = 65_533
 _TIFF = re.compile(rb"II\*\0|MM\0\*")
 _EXIF_RESOURCE = re.compile(rb"(?s)8BIM\x04\x22\0\0(.{4})")
 
 
-def jpeg_segments(data: bytes | bytearray, start: int = 0) -> tuple[list[Span], int]:
+@lru_cache(maxsize=4)  # one file is asked for several times in a row
+def jpeg_segments(data: bytes, start: int = 0) -> tuple[tuple[Span, ...], int]:
     """All segments of the JPEG at a position, also those between and behind its scans, and its end."""
     found: list[Span] = []
     at = start + 2
     while match := _MARKER.search(data, at):
         marker, at = match.group()[1:], match.end()
         if marker == b"\xd9":
-            return found, at
+            return tuple(found), at
         if marker in b"\x01\xd8" or at + 2 > len(data):
             continue
         end = at + int.from_bytes(data[at : at + 2], "big")
         if at + 2 <= end <= len(data):
-            found.append(Span(bytes(marker), match.start(), at + 2, end))
+            found.append(Span(marker, match.start(), at + 2, end))
             at = end
-    return found, len(data)
+    return tuple(found), len(data)
 
 
-def normalized_jpeg(data: bytes) -> bytes:
-    """A JPEG whose EXIF segments begin as the standard says: readers take other beginnings, ExifTool writes none."""
-    changes = []
+def normalized_jpeg(data: bytes, *, credentials: bool = True) -> bytes:
+    """A JPEG as the standards say: readers take more than ExifTool writes.
+
+    EXIF segments get their usual beginning, and Photoshop's resources are joined in one segment if they fit.
+
+    Args:
+        data: the file.
+        credentials: keep content credentials (JUMBF), which ExifTool reads and cannot edit.
+    """
+    changes, resources = [], []
     for span in jpeg_segments(data)[0]:
         body = data[span.body : span.end]
         match = _ODD_EXIF.match(body) if span.kind == b"\xe1" else None
         if match and match.group() != _EXIF:
             changes.append((span, _segment(span.kind, _EXIF + body[match.end() :])))
-    return _replaced(data, changes)
+        elif span.kind == b"\xed" and body.startswith(_PHOTOSHOP):
+            resources.append((span, body[len(_PHOTOSHOP) :]))
+        elif span.kind == b"\xeb" and not credentials:
+            changes.append((span, b""))
+    joined = _PHOTOSHOP + b"".join(body for _, body in resources)
+    if len(resources) > 1 and len(joined) <= _MAX_SEGMENT:
+        changes.append((resources[0][0], _segment(b"\xed", joined)))
+        changes += [(span, b"") for span, _ in resources[1:]]
+    return _replaced(data, sorted(changes))
 
 
 def _segment(marker: bytes, body: bytes) -> bytes:
@@ -87,6 +107,17 @@ def _replaced(data: bytes, changes: Iterable[tuple[Span, bytes]]) -> bytes:
         pieces += [data[at : span.start], content]
         at = span.end
     return b"".join([*pieces, data[at:]])
+
+
+def compressed_pixels(data: bytes) -> bytes:
+    """What the pixels of a JPEG depend on: all but application segments and comments; the color transform of Adobe."""
+    segments, end = jpeg_segments(data)
+    dropped = [
+        (span, b"")
+        for span in segments
+        if span.kind == b"\xfe" or (b"\xe1" <= span.kind <= b"\xef" and span.kind != b"\xee")
+    ]
+    return _replaced(data[:end], dropped)
 
 
 def with_moved_pictures(before: bytes, after: bytes) -> bytes:
@@ -115,10 +146,12 @@ def with_moved_pictures(before: bytes, after: bytes) -> bytes:
     return bytes(changed)
 
 
-def other_exif(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """EXIF data where ExifTool writes none: in segments other than APP1, and behind the first scan of a JPEG."""
+def other_exif(data: bytes, kind: str) -> Iterator[tuple[int, int]]:
+    """EXIF data where ExifTool writes none: outside of APP1 in a JPEG, in Photoshop's resources in a TIFF."""
+    for found in _EXIF_RESOURCE.finditer(data) if kind == "TIFF" else ():
+        yield found.end(), min(len(data), found.end() + int.from_bytes(found[1], "big"))
     is_behind = False
-    for span in jpeg_segments(data)[0]:
+    for span in jpeg_segments(data)[0] if kind == "JPEG" else ():
         is_behind |= span.kind == b"\xda"
         is_app = b"\xe0" <= span.kind <= b"\xef" and data[span.body : span.body + 4] != b"MPF\0"
         match = _TIFF.search(data, span.body, span.end) if is_app and (is_behind or span.kind != b"\xe1") else None
@@ -212,7 +245,7 @@ def replace_exif(chunks: list[tuple[bytes, bytes]], exif: bytes) -> list[tuple[b
 
 _DEPTH = 12
 _HOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"udta", b"mpvd", b"meta", b"ilst"})
-_PLACES = frozenset({b"\xa9xyz", b"loci", b"gps ", b"gps0", b"GPS ", b"\xa9gps", b"\xa9GPS"})
+_PLACES = frozenset({b"\xa9xyz", b"loci", b"@xyz", b"gps ", b"gps0", b"GPS ", b"udat", b"\xa9gps", b"\xa9GPS"})
 
 
 def boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[Span]:
@@ -224,7 +257,7 @@ def boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[Span]:
         if size == 1 and at + 16 <= end:
             (size,) = struct.unpack_from(">Q", data, at + 8)
             body = at + 16
-        elif size == 0:
+        elif size == 0 and kind.isalnum():
             size = end - at
         if at + size > end or at + size < body:
             return
@@ -238,7 +271,8 @@ def _blank_boxes(data: bytearray, start: int, end: int, places: frozenset[bytes]
     for span in here:
         if span.kind == b"keys":  # Apple's items are named by their position in this list
             for number, key in enumerate(boxes(data, span.body + 8, span.end), 1):
-                if is_location_name(data[key.body : key.end].decode("latin1").rpartition("quicktime.")[2]):
+                name = data[key.body : key.end].decode("latin1").rpartition("quicktime.")[2]
+                if is_location_name(name) or name.startswith("direction."):
                     places |= {struct.pack(">I", number)}
     for span in here:
         if span.kind in places:
@@ -266,12 +300,19 @@ def picture_end(data: bytes, kind: str) -> int:
         return min(size + size % 2, len(data))
     if kind in ("HEIF", "AVIF"):
         return max((span.end for span in boxes(data, 0, len(data))), default=len(data))
+    if kind == "BMP":
+        return max(26, min(struct.unpack_from("<I", data, 2)[0], len(data)))
     return len(data)
 
 
 def embedded_files(data: bytes, kind: str) -> list[Span]:
-    """JPEGs and videos behind a picture, and videos within boxes of a HEIC or AVIF (kind ``.jpg`` or ``.mp4``)."""
+    """JPEGs and videos in a picture (kind ``.jpg`` or ``.mp4``): behind it, in boxes, and previews with metadata."""
     found: list[Span] = []
+    for span in jpeg_segments(data)[0] if kind == "JPEG" else ():
+        if span.kind == b"\xe1" and (start := data.find(b"\xff\xd8\xff", span.body, span.end)) > 0:
+            preview = data[start : span.end]  # which most cameras write without metadata
+            if any(sign in preview for sign in (_EXIF, b"ns.adobe.com", b"8BIM")):
+                found.append(Span(b".jpg", start, start, min(jpeg_segments(data, start)[1], span.end)))
     if kind in ("HEIF", "AVIF"):
         top = list(boxes(data, 0, len(data)))
         starts = [span.start for span in top[1:] if span.kind == b"ftyp"]
@@ -283,7 +324,7 @@ def embedded_files(data: bytes, kind: str) -> list[Span]:
             for span in top
             if span.kind == b"mpvd" and data[span.body + 4 : span.body + 8] == b"ftyp"
         ]
-    at = picture_end(data, kind)
+    at = 13 if kind == "GIF" else picture_end(data, kind)
     while match := _FILE.search(data, at):
         start = match.start()
         if match.group()[:2] == b"\xff\xd8":

@@ -6,11 +6,13 @@ encoding cannot change a command. The user's configuration file, which is Perl c
 """
 
 import json
+import math
 import os
 import re
 import subprocess
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ __all__ = ["ExifTool", "Tag"]
 
 _MIN_VERSION = (12, 24)  # older versions run code that is hidden in a picture: CVE-2021-22204
 _TIMEOUT_S = 120.0
+_WATCH_S = 0.5
 _READ = ("-json", "-all", "-a", "-ee", "-n", "-G0:1:3:4", "-e", "-api", "largefilesupport=1", "-charset", "utf8")
 _INSTALL = (
     "install it: apt-get install libimage-exiftool-perl (Debian, Ubuntu), brew install exiftool (macOS), "
@@ -63,6 +66,8 @@ class ExifTool:
         self._command = [program, "-config", "", "-stay_open", "True", "-@", "-"]
         self._folder = tempfile.TemporaryDirectory(prefix="geoclip-")
         self._process: subprocess.Popen[bytes] | None = None
+        self._deadline, self._is_closed = math.inf, threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
         try:
             text, _ = self._execute("-ver")
         except OSError as error:
@@ -86,6 +91,7 @@ class ExifTool:
 
     def close(self) -> None:
         """End the process and remove its folder."""
+        self._is_closed.set()
         self._kill()
         self._folder.cleanup()
 
@@ -167,8 +173,7 @@ class ExifTool:
         assert process.stdin is not None
         assert process.stdout is not None
         start = log.stat().st_size
-        timer = threading.Timer(self._timeout_s, process.kill)
-        timer.start()
+        self._deadline = time.monotonic() + self._timeout_s
         try:
             process.stdin.write(("\n".join([*arguments, "-execute"]) + "\n").encode())
             process.stdin.flush()
@@ -186,9 +191,15 @@ class ExifTool:
             self._kill()
             raise
         finally:
-            timer.cancel()
+            self._deadline = math.inf
         warnings = log.read_bytes()[start:].decode(errors="replace")
         return b"".join(lines).decode(errors="replace"), " ".join(warnings.split())
+
+    def _watch(self) -> None:
+        """Kill the process when a file takes too long; the command that waits for it then fails."""
+        while not self._is_closed.wait(_WATCH_S):
+            if time.monotonic() > self._deadline and (process := self._process) is not None:
+                process.kill()
 
     def _kill(self) -> None:
         if self._process is None:

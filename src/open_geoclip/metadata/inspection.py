@@ -12,7 +12,7 @@ from open_geoclip.images import sniff
 from open_geoclip.metadata import containers, xmp
 from open_geoclip.metadata.containers import Span
 from open_geoclip.metadata.exiftool import ExifTool, Tag
-from open_geoclip.metadata.locations import has_value, is_coordinate_name, is_location_name, label
+from open_geoclip.metadata.locations import has_coordinates, has_value, is_coordinate_name, is_location_name, label
 from open_geoclip.metadata.read import read_metadata
 
 __all__ = ["SUFFIXES", "Inspection", "inspect", "unique"]
@@ -42,6 +42,9 @@ _TECHNICAL_TEXTS = ("software", "date:create", "date:modify", "date:timestamp", 
 
 _TRAILERS = {"Samsung", "CanonVRD", "MIE", "AFCP", "FotoStation", "PhotoMechanic", "Vivo", "Insta360"}
 _DAMAGE = re.compile(r"(?i)(?!.*minor\]).*\b(bad|corrupt\w*|truncated|error)\b")
+_KNOWN_SEGMENTS = (
+    rb"JFIF|JFXX|Exif\0|http://ns.adobe.com/x|ICC_PROFILE|MPF|Photoshop 3|Adobe|JP|urn:iso:std:iso:ts:21496|FPXR|FLIR"
+)
 _HARMLESS_BYTES = 16  # behind a picture: too few for a place
 
 
@@ -80,9 +83,10 @@ def inspect(data: bytes, name: str, exiftool: ExifTool, *, names: bool = True) -
     end = containers.picture_end(data, kind)
     embedded.sort(key=lambda span: span.start)
     parts = [(span.start, span.end, span.kind.decode()) for span in embedded]
-    if kind == "JPEG":
-        parts += [(start, stop, ".exif") for start, stop in containers.other_exif(data)]
-    whole = data[:end] if kind == "WEBP" else containers.normalized_jpeg(data) if kind == "JPEG" else data
+    parts += [(start, stop, ".exif") for start, stop in containers.other_exif(data, kind)]
+    whole = containers.normalized_jpeg(data) if kind == "JPEG" else data
+    if kind in ("WEBP", "HEIF", "AVIF"):  # of which ExifTool reads no further
+        whole = data[:end]
     try:
         tags = exiftool.read(whole, SUFFIXES[kind])
         for start, stop, suffix in parts:
@@ -119,8 +123,14 @@ def inspect(data: bytes, name: str, exiftool: ExifTool, *, names: bool = True) -
         for tag in tags
         if tag.name in ("Warning", "Error") and _DAMAGE.match(str(tag.value))
     ]
-    if embedded:
-        size = sum(span.end - span.start for span in embedded)
+    unreadable += [
+        f"{label(tag)} that holds coordinates: {str(tag.value)[:60]!r}"
+        for tag in tags
+        if isinstance(tag.value, (str, list)) and tag not in found and has_coordinates(str(tag.value))
+    ]
+    if kind == "JPEG":
+        notes += _unknown_segments(data)
+    if size := sum(span.end - span.start for span in embedded if span.start >= end):
         notes.append(f"{size:,} bytes behind the picture (a video or preview?) are kept")
     behind = [
         data[one.end : two.start]
@@ -130,6 +140,13 @@ def inspect(data: bytes, name: str, exiftool: ExifTool, *, names: bool = True) -
     if rest > _HARMLESS_BYTES and not _TRAILERS & {group for tag in tags for group in (tag.family, tag.group)}:
         unreadable.append(f"{rest:,} bytes behind the picture that are no picture or video")
     return Inspection(unique(places), unique(notes), unique(unreadable), tuple(found))
+
+
+def _unknown_segments(data: bytes) -> Iterator[str]:
+    for span in containers.jpeg_segments(data)[0]:
+        body = data[span.body : span.body + 40]
+        if b"\xe0" <= span.kind <= b"\xef" and not re.match(_KNOWN_SEGMENTS, body):
+            yield f"an APP{span.kind[0] - 0xE0} segment of {span.end - span.body:,} bytes is kept"
 
 
 def unique(texts: Iterable[str]) -> tuple[str, ...]:

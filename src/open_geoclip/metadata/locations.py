@@ -4,15 +4,18 @@ import re
 
 from open_geoclip.metadata.exiftool import Tag
 
-__all__ = ["has_value", "is_coordinate_name", "is_location_name", "label"]
+__all__ = ["has_coordinates", "has_value", "is_coordinate_name", "is_location_name", "label"]
 
 _COORDINATES = re.compile(
-    r"(?i)gps(?!versionid)|latitude|long?t?itude|geotag|georss|geohash|geo(tiff|key|double|ascii)|6709"
-    r"|^(geo)?:?(lat|lon|long|lng|latlong?)$|model(tiepoint|transform)|^pixelscale$|^locationinformation$"
+    r"(?i)gps(?!versionid)|(?<!speed)latitude|long?t?itude|geotag|georss|geohash|geo(tiff|key|double|ascii)|6709"
+    r"|^(geo)?:?(lat|lon|long|lng|lat_?lon|lat_?long|lat_?lng)$|coordinates?$|^geo$|model(tiepoint|transform)|^pixelscale$|^locationinformation$"
+)
+_TEXT = re.compile(
+    r"(?i)\bgeo:(lat|lon)\w*=|\bgeo:-?\d|[+-]\d{2}(\.\d+)?[+-]\d{3}(\.\d+)?/|\b(lat|latitude)\s*[=:]\s*-?\d"
 )
 _NAMES = re.compile(
     r"(?i)^(sub-?)?location|^contentlocation|^city\d?$|^country|^(province-?)?state$|^province|^state_?province$"
-    r"|coverage$|^landmark$|^municipality$|^county$|^locality$|^place(name)?$"
+    r"|coverage$|^landmark$|^municipality$|^county$|^locality$|^place(_?name|_?taken)?$|^shotlocation$|^(street_?)?address$|^(town|village|street|postal_?code|zip_?code)$"
 )
 
 
@@ -24,6 +27,11 @@ def is_coordinate_name(name: str) -> bool:
 def is_location_name(name: str) -> bool:
     """Whether a tag, property or keyword of this name holds coordinates or the name of a place."""
     return is_coordinate_name(name) or _NAMES.search(name) is not None
+
+
+def has_coordinates(text: str) -> bool:
+    """Whether a text such as a comment holds coordinates: ``geo:48.85,2.29``, ``geo:lat=48.85``, ISO 6709."""
+    return _TEXT.search(text) is not None
 
 
 def has_value(value: object) -> bool:

@@ -26,7 +26,7 @@ __all__ = ["Stripped", "check_pixels", "remove_locations", "strip", "strip_sidec
 _EXIF = b"Exif\0\0"
 _EXTENDED = b"http://ns.adobe.com/xmp/extension/\0"
 _PAGES = 16  # of a TIFF
-_WHOLE_GROUPS = {"JUMBF", "JSON", "FlashPix", "MIE", "AFCP", "CanonVRD", "FotoStation", "PhotoMechanic"}
+_WHOLE_GROUPS = {"FlashPix", "MIE", "AFCP", "CanonVRD", "FotoStation", "PhotoMechanic"}
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def remove_locations(
         ImageError: ExifTool cannot write it.
     """
     kind = sniff(data, name)
-    changed, lost = _edited_in_place(data, kind, exiftool, names)
-    others = [tag for tag in found.tags if tag.family not in ("XMP", "QuickTime")]
-    if changed != data and not others and not maker_notes:
+    has_credentials = any(tag.family == "JUMBF" for tag in found.tags)
+    changed, lost = _edited_in_place(data, kind, exiftool, names, credentials=not has_credentials)
+    if changed != data and not maker_notes and not inspect(changed, name, exiftool, names=names).places:
         return changed, lost
     arguments = ["-GPS:all=", *(["-MakerNotes:all="] if maker_notes else [])]
     for tag in found.tags:
@@ -115,7 +115,7 @@ def remove_locations(
             is_page = kind == "TIFF" and re.fullmatch(r"IFD\d+", tag.group)  # ExifTool lists a tag of one page only
             groups = [f"IFD{number}" for number in range(_PAGES)] if is_page else [tag.group]
             arguments += [f"-{group}:{tag.name}=" for group in groups]
-    arguments += unique(f"-{tag.family}:all=" for tag in others if tag.family in _WHOLE_GROUPS)
+    arguments += unique(f"-{tag.family}:all=" for tag in found.tags if tag.family in _WHOLE_GROUPS)
     try:
         if kind == "WEBP":
             chunks = containers.webp_chunks(changed)
@@ -126,30 +126,36 @@ def remove_locations(
                 exif = b""
                 lost.append(f"all EXIF data, which could not be understood ({error})")
             return containers.write_webp(changed, containers.replace_exif(chunks, exif)), lost
-        written = exiftool.write(changed, SUFFIXES[kind], *arguments)
+        end = containers.picture_end(changed, kind) if kind in ("HEIF", "AVIF") else len(changed)
+        written = exiftool.write(changed[:end], SUFFIXES[kind], *arguments) + changed[end:]
     except MetadataError as error:
         raise ImageError(name, str(error)) from error
     return containers.with_moved_pictures(data, written) if kind == "JPEG" else written, lost
 
 
-def _edited_in_place(data: bytes, kind: str, exiftool: ExifTool, names: bool) -> tuple[bytes, list[str]]:
+def _edited_in_place(
+    data: bytes, kind: str, exiftool: ExifTool, names: bool, *, credentials: bool
+) -> tuple[bytes, list[str]]:
     """What ExifTool does not write: XMP with names that it does not know, boxes, texts, files within the file."""
     unwanted = xmp.is_location if names else xmp.is_coordinate
     lost: list[str] = []
     if kind == "JPEG":
-        data = containers.normalized_jpeg(data)
+        data = containers.normalized_jpeg(data, credentials=credentials)
     if kind == "PNG":
-        data = _edited_png(data, unwanted, is_location_name if names else is_coordinate_name, lost)
+        matches = is_location_name if names else is_coordinate_name
+        data, lost = _edited_png(data, unwanted, matches, credentials=credentials)
+    if not credentials:
+        lost.append("content credentials (C2PA)")
     changed = bytearray(data)
     for start, end in containers.xmp_regions(data, kind):
         lost += xmp.blank_properties(changed, start, end, unwanted)
     if kind == "JPEG":
         _edit_extended_xmp(changed, unwanted)
-        for start, end in containers.other_exif(changed):
-            with suppress(MetadataError):
-                edited = _edit_exif(bytes(changed[start:end]), exiftool, "-GPS:all=")
-                if len(edited) <= end - start:
-                    changed[start:end] = edited.ljust(end - start, b"\0")
+    for start, end in containers.other_exif(bytes(changed), kind):
+        with suppress(MetadataError):
+            edited = _edit_exif(bytes(changed[start:end]), exiftool, "-GPS:all=")
+            if len(edited) <= end - start:
+                changed[start:end] = edited.ljust(end - start, b"\0")
     containers.blank_locations(changed, kind)
     for span in containers.embedded_files(data, kind):
         if span.kind != b".jpg":
@@ -157,18 +163,23 @@ def _edited_in_place(data: bytes, kind: str, exiftool: ExifTool, names: bool) ->
         part = bytes(changed[span.start : span.end])
         with suppress(ImageError):
             edited, _ = remove_locations(part, "", exiftool, inspect(part, "", exiftool, names=names), names=names)
+            check_pixels(part, edited, "")
             if len(edited) <= len(part):
                 changed[span.start : span.end] = edited.ljust(len(part), b"\0")
     return bytes(changed), lost
 
 
 def _edited_png(
-    data: bytes, unwanted: Callable[[xmp.Property], bool], matches: Callable[[str], bool], lost: list[str]
-) -> bytes:
+    data: bytes, unwanted: Callable[[xmp.Property], bool], matches: Callable[[str], bool], *, credentials: bool
+) -> tuple[bytes, list[str]]:
     contents: dict[Span, bytes | None] = {}
+    lost, has_exif = [], False
     for chunk in containers.png_chunks(data):
         key = containers.png_text(data, chunk)
-        if key is not None and matches(key.rpartition(":")[2]):
+        if chunk.kind == b"eXIf" and has_exif:  # ExifTool writes one
+            contents[chunk] = None
+            lost.append("a second block of EXIF data")
+        elif (key is not None and matches(key.rpartition(":")[2])) or (chunk.kind == b"caBX" and not credentials):
             contents[chunk] = None
         elif key == "XML:com.adobe.xmp":
             body = data[chunk.body : chunk.end - 4]
@@ -177,7 +188,8 @@ def _edited_png(
             except (MetadataError, zlib.error, ValueError) as error:
                 contents[chunk] = None
                 lost.append(f"all XMP, which could not be understood ({error})")
-    return containers.write_png(data, contents)
+        has_exif |= chunk.kind == b"eXIf"
+    return containers.write_png(data, contents), lost
 
 
 def _edited_text(kind: bytes, body: bytes, unwanted: Callable[[xmp.Property], bool]) -> bytes:
@@ -201,7 +213,7 @@ def _edited_text(kind: bytes, body: bytes, unwanted: Callable[[xmp.Property], bo
 def _edit_extended_xmp(data: bytearray, unwanted: Callable[[xmp.Property], bool]) -> None:
     """XMP that is longer than a segment lies in several, under a digest of all (XMP specification, part 3)."""
     parts: dict[bytes, list[tuple[int, int, int]]] = {}
-    for span in containers.jpeg_segments(data)[0]:
+    for span in containers.jpeg_segments(bytes(data))[0]:
         body = span.body + len(_EXTENDED)
         if span.kind == b"\xe1" and data[span.body : body] == _EXTENDED and body + 40 <= span.end:
             (offset,) = struct.unpack_from(">I", data, body + 36)
@@ -232,18 +244,27 @@ def _edit_exif(exif: bytes, exiftool: ExifTool, *arguments: str) -> bytes:
 
 
 def check_pixels(before: bytes, after: bytes, name: str) -> None:
-    """Decode both files and compare them, frame by frame.
+    """Decode a changed file and compare it with the original, frame by frame.
+
+    Of a JPEG whose compressed pixels and their tables are the same bytes, only the new one is decoded, at an eighth.
 
     Raises:
         ImageError: they differ, or one cannot be decoded.
     """
-    if before != after and _frames(before, name) != _frames(after, name):
+    if before == after:
+        return
+    is_jpeg = sniff(before, name) == "JPEG"
+    if is_jpeg and containers.compressed_pixels(before) == containers.compressed_pixels(after):
+        _frames(after, name, scale=8)
+    elif _frames(before, name) != _frames(after, name):
         raise ImageError(name, "its pixels would change: nothing was written")
+    if orientation(open_image(before, name)) != orientation(open_image(after, name)):
+        raise ImageError(name, "its orientation would change: nothing was written")
 
 
-def _frames(data: bytes, name: str) -> list[tuple[Any, ...]]:
-    picture = open_image(data, name)
-    found: list[tuple[Any, ...]] = [(orientation(picture),)]
+def _frames(data: bytes, name: str, *, scale: int = 1) -> list[tuple[Any, ...]]:
+    picture, found = open_image(data, name), []
+    picture.draft(None, (picture.width // scale or 1, picture.height // scale or 1))
     try:
         with quiet_pillow():
             for number in range(getattr(picture, "n_frames", 1)):
@@ -251,7 +272,5 @@ def _frames(data: bytes, name: str) -> list[tuple[Any, ...]]:
                 picture.load()
                 found.append((picture.mode, picture.size, hashlib.sha256(picture.tobytes()).digest()))
     except Exception as error:  # decoders fail on damaged bytes in many ways
-        raise ImageError(
-            name, f"its pixels cannot be decoded, so that a change could not be checked: {error}"
-        ) from error
+        raise ImageError(name, f"its pixels cannot be decoded, so a change cannot be checked: {error}") from error
     return found
