@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from open_geoclip.errors import ImageError
+from open_geoclip.images import load_image
 from open_geoclip.metadata import gps
+from open_geoclip.metadata.checks import find_remarks
 from open_geoclip.metadata.read import PhotoPlace, read_metadata, read_place
 from open_geoclip.metadata.xmp import XmpError, decode, new_packet, properties
 from tests.metadata import carriers
@@ -260,6 +262,20 @@ def test_collected_faults() -> None:
     assert signed is not None
     assert (apple.lat, apple.lon, apple.source) == (-22.9519, -43.2105, "sidecar")
     assert (signed.lat, signed.lon) == pytest.approx((-33.8568, 151.2153))
+
+
+def test_a_jpeg_without_its_end_is_read_with_a_remark(tmp_path: Path, photo: Photo, caplog: Any) -> None:
+    (tmp_path / "a.jpg").write_bytes(photo()[:-2])
+    facts = read_metadata(tmp_path / "a.jpg")
+    assert facts.place is not None
+    assert facts.faults == ("the JPEG lacks its end marker",)
+    assert next(find_remarks(facts)).check == "damaged"
+    decoded = load_image(tmp_path / "a.jpg")
+    assert "lacks its end marker" in caplog.text
+    assert np.array_equal(np.asarray(decoded), np.asarray(load_image(photo())))
+    assert read_metadata(photo() + b"trailer" * 1000).faults == ()
+    with pytest.raises(ImageError, match="cut off"):
+        load_image(photo()[:-40])
 
 
 # --- damage ---------------------------------------------------------------------------------------

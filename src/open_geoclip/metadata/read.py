@@ -25,6 +25,7 @@ from open_geoclip.metadata import gps, sidecars, xmp
 __all__ = ["ESTIMATED", "PhotoMetadata", "PhotoPlace", "Remark", "Source", "read_metadata", "read_place"]
 
 Source = Literal["exif", "xmp", "sidecar"]
+_TAIL = 4096
 ESTIMATED = "ESTIMATED"
 """How GPSProcessingMethod begins in a place that this package estimated."""
 
@@ -131,6 +132,8 @@ def read_metadata(source: ImageSource, *, name: str | None = None, with_sidecars
         return PhotoMetadata()
     found = _Collector()
     with _open(source, image_name(source) if name is None else name) as picture:
+        if picture is not source and _lacks_end_marker(picture):
+            found.faults.append("the JPEG lacks its end marker")
         with quiet_pillow(), warnings.catch_warnings(record=True, action="always") as caught:
             found.add_exif(picture)
         found.faults += dict.fromkeys(f"its EXIF data are damaged: {one.message}" for one in caught)
@@ -155,6 +158,19 @@ def _open(source: Any, label: str) -> Iterator[Image.Image]:
             raise ImageError(label, f"cannot be read: {error.strerror or error}") from error
     else:
         yield open_header(BytesIO(read_bytes(source, label)), label)
+
+
+def _lacks_end_marker(picture: Image.Image) -> bool:
+    """Whether a JPEG that was just opened is cut off; the end of its file alone is read where the marker is there."""
+    file = getattr(picture, "fp", None)
+    if picture.format != "JPEG" or file is None:
+        return False
+    scan = file.tell()
+    file.seek(max(scan, file.seek(0, os.SEEK_END) - _TAIL))
+    if b"\xff\xd9" in file.read():
+        return False
+    file.seek(scan)
+    return b"\xff\xd9" not in file.read()
 
 
 def _packets(picture: Image.Image) -> list[bytes]:

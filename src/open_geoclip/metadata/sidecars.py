@@ -102,10 +102,10 @@ def _names(folder: Path) -> dict[str, list[str]]:
         return {}
     # A change within the clock's resolution would not show: what has just changed is not remembered.
     is_settled = time.time() - stat.st_mtime > _RACY_S
-    return _listed_names(str(folder), stat.st_mtime_ns) if is_settled else _list_names(str(folder))
+    return _cached_names(str(folder), stat.st_mtime_ns) if is_settled else _read_names(str(folder))
 
 
-def _list_names(folder: str) -> dict[str, list[str]]:
+def _read_names(folder: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     with suppress(OSError):
         for name in sorted(os.listdir(folder)):  # noqa: PTH208  # names alone, of which there may be many
@@ -114,9 +114,9 @@ def _list_names(folder: str) -> dict[str, list[str]]:
 
 
 @lru_cache(maxsize=4)
-def _listed_names(folder: str, changed_ns: int) -> dict[str, list[str]]:
+def _cached_names(folder: str, changed_ns: int) -> dict[str, list[str]]:
     del changed_ns
-    return _list_names(folder)
+    return _read_names(folder)
 
 
 def _owner(sidecar: Path) -> str | None:
