@@ -1,4 +1,4 @@
-"""What the commands share that read and write photos' metadata: which files, and how they end."""
+"""Shared by the commands that read and write photos' metadata: input files, reports, exit status."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from open_geoclip.cli._output import Kind, rows_as, to_json
 from open_geoclip.errors import ImageError
 
-__all__ = ["ROW_FORMATS", "RowFormat", "finish", "photo_files", "report", "tell_errors"]
+__all__ = ["ROW_FORMATS", "RowFormat", "finish", "photo_files", "print_errors", "report"]
 
 RowFormat = Literal["table", "json", "csv", "parquet"]
 ROW_FORMATS: tuple[RowFormat, ...] = ("table", "json", "csv", "parquet")
@@ -47,8 +47,8 @@ def report(format_: str, records: Sequence[Record], columns: Mapping[str, Kind],
     return to_json(list(records)) if format_ == "json" else rows_as(format_, records, columns)
 
 
-def tell_errors(records: Sequence[Record]) -> None:
-    """Say on stderr which photos could not be done, and why."""
+def print_errors(records: Sequence[Record]) -> None:
+    """Print to stderr which photos could not be done, and why."""
     for record in records:
         if "error" in record:
             print(f"geoclip: {record['image']}: {record['error']}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from open_geoclip.cli._output import Kind, choose
-from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, tell_errors
+from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, print_errors
 from open_geoclip.cli._photos import report as reported
 from open_geoclip.cli._shared import progress_bar, write_output
 from open_geoclip.errors import DataError, ImageError, MetadataError, SettingsError
@@ -76,7 +76,7 @@ def strip(
     except KeyboardInterrupt:  # what was done so far is reported
         interrupted = True
         print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
-    tell_errors(records)
+    print_errors(records)
     write_output(reported(chosen, records, _COLUMNS, _table(records)), report)
     if in_place and any(record.get("kept") for record in records):
         print("geoclip: the .original files still hold the places: do not share them", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._output import Kind, choose
-from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, report, tell_errors
+from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, print_errors, report
 from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
 from open_geoclip.errors import DataError, ImageError
 
@@ -105,7 +105,7 @@ def tag(
     except KeyboardInterrupt:
         interrupted = True
         print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
-    tell_errors(records)
+    print_errors(records)
     write_output(report(chosen, records, _COLUMNS, _table(records)), output)
     finish(records, interrupted=interrupted)
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._answers import AnswerFormat, chosen, in_detail
 from open_geoclip.cli._output import Kind
-from open_geoclip.cli._photos import ROW_FORMATS, finish, photo_files, report, tell_errors
+from open_geoclip.cli._photos import ROW_FORMATS, finish, photo_files, print_errors, report
 from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def verify(
     except KeyboardInterrupt:  # what was found so far is not thrown away
         interrupted = True
         print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
-    tell_errors(records)
+    print_errors(records)
     if format_ in ROW_FORMATS:
         about = f"estimates by {locator.model_name}; a verdict is a reason to look closer, no proof"
         lines += [about] if lines else []
