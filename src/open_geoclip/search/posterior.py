@@ -189,11 +189,12 @@ class Posterior:
             return self._top_cells(top_k)
         # In float32 a cosine resolves 3 km, which matters to no radius that is merged within.
         min_cosine = 1 - 2 * math.sin(min(merge_km / EARTH_RADIUS_KM, math.pi) / 2) ** 2 if merge_km else 2.0
-        left, _, points, sigma = self._top
-        half_square = points.square().sum(dim=-1) / 2  # points are rounded: their lengths differ from 1
-        answers, radii = [], []
+        left, rows, rounded, sigma = self._top
+        points = rounded.double()
+        half_square = points.square().sum(dim=-1) / 2  # rounded: their lengths differ from 1
+        answers, nearest_rows, radii = [], [], []
         for _ in range(top_k):
-            answer = decode(left, points, sigma, method, radius_km)
+            answer = decode(left, rounded, sigma, method, radius_km)
             cosine = torch.bmm(points, answer[..., None])[..., 0]
             nearest = (cosine - half_square).masked_fill_(left <= 0, -torch.inf).argmax(dim=1, keepdim=True)
             own = torch.where((cosine >= min_cosine).scatter_(1, nearest, True), left, 0.0)
@@ -201,32 +202,31 @@ class Posterior:
             where = points.gather(1, at[..., None].expand(-1, -1, 3))
             radii.append(weighted_quantile(*smoothed_distances(answer, share, where, sigma.gather(1, at)), 0.9))
             answers.append(answer.masked_fill((own.sum(dim=1) <= 0)[:, None], torch.nan))
+            nearest_rows.append(rows.gather(1, nearest))
             left = left - own
         places = torch.stack(answers, dim=1)
+        missing = places[..., 0].isnan().numpy()
+        mass = self._mass_near(places.nan_to_num(1.0), torch.cat(nearest_rows, dim=1), min_cosine)
         coordinates = coordinates_of(places.nan_to_num(1.0)).numpy()
-        coordinates[places[..., 0].isnan().numpy()] = np.nan
-        return Modes(coordinates, self._mass_near(places, min_cosine), torch.stack(radii, dim=1).numpy())
+        coordinates[missing], mass[missing] = np.nan, 0.0
+        return Modes(coordinates, mass, torch.stack(radii, dim=1).numpy())
 
     @cached_property
-    def _top(self) -> tuple[Float64[Tensor, "n t"], Int64[Tensor, "n t"], Float64[Tensor, "n t 3"], Tensor]:
+    def _top(self) -> tuple[Float64[Tensor, "n t"], Int64[Tensor, "n t"], Float32[Tensor, "n t 3"], Tensor]:
         """Mass, rows, points and smoothing of the cells that answers are decoded from."""
         with torch.inference_mode():
             mass, rows = self.mass.topk(min(_TOP, len(self.cells)), dim=1)
-            return mass.double(), rows, self.cells.points[rows].double(), torch.from_numpy(self.sigma_km)[rows]
+            return mass.double(), rows, self.cells.points[rows], torch.from_numpy(self.sigma_km)[rows]
 
-    def _mass_near(self, places: Float64[Tensor, "n k 3"], min_cosine: float) -> Float64[np.ndarray, "n k"]:
-        """Return the mass of all cells near each answer and near none before it; of the nearest cell at least."""
+    def _mass_near(
+        self, places: Float64[Tensor, "n k 3"], nearest: Int64[Tensor, "n k"], min_cosine: float
+    ) -> Float64[np.ndarray, "n k"]:
+        """Return the mass of all cells near each answer, and of its nearest, that belongs to none before it."""
         sums = np.zeros(places.shape[:2])
         for row, (answers, mass) in enumerate(zip(places, self.mass, strict=True)):
-            near = (answers.nan_to_num(0.0).float() @ self.cells.points.T >= min_cosine).numpy()
-            left, top = mass.numpy().copy(), self._top[1][row].numpy()
-            points = self._top[2][row]
-            cosines = (answers @ points.T - points.square().sum(dim=-1) / 2).numpy()
-            for number in np.flatnonzero(~np.isnan(cosines[:, 0])):
-                members = np.flatnonzero(near[number])
-                nearest = top[np.where(left[top] > 0, cosines[number], -np.inf).argmax()]
-                if not near[number, nearest]:
-                    members = np.append(members, nearest)
+            near = (answers.float() @ self.cells.points.T >= min_cosine).scatter_(1, nearest[row, :, None], True)
+            left = mass.numpy().copy()
+            for number, members in enumerate(map(np.flatnonzero, near.numpy())):
                 sums[row, number] = left[members].sum(dtype=np.float64)
                 left[members] = 0.0
         return sums
@@ -245,7 +245,7 @@ class Posterior:
         """Return the calibrated distribution of the distance between the truth and a place, one place a row."""
         answers = torch.from_numpy(unit_vectors(np.asarray(places, np.float64)))
         top, rows, points, sigma = (part[:, :_SMOOTHED] for part in self._top)
-        near, near_mass = smoothed_distances(answers, top, points, sigma)
+        near, near_mass = smoothed_distances(answers, top, points.double(), sigma)
         far_mass = self.mass.scatter(1, rows, 0.0)
         cdf = np.concatenate(
             [
