@@ -82,7 +82,7 @@ class _Ours:
     def prepare(self, pictures: list[str]) -> int:
         """What locating and searching need. Returns how many different places are searched."""
         self.locator = og.Locator(self.model, self.gallery, batch_size=BATCH)
-        self.index = self.locator.index
+        self.index = self.locator.search_space.index
         self._ask(self.locator.encode(pictures).repeat(QUERIES, 1)[:QUERIES], noise=0.01)
         return len(self.index)
 

@@ -56,7 +56,7 @@ def judged(locator: Locator, data: FeatureSet, first: int) -> list[tuple[str, st
     with torch.inference_mode():
         vectors = locator.model.image_encoder.forward_head(data.features[rows].float())
         vectors = torch.nn.functional.normalize(vectors, dim=1)
-    posterior, answers = locator.posterior(vectors), locator.tell(vectors, 1)
+    posterior, answers = locator.posterior(vectors), locator.locate_embeddings(vectors, 1)
     found: list[tuple[str, str]] = []
     for row, answer in enumerate(answers):
         number, one = first + row, posterior[row]

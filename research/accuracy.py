@@ -100,7 +100,7 @@ def strange(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) -> di
     cells = GalleryCells.from_gallery(index.gallery)
     found = {}
     for kind, images in strange_pictures().items():
-        logits = index.logits(encode_images(model, images), model.scale)
+        logits = index.logits(encode_images(model, images).embeddings, model.scale)
         posterior = Posterior.from_logits(logits, cells, calibration, scale=model.scale)
         sure = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
         found[kind] = {"pictures": len(images), "sure": sum(map(bool, sure))}

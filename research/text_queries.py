@@ -178,7 +178,11 @@ def deserts_lit(locator: Locator, text: str = "a desert") -> dict[str, tuple[int
     """
     places = locator.gallery.coordinates.astype(np.float64)
     count = int(np.isin(koppen(places), ["BWh", "BWk"]).sum())
-    rows = locator.index.search(locator.encode_text([text]), locator.model.scale, max(1, count)).rows[0].numpy()
+    rows = (
+        locator.search_space.index.search(locator.encode_text([text]), locator.model.scale, max(1, count))
+        .rows[0]
+        .numpy()
+    )
     lit = np.zeros(len(places), bool)
     lit[rows] = True
     found = {"everywhere": (int(lit.sum()), len(lit))}
@@ -217,7 +221,7 @@ def evaluate_text(locator: Locator, queries: Sequence[TextQuery] = QUERIES, best
         raise SettingsError(f"best: from 1 to the gallery's {len(locator.gallery):,} places, not {best}")
     # Rows of the gallery, not candidates: these may be merged and decoded, and a region may hold many near each other.
     vectors = locator.encode_text([query.text for query in queries])
-    rows = locator.index.search(vectors, locator.model.scale, best).rows.numpy()
+    rows = locator.search_space.index.search(vectors, locator.model.scale, best).rows.numpy()
     gallery = locator.gallery.coordinates.astype(np.float64)
     countries, climates = np.array(country_codes(gallery)), np.array(koppen(gallery))
     results = []

@@ -124,13 +124,13 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
 
 def crops(locator: Locator, n: int = 256) -> dict[str, Any]:
     """One crop and ten of the same views."""
-    ten = EncodeSettings(locator.batch_size, crops=10)
+    ten = EncodeSettings(locator.encoding.batch_size, crops=10)
     vectors: dict[str, list[Tensor]] = {"one crop": [], "ten crops": []}
     truth = []
     for batch in views("test", n, batch_size=_CHUNK):
         truth.append(batch.coordinates)
         vectors["one crop"].append(locator.encode(list(batch.images)))
-        vectors["ten crops"].append(encode_images(locator.model, list(batch.images), ten))
+        vectors["ten crops"].append(encode_images(locator.model, list(batch.images), ten).embeddings)
     return {name: judged(map(locator.posterior, parts), np.concatenate(truth)) for name, parts in vectors.items()}
 
 

@@ -5,7 +5,8 @@ posterior afterwards. ``benchmarks/verify_rates.py`` measures how often the verd
 imported where they are used: the server's main process needs the declarations alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -115,36 +116,11 @@ def verify(
         top_k: candidates per answer.
         detail: whether answers have regions and heat.
     """
-    for batch, sources in _batched(locator, images):
-        answers: Iterator[tuple[Answer, Posterior]] = iter(())
-        if len(batch.embeddings):
-            posterior = locator.posterior(batch.embeddings)
-            found = locator.tell(batch.embeddings, top_k, detail=detail)
-            answers = iter([(answer, posterior[row]) for row, answer in enumerate(found)])
-        for name, error, source in zip(batch.names, batch.errors, sources, strict=True):
-            if error is not None:
-                yield Verification(answer=Answer(name, locator.model_name, "", "", error=error.reason))
-                continue
-            answer, posterior = next(answers)
-            answer = replace(answer, image=name)
-            yield Verification(answer=answer, **vars(_find(source, answer, posterior)))
-
-
-def _batched(locator: "Locator", images: Iterable[ImageSource]) -> Iterator[tuple[Any, Sequence[ImageSource]]]:
-    """Batches of pictures, and the pictures themselves beside them."""
-    from open_geoclip.search.encode import encode_batches
-
-    waiting: list[ImageSource] = []
-
-    def noted() -> Iterator[ImageSource]:
-        for image in images:
-            waiting.append(image)
-            yield image
-
-    for batch in encode_batches(locator.model, noted(), locator.encoding):
-        count = len(batch.names)
-        yield batch, waiting[:count]
-        del waiting[:count]
+    sources, photos = itertools.tee(images)
+    located = locator.answer(locator.query_images(sources), top_k, detail=detail)
+    for photo, (answer, posterior) in zip(photos, located, strict=True):
+        findings = Findings() if posterior is None else _find(photo, answer, posterior)
+        yield Verification(answer=answer, **vars(findings))
 
 
 def _find(source: ImageSource, answer: Answer, posterior: "Posterior") -> Findings:

@@ -73,7 +73,7 @@ def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
     for answer in answers:
         assert list(answer) == [
             *("image", "model", "gallery", "version", "candidates"),
-            *("credible_radius_km", "within_km", "countries", "sure", "sha256"),
+            *("credible_radius_km", "within_km", "countries", "sure", "in_distribution", "sha256"),
         ]
         assert len(answer["candidates"]) == 3
         assert list(answer["candidates"][0]) == ["lat", "lon", "score", "probability", "radius_km", "country", "place"]
@@ -81,6 +81,8 @@ def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
         assert list(answer["within_km"]) == ["1", "25", "200", "750", "2500"]
         assert sorted(answer["within_km"].values()) == list(answer["within_km"].values())
         assert answer["sure"] is (answer["within_km"]["200"] >= 0.8)
+        assert answer["in_distribution"] is True
+        assert list(answer["sha256"]) == ["image", "weights", "gallery"]
     assert next(iter(answers[0]["countries"])) == "IT"
     truth = [(41.9, 12.5), (-8.05, -34.9), (64.1, -21.9)]
     for (lat, lon), answer in zip(truth, answers, strict=True):

@@ -3,14 +3,17 @@
 Over HTTP the same is tested beside the server's other tests (``tests/server/test_beside.py``).
 """
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from open_geoclip.search.answer import Answer
 from open_geoclip.search.locator import Locator
 
 Command = Callable[..., Any]
@@ -38,15 +41,21 @@ def test_the_command_answers_the_same(command: Command, photos: list[Path], loca
     # One by one: in a batch, matrix products round by where a row stands.
     answers = [json.loads(command("locate", path, "--format", "json", "--detail").out)[0] for path in photos]
     assert [answer.pop("image") for answer in answers] == [str(path) for path in photos]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in photos]
+    assert [answer["sha256"].pop("image") for answer in answers] == hashes
     assert all(answer == answers[0] for answer in answers)
+
+
+def without_file(answer: Answer) -> Answer:
+    return replace(answer, image="", sha256={**answer.sha256, "image": ""})
 
 
 def test_the_library_answers_the_same(command: Command, photos: list[Path], locators: dict[str, Locator]) -> None:
     command("locate", photos[0])  # which loads the model, if no other test has
     locator = locators["earth"]
-    answers = [{**locator.locate(path, detail=True)[0].to_dict(), "image": ""} for path in photos]
+    answers = [without_file(locator.locate(path, detail=True)[0]) for path in photos]
     assert all(answer == answers[0] for answer in answers)
-    from_bytes = [{**locator.locate([path.read_bytes()])[0].to_dict(), "image": ""} for path in photos]
+    from_bytes = [without_file(locator.locate([path.read_bytes()])[0]) for path in photos]
     assert all(answer == from_bytes[0] for answer in from_bytes)
     vectors = [locator.encode([path]) for path in photos]
     assert all(torch.equal(vector, vectors[0]) for vector in vectors)

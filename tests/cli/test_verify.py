@@ -11,9 +11,13 @@ from typing import Any
 import polars
 import pyogrio
 import pytest
+import torch
 
 from open_geoclip.errors import DataError
 from open_geoclip.export.formats import check_records, render
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.search.index import GalleryIndex
+from open_geoclip.search.locator import Locator
 
 Command = Callable[..., Any]
 Placed = Callable[..., bytes]
@@ -60,6 +64,39 @@ def test_each_photo_gets_its_verdict(command: Command, album: Path) -> None:
     assert {json.dumps([one[key] for key in same]) for name, one in found.items() if name != "text"} == {
         json.dumps([right[key] for key in same])
     }, "what a file says takes no part in the answer"
+
+
+def test_each_batch_is_searched_once(
+    command: Command, album: Path, locators: dict[str, Locator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("verify", album, status=1)  # which loads the model, if no other test has
+    sizes: list[int] = []
+    logits = GalleryIndex.logits
+
+    def counted(index: GalleryIndex, embeddings: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        sizes.append(len(embeddings))
+        return logits(index, embeddings, *arguments, **options)
+
+    monkeypatch.setattr(GalleryIndex, "logits", counted)
+    records = json.loads(command("verify", album, "--format", "json", status=1).out)
+    assert sum(sizes) == sum("error" not in record for record in records)
+
+
+def test_a_map_encodes_nothing_again(
+    command: Command, album: Path, placed: Placed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(placed())
+    sizes: list[int] = []
+    encode = GeoCLIP.encode_image
+
+    def counted(model: GeoCLIP, pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return encode(model, pixels)
+
+    monkeypatch.setattr(GeoCLIP, "encode_image", counted)
+    command("locate", "a.jpg", "--map", "a.png")
+    assert sizes == [1]
+    assert (tmp_path / "a.png").is_file()
 
 
 def test_lines_for_people(command: Command, album: Path) -> None:

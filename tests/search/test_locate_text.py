@@ -12,7 +12,9 @@ from PIL import Image
 
 from open_geoclip import Locator
 from open_geoclip.errors import SettingsError, TextError, WeightsError
-from open_geoclip.search.locator import _Beside
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.query import Query
 from open_geoclip.weights.backbones import load_text_backbone
 from open_geoclip.weights.load import load_release
 from open_geoclip.weights.save import save_release
@@ -72,10 +74,18 @@ def test_texts_are_answered_in_order(locator: Locator) -> None:
         locator.locate_text(["ice"], top_k=301)
 
 
+def test_texts_alone_need_no_image_backbone(release: Path, locator: Locator, tmp_path: Path) -> None:
+    words = Locator.from_pretrained(f"dir:{release}", towers=("text",), cache=tmp_path)
+    image_encoder: Any = words.model.image_encoder
+    assert image_encoder.backbone is None
+    assert words.locate_text(["ice"]) == locator.locate_text(["ice"])
+
+
 def test_logits_beside_a_picture_are_the_weighted_mean(locator: Locator, picture: Image.Image) -> None:
     pictures, words = locator.encode([picture]), locator.encode_text(["ice"])
     places = locator.model.location_encoder.encode(torch.from_numpy(locator.gallery.coordinates))
-    mixed = _Beside("ice", words[0], 0.25).mixed(pictures) @ places.T
+    query = Query.from_images(EncodedBatch.from_embeddings(pictures), Calibration()).with_text("ice", words[0], 0.25)
+    mixed = query.encoded.embeddings @ places.T
     torch.testing.assert_close(mixed, 0.75 * pictures @ places.T + 0.25 * words @ places.T, rtol=0, atol=1e-5)
 
     def first(**beside: Any) -> tuple[float, float]:

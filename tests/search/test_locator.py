@@ -1,5 +1,6 @@
 """The locator end to end on the released heads and a part of the released gallery."""
 
+import hashlib
 import io
 import json
 import sys
@@ -179,6 +180,40 @@ def test_a_bad_picture_is_reported_and_the_rest_is_done(locator: Locator, photos
         locator.encode([tmp_path / "none.png"])
 
 
+def test_answers_have_the_hash_of_the_file_which_is_read_once(locator: Locator, photos: list[Path]) -> None:
+    data = photos[1].read_bytes()
+
+    class Counted(io.BytesIO):
+        total = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            part = super().read(size)
+            Counted.total += len(part)
+            return part
+
+    with Image.open(photos[1]) as picture:
+        sources: list[Any] = [photos[1], data, Counted(data), np.asarray(picture.convert("RGB")), picture]
+        hashes = [answer.sha256.get("image") for answer in locator.locate(sources, 1)]
+    assert hashes == 3 * [hashlib.sha256(data).hexdigest()] + [None, None]
+    assert Counted.total == len(data)
+    several = locator.locate_together(photos[:2], 1)
+    assert several.sha256["image"] == ", ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in photos[:2])
+    assert "image" not in locator.locate_together([data, np.zeros((9, 9, 3), np.uint8)], 1).sha256
+
+
+def test_the_posterior_of_an_answer_is_that_of_its_image(locator: Locator, photos: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    located = list(locator.answer(locator.query_images([photos[0], bad, *photos[1:]]), 2))
+    assert [posterior is None for _, posterior in located] == [False, True, False, False, False]
+    assert [answer for answer, _ in located] == locator.locate([photos[0], bad, *photos[1:]], 2)
+    for answer, posterior in located:
+        if posterior is not None:
+            assert len(posterior) == 1
+            best = np.array([[answer.candidates[0].lat, answer.candidates[0].lon]])
+            assert posterior.mass_within(best, (200,))[0, 0] == pytest.approx(answer.within_km["200"], abs=1e-6)
+
+
 def test_stream_reads_no_further_than_it_must(locator: Locator, photos: list[Path]) -> None:
     taken = 0
 
@@ -190,7 +225,7 @@ def test_stream_reads_no_further_than_it_must(locator: Locator, photos: list[Pat
 
     stream = locator.stream(endless(), top_k=1)
     assert next(stream).error is None
-    assert taken <= 3 * locator.batch_size
+    assert taken <= 3 * locator.encoding.batch_size
     stream.close()  # type: ignore[attr-defined]
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from open_geoclip import AnswerSettings, Calibration, Gallery, ImageError, Locator
+from open_geoclip import AnswerSettings, Gallery, ImageError, Locator
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import AreaError, SettingsError
 from open_geoclip.geo.areas import Area
@@ -24,8 +23,8 @@ def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
     """Without doubt: of pictures of nothing it would leave the prior alone to answer."""
     gallery = Gallery.from_coordinates(even_points(1000))
     found = Locator.from_pretrained("earth", gallery=gallery, cache=tmp_path_factory.mktemp("cache"))
-    found.calibration = replace(found.calibration, background_slope=0.0)
-    return found
+    calibration = replace(found.calibration, background_slope=0.0)
+    return Locator(found.model, found.search_space, model_name=found.model_name, calibration=calibration)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,8 @@ def test_answers_stay_within_and_probabilities_are_shares_of_what_is_inside(
     inside = locator.within(area)
     assert 0 < len(inside.gallery) < len(locator.gallery)
     plain = AnswerSettings("max", merge_km=0)  # the gallery's own places, each alone
-    inside.answers = plain
-    every = copy(locator)
-    every.answers = plain
-    every.calibration = inside.calibration = Calibration()
+    inside = Locator(inside.model, inside.search_space, answers=plain)
+    every = Locator(locator.model, locator.search_space, answers=plain)
     answers = inside.locate(pictures, top_k=1000)
     free = every.locate(pictures, top_k=1000)
     for answer, other in zip(answers, free, strict=True):
@@ -70,8 +67,8 @@ def test_an_area_without_a_place_of_the_gallery_is_filled_from_itself(
     assert not area.contains(locator.gallery.coordinates).any()
     inside = locator.within(area)
     assert len(inside.gallery) > 1000
-    assert inside.index.path is not None
-    assert inside.index.path.exists()
+    assert inside.search_space.index.path is not None
+    assert inside.search_space.index.path.exists()
     for answer in inside.locate(pictures, top_k=5):
         assert 1 <= len(answer.candidates) <= 5
         assert answer.sure is None
@@ -83,8 +80,8 @@ def test_an_area_without_a_place_of_the_gallery_is_filled_from_itself(
 
 def test_refined_answers_score_higher_differ_and_stay_inside(locator: Locator, pictures: list[np.ndarray]) -> None:
     area = Area.parse("-35,110,-10,155")
-    plain, fine = locator.within(area), locator.within(area)
-    fine.refine = True
+    plain = locator.within(area)
+    fine = Locator(plain.model, plain.search_space, calibration=plain.calibration, refine=True)
     for coarse, between in zip(plain.locate(pictures, 3), fine.locate(pictures, 3), strict=True):
         assert between.candidates[0].score >= coarse.candidates[0].score
         places = np.array([(c.lat, c.lon) for c in between.candidates])

@@ -131,8 +131,8 @@ def test_no_file_is_written(serving: Serve, gate: Gate, monkeypatch: pytest.Monk
 
 
 def test_areas_that_clients_name_leave_nothing_on_disk(serving: Serve, locator: Locator, png: Png) -> None:
-    assert locator.index.path is not None
-    folder = locator.index.path.parent
+    assert locator.search_space.index.path is not None
+    folder = locator.search_space.index.path.parent
     before = sorted(folder.rglob("*"))
     answer = post(serving(), "a.png", data={"within": "48.86,2.29,20km"}, body=png(1))
     assert "even places in the area" in answer.json()["data"][0]["gallery"]  # vectors were made for it

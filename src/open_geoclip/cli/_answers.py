@@ -1,6 +1,7 @@
 """Answers for people and programs: tables, files and maps."""
 
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -10,7 +11,7 @@ from open_geoclip.cli._shared import write_output
 
 if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer
-    from open_geoclip.search.locator import Locator
+    from open_geoclip.search.posterior import Posterior
 
 __all__ = ["AnswerFormat", "chosen", "draw", "in_detail", "write"]
 
@@ -108,55 +109,57 @@ def _confidence(answer: "Answer") -> str:
     return "; ".join(part for part in parts if part)
 
 
-def draw(path: Path, answers: "list[Answer]", locator: "Locator", *, together: list[Path] | None = None) -> None:
-    """One answer's probabilities as a heat map; several pictures and their candidates on one map.
+def draw(
+    path: Path,
+    answers: "list[Answer]",
+    posterior: "Posterior | None",
+    *,
+    together: Sequence[Path] = (),
+    max_pixels: int = 0,
+) -> None:
+    """Draw the probabilities of a single answer as a heat map, or the candidates of several.
 
     Args:
         path: the PNG.
         answers: those with errors are left out.
-        locator: what gave them.
-        together: the pictures that have one answer; each has its own when not given.
+        posterior: of the answer, if it is a single one.
+        together: the images of a single answer for several.
+        max_pixels: of images that are drawn.
     """
     import numpy as np
 
     from open_geoclip.export.heatmap import draw_posterior
     from open_geoclip.export.map import PlacedPicture, draw_answers
     from open_geoclip.images import load_image
-    from open_geoclip.search.trips import pool_embeddings as joined
 
     located = [answer for answer in answers if answer.error is None]
-    if len(located) == 1 and located[0].text is None:
+    note = f"Estimate{'s' if len(located) > 1 else ''} by {located[0].model}, not evidence" if located else ""
+    if len(located) == 1 and posterior is not None:
         [answer] = located
-        files = together or [Path(answer.image)]
-        vectors = locator.encode(files)
-        if together:
-            vectors = joined(vectors).float()[None]
+        files = list(together) or ([Path(answer.image)] if answer.image else [])
         best = answer.candidates[0]
+        lines: tuple[str, ...] = ("probabilities compare places,", "they are not chances of being right")
+        if files:
+            confidence = ["not calibrated for this"] if answer.sure is None else _confidence(answer).split("; ")
+            lines = (f"{best.lat:.3f}, {best.lon:.3f}", f"probability {100 * best.probability:.1f} %", *confidence)
         draw_posterior(
             path,
-            locator.refined_posterior(vectors[0]) if locator.refine else locator.posterior(vectors),
-            name=", ".join(file.name for file in files),
+            posterior,
+            name=", ".join(file.name for file in files) or answer.name,
             candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
-            image=load_image(files[0], max_pixels=locator.max_pixels),
-            lines=(
-                f"{best.lat:.3f}, {best.lon:.3f}",
-                f"probability {100 * best.probability:.1f} %",
-                *(["not calibrated for this"] if answer.sure is None else _confidence(answer).split("; ")),
-            ),
-            note=f"Estimate by {answer.model}, not evidence",
+            image=load_image(files[0], max_pixels=max_pixels) if files else None,
+            lines=lines,
+            note=note,
         )
         return
-    draw_answers(
-        path,
-        [
-            PlacedPicture(
-                image=load_image(answer.image),
-                name=Path(answer.image).name,
-                candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
-                probabilities=np.array([c.probability for c in answer.candidates]),
-                sure=answer.sure,
-            )
-            for answer in located
-        ],
-        note=f"Estimates by {located[0].model}, not evidence" if located else "",
-    )
+    placed = [
+        PlacedPicture(
+            image=load_image(answer.image, max_pixels=max_pixels) if answer.image else None,
+            name=Path(answer.image).name or answer.name,
+            candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
+            probabilities=np.array([c.probability for c in answer.candidates]),
+            sure=answer.sure,
+        )
+        for answer in located
+    ]
+    draw_answers(path, placed, note=note)

@@ -1,6 +1,7 @@
 """``geoclip locate``: where photos were taken."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,8 +13,8 @@ from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
-    from open_geoclip.search.answer import Answer
     from open_geoclip.search.locator import Locator
+    from open_geoclip.search.query import Query
 
 __all__ = ["locate"]
 
@@ -123,16 +124,17 @@ def locate(
             files += find_images([path])
         except ImageError as error:
             answers.append(Answer(error.name, locator.model_name, "", __version__, error=error.reason))
-    interrupted, shown, detail = False, files, in_detail(detail, format_)
+    interrupted, posterior, detail = False, None, in_detail(detail, format_)
     try:
         with progress_bar("locating") as progress:
             if together or trip:
                 hours = hours_of(files, times) if trip else None
-                answers += _as_one(locator, files, top_k, hours, speed_kmh, detail=detail)
-                files = []
-            found = locator.stream(files, top_k, text=text, text_weight=text_weight, detail=detail)
-            for done, answer in enumerate(found, 1):
+                queries = _as_one(locator, files, hours, speed_kmh)
+            else:
+                queries = locator.query_images(files, text=text, text_weight=text_weight)
+            for done, (answer, of_this) in enumerate(locator.answer(queries, top_k, detail=detail), 1):
                 answers.append(answer)
+                posterior = of_this or posterior
                 progress(done, len(files))
     except KeyboardInterrupt:  # what was found so far is not thrown away
         interrupted = True
@@ -140,21 +142,24 @@ def locate(
     for answer in answers:
         if answer.error is not None:
             print(f"geoclip: {answer.image}: {answer.error}", file=sys.stderr)
-    write(answers, format_, output, max_pixels=locator.max_pixels)
+    write(answers, format_, output, max_pixels=locator.encoding.max_pixels)
     if map_ is not None:
-        draw(map_, answers, locator, together=shown if together else None)
+        draw(
+            map_,
+            answers,
+            posterior,
+            together=files if together else (),
+            max_pixels=locator.encoding.max_pixels,
+        )
     if interrupted:
         sys.exit(130)
     if any(answer.error is not None for answer in answers):
         sys.exit(1)
 
 
-def _as_one(
-    locator: "Locator", files: list[Path], top_k: int, hours: "list[float] | None", speed_kmh: float, *, detail: bool
-) -> "list[Answer]":
-    """Answers for pictures of one place or, where there are times, of one trip; none if there is no picture."""
-    if not files:
-        return []
-    if hours is None:
-        return [locator.locate_together(files, top_k, detail=detail)]
-    return locator.locate_trip(files, hours, top_k, speed_kmh=speed_kmh, detail=detail)
+def _as_one(locator: "Locator", files: list[Path], hours: "list[float] | None", speed_kmh: float) -> "Iterator[Query]":
+    """Yield the query of images of one place or, where there are times, of one trip; none if there is no image."""
+    if files and hours is None:
+        yield locator.query_together(files)
+    elif files and hours is not None:
+        yield locator.query_trip(files, hours, speed_kmh=speed_kmh)

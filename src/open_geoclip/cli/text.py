@@ -1,15 +1,12 @@
 """``geoclip text``: where on Earth words lead."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import AnswerFormat, chosen, in_detail, write
+from open_geoclip.cli._answers import AnswerFormat, chosen, draw, in_detail, write
 from open_geoclip.cli._shared import load_locator, show_log
-
-if TYPE_CHECKING:
-    from open_geoclip.search.locator import Answer, Locator
 
 __all__ = ["text"]
 
@@ -45,43 +42,10 @@ def text(
     """
     show_log()
     format_ = chosen(format_, output)
-    # No picture is looked at: there is nothing to compile.
-    locator = load_locator(model, backbone=backbone, gallery=gallery, engine="torch")
-    answers = locator.locate_text(texts, top_k, detail=in_detail(detail, format_))
-    write(answers, format_, output, max_pixels=locator.max_pixels)
+    locator = load_locator(model, backbone=backbone, gallery=gallery, towers=("text",))
+    query = locator.query_texts(texts)
+    located = list(locator.answer([query], top_k, detail=in_detail(detail, format_)))
+    answers = [answer for answer, _ in located]
+    write(answers, format_, output, max_pixels=locator.encoding.max_pixels)
     if map_ is not None:
-        _draw(map_, answers, locator)
-
-
-def _draw(path: Path, answers: "list[Answer]", locator: "Locator") -> None:
-    """One text's probabilities as a heat map; several texts and their candidates on one map."""
-    import numpy as np
-
-    from open_geoclip.export.heatmap import draw_posterior
-    from open_geoclip.export.map import PlacedPicture, draw_answers
-    from open_geoclip.search.calibration import Calibration
-
-    if len(answers) == 1:
-        [answer] = answers
-        draw_posterior(
-            path,
-            locator.posterior(locator.encode_text([answer.name]), Calibration()),
-            name=answer.name,
-            candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
-            lines=("probabilities compare places,", "they are not chances of being right"),
-            note=f"Estimate by {answer.model}, not evidence",
-        )
-        return
-    draw_answers(
-        path,
-        [
-            PlacedPicture(
-                image=None,
-                name=answer.name,
-                candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),
-                probabilities=np.array([c.probability for c in answer.candidates]),
-            )
-            for answer in answers
-        ],
-        note=f"Estimates by {answers[0].model}, not evidence",
-    )
+        draw(map_, answers, located[0][1])

@@ -106,7 +106,7 @@ def verify(
                 elif format_ in ROW_FORMATS:
                     records.append(found.to_dict())
                 else:
-                    records.append(_shown(found, files[done - 1], format_, locator.max_pixels))
+                    records.append(_shown(found, files[done - 1], format_, locator.encoding.max_pixels))
                 lines += _lines(found)
                 progress(done, len(files))
     except KeyboardInterrupt:  # what was found so far is not thrown away

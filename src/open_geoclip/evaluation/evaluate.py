@@ -228,8 +228,8 @@ def _settings(locator: Locator) -> dict[str, Any]:
         "places_and_location_encoder_sha256": index_key(locator.model.location_encoder, locator.gallery),
         "weights_sha256": locator.gallery.fingerprint,
         "scale": round(locator.model.scale, 6),
-        "crops": locator.crops,
-        "max_pixels": locator.max_pixels,
+        "crops": locator.encoding.crops,
+        "max_pixels": locator.encoding.max_pixels,
     }
 
 

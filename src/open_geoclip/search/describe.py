@@ -1,38 +1,39 @@
 """How answers are made of a posterior: candidates, radii, countries, and how sure they are."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from open_geoclip.errors import MissingExtraError
-from open_geoclip.geo.areas import Allowed
+from open_geoclip.geo.geocode import Places
 from open_geoclip.search.answer import Candidate
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
 from open_geoclip.search.regions import drawn
+from open_geoclip.search.search_space import SearchSpace
 
 __all__ = ["AnswerSettings", "describe"]
 
 _RADII_KM = (1, 25, 200, 750, 2500)
-_SHARES = (0.5, 0.9)
+_LEVELS = (0.5, 0.9)
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are made of probabilities.
+    """How answers are made of posteriors.
 
     Attributes:
-        decode: what the best answer is best for; see :meth:`open_geoclip.search.posterior.Posterior.decode`. When not
-            given, ``mass`` for a calibrated model and between places; for other weights ``max``, the gallery's best
-            place, all its copies counted.
-        merge_km: candidates are further apart than this, and each has the mass of what is nearer to it. When not given,
-            25 km, or three times the distance between places in an even gallery that is coarser.
-        radius_km: of the decoding ``mass``; when not given, that of merging.
-        prior: what is known before a picture is seen; see :func:`open_geoclip.search.prior.log_prior`.
+        decode: what the first candidate optimises; see :meth:`open_geoclip.search.posterior.Posterior.decode`. Default:
+            ``mass`` for a calibrated model or with refinement; otherwise ``max``, the most probable place.
+        merge_km: smallest distance between candidates; each has the mass of what is nearest to it. Default: 25 km, or
+            three times the spacing of a coarser even gallery.
+        radius_km: of the decoding ``mass``. Default: ``merge_km``.
+        prior: what is known before an image is seen; see :class:`open_geoclip.search.prior.GalleryCells`.
     """
 
     decode: DecodeMethod | None = None
@@ -41,80 +42,80 @@ class AnswerSettings:
     prior: Prior = "gallery"
 
 
+@torch.inference_mode()
 def describe(
     posterior: Posterior,
+    embeddings: Float[Tensor, "n d"],
+    space: SearchSpace,
     settings: AnswerSettings,
     top_k: int,
     *,
-    merge_km: float,
-    scores: Callable[[Float64[np.ndarray, "n k 2"]], Float[np.ndarray, "n k"]],
-    labels: np.ndarray | None,
-    allowed: Allowed | None = None,
     detail: bool = False,
 ) -> list[dict[str, Any]]:
-    """What each answer says, beside its name.
+    """Return the fields of each answer that follow from its posterior.
 
     Args:
-        posterior: of the pictures.
-        settings: how answers are made of it.
-        top_k: candidates a picture.
-        merge_km: how far candidates are apart.
-        scores: gives the cosines of pictures with their own candidates, which need not be places of the gallery.
-        labels: the country of each place of the posterior's ground, if they are known.
-        allowed: which places an answer may be. One between places that is not becomes the nearest place of the ground.
-        detail: whether it says its regions and heat too.
+        posterior: of the queries.
+        embeddings: of the queries.
+        space: that the posterior is of.
+        settings: how answers are made.
+        top_k: candidates per answer. A candidate outside the area becomes the nearest place of the gallery.
+        detail: whether answers have regions and heat.
 
     Raises:
         MissingExtraError: detail is asked for, and the extra ``places`` is not installed.
     """
-    found = posterior.candidates(
+    merge_km = space.merge_km if settings.merge_km is None else settings.merge_km
+    modes = posterior.candidates(
         top_k, merge_km=merge_km, method=settings.decode or "mass", radius_km=settings.radius_km
     )
-    coordinates = found.coordinates
-    if allowed is not None:
-        known = np.isfinite(coordinates).all(axis=-1)
-        places = coordinates[known]
-        outside = ~allowed(places)
+    coordinates, cells = modes.coordinates, posterior.cells
+    is_found = modes.mass > 0
+    if space.area.is_limited:
+        places = coordinates[is_found]
+        outside = ~space.area.contains(places)
         if outside.any():
-            places[outside] = posterior.cells.coordinates[posterior.cells.nearest(places[outside])]
-            coordinates[known] = places
-    best = coordinates[:, 0]
-    profile = posterior.profile(best)
-    within, radii = profile.within(_RADII_KM), profile.radius_km(_SHARES)
-    cosines = scores(coordinates)
-    names = iter(_named(coordinates[found.mass > 0]))
-    countries = [None] * len(best) if labels is None else posterior.label_probabilities(labels)
+            places[outside] = cells.coordinates[cells.nearest(places[outside])]
+            coordinates[is_found] = places
+    profile = posterior.profile(coordinates[:, 0])
+    within, radii = profile.within(_RADII_KM).tolist(), profile.radius_km(_LEVELS).tolist()
+    located = torch.from_numpy(np.nan_to_num(coordinates).reshape(-1, 2)).float()
+    located = space.index.encoder.encode(located.to(next(space.index.encoder.parameters()).device)).cpu().float()
+    scores = torch.einsum("nd,nkd->nk", embeddings, located.view(*coordinates.shape[:2], -1)).numpy()
+    try:
+        names: list[tuple[str | None, str | None]] = [
+            (place.country, place.text) for place in Places().describe_all(coordinates[is_found])
+        ]
+    except MissingExtraError:
+        names = [(None, None)] * int(is_found.sum())
+    remaining = iter(names)
+    codes = space.countries
+    countries: list[Any] = [None] * len(posterior)
+    if codes is not None:
+        countries = posterior.label_probabilities(codes if cells.origins is None else codes[cells.origins])
     sure = posterior.is_sure(profile)
-    in_distribution: list[bool | None] = [None] * len(best)
+    in_distribution: list[bool | None] = [None] * len(posterior)
     if posterior.calibration.fitted_on is not None and posterior.is_in_distribution is not None:
         in_distribution = posterior.is_in_distribution.tolist()
     return [
         {
             "candidates": tuple(
-                Candidate(round(lat, 6), round(lon, 6), float(score), float(mass), round(float(km), 3), *next(names))
+                Candidate(
+                    *(round(lat, 6), round(lon, 6), float(score), float(mass), round(float(km), 3)), *next(remaining)
+                )
                 for (lat, lon), score, mass, km in zip(
-                    coordinates[n].tolist(), cosines[n], found.mass[n], found.radius_km[n], strict=True
+                    coordinates[n].tolist(), scores[n], modes.mass[n], modes.radius_km[n], strict=True
                 )
                 if mass > 0
             ),
             "credible_radius_km": {
-                f"{100 * share:.0f}": round(km, 3) for share, km in zip(_SHARES, radii[n].tolist(), strict=True)
+                f"{100 * level:.0f}": round(km, 3) for level, km in zip(_LEVELS, radii[n], strict=True)
             },
-            "within_km": {str(km): share for km, share in zip(_RADII_KM, within[n].tolist(), strict=True)},
+            "within_km": {str(km): share for km, share in zip(_RADII_KM, within[n], strict=True)},
             "countries": countries[n],
             "sure": sure[n],
             "in_distribution": in_distribution[n],
-            **(drawn(posterior, n, allowed) if detail else {}),
+            **(drawn(posterior, n, space.allowed) if detail else {}),
         }
-        for n in range(len(best))
+        for n in range(len(posterior))
     ]
-
-
-def _named(coordinates: Float64[np.ndarray, "n 2"]) -> list[tuple[str | None, str | None]]:
-    """Country and description of each place; None twice where the extra ``places`` is not installed."""
-    from open_geoclip.geo.geocode import Places
-
-    try:
-        return [(place.country, place.text) for place in Places().describe_all(coordinates)]
-    except MissingExtraError:
-        return [(None, None)] * len(coordinates)

@@ -1,5 +1,6 @@
 """Images as embeddings: decoded ahead, cropped, and encoded batch by batch."""
 
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_geoclip.errors import ImageError, SettingsError
-from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image
+from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image, read_bytes
 from open_geoclip.model.geoclip import GeoCLIP
 
 __all__ = ["EncodeSettings", "EncodedBatch", "as_list", "encode_batches", "encode_images"]
@@ -50,13 +51,21 @@ class EncodedBatch:
 
     Attributes:
         names: of all of them.
-        errors: why an image could not be read, or None; one an image.
+        errors: why an image could not be read, or None; one per image.
+        sha256: of the bytes of each file; None for arrays, PIL images and what could not be read.
         embeddings: of those that could be read, in order; float32, of length 1, or the mean of ten such.
     """
 
     names: list[str]
     errors: list[ImageError | None]
+    sha256: list[str | None]
     embeddings: Float[Tensor, "n k"]
+
+    @classmethod
+    def from_embeddings(cls, embeddings: Float[Tensor, "n k"]) -> "EncodedBatch":
+        """Return a batch without names, of texts or of images that were encoded before."""
+        n = len(embeddings)
+        return cls([""] * n, [None] * n, [None] * n, embeddings)
 
 
 def encode_batches(
@@ -73,7 +82,7 @@ def encode_batches(
     numbered = enumerate(images)
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
 
-        def submit() -> list[tuple[str, Future[Float[Tensor, "crops 3 h w"]]]]:
+        def submit() -> list[tuple[str, Future[tuple[Float[Tensor, "crops 3 h w"], str | None]]]]:
             batch = []
             for number, source in itertools.islice(numbered, settings.batch_size):
                 name = image_name(source, number)
@@ -83,32 +92,42 @@ def encode_batches(
         batch, ahead = submit(), submit()
         while batch:
             errors: list[ImageError | None] = []
+            hashes: list[str | None] = []
             pixels = []
             for _, future in batch:
                 try:
-                    pixels.append(future.result())
-                    errors.append(None)
+                    prepared, sha256 = future.result()
                 except ImageError as error:
                     errors.append(error)
-            yield EncodedBatch([name for name, _ in batch], errors, _encode(model, pixels, settings))
+                    hashes.append(None)
+                else:
+                    pixels.append(prepared)
+                    errors.append(None)
+                    hashes.append(sha256)
+            yield EncodedBatch([name for name, _ in batch], errors, hashes, _encode(model, pixels, settings))
             batch, ahead = ahead, submit()
 
 
 def encode_images(
     model: GeoCLIP, images: Iterable[ImageSource], settings: EncodeSettings | None = None
-) -> Float[Tensor, "n k"]:
-    """Return embeddings of images, float32: of length 1, or the mean of ten such.
+) -> EncodedBatch:
+    """Encode images as one batch.
 
     Raises:
         ImageError: an image cannot be read.
     """
-    parts = [_encode(model, [], settings or EncodeSettings())]
+    settings = settings or EncodeSettings()
+    names: list[str] = []
+    hashes: list[str | None] = []
+    parts = [_encode(model, [], settings)]
     for batch in encode_batches(model, images, settings):
         for error in batch.errors:
             if error is not None:
                 raise error
+        names += batch.names
+        hashes += batch.sha256
         parts.append(batch.embeddings)
-    return torch.cat(parts)
+    return EncodedBatch(names, [None] * len(names), hashes, torch.cat(parts))
 
 
 def as_list(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
@@ -122,10 +141,16 @@ def as_list(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource
 
 def _preprocess(
     model: GeoCLIP, source: ImageSource, name: str, settings: EncodeSettings
-) -> Float[Tensor, "crops 3 h w"]:
+) -> tuple[Float[Tensor, "crops 3 h w"], str | None]:
+    """Return the pixels of an image and the hash of its file, which is read once for both."""
+    sha256 = None
+    if not isinstance(source, Image.Image | np.ndarray):
+        source = read_bytes(source, name)
+        sha256 = hashlib.sha256(source).hexdigest()
     preprocessing = model.image_encoder.preprocessing
     image = load_image(source, name=name, max_pixels=settings.max_pixels)
-    return preprocessing(image)[None] if settings.crops == 1 else preprocessing.ten_crops(image)
+    pixels = preprocessing(image)[None] if settings.crops == 1 else preprocessing.ten_crops(image)
+    return pixels, sha256
 
 
 @torch.inference_mode()

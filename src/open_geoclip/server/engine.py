@@ -84,7 +84,7 @@ class Engine:
         return {
             "resize": preprocessing.resize,
             "resample": preprocessing.resample,
-            "max_pixels": self.locator.max_pixels,
+            "max_pixels": self.locator.encoding.max_pixels,
             "dimensions": self.locator.model.location_encoder.settings.output,
             "countries": _countries(),
         }
@@ -117,7 +117,7 @@ class Engine:
         return self.locator.encode(map(_array, images))
 
     def _locate(self, options: Options, embeddings: list[Tensor]) -> list[Any]:
-        answers = self._locator(options).tell(
+        answers = self._locator(options).locate_embeddings(
             torch.stack(embeddings),
             options.top_k,
             text=options.text,

@@ -284,7 +284,7 @@ class Service:
 def _named(answer: dict[str, Any], name: str, images: Sequence[PreparedImage]) -> dict[str, Any]:
     """Return an answer with the name and the hash of its images, which the worker that located them does not know."""
     sha256 = {"image": ", ".join(str(image.sha256) for image in images)}
-    return {"image": name, **answer, "sha256": sha256 | answer["sha256"]} | {"image": name}
+    return {"image": name, **answer, "sha256": sha256 | answer.get("sha256", {})} | {"image": name}
 
 
 def _extras(place: dict[str, Any] | None, thumbnail: str | None, *, exif: bool) -> dict[str, Any]:

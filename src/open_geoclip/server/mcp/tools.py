@@ -33,7 +33,8 @@ from open_geoclip.server.mcp.words import said
 
 if TYPE_CHECKING:
     from open_geoclip.geo.areas import Area
-    from open_geoclip.search.locator import Answer, Locator
+    from open_geoclip.search.answer import Answer
+    from open_geoclip.search.locator import Locator
     from open_geoclip.verification import Verification
 
 __all__ = ["McpSettings", "make_server"]

@@ -1,0 +1,97 @@
+"""Queries: encoded images or texts, and how their scores become probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from open_geoclip.errors import SettingsError
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.search_space import SearchSpace
+from open_geoclip.search.trips import pool_embeddings, trip_posterior
+
+__all__ = ["Query"]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Encoded images or texts that are searched for together; see :meth:`open_geoclip.search.locator.Locator.answer`.
+
+    Attributes:
+        encoded: names, hashes, errors and embeddings.
+        calibration: how scores become probabilities.
+        text: per answer, what was located in words, alone or with an image.
+        log_mass: of each place, where it does not follow from the embedding alone, as of a trip.
+        error: why none of them has an answer.
+    """
+
+    encoded: EncodedBatch
+    calibration: Calibration
+    text: Sequence[str | None]
+    log_mass: Float[Tensor, "n m"] | None = None
+    error: str | None = None
+
+    @classmethod
+    def from_images(cls, batch: EncodedBatch, calibration: Calibration) -> "Query":
+        """Return a query of images, each alone."""
+        return cls(batch, calibration, [None] * len(batch.names))
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], embeddings: Float[Tensor, "n d"]) -> "Query":
+        """Return a query of texts, for which there is no calibration."""
+        return cls(EncodedBatch.from_embeddings(embeddings), Calibration(), texts)
+
+    def with_text(self, text: str, embedding: Float[Tensor, " d"], weight: float) -> "Query":
+        """Return a query whose logits are weighted means of those of the images and of a text."""
+        embeddings = torch.lerp(self.encoded.embeddings, embedding, weight)
+        return Query(replace(self.encoded, embeddings=embeddings), Calibration(), [text] * len(self.text))
+
+    @classmethod
+    def from_place(cls, batch: EncodedBatch, calibration: Calibration) -> "Query":
+        """Return one query of all images, which show one place. Nothing was calibrated for several images.
+
+        Raises:
+            SettingsError: there is no image.
+        """
+        if not batch.names:
+            raise SettingsError("locate_together: at least one picture")
+        sha256 = ", ".join(filter(None, batch.sha256)) if all(batch.sha256) else None
+        pooled = pool_embeddings(batch.embeddings).float()[None]
+        if len(batch.names) > 1:
+            calibration = replace(calibration, fitted_on=None)
+        return cls(EncodedBatch([", ".join(batch.names)], [None], [sha256], pooled), calibration, [None])
+
+    @classmethod
+    def from_trip(
+        cls,
+        batch: EncodedBatch,
+        calibration: Calibration,
+        space: SearchSpace,
+        scale: float,
+        hours: Float[np.ndarray, " n"],
+        speed_kmh: float,
+    ) -> "Query":
+        """Return a query of the images of one trip. Nothing was calibrated for trips.
+
+        Args:
+            batch: the images, all of which could be read.
+            calibration: of the model; an image counts with its temperature, without the background.
+            space: where the trip is.
+            scale: logits are scale times cosine.
+            hours: of each image.
+            speed_kmh: highest speed along great circles.
+
+        Raises:
+            SettingsError: an hour is not a number, or the speed is below 0.
+        """
+        calibration = replace(calibration, background=0.0, fitted_on=None)
+        alone = space.posterior(batch.embeddings, scale, calibration).log_mass
+        spacing_km = float(np.median(space.cells.spacing_km))
+        trip = trip_posterior(alone, space.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
+        is_possible = trip.log_evidence > -np.inf
+        error = None if is_possible else f"no trip of these pictures keeps to {speed_kmh:g} km/h"
+        return cls(batch, calibration, [None] * len(batch.names), trip.log_mass, error)
