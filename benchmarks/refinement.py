@@ -106,7 +106,7 @@ def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     encoder = load_model(release, towers=()).location_encoder
     own = Gallery.from_file(release.gallery or "")
     index = GalleryIndex.build(encoder, own)
-    whole = Searched(encoder, torch.from_numpy(own.coordinates.astype(np.float64)), index.vectors.float())
+    whole = Searched(encoder, torch.from_numpy(own.coordinates.astype(np.float64)), index.embeddings.float())
     rng, n = np.random.default_rng(options.split == "test"), options.places
     mixed = torch.from_numpy(rng.permutation(len(own)))
     spots = np.stack((np.degrees(np.arcsin(rng.uniform(-0.8, 0.95, 20 * n))), rng.uniform(-180, 180, 20 * n)), axis=1)

@@ -192,7 +192,7 @@ class GeoCLIP(geoclip.GeoCLIP):
         found = index.search(self.encode_image(pixels).cpu(), self.scale, min(top_k, len(copies)))
         repeats = copies[found.rows[0]]
         rows = found.rows[0].repeat_interleave(repeats)[:top_k]
-        probabilities = (found.logits[0] - found.log_total).exp().repeat_interleave(repeats)[:top_k]
+        probabilities = (found.logits[0] - found.log_normalizer).exp().repeat_interleave(repeats)[:top_k]
         return torch.from_numpy(index.gallery.coordinates)[rows], probabilities
 
     def _gallery_index(self) -> GalleryIndex:

@@ -60,7 +60,7 @@ def test_all_logits_are_those_of_the_search(tmp_path: Path) -> None:
     logits, found = index.logits(queries, 30.0, exact=5), index.search(queries, 30.0, 5)
     assert torch.equal(logits.topk(5, dim=1).indices, found.rows)
     torch.testing.assert_close(logits.topk(5, dim=1).values, found.logits)
-    torch.testing.assert_close(torch.logsumexp(logits, dim=1), found.log_total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.logsumexp(logits, dim=1), found.log_normalizer, rtol=1e-4, atol=1e-4)
 
 
 def test_reliability() -> None:

@@ -15,7 +15,7 @@ from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
-from open_geoclip.search.regions import REGIONS
+from open_geoclip.search.regions import REGION_LEVELS
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_surroundings_add_up_across_the_180th_meridian(posterior: Posterior)
     density = near_density(posterior, 0, np.array([-20.0, 179.5]), 1500.0)
     area_km2 = (3000 / len(density)) ** 2
     assert density.sum() * area_km2 == pytest.approx(1, abs=0.02)
-    half, most = Mixture.from_posterior(posterior).hpd_density(REGIONS)
+    half, most = Mixture.from_posterior(posterior).hpd_density(REGION_LEVELS)
     assert half > most > 0
     for level, share in ((half, 0.5), (most, 0.9)):
         assert density[density >= level].sum() * area_km2 == pytest.approx(share, abs=0.02)

@@ -43,7 +43,7 @@ def test_search_equals_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(found.rows[:, :exact], expected.indices[:, :exact])
     torch.testing.assert_close(found.logits[:, :exact], expected.values[:, :exact], rtol=0, atol=1e-4)
     total = torch.logsumexp(logits + torch.from_numpy(gallery.weights).log(), dim=1)
-    torch.testing.assert_close(found.log_total, total, rtol=0, atol=40 * 2**-11)
+    torch.testing.assert_close(found.log_normalizer, total, rtol=0, atol=40 * 2**-11)
 
 
 def test_near_ties_are_ordered_in_full_precision(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_second_time_reads_the_file(tmp_path: Path) -> None:
     first = GalleryIndex.build(encoder, gallery, folder=tmp_path, progress=progress)
     assert calls == [(500, 500)]
     assert first.path is not None
-    assert first.vectors.dtype == torch.float16
+    assert first.embeddings.dtype == torch.float16
     second = GalleryIndex.build(encoder, gallery, folder=tmp_path, progress=progress)
     assert calls == [(500, 500)]
-    assert torch.equal(first.vectors, second.vectors)
+    assert torch.equal(first.embeddings, second.embeddings)
     assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock"] == [".safetensors"]
 
 
@@ -93,7 +93,7 @@ def test_key_knows_weights_settings_and_places() -> None:
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "other"])
 def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     encoder, gallery = make_encoder(), make_gallery(50)
-    expected = GalleryIndex.build(encoder, gallery, folder=tmp_path).vectors.clone()
+    expected = GalleryIndex.build(encoder, gallery, folder=tmp_path).embeddings.clone()
     path = GalleryIndex.cached_path(encoder, gallery, tmp_path)
     other = GalleryIndex.build(encoder, make_gallery(40), folder=tmp_path / "other").path
     assert other is not None
@@ -101,8 +101,8 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str, caplog: pytes
     path.write_bytes(content[damage])
     with caplog.at_level(logging.WARNING):
         index = GalleryIndex.build(encoder, gallery, folder=tmp_path)
-    assert torch.equal(index.vectors, expected)
-    assert "made again" in caplog.text
+    assert torch.equal(index.embeddings, expected)
+    assert "computed again" in caplog.text
 
 
 def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_without_a_usable_cache_vectors_stay_in_memory(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING):
         index = GalleryIndex.build(make_encoder(), make_gallery(50), folder=tmp_path / "file" / "cache")
     assert index.path is None
-    assert len(index.vectors) == 50
+    assert len(index.embeddings) == 50
     assert "kept in memory" in caplog.text
 
 

@@ -24,7 +24,7 @@ from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
-from open_geoclip.search.regions import REGIONS, drawn, heat, regions
+from open_geoclip.search.regions import REGION_LEVELS, describe_regions, heat_cells, hpd_regions
 
 Mass = Callable[[np.ndarray], np.ndarray]
 
@@ -96,12 +96,12 @@ def held(region: dict[str, Any], posterior: Posterior) -> float:
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> tuple[Posterior, dict[str, Any]]:
     posterior = CASES[request.param]()
-    return posterior, json.loads(json.dumps(drawn(posterior)))
+    return posterior, json.loads(json.dumps(describe_regions(posterior)))
 
 
 def test_regions_hold_what_they_say(case: tuple[Posterior, dict[str, Any]]) -> None:
     posterior, told = case
-    for name, share in zip(("50", "90"), REGIONS, strict=True):
+    for name, share in zip(("50", "90"), REGION_LEVELS, strict=True):
         assert held(told["regions"][name], posterior) == pytest.approx(share, abs=0.025), name
 
 
@@ -155,7 +155,7 @@ def test_the_region_of_a_gaussian_is_the_circle_that_it_is(at: tuple[float, floa
     cells = GalleryCells.from_gallery(Gallery.from_coordinates(np.array([at], np.float64)))
     cells = replace(cells, area_km2=np.array([1e-6]))
     posterior = Posterior(cells, torch.ones(1, 1), Calibration(1.0, 0.0, sigma_km))
-    for share, region in zip(REGIONS, regions(Mixture.from_posterior(posterior)).values(), strict=True):
+    for share, region in zip(REGION_LEVELS, hpd_regions(Mixture.from_posterior(posterior)).values(), strict=True):
         shape = shapely.geometry.shape(region)
         assert square_km(shape) == pytest.approx(-2 * math.log(1 - share) * math.pi * sigma_km**2, rel=0.03)
         edge = np.concatenate([np.array(part.exterior.coords) for part in shape.geoms])[:, ::-1]
@@ -183,18 +183,18 @@ def test_levels_are_those_of_the_samples_of_an_exact_density() -> None:
 
 def test_limits_are_kept_to() -> None:
     posterior = made(bumps((0, 0, 500, 1)), sigma_km=50)
-    north = drawn(posterior, allowed=lambda places: places[:, 0] > 0)
+    north = describe_regions(posterior, allowed=lambda places: places[:, 0] > 0)
     for region in north["regions"].values():
         assert shapely.geometry.shape(region).bounds[1] > -0.5
     assert all(lat > 0 for lat, _, _ in north["heat"]["cells"])
-    everywhere, limited = (shapely.geometry.shape(d["regions"]["90"]) for d in (drawn(posterior), north))
+    everywhere, limited = (shapely.geometry.shape(d["regions"]["90"]) for d in (describe_regions(posterior), north))
     assert square_km(limited) == pytest.approx(square_km(everywhere) / 2, rel=0.1)
 
 
 def test_a_region_may_be_all_that_there_is() -> None:
     """Even mass all over the Earth, where the level is in the ripples: still valid, still about as much."""
     posterior = made(lambda places: np.ones(len(places)))
-    for share, region in zip(REGIONS, regions(Mixture.from_posterior(posterior)).values(), strict=True):
+    for share, region in zip(REGION_LEVELS, hpd_regions(Mixture.from_posterior(posterior)).values(), strict=True):
         shape = shapely.geometry.shape(region)
         assert shapely.is_valid(shape)
         assert square_km(shape) / (4 * math.pi * EARTH_RADIUS_KM**2) == pytest.approx(share, abs=0.12)
@@ -206,7 +206,7 @@ def test_few_gaussians_tell_of_many_places() -> None:
         assert len(mixture) <= 300, name
         assert mixture.mass.sum() == pytest.approx(1)
         assert mixture.density(mixture.samples).min() > 0
-    assert heat(mixture)["cell_km"] > 0
+    assert heat_cells(mixture)["cell_km"] > 0
 
 
 def test_samples_are_where_the_mass_is() -> None:

@@ -29,7 +29,7 @@ def test_copies_count_as_one_and_strangers_in_full() -> None:
     weights = evidence_weights(near)
     assert ((weights > 0.5) & (weights < 0.52)).all()
     assert evidence_weights(near, 0).tolist() == [0.5, 0.5]
-    with pytest.raises(SettingsError, match="likeness"):
+    with pytest.raises(SettingsError, match="power"):
         evidence_weights(near, -1)
 
 
@@ -86,7 +86,7 @@ def test_places_left_out_are_bounded() -> None:
     assert trip.log_evidence == pytest.approx(evidence, rel=1e-6)
     assert evidence < -10
     np.testing.assert_allclose(trip.log_mass.exp().numpy(), expected, atol=2e-3)
-    assert trip.left_out <= 1e-3
+    assert trip.truncation_error <= 1e-3
     free = trip_posterior(alone, places, np.array([0.0, 48.0]), speed_kmh=900)
     np.testing.assert_allclose(free.log_mass.exp(), alone.exp(), atol=1e-6)
     assert free.log_evidence == pytest.approx(0, abs=1e-6)
@@ -116,7 +116,7 @@ def test_trips_over_a_large_gallery_leave_out_what_does_not_matter() -> None:
     centres = np.array([[48.85, 2.35], [50.85, 4.35], [52.4, 4.9]])
     alone = torch.from_numpy(-haversine_km(centres[:, None], places[None]) / 60)
     trip = trip_posterior(alone, places, np.array([0.0, 2.0, 4.0]), speed_kmh=120, slack_km=50)
-    assert trip.left_out < 1e-3
+    assert trip.truncation_error < 1e-3
     best = places[trip.log_mass.argmax(dim=1).numpy()]
     assert haversine_km(best, centres).max() < 150
     assert (trip.log_mass.isfinite().sum(dim=1) < 10_000).all()

@@ -25,7 +25,7 @@ from open_geoclip.geo.projections import (
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, tangent_frame, unit_vectors
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.regions import REGIONS
+from open_geoclip.search.regions import REGION_LEVELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,7 +199,7 @@ def _draw_near(
                 axes.fill(*km.T, color=("#D3D8D4", "#EEF3F7")[lakes], zorder=1 + lakes, visible=not far)
                 axes.plot(*km.T, color="#5A646B", linewidth=0.7, zorder=3.5)
     axes.imshow(_logarithm(density, float(density.max())), extent=extent, origin="lower", zorder=3, **_colours())
-    levels = Mixture.from_posterior(posterior).hpd_density(posterior.nominal_hpd_levels(REGIONS)[0].tolist())
+    levels = Mixture.from_posterior(posterior).hpd_density(posterior.nominal_hpd_levels(REGION_LEVELS)[0].tolist())
     for level, style in zip(levels.tolist(), ("solid", "dashed"), strict=True):
         if density.min() < level < density.max():
             axes.contour(

@@ -14,7 +14,7 @@ from open_geoclip.search.answer import Candidate
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
-from open_geoclip.search.regions import drawn
+from open_geoclip.search.regions import describe_regions
 from open_geoclip.search.search_space import SearchSpace
 
 __all__ = ["AnswerSettings", "describe"]
@@ -115,7 +115,7 @@ def describe(
             "countries": countries[n],
             "sure": sure[n],
             "in_distribution": in_distribution[n],
-            **(drawn(posterior, n, space.allowed) if detail else {}),
+            **(describe_regions(posterior, n, space.allowed) if detail else {}),
         }
         for n in range(len(posterior))
     ]
