@@ -128,6 +128,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         _fields(hint, value, where, f"{where}.")
         return value  # it is JSON, and stays what it was
     if is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]  # settings that were read before are embedded whole
+            return value
         return hint(**_fields(hint, value, where, f"{where}."))  # type: ignore[operator,arg-type]
     if hint is datetime and isinstance(value, str):
         try:
