@@ -158,10 +158,10 @@ def page(name: str, figures: dict[str, Any]) -> str:
         "was tuned on these views, but that circles are mapped at all was decided after a look at test figures of the",
         "first model ([log](log/2026-11-23-posterior.md)).",
         "",
-        f"The calibration was fitted on {cal['pictures']:,} {cal['fitted_on']}: temperature {cal['temperature']}, "
-        f"width {cal['sigma_km']} km, backcells",
-        f"{100 * cal['backcells']:.2f} % for a picture whose best logit is {cal['usual']:.1f}, its log odds "
-        f"{cal['doubt']:.2f} more for each unit below. What these mean:",
+        f"The calibration was fitted on {cal['n_images']:,} {cal['fitted_on']}: temperature {cal['temperature']}, "
+        f"smoothing {cal['sigma_km']} km, background",
+        f"{100 * cal['background']:.2f} % for an image whose best logit is {cal['reference_logit']:.1f}, its log odds "
+        f"{cal['background_slope']:.2f} more for each unit below. What these mean:",
         "[search/calibration.py](../src/open_geoclip/search/calibration.py).",
         "",
         "## What each decision gains",

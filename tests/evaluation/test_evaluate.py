@@ -119,6 +119,14 @@ class TestFigures:
         assert found["within_km"]["1"] == pytest.approx(75, abs=1)
         assert ceiling(nearest_km(np.array([[0.0, 0.01]]), gallery))["median_km"] == pytest.approx(1.11195, abs=1e-4)
 
+    def test_settings_name_the_weights_and_the_gallery_apart(
+        self, locator: Locator, labelled: Labelled, tmp_path: Path
+    ) -> None:
+        settings = run(locator, labelled, tmp_path / "out").figures["settings"]
+        assert settings["weights_sha256"] == locator.weights_sha256
+        assert settings["gallery_sha256"] == locator.gallery.fingerprint
+        assert settings["weights_sha256"] != settings["gallery_sha256"]
+
     def test_ten_crops_are_other_settings(self, labelled: Labelled, tmp_path: Path) -> None:
         one, ten = (colour_locator(tmp_path, crops=crops) for crops in (1, 10))
         assert run(one, labelled, tmp_path / "out").figures["settings"]["crops"] == 1
