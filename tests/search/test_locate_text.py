@@ -84,7 +84,7 @@ def test_texts_alone_need_no_image_backbone(release: Path, locator: Locator, tmp
 def test_logits_beside_a_picture_are_the_weighted_mean(locator: Locator, picture: Image.Image) -> None:
     pictures, words = locator.encode([picture]), locator.encode_text(["ice"])
     places = locator.model.location_encoder.encode(torch.from_numpy(locator.gallery.coordinates))
-    query = Query.from_images(EncodedBatch.from_embeddings(pictures), Calibration()).with_text("ice", words[0], 0.25)
+    query = Query(EncodedBatch.from_embeddings(pictures), Calibration()).with_text("ice", words[0], 0.25)
     mixed = query.encoded.embeddings @ places.T
     torch.testing.assert_close(mixed, 0.75 * pictures @ places.T + 0.25 * words @ places.T, rtol=0, atol=1e-5)
 

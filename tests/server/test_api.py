@@ -179,7 +179,7 @@ def test_answers_as_files(serving: Serve, png: Png) -> None:
     table = client.post("/v1/locate", files=files, data={"format": "csv"})
     assert table.headers["Content-Disposition"] == 'attachment; filename="answers.csv"'
     assert table.headers["Content-Type"].startswith("text/csv")
-    assert table.content == render(records, "csv", about=About.now())
+    assert table.content == render(records, "csv", about=About())
     places = client.post("/v1/export", json={"format": "geojson", "records": records})
     assert places.json()["type"] == "FeatureCollection"
     assert client.post("/v1/export", json={"format": "csv", "records": [{"image": 1}]}).status_code == 422

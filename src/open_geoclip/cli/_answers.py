@@ -70,22 +70,22 @@ def write(answers: "list[Answer]", format_: AnswerFormat, output: Path | None, *
         return
     from open_geoclip.export.formats import render
 
-    records = [
-        {**answer.to_dict(), **(_of_photo(answer, format_, max_pixels) if answer.image and not answer.error else {})}
-        for answer in answers
-    ]
+    records = [answer.to_dict() for answer in answers]
+    if format_ != "json":
+        for record in records:
+            if record.get("image") and "error" not in record:
+                record |= _of_photo(Path(record["image"]), format_, max_pixels)
     write_output(render(records, format_), output)
 
 
-def _of_photo(answer: "Answer", format_: AnswerFormat, max_pixels: int) -> dict[str, Any]:
-    """What a report shows beside an answer: the photo, small, and the place that it names itself."""
+def _of_photo(path: Path, format_: AnswerFormat, max_pixels: int) -> dict[str, Any]:
+    """Return what a report shows beside an answer: a thumbnail and the place in the metadata."""
     from open_geoclip.errors import ImageError
     from open_geoclip.export.thumbnails import thumbnail
     from open_geoclip.metadata.read import read_place
 
     told: dict[str, Any] = {}
-    path = Path(answer.image)
-    if format_ == "json" or not path.is_file():  # several pictures of one place are no single file
+    if not path.is_file():  # several pictures of one place are no single file
         return told
     try:
         if format_ in ("html", "kmz"):

@@ -7,7 +7,7 @@ says that it is an estimate.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Annotated, Any
@@ -51,19 +51,14 @@ class About:
     """What a file says of all its answers; each answer names its model, gallery and version itself.
 
     Attributes:
-        created: when, ISO 8601 in UTC.
+        created: ISO 8601 in UTC; now by default.
         software: what wrote the file.
         caution: that these are estimates.
     """
 
-    created: str
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     software: str = f"open-geoclip {__version__}"
     caution: str = CAUTION
-
-    @classmethod
-    def now(cls) -> "About":
-        """Of a file that is written now."""
-        return cls(datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def render(records: Sequence[Record], format_: str, *, about: About | None = Non
     """
     if format_ not in FORMATS:
         raise SettingsError(f"format: one of {', '.join(FORMATS)}, not {format_!r}")
-    return FORMATS[format_].write(records, asdict(about or About.now()))
+    return FORMATS[format_].write(records, asdict(about or About()))
 
 
 def check_records(records: Sequence[Record]) -> None:

@@ -252,7 +252,9 @@ class Locator:
         detail: bool = False,
     ) -> list[Answer]:
         """Locate images that were encoded before (:meth:`encode`); arguments and errors are those of :meth:`locate`."""
-        [query] = self._queries([EncodedBatch.from_embeddings(embeddings)], text, text_weight)
+        query = Query(EncodedBatch.from_embeddings(embeddings), self.calibration)
+        if text is not None:
+            query = query.with_text(text, self.encode_text([text])[0], text_weight)
         return [answer for answer, _ in self.answer([query], top_k, detail=detail)]
 
     def answer(self, queries: Iterable[Query], top_k: int = 5, *, detail: bool = False) -> Iterator[Located]:
@@ -282,6 +284,7 @@ class Locator:
         def answers() -> Iterator[Located]:
             for query in queries:
                 batch = query.encoded
+                texts: Sequence[str | None] = query.text or [None] * len(batch.names)
                 parts = [] if query.error else self._posteriors(query)
                 rows = batch.embeddings.split([len(part) for part in parts]) if parts else ()
                 described = [
@@ -289,7 +292,7 @@ class Locator:
                     for part, embeddings in zip(parts, rows, strict=True)
                 ]
                 found = ((part, row, fields) for part, several in described for row, fields in enumerate(several))
-                for name, text, unread, sha256 in zip(batch.names, query.text, batch.errors, batch.sha256, strict=True):
+                for name, text, unread, sha256 in zip(batch.names, texts, batch.errors, batch.sha256, strict=True):
                     error = query.error if unread is None else unread.reason
                     known = {key: value for key, value in {"image": sha256, **hashes}.items() if value is not None}
                     answer = Answer(name, self.model_name, gallery, __version__, sha256=known, error=error)
@@ -318,13 +321,8 @@ class Locator:
         self, images: ImageSource | Iterable[ImageSource], *, text: str | None = None, text_weight: float = 0.5
     ) -> Iterator[Query]:
         """Encode images, batch by batch; arguments and errors are those of :meth:`locate`."""
-        return self._queries(encode_batches(self.model, as_list(images), self.encoding), text, text_weight)
-
-    def _queries(self, batches: Iterable[EncodedBatch], text: str | None, text_weight: float) -> Iterator[Query]:
-        """Return queries of images, mixed with a text where there is one: texts have no calibration."""
-        if not 0 <= text_weight <= 1:
-            raise SettingsError(f"text_weight: from 0 to 1, not {text_weight}")
-        queries = (Query.from_images(batch, self.calibration) for batch in batches)
+        batches = encode_batches(self.model, as_list(images), self.encoding)
+        queries = (Query(batch, self.calibration) for batch in batches)
         if text is None:
             return queries
         [embedding] = self.encode_text([text])

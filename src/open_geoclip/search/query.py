@@ -24,21 +24,16 @@ class Query:
     Attributes:
         encoded: names, hashes, errors and embeddings.
         calibration: how scores become probabilities.
-        text: per answer, what was located in words, alone or with an image.
+        text: what was located in words, alone or with an image, one per answer.
         log_mass: of each place, where it does not follow from the embedding alone, as of a trip.
         error: why none of them has an answer.
     """
 
     encoded: EncodedBatch
     calibration: Calibration
-    text: Sequence[str | None]
+    text: Sequence[str] | None = None
     log_mass: Float[Tensor, "n m"] | None = None
     error: str | None = None
-
-    @classmethod
-    def from_images(cls, batch: EncodedBatch, calibration: Calibration) -> "Query":
-        """Return a query of images, each alone."""
-        return cls(batch, calibration, [None] * len(batch.names))
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], embeddings: Float[Tensor, "n d"]) -> "Query":
@@ -46,9 +41,15 @@ class Query:
         return cls(EncodedBatch.from_embeddings(embeddings), Calibration(), texts)
 
     def with_text(self, text: str, embedding: Float[Tensor, " d"], weight: float) -> "Query":
-        """Return a query whose logits are weighted means of those of the images and of a text."""
+        """Return a query whose logits are weighted means of those of the images and of a text.
+
+        Raises:
+            SettingsError: the weight is not within 0 and 1.
+        """
+        if not 0 <= weight <= 1:
+            raise SettingsError(f"text_weight: from 0 to 1, not {weight}")
         embeddings = torch.lerp(self.encoded.embeddings, embedding, weight)
-        return Query(replace(self.encoded, embeddings=embeddings), Calibration(), [text] * len(self.text))
+        return Query(replace(self.encoded, embeddings=embeddings), Calibration(), [text] * len(self.encoded.names))
 
     @classmethod
     def from_place(cls, batch: EncodedBatch, calibration: Calibration) -> "Query":
@@ -63,7 +64,7 @@ class Query:
         pooled = pool_embeddings(batch.embeddings).float()[None]
         if len(batch.names) > 1:
             calibration = replace(calibration, fitted_on=None)
-        return cls(EncodedBatch([", ".join(batch.names)], [None], [sha256], pooled), calibration, [None])
+        return cls(EncodedBatch([", ".join(batch.names)], [None], [sha256], pooled), calibration)
 
     @classmethod
     def from_trip(
@@ -94,4 +95,4 @@ class Query:
         trip = trip_posterior(alone, space.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
         is_possible = trip.log_evidence > -np.inf
         error = None if is_possible else f"no trip of these pictures keeps to {speed_kmh:g} km/h"
-        return cls(batch, calibration, [None] * len(batch.names), trip.log_mass, error)
+        return cls(batch, calibration, None, trip.log_mass, error)
