@@ -59,7 +59,7 @@ class Query:
             SettingsError: there is no image.
         """
         if not batch.names:
-            raise SettingsError("locate_together: at least one picture")
+            raise SettingsError("locate_together: at least one image")
         sha256 = ", ".join(filter(None, batch.sha256)) if all(batch.sha256) else None
         pooled = pool_embeddings(batch.embeddings).float()[None]
         if len(batch.names) > 1:
@@ -94,5 +94,5 @@ class Query:
         spacing_km = float(np.median(space.cells.spacing_km))
         trip = trip_posterior(alone, space.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
         is_possible = trip.log_evidence > -np.inf
-        error = None if is_possible else f"no trip of these pictures keeps to {speed_kmh:g} km/h"
+        error = None if is_possible else f"no trip of these images keeps to {speed_kmh:g} km/h"
         return cls(batch, calibration, None, trip.log_mass, error)

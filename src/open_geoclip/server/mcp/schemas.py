@@ -60,9 +60,9 @@ class WhereResult(BaseModel):
 class Vector(BaseModel):
     """The vector of one input."""
 
-    input: str = Field(description="What it is of: 'lat,lon', the picture or the text.")
+    input: str = Field(description="What it is of: 'lat,lon', the image or the text.")
     vector: list[float] | None = Field(description="Of length 1; null when there is an error.")
-    error: str | None = Field(None, description="Why the picture could not be read.")
+    error: str | None = Field(None, description="Why the image could not be read.")
 
 
 class VectorsResult(BaseModel):
@@ -70,7 +70,7 @@ class VectorsResult(BaseModel):
 
     model: str
     dimensions: int
-    vectors: list[Vector] = Field(description="Coordinates first, then pictures, then texts, each in their order.")
+    vectors: list[Vector] = Field(description="Coordinates, then images, then texts, each in their order.")
 
 
 class ModelsResult(BaseModel):
