@@ -19,6 +19,7 @@ from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.loop import Callbacks, train
+from open_geoclip.training.run import best_places
 from open_geoclip.weights.load import load_release
 from report import put_between
 from research.alignment import AlignedEncoder
@@ -29,7 +30,6 @@ from research.earth_model import (
     VIEWS,
     WIDTHS,
     Views,
-    best_places,
     measured,
     new_model,
 )
@@ -53,7 +53,7 @@ def figures(
         settings = replace(SETTINGS, epochs=epochs, seed=seed)
         with TemporaryDirectory() as folder:
             train(model, captioned if with_text else data, settings, Path(folder), callbacks=Callbacks(epoch=print))
-        shares = measured(best_places(model, validation, gallery), validation)["within_km"]
+        shares = measured(best_places(model, validation.features, gallery), validation)["within_km"]
         found.append([shares[threshold] for threshold in THRESHOLDS])
         print(seed, "with" if with_text else "without", found[-1], flush=True)
     return found

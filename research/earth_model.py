@@ -39,6 +39,7 @@ from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.loop import Callbacks, train
+from open_geoclip.training.run import best_places
 from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.folders import EMBEDDED
 from open_geoclip.weights.load import load_model, load_release
@@ -62,14 +63,6 @@ FURTHER = (  # cycles of the second stage
 NEARBY = 64  # views of a neighbourhood; half of each batch of the second stage is made of such
 
 console = Console(stderr=True)
-
-
-@torch.inference_mode()
-def best_places(model: GeoCLIP, data: FeatureSet, gallery: Float64[Tensor, "m 2"]) -> Float64[Tensor, "n 2"]:
-    """Return the best place in a gallery for each image."""
-    places = model.location_encoder.encode(gallery)
-    rows = [(model.encode_features(part.float()) @ places.T).argmax(dim=1) for part in data.features.split(1024)]
-    return gallery[torch.cat(rows)]
 
 
 def new_model(features: Tensor, hidden: tuple[int, ...], location: LocationSettings) -> GeoCLIP:
@@ -173,7 +166,7 @@ def trained(
     """Weights, by their names in a release, and the views that they were trained on here."""
 
     def evaluate(model: GeoCLIP) -> dict[str, float]:
-        found = measured(best_places(model, validation, gallery), validation)
+        found = measured(best_places(model, validation.features, gallery), validation)
         return {**{f"within_{k}_km": v for k, v in found["within_km"].items()}, "median_km": found["median_km"]}
 
     def stage(data: FeatureSet, settings: TrainSettings, run: str) -> None:
@@ -227,13 +220,13 @@ def measurements(
     with TemporaryDirectory() as cache:
         index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))
         calibration = fitted(index, encoded(model, validation), model.scale, "validation views")
-    accuracy = {"validation": measured(best_places(model, validation, gallery), validation)}
+    accuracy = {"validation": measured(best_places(model, validation.features, gallery), validation)}
     looks: list[tuple[str, Imagery]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]
     k = tuned_k(*nearest_pictures(seen.features, validation.features, 40), seen.coordinates, validation.coordinates)
     for name, look in looks:
         asked = views.features("test", 4096, look)
-        accuracy[name] = measured(best_places(model, asked, gallery), asked)
+        accuracy[name] = measured(best_places(model, asked.features, gallery), asked)
         retrieved = neighbour_places(*nearest_pictures(seen.features, asked.features, k), seen.coordinates)
         accuracy[f"{name}, by picture retrieval (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
     return accuracy, calibration

@@ -31,9 +31,10 @@ from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.cache import cache_features
 from open_geoclip.training.features import FeatureExtractor
 from open_geoclip.training.loop import train
+from open_geoclip.training.run import best_places
 from open_geoclip.training.settings import TrainSettings
 from research.cells import CellSettings, train_cells
-from research.earth_model import best_places, new_model
+from research.earth_model import new_model
 from research.experiment_report import write_report
 from research.view_features import earth_view_features
 
@@ -229,7 +230,7 @@ def _answers(
     train(model, data, settings, _folder(work, row), resume=True)
     gallery = _gallery(row.spacing_km, data)
     for name, part in asked.items():
-        yield name, best_places(model, part, gallery)
+        yield name, best_places(model, part.features, gallery)
 
 
 def _folder(work: Path, row: Row) -> Path:

@@ -100,6 +100,29 @@ def test_a_release_keeps_it_and_what_is_wrong_is_refused() -> None:
         Calibration.from_dict({"hpd_levels": [0.5]})
 
 
+def test_the_keys_of_older_releases_are_read() -> None:
+    curve = tuple(np.linspace(0, 1, len(CALIBRATED_LEVELS)).tolist())
+    old = {
+        "temperature": 0.4,
+        "background": 0.01,
+        "width_km": 14.0,
+        "fitted_on": "views",
+        "pictures": 9,
+        "levels": curve,
+        "region_levels": curve,
+        "between_levels": curve,
+        "between_region_levels": curve,
+        "doubt": 0.4,
+        "usual": 36.0,
+        "surprise": [[0.1], [0.2]],
+        "least_score": 0.6,
+    }
+    read = Calibration.from_dict(old)
+    expected = Calibration(0.4, 0.01, 14.0, "views", 9, curve, curve, curve, curve, 0.4, 36.0, ((0.1,), (0.2,)), 0.6)
+    assert read == expected
+    assert Calibration.from_dict(read.to_dict()) == expected
+
+
 def p_value(hpd_level: float, levels: tuple[float, ...]) -> float | None:
     return Calibration(conformal_levels=(levels, levels)).p_value(hpd_level, sure=True)
 

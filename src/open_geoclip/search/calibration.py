@@ -40,7 +40,7 @@ IN_DISTRIBUTION_SHARE = 0.95
 _MAX_BACKGROUND = 0.999
 _MIN_TAIL = 1e-9  # HPD levels closer to 1 are not distinguished
 _LEVELS = ("levels", "hpd_levels", "refined_levels", "refined_hpd_levels")
-# Keys of releases that were saved by version 0.3 and earlier.
+# Keys in releases that were saved before these names.
 _FORMER_KEYS = {
     "width_km": "sigma_km",
     "pictures": "n_images",

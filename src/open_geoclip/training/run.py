@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from open_geoclip._version import __version__
@@ -39,7 +39,7 @@ from open_geoclip.training.settings import DataSettings, RunSettings, TrainSetti
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_model
 
-__all__ = ["add_levels", "evaluate_model", "export_model", "run"]
+__all__ = ["add_levels", "best_places", "evaluate_model", "export_model", "run"]
 
 GALLERY_SIZE = 100_000  # training coordinates at most, as many as the released gallery has
 _SHOWN_FAULTS = 10
@@ -299,19 +299,27 @@ def evaluate_model(
         ``validation_loss``, ``within_1_km`` to ``within_2500_km`` in percent, ``median_km``, ``mean_km``, ``geoscore``.
     """
     settings, device = settings or TrainSettings(), model.logit_scale.device
-    places = model.location_encoder.encode(gallery.to(device)).to(device)
-    loss, rows = 0.0, []
-    size = settings.batch_size
+    loss, size = 0.0, settings.batch_size
     for features, truth in zip(data.features.split(size), data.coordinates.split(size), strict=True):
         features, truth = features.to(device), truth.to(device)
         loss += len(truth) * float(batch_loss(model, features, truth, truth, replace(settings, symmetric=False)))
-        rows.append((model.encode_features(features.float()) @ places.T).argmax(dim=1).cpu())
-    found = summary(haversine_km(data.coordinates.numpy(), gallery.cpu()[torch.cat(rows)].numpy()))
+    found = summary(haversine_km(data.coordinates.numpy(), best_places(model, data.features, gallery).numpy()))
     return {
         "validation_loss": loss / len(data),
         **{f"within_{km}_km": share for km, share in found["within_km"].items()},
         **{name: found[name] for name in ("median_km", "mean_km", "geoscore")},
     }
+
+
+@torch.inference_mode()
+def best_places(
+    model: GeoCLIP, features: Float[Tensor, "n d"], gallery: Float64[Tensor, "m 2"]
+) -> Float64[Tensor, "n 2"]:
+    """Return the place of a gallery with the highest logit for each image, (lat, lon) on the CPU."""
+    device = model.logit_scale.device
+    places = model.location_encoder.encode(gallery.to(device)).to(device)
+    rows = [(model.encode_features(part.to(device).float()) @ places.T).argmax(dim=1) for part in features.split(1024)]
+    return gallery.cpu()[torch.cat(rows).cpu()]
 
 
 # --- saving ---------------------------------------------------------------------------------------
