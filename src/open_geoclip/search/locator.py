@@ -366,9 +366,7 @@ class Locator:
         """
         images, hours = list(images), np.asarray(times_h, np.float64)
         if len(images) == 0 or hours.shape != (len(images),):
-            raise SettingsError(
-                f"a trip is one image or more and a time for each, not {hours.size} for {len(images)}"
-            )
+            raise SettingsError(f"a trip is one image or more and a time for each, not {hours.size} for {len(images)}")
         batch = encode_images(self.model, images, self.encoding)
         return Query.from_trip(batch, self.calibration, self.search_space, self.model.scale, hours, speed_kmh)
 
