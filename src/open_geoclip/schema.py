@@ -7,10 +7,12 @@ and a function ``check(value, where)`` raises ValueError's children for anything
 """
 
 import difflib
+import itertools
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import datetime
 from functools import cache
@@ -83,7 +85,7 @@ def _fields(cls: type, values: object, where: str, prefix: str, required: Sequen
         raise SettingsError(f"{where}: unknown key {', '.join(unknown):.60}; {hint}")
     if missing := [name for name in (*_required(cls), *required) if name not in values]:
         raise SettingsError(f"{where}: the key {', '.join(dict.fromkeys(missing))} is missing")
-    return {name: _convert(value, hints[name], prefix + name) for name, value in values.items()}
+    return {name: _converter(hints[name])(value, prefix + name) for name, value in values.items()}
 
 
 def _required(cls: type) -> list[str]:
@@ -92,68 +94,107 @@ def _required(cls: type) -> list[str]:
     return [field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING]
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Return the value as the type that the annotation names."""
+_Converter = Callable[[Any, str], Any]
+
+
+@cache
+def _converter(hint: Any) -> _Converter:
+    """Return the function of a value and its name that gives the value as the type that an annotation names."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _checked(value, arguments[0], arguments[1:], where)
+        return _annotated(_converter(arguments[0]), arguments[1:])
     if origin in (Union, types.UnionType):
-        if value is None and _NONE in arguments:
-            return None
-        *options, last = [argument for argument in arguments if argument is not _NONE]
-        for option in options:
-            try:
-                return _convert(value, option, where)
-            except SettingsError:
-                continue
-        return _convert(value, last, where)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise SettingsError(f"{where}: one of {', '.join(map(str, arguments))}, not {value!r:.60}")
-        return value
+        return _optional([_converter(one) for one in arguments if one is not _NONE], _NONE in arguments)
     if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            raise SettingsError(f"{where} must be a list, not {value!r:.60}")
-        inner = [arguments[0]] * len(value) if origin is list or arguments[-1] is Ellipsis else list(arguments)
-        if len(inner) != len(value):
-            raise SettingsError(f"{where} must be a list of {len(inner)}, not {value!r:.60}")
-        return origin(
-            _convert(one, kind, f"{where}[{at}]") for at, (one, kind) in enumerate(zip(value, inner, strict=True))
-        )
-    if origin is not None and issubclass(origin, Mapping):
-        if not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
-            raise SettingsError(f"{where} must be an object with named values, not {value!r:.60}")
-        return {key: _convert(one, arguments[1], f"{where}.{key}") for key, one in value.items()}
-    if typing.is_typeddict(hint):
-        _fields(hint, value, where, f"{where}.")
-        return value  # it is JSON, and stays what it was
-    if is_dataclass(hint):
-        if isinstance(value, hint):  # type: ignore[arg-type]  # settings that were read before are embedded whole
+        size = None if origin is list or arguments[-1] is Ellipsis else len(arguments)
+        return _sequence(origin, [_converter(one) for one in arguments if one is not Ellipsis], size)
+    if origin is not None and origin is not Literal and issubclass(origin, Mapping):
+        return _mapping(_converter(arguments[1]))
+    if typing.is_typeddict(hint) or is_dataclass(hint):
+        return _object(hint)
+
+    def scalar(value: Any, where: str) -> Any:
+        if type(value) is float and hint is float and math.isfinite(value):  # by far the most frequent
             return value
-        return hint(**_fields(hint, value, where, f"{where}."))  # type: ignore[operator,arg-type]
-    if hint is datetime and isinstance(value, str):
-        try:
-            return datetime.fromisoformat(value)
-        except ValueError:
-            pass
-    is_bool = isinstance(value, bool)
-    if hint is float and isinstance(value, int | float) and not is_bool and math.isfinite(value):
-        return float(value)
-    if hint is Any or (hint in (int, str, bool) and isinstance(value, hint) and is_bool == (hint is bool)):
-        return value
-    what = "a finite number" if hint is float else _NAMES.get(hint, hint)
-    raise SettingsError(f"{where} must be {what}, not {value!r:.60}")
+        if origin is Literal:
+            if value not in arguments or isinstance(value, bool):
+                raise SettingsError(f"{where}: one of {', '.join(map(str, arguments))}, not {value!r:.60}")
+            return value
+        if hint is datetime and isinstance(value, str):
+            with suppress(ValueError):
+                return datetime.fromisoformat(value)
+        is_bool = isinstance(value, bool)
+        if hint is float and isinstance(value, int | float) and not is_bool and math.isfinite(value):
+            return float(value)
+        if hint is Any or (hint in (int, str, bool) and isinstance(value, hint) and is_bool == (hint is bool)):
+            return value
+        what = "a finite number" if hint is float else _NAMES.get(hint, hint)
+        raise SettingsError(f"{where} must be {what}, not {value!r:.60}")
+
+    return scalar
 
 
-def _checked(value: Any, kind: Any, metadata: Sequence[Any], where: str) -> Any:
-    value = _convert(value, kind, where)
-    for one in metadata:
-        if isinstance(one, Range):
+def _annotated(convert: _Converter, metadata: Sequence[Any]) -> _Converter:
+    ranges = [one for one in metadata if isinstance(one, Range)]
+    checks = [one for one in metadata if callable(one)]
+
+    def annotated(value: Any, where: str) -> Any:
+        value = convert(value, where)
+        for one in ranges:
             if not one.least <= value <= one.most:
                 raise SettingsError(f"{where} must be a number{one}, not {value!r:.60}")
-        elif callable(one):
-            one(value, where)
-    return value
+        for check in checks:
+            check(value, where)
+        return value
+
+    return annotated
+
+
+def _optional(options: Sequence[_Converter], may_be_null: bool) -> _Converter:
+    def optional(value: Any, where: str) -> Any:
+        if value is None and may_be_null:
+            return None
+        for convert in options[:-1]:
+            with suppress(SettingsError):
+                return convert(value, where)
+        return options[-1](value, where)
+
+    return optional
+
+
+def _sequence(kind: type, converters: Sequence[_Converter], size: int | None) -> _Converter:
+    def sequence(value: Any, where: str) -> Any:
+        if not isinstance(value, list | tuple):
+            raise SettingsError(f"{where} must be a list, not {value!r:.60}")
+        if size is not None and len(value) != size:
+            raise SettingsError(f"{where} must be a list of {size}, not {value!r:.60}")
+        each = converters if size is not None else itertools.repeat(converters[0])
+        return kind(
+            [convert(one, f"{where}[{at}]") for at, (one, convert) in enumerate(zip(value, each, strict=False))]
+        )
+
+    return sequence
+
+
+def _mapping(convert: _Converter) -> _Converter:
+    def mapping(value: Any, where: str) -> Any:
+        if not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+            raise SettingsError(f"{where} must be an object with named values, not {value!r:.60}")
+        return {key: convert(one, f"{where}.{key}") for key, one in value.items()}
+
+    return mapping
+
+
+def _object(cls: Any) -> _Converter:
+    is_class = is_dataclass(cls)
+
+    def read(value: Any, where: str) -> Any:
+        if is_class and isinstance(value, cls):  # settings that were read before are embedded whole
+            return value
+        values = _fields(cls, value, where, f"{where}.")
+        return cls(**values) if is_class else value  # a TypedDict is JSON, and stays what it was
+
+    return read
 
 
 def record_schema(title: str, *classes: type) -> dict[str, Any]:
