@@ -39,7 +39,7 @@ def judged(posteriors: Iterable[Posterior], truth: Float64[np.ndarray, "n 2"]) -
     for posterior in posteriors:
         best = posterior.decode("mass", ANSWER_KM)
         answers.append(best)
-        radii.append(posterior.credible_radius_km(best, SHARES))
+        radii.append(posterior.profile(best).radius_km(SHARES))
         levels.append(posterior.hpd_level(truth[start : start + len(best)]))
         start += len(best)
     km, level = distances_km(truth, np.concatenate(answers)), np.concatenate(levels)

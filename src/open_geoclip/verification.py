@@ -159,7 +159,7 @@ def compare(posterior: "Posterior", place: PhotoPlace, answer: Answer) -> Findin
     where = np.array([[place.lat, place.lon]], np.float64)
     best = answer.candidates[0]
     distance = float(haversine_km(where, np.array([[best.lat, best.lon]], np.float64))[0])
-    within = posterior.mass_within(where, RADII_KM)[0]
+    within = posterior.profile(where).within(RADII_KM)[0]
     level = _level(posterior, where, (place.accuracy_m or 0.0) / 1000)
     figures = Comparison(
         None, level, {str(km): float(share) for km, share in zip(RADII_KM, within, strict=True)}, distance

@@ -211,7 +211,7 @@ def test_the_posterior_of_an_answer_is_that_of_its_image(locator: Locator, photo
         if posterior is not None:
             assert len(posterior) == 1
             best = np.array([[answer.candidates[0].lat, answer.candidates[0].lon]])
-            assert posterior.mass_within(best, (200,))[0, 0] == pytest.approx(answer.within_km["200"], abs=1e-6)
+            assert posterior.profile(best).within((200,))[0, 0] == pytest.approx(answer.within_km["200"], abs=1e-6)
 
 
 def test_stream_reads_no_further_than_it_must(locator: Locator, photos: list[Path]) -> None:

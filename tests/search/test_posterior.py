@@ -97,8 +97,10 @@ def test_a_place_alone_is_blurred_over_its_cell(cells: GalleryCells) -> None:
     place = cells.coordinates[9000:9001].astype(np.float64)
     blur = posterior.sigma_km[9000]
     assert blur == pytest.approx(math.sqrt(cells.area_km2[9000] / 12))
-    assert posterior.credible_radius_km(place, (0.5, 0.9))[0] == pytest.approx([1.177 * blur, 2.146 * blur], rel=0.1)
-    assert posterior.mass_within(place, (1.0,))[0, 0] < 0.01  # a cell 160 km wide does not hold it within a kilometre
+    assert posterior.profile(place).radius_km((0.5, 0.9))[0] == pytest.approx([1.177 * blur, 2.146 * blur], rel=0.1)
+    assert (
+        posterior.profile(place).within((1.0,))[0, 0] < 0.01
+    )  # a cell 160 km wide does not hold it within a kilometre
 
 
 def test_candidates_are_apart_and_their_masses_add_up(cells: GalleryCells) -> None:
@@ -177,7 +179,7 @@ def test_regions_hold_what_they_say(cells: GalleryCells) -> None:
     many = Posterior(cells, posterior.mass.expand(n, -1), posterior.calibration)
     level = many.hpd_level(truth)
     best = posterior.decode("mass", 200)
-    circle = posterior.credible_radius_km(best)[0]
+    circle = posterior.profile(best).radius_km((0.5, 0.9))[0]
     off = haversine_km(truth, best)
     for share, radius in zip((0.5, 0.9), circle, strict=True):
         assert np.mean(level <= share) == pytest.approx(share, abs=0.04)

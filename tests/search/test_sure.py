@@ -48,7 +48,7 @@ def test_who_looks_unlike_the_calibrations_pictures_is_never_sure() -> None:
     logits[0, 7], logits[1, 7] = 25.0, 19.0  # cosines 0.625 and 0.475
     places = cells.coordinates[[7, 7]].astype(np.float64)
     both = Posterior.from_logits(logits, cells, calibration, scale=40.0)
-    assert (both.mass_within(places, (200.0,)) > 0.99).all()
+    assert (both.profile(places).within((200.0,)) > 0.99).all()
     assert both.is_sure(both.profile(places)) == [True, False]
     assert both[1].is_sure(both[1].profile(places[:1])) == [False]
     unknown = Posterior.from_logits(logits, cells, calibration)

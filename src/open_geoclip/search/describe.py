@@ -14,6 +14,7 @@ from open_geoclip.search.answer import Candidate
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
+from open_geoclip.search.refine import encode_cosines
 from open_geoclip.search.regions import describe_regions
 from open_geoclip.search.search_space import SearchSpace
 
@@ -79,9 +80,7 @@ def describe(
             coordinates[is_found] = places
     profile = posterior.profile(coordinates[:, 0])
     within, radii = profile.within(_RADII_KM).tolist(), profile.radius_km(_LEVELS).tolist()
-    located = torch.from_numpy(np.nan_to_num(coordinates).reshape(-1, 2)).float()
-    located = space.index.encoder.encode(located.to(next(space.index.encoder.parameters()).device)).cpu().float()
-    scores = torch.einsum("nd,nkd->nk", embeddings, located.view(*coordinates.shape[:2], -1)).numpy()
+    scores = encode_cosines(space.index.encoder, embeddings, torch.from_numpy(np.nan_to_num(coordinates))).numpy()
     try:
         names: list[tuple[str | None, str | None]] = [
             (place.country, place.text) for place in Places().describe_all(coordinates[is_found])

@@ -1,4 +1,4 @@
-"""The gallery: the places an answer is chosen from.
+"""Galleries: the candidate places of answers.
 
 A gallery is a table of coordinates, read from a file that anybody can make. The same place written twice is
 one place with the weight of two, so that nothing is searched twice and nothing is lost.

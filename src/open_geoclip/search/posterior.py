@@ -242,7 +242,10 @@ class Posterior:
 
     @torch.inference_mode()
     def profile(self, places: Float[np.ndarray, "n 2"]) -> RadialProfile:
-        """Return the calibrated distribution of the distance between the truth and a place, one place a row."""
+        """Return the calibrated distribution of the distance between the truth and a place, one place a row.
+
+        ``profile(places).within(radii_km)`` are probabilities, ``profile(places).radius_km(levels)`` credible radii.
+        """
         answers = torch.from_numpy(unit_vectors(np.asarray(places, np.float64)))
         top, rows, points, sigma = (part[:, :_SMOOTHED] for part in self._top)
         near, near_mass = smoothed_distances(answers, top, points.double(), sigma)
@@ -258,18 +261,6 @@ class Posterior:
     def _distances(self, answers: Float64[Tensor, "n 3"]) -> Float32[Tensor, "n m"]:
         """Return kilometres from each answer to all cells, good to 3 km."""
         return (answers.float() @ self.cells.points.T).clamp_(-1, 1).acos_().mul_(EARTH_RADIUS_KM)
-
-    def mass_within(
-        self, places: Float[np.ndarray, "n 2"], radii_km: Sequence[float] = (1, 25, 200, 750, 2500)
-    ) -> Float64[np.ndarray, "n r"]:
-        """Return the probability that the truth lies within some radii of a place, one place a row."""
-        return self.profile(places).within(radii_km)
-
-    def credible_radius_km(
-        self, places: Float[np.ndarray, "n 2"], levels: Sequence[float] = (0.5, 0.9)
-    ) -> Float64[np.ndarray, "n l"]:
-        """Return the radii around a place that hold the truth with some probabilities, one place a row."""
-        return self.profile(places).radius_km(levels)
 
     def is_sure(self, profile: RadialProfile) -> list[bool | None]:
         """Return whether answers are right within 200 km with a probability of at least 0.8.

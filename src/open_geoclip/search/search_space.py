@@ -20,7 +20,7 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells, Prior
 from open_geoclip.search.refine import RingCache, refine
 
-__all__ = ["SearchSpace", "gallery_countries"]
+__all__ = ["SearchSpace"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,22 @@ class SearchSpace:
         if self.parent is not None:
             codes = self.parent.countries
             return None if codes is None else codes[self.parent_rows]
-        return gallery_countries(self.gallery, self._cache)
+        from open_geoclip.geo.geocode import Places
+
+        cache = self._cache and self._cache / f"{self.gallery.fingerprint[:32]}.countries-1.npy"
+        if cache is not None and (known := _read_codes(cache, len(self.gallery))) is not None:
+            return known
+        try:
+            codes = Places().countries(self.gallery.coordinates.astype(np.float64))
+        except MissingExtraError:
+            return None
+        if cache is not None:
+            try:
+                with atomic_file(cache) as temporary, temporary.open("wb") as file:
+                    np.save(file, codes.astype("<U3"))
+            except OSError as error:
+                logger.warning("the cache %s cannot be used (%s): countries are computed each time", cache, error)
+        return codes
 
     @property
     def _cache(self) -> Path | None:
@@ -150,31 +165,6 @@ class SearchSpace:
             calibration=calibration,
             allowed=self.allowed,
         )
-
-
-def gallery_countries(gallery: Gallery, folder: Path | None = None) -> np.ndarray | None:
-    """Return the ISO code of each place's country; None where the extra ``places`` is not installed.
-
-    Args:
-        gallery: the places.
-        folder: where codes are cached; None: nowhere.
-    """
-    from open_geoclip.geo.geocode import Places
-
-    path = None if folder is None else folder / f"{gallery.fingerprint[:32]}.countries-1.npy"
-    if path is not None and (known := _read_codes(path, len(gallery))) is not None:
-        return known
-    try:
-        codes = Places().countries(gallery.coordinates.astype(np.float64))
-    except MissingExtraError:
-        return None
-    if path is not None:
-        try:
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
-                np.save(file, codes.astype("<U3"))
-        except OSError as error:
-            logger.warning("the cache %s cannot be used (%s): countries are computed each time", path, error)
-    return codes
 
 
 def _read_codes(path: Path, count: int) -> np.ndarray | None:
