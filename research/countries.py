@@ -19,6 +19,7 @@ from open_geoclip.geo.countries import CODES, OUTLINES
 __all__ = ["main", "ragged"]
 
 _FEWEST = 4  # points of a ring, the first of them twice
+_MONACO = (7.4090, 43.7247), (7.4399, 43.7519)  # (lon, lat) of its south-western and north-eastern ends
 
 
 def _joined(arcs: list[Any], indices: list[int]) -> list[tuple[int, int]]:
@@ -63,30 +64,41 @@ def _cut(outline: list[np.ndarray], turn: int) -> list[Any]:
     return parts
 
 
+def _give_to_france(outlines: dict[str, list[Any]], bounds: Any) -> None:
+    """Cut Monaco to its true bounds: the source draws it over the French towns around it."""
+    monaco, france = (next(key for key in outlines if key.endswith(f"|{name}")) for name in ("Monaco", "France"))
+    (drawn,) = outlines[monaco]
+    on_grid = {"grid_size": 1.0}
+    outlines[monaco] = shapely.get_parts(shapely.intersection(drawn, bounds, **on_grid)).tolist()
+    outlines[france] += shapely.get_parts(shapely.difference(drawn, bounds, **on_grid)).tolist()
+
+
 def ragged(topology: dict[str, Any]) -> tuple[list[str], dict[str, np.ndarray]]:
     """Names and ids of countries, and their polygons as steps on the source's grid with offsets of rings and parts."""
     (scale_x, scale_y), (west, south) = topology["transform"]["scale"], topology["transform"]["translate"]
     turn, bottom = round(360 / scale_x), round((-90 - south) / scale_y)
     arcs = [[(int(x), int(y)) for x, y in np.cumsum(arc, axis=0)] for arc in topology["arcs"]]
-    names: list[str] = []
-    steps: list[np.ndarray] = []
-    rings, polygons, countries = [0], [0], [0]
+    outlines: dict[str, list[Any]] = {}
     for geometry in topology["objects"]["countries"]["geometries"]:
-        name, number = geometry["properties"]["name"], geometry.get("id", "")
-        names.append(f"{number}|{name}")
         parts = geometry["arcs"] if geometry["type"] == "MultiPolygon" else [geometry["arcs"]]
+        found = outlines.setdefault(f"{geometry.get('id', '')}|{geometry['properties']['name']}", [])
         for part in parts:
             outline = [_unwrapped(_joined(arcs, indices), turn, bottom) for indices in part]
-            if len(outline[0]) < _FEWEST:  # an islet smaller than the source's grid
-                continue
-            for polygon in _cut([ring for ring in outline if len(ring) >= _FEWEST], turn):
-                for ring in (polygon.exterior, *polygon.interiors):
-                    points = np.asarray(ring.coords).astype(np.int64)
-                    steps.append(np.diff(points, axis=0, prepend=0))
-                    rings.append(rings[-1] + len(points))
-                polygons.append(polygons[-1] + 1 + len(polygon.interiors))
+            if len(outline[0]) >= _FEWEST:  # not an islet smaller than the source's grid
+                found += _cut([ring for ring in outline if len(ring) >= _FEWEST], turn)
+    west_south, east_north = ((np.array(corner) - (west, south)) / (scale_x, scale_y) for corner in _MONACO)
+    _give_to_france(outlines, shapely.box(*np.round(west_south), *np.round(east_north)))
+    steps: list[np.ndarray] = []
+    rings, polygons, countries = [0], [0], [0]
+    for found in outlines.values():
+        for polygon in found:
+            for ring in (polygon.exterior, *polygon.interiors):
+                points = np.asarray(ring.coords).astype(np.int64)
+                steps.append(np.diff(points, axis=0, prepend=0))
+                rings.append(rings[-1] + len(points))
+            polygons.append(polygons[-1] + 1 + len(polygon.interiors))
         countries.append(len(polygons) - 1)
-    return names, {
+    return list(outlines), {
         "steps": np.concatenate(steps).astype(np.int32),
         "rings": np.array(rings, np.int64),
         "polygons": np.array(polygons, np.int64),

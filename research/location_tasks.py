@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from open_geoclip.data.earth import is_land, land_grid
 from open_geoclip.errors import MissingExtraError
-from open_geoclip.geo.geocode import Places
+from open_geoclip.geo.geocode import continents, country_codes
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, even_points, unit_vectors
 from research.geo_targets import koppen
 
@@ -92,8 +92,8 @@ def draw_places(n_land: int, n_sea: int, seed: int = 0) -> Known:
         land, sea = np.concatenate([land, points[dry]]), np.concatenate([sea, points[~dry]])
     places = land[:n_land]
     words = {
-        "country": Places().countries(places),
-        "continent": Places().continents(places),
+        "country": country_codes(places),
+        "continent": continents(places),
         "time zone": _zones(places),
         "climate": np.array(koppen(places)),
     }

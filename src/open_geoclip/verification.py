@@ -124,7 +124,7 @@ def verify(
 
 
 def _find(source: ImageSource, answer: Answer, posterior: "Posterior") -> Findings:
-    from open_geoclip.geo.geocode import Places
+    from open_geoclip.geo.geocode import country_codes
     from open_geoclip.metadata.checks import find_remarks
 
     try:
@@ -136,7 +136,7 @@ def _find(source: ImageSource, answer: Answer, posterior: "Posterior") -> Findin
     if place is not None and place.is_on_earth:
         findings = compare(posterior, place, answer)
         with suppress(MissingExtraError):  # without the outlines of countries, the sea is not known
-            if not Places().countries(np.array([[place.lat, place.lon]], np.float64))[0]:
+            if not country_codes(np.array([[place.lat, place.lon]], np.float64))[0]:
                 remarks.append(Remark("sea", "the place lies in the open sea"))
     elif metadata.places:
         findings = replace(findings, reason="the photo holds no place of its own, only an estimate by open-geoclip")

@@ -162,7 +162,9 @@ def test_inputs_that_are_none(serving: Serve, given: str) -> None:
 def test_lists(serving: Serve) -> None:
     client = serving()
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["small"]
-    assert {"code": "FR", "name": "France"} in client.get("/v1/countries").json()
+    countries = {country["code"]: country for country in client.get("/v1/countries").json()}
+    assert countries["FR"]["name"] == "France"
+    assert {"GB", "GBR", "UK", "Great Britain"} <= set(countries["GB"]["spellings"])
     assert client.get("/v1/page").json()["limits"]["max_images"] == 100
     assert client.get("/nothing").json()["error"]["code"] == "not_found"
     assert client.get("/v1/locate").status_code == 405

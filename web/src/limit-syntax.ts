@@ -28,7 +28,7 @@ export function parseLimit(typed: string, inside: boolean, countries: readonly C
     return { inside, grammar: `${lat},${lon},${radius}${unit}`, label: `${radius} ${unit} around ${lat}, ${lon}` };
   }
   const wanted = fold(text);
-  const country = countries.find(({ code, name }) => fold(name) === wanted || code.toLowerCase() === wanted);
+  const country = countries.find((one) => spellings(one).includes(wanted));
   if (country) return { inside, grammar: country.code, label: country.name };
   return `“${text}”: no country of this name, and not a box (south,west,north,east) or a circle (lat,lon,50km).`;
 }
@@ -37,9 +37,9 @@ export function parseLimit(typed: string, inside: boolean, countries: readonly C
 export function suggestions(typed: string, countries: readonly Country[], most = 8): Country[] {
   const wanted = fold(typed.trim());
   if (wanted === "") return [];
-  const rank = ({ code, name }: Country): number => {
-    const plain = fold(name);
-    if (plain === wanted || code.toLowerCase() === wanted) return 0;
+  const rank = (country: Country): number => {
+    const plain = fold(country.name);
+    if (spellings(country).includes(wanted)) return 0;
     if (plain.startsWith(wanted)) return 1;
     if (plain.split(/[\s-]+/).some((word) => word.startsWith(wanted))) return 2;
     return plain.includes(wanted) ? 3 : 4;
@@ -52,9 +52,14 @@ export function suggestions(typed: string, countries: readonly Country[], most =
     .map(({ country }) => country);
 }
 
-/** Lower case without accents: "Cote d'Ivoire" finds "Côte d’Ivoire". */
+/** All that a country may be called, as the server resolves it, folded. */
+function spellings({ code, name, spellings = [] }: Country): string[] {
+  return [code, name, ...spellings].map(fold);
+}
+
+/** Lower case without accents, dots, apostrophes and "the": "Cote d'Ivoire" finds "Côte d’Ivoire", "u.k." the UK. */
 function fold(text: string): string {
-  return text.normalize("NFD").replace(/\p{M}/gu, "").replace(/[’‘`]/g, "'").toLowerCase();
+  return text.normalize("NFD").replace(/[\p{M}.'’‘`]/gu, "").toLowerCase().replace(/^the\s+/, "");
 }
 
 const round4 = (value: number): string => String(Math.round(value * 1e4) / 1e4);

@@ -33,6 +33,8 @@ export interface Model {
 export interface Country {
   code: string;
   name: string;
+  /** All that a limit may call it: codes and names. */
+  spellings?: readonly string[];
 }
 
 /** GET /v1/page. */

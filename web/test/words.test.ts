@@ -12,6 +12,8 @@ const COUNTRIES = [
   { code: "FR", name: "France" },
   { code: "PF", name: "French Polynesia" },
   { code: "CF", name: "Central African Republic" },
+  { code: "UA", name: "Ukraine", spellings: ["UA", "UKR"] },
+  { code: "GB", name: "United Kingdom", spellings: ["GB", "GBR", "UK", "Great Britain"] },
 ];
 
 test("numbers are rounded to their significant digits", () => {
@@ -70,6 +72,7 @@ test("limits are parsed like on the command line, and errors are described", () 
   assert.equal(grammar("france"), "FR");
   assert.equal(grammar("cote d'ivoire"), "CI");
   assert.equal(grammar("fr"), "FR");
+  assert.deepEqual(["UK", "u.k.", "great britain", "The United Kingdom"].map(grammar), ["GB", "GB", "GB", "GB"]);
   assert.equal(grammar(" 35, -10,60,30"), "35,-10,60,30");
   assert.equal(grammar("48.86,2.29,50KM"), "48.86,2.29,50km");
   assert.match(grammar("60,-10,35,30"), /error: .*south comes before/);
@@ -81,6 +84,7 @@ test("countries are found by what they begin with first", () => {
   const found = (typed: string): string[] => suggestions(typed, COUNTRIES).map(({ code }) => code);
   assert.deepEqual(found("fr"), ["FR", "PF", "CF"]);
   assert.deepEqual(found("pol"), ["PF"]);
+  assert.deepEqual(found("uk"), ["GB", "UA"]);
   assert.deepEqual(found(""), []);
 });
 

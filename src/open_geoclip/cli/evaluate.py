@@ -158,15 +158,14 @@ def _names() -> "tuple[Names, Names] | tuple[None, None]":
     """What gives countries and continents their names, where the extra is installed."""
     import numpy as np
 
-    from open_geoclip.geo.geocode import Places
-
-    places = Places()
+    from open_geoclip.geo.geocode import continents as continents_of
+    from open_geoclip.geo.geocode import country_codes, country_name
 
     def countries(coordinates: "Float[np.ndarray, 'n 2']") -> list[str | None]:
-        return [places.country_name(code) or None for code in places.countries(coordinates).tolist()]
+        return [country_name(code) or None for code in country_codes(coordinates).tolist()]
 
     def continents(coordinates: "Float[np.ndarray, 'n 2']") -> list[str | None]:
-        return [name or None for name in places.continents(coordinates).tolist()]
+        return [name or None for name in continents_of(coordinates).tolist()]
 
     try:
         countries(np.array([[0.0, 0.0]]))

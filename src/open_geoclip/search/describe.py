@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_geoclip.errors import MissingExtraError
-from open_geoclip.geo.geocode import Places
+from open_geoclip.geo import geocode
 from open_geoclip.search.answer import Candidate
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.posterior import Posterior
@@ -83,7 +83,7 @@ def describe(
     scores = encode_cosines(space.index.encoder, embeddings, torch.from_numpy(np.nan_to_num(coordinates))).numpy()
     try:
         names: list[tuple[str | None, str | None]] = [
-            (place.country, place.text) for place in Places().describe_all(coordinates[is_found])
+            (place.country, place.text) for place in geocode.describe(coordinates[is_found])
         ]
     except MissingExtraError:
         names = [(None, None)] * int(is_found.sum())

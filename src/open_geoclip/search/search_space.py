@@ -105,13 +105,13 @@ class SearchSpace:
         if self.parent is not None:
             codes = self.parent.countries
             return None if codes is None else codes[self.parent_rows]
-        from open_geoclip.geo.geocode import Places
+        from open_geoclip.geo.geocode import country_codes
 
-        cache = self._cache and self._cache / f"{self.gallery.fingerprint[:32]}.countries-1.npy"
+        cache = self._cache and self._cache / f"{self.gallery.fingerprint[:32]}.countries-2.npy"
         if cache is not None and (known := _read_codes(cache, len(self.gallery))) is not None:
             return known
         try:
-            codes = Places().countries(self.gallery.coordinates.astype(np.float64))
+            codes = country_codes(self.gallery.coordinates.astype(np.float64))
         except MissingExtraError:
             return None
         if cache is not None:

@@ -176,12 +176,15 @@ def _attempt(answer: Callable[..., list[Any]], *arguments: Any) -> Outcome:
         return Outcome(None, problem.status, problem.code, problem.message)
 
 
-def _countries() -> list[dict[str, str]]:
+def _countries() -> list[dict[str, Any]]:
     """All countries by name; none where the extra ``places`` is not installed."""
-    from open_geoclip.geo.geocode import Places
+    from open_geoclip.geo.geocode import country_name, country_spellings
 
     try:
-        names = Places().country_names
+        spellings = country_spellings()
     except MissingExtraError:
         return []
-    return [{"code": code, "name": names[code]} for code in sorted(names, key=lambda code: names[code])]
+    return [
+        {"code": code, "name": country_name(code), "spellings": spellings[code]}
+        for code in sorted(spellings, key=country_name)
+    ]

@@ -199,6 +199,7 @@ class Country(BaseModel):
 
     code: str
     name: str
+    spellings: list[str] = Field(description="All that ``within`` may call it: codes and names, whatever their case.")
 
 
 class _Limits(BaseModel):

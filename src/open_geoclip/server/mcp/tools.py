@@ -340,7 +340,7 @@ def _result(content: dict[str, Any], text: str) -> CallToolResult:
 def _names(coordinates: list[tuple[float, float]]) -> list[dict[str, Any]]:
     import numpy as np
 
-    from open_geoclip.geo.geocode import Places
+    from open_geoclip.geo.geocode import describe
 
     return [
         {
@@ -350,7 +350,7 @@ def _names(coordinates: list[tuple[float, float]]) -> list[dict[str, Any]]:
             "country_name": place.country_name,
             "place": place.text,
         }
-        for place in Places().describe_all(np.array(coordinates, np.float64))
+        for place in describe(np.array(coordinates, np.float64))
     ]
 
 
