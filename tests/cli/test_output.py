@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from open_geoclip.cli import _answers, app
-from open_geoclip.cli._answers import in_detail
-from open_geoclip.cli._output import choose, rows_as
+from open_geoclip.cli._answers import has_detail
+from open_geoclip.cli._output import choose_format, rows_as
 from open_geoclip.errors import SettingsError
 
 OFFERED = ("table", "json", "csv", "parquet", "geojson")
@@ -38,7 +38,7 @@ ROWS = [
     ],
 )
 def test_what_is_chosen(format_: str | None, output: str | None, chosen: str) -> None:
-    assert choose(format_, None if output is None else Path(output), OFFERED) == chosen
+    assert choose_format(format_, None if output is None else Path(output), OFFERED) == chosen
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_what_is_chosen(format_: str | None, output: str | None, chosen: str) ->
         (None, "a.kml", r"--output a\.kml: this command writes table, json"),
     ],
 )
-def test_what_cannot_be_told(format_: str | None, output: str, says: str) -> None:
+def test_formats_that_cannot_be_chosen(format_: str | None, output: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        choose(format_, Path(output), OFFERED)
+        choose_format(format_, Path(output), OFFERED)
 
 
 def test_nothing_binary_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose("parquet", None, OFFERED) == "parquet"  # into a pipe
+    assert choose_format("parquet", None, OFFERED) == "parquet"  # into a pipe
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(SettingsError, match="--output"):
-        choose("parquet", None, OFFERED)
+        choose_format("parquet", None, OFFERED)
 
 
 def test_rows_are_read_back(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_files_for_maps_have_the_regions(tmp_path: Path) -> None:
 
 
 def test_a_file_without_regions_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert in_detail(None, "kml")
-    assert not in_detail(None, "csv")
-    assert not in_detail(False, "kml")
-    assert in_detail(True, "csv")
+    assert has_detail(None, "kml")
+    assert not has_detail(None, "csv")
+    assert not has_detail(False, "kml")
+    assert has_detail(True, "csv")
     monkeypatch.setattr(_answers, "find_spec", lambda name: None)
-    assert not in_detail(None, "kml")
+    assert not has_detail(None, "kml")
     assert "open-geoclip[places]" in capsys.readouterr().err

@@ -17,7 +17,7 @@ def test_names_as_table_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None
     where(asked)
     assert capsys.readouterr().out.splitlines() == [
         "  46.20440     6.14320  CH  Geneva, Switzerland",
-        "   0.00000   -30.00000  --  836 km north-east of Touros (Brazil), at sea",
+        "   0.00000   -30.00000  --  at sea, 113 km south-west of Brazil",
     ]
     where(asked, format_="json")
     records = json.loads(capsys.readouterr().out)

@@ -1,5 +1,6 @@
 """The command line: each command opens, calls one method and prints. Data on stdout, everything else on stderr."""
 
+import logging
 import sys
 
 from cyclopts import App
@@ -47,6 +48,7 @@ def main(words: list[str] | None = None) -> None:
     Args:
         words: what stands behind ``geoclip``; what the program was called with when not given.
     """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="geoclip: %(message)s")
     try:
         app(words)
     except (ModelNameError, SettingsError, TextError) as error:

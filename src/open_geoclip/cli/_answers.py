@@ -1,22 +1,72 @@
-"""Answers for people and programs: tables, files and maps."""
+"""Answers as tables, files and maps."""
 
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any
 
-from open_geoclip.cli._output import choose
-from open_geoclip.cli._shared import write_output
+from open_geoclip.cli._output import to_json, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.posterior import Posterior
 
-__all__ = ["AnswerFormat", "chosen", "draw", "in_detail", "write"]
+__all__ = ["draw_answers", "has_detail", "write_answers"]
 
-AnswerFormat = Literal["table", "json", "csv", "geojson", "kml", "kmz", "parquet", "html"]
-_DRAWN = ("geojson", "kml", "kmz", "html")  # they show regions on a map
+_DRAWN = ("geojson", "kml", "kmz", "html")  # formats that show regions on a map
+
+
+def has_detail(detail: bool | None, format_: str) -> bool:
+    """Return whether answers include regions and heat: the value of --detail, else whether the format draws them."""
+    if detail is not None or format_ not in _DRAWN:
+        return bool(detail)
+    if all(find_spec(name) for name in ("shapely", "contourpy")):
+        return True
+    print("geoclip: the file has no regions, which need pip install 'open-geoclip[places]'", file=sys.stderr)
+    return False
+
+
+def write_answers(answers: "list[Answer]", format_: str, output: Path | None, *, max_pixels: int) -> None:
+    """Write answers to a file or stdout.
+
+    Args:
+        answers: in order, with those that are errors.
+        format_: one of :data:`~open_geoclip.cli._output.ANSWER_FORMATS`.
+        output: a file; default: stdout.
+        max_pixels: of photos whose thumbnails are made.
+    """
+    if format_ == "table":
+        write_output(_table(answers), output)
+        return
+    records = [answer.to_dict() for answer in answers]
+    if format_ == "json":
+        write_output(to_json(records), output)
+        return
+    from open_geoclip.export.formats import render
+
+    for record in records:
+        if record.get("image") and "error" not in record:
+            record |= _photo_details(Path(record["image"]), format_, max_pixels)
+    write_output(render(records, format_), output)
+
+
+def _photo_details(path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
+    """Return a thumbnail and the place in the metadata, as a report shows them next to an answer."""
+    from open_geoclip.errors import ImageError
+    from open_geoclip.export.thumbnails import thumbnail
+    from open_geoclip.metadata.read import read_place
+
+    details: dict[str, Any] = {}
+    if not path.is_file():  # several images of one place are no single file
+        return details
+    try:
+        if format_ in ("html", "kmz"):
+            details["thumbnail"] = thumbnail(path, max_pixels=max_pixels)
+        place = read_place(path)
+    except ImageError:  # the file has changed since it was decoded
+        return details
+    return details | ({"exif": place.to_dict()} if place is not None and place.is_on_earth else {})
 
 
 def _table(answers: "list[Answer]") -> str:
@@ -37,67 +87,8 @@ def _table(answers: "list[Answer]") -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def chosen(format_: AnswerFormat | None, output: Path | None) -> AnswerFormat:
-    """The format that was asked for, in words or by the name of the file; a table when by neither.
-
-    Raises:
-        SettingsError: see :func:`open_geoclip.cli._output.choose`.
-    """
-    return cast(AnswerFormat, choose(format_, output, get_args(AnswerFormat)))
-
-
-def in_detail(asked: bool | None, format_: AnswerFormat) -> bool:
-    """Whether answers are to say their regions and heat: as asked for, or else for files that show them on a map."""
-    if asked is not None or format_ not in _DRAWN:
-        return bool(asked)
-    if all(find_spec(name) for name in ("shapely", "contourpy")):
-        return True
-    print("geoclip: the file has no regions, which need pip install 'open-geoclip[places]'", file=sys.stderr)
-    return False
-
-
-def write(answers: "list[Answer]", format_: AnswerFormat, output: Path | None, *, max_pixels: int) -> None:
-    """Write answers to a file or stdout.
-
-    Args:
-        answers: in order; those with errors too.
-        format_: as :func:`chosen` gives it.
-        output: a file, or None for stdout.
-        max_pixels: of photos whose thumbnails are made.
-    """
-    if format_ == "table":
-        write_output(_table(answers), output)
-        return
-    from open_geoclip.export.formats import render
-
-    records = [answer.to_dict() for answer in answers]
-    if format_ != "json":
-        for record in records:
-            if record.get("image") and "error" not in record:
-                record |= _of_photo(Path(record["image"]), format_, max_pixels)
-    write_output(render(records, format_), output)
-
-
-def _of_photo(path: Path, format_: AnswerFormat, max_pixels: int) -> dict[str, Any]:
-    """Return what a report shows beside an answer: a thumbnail and the place in the metadata."""
-    from open_geoclip.errors import ImageError
-    from open_geoclip.export.thumbnails import thumbnail
-    from open_geoclip.metadata.read import read_place
-
-    told: dict[str, Any] = {}
-    if not path.is_file():  # several pictures of one place are no single file
-        return told
-    try:
-        if format_ in ("html", "kmz"):
-            told["thumbnail"] = thumbnail(path, max_pixels=max_pixels)
-        place = read_place(path)
-    except ImageError:  # the file has changed since it was decoded
-        return told
-    return told | ({"exif": place.to_dict()} if place is not None and place.is_on_earth else {})
-
-
 def _confidence(answer: "Answer") -> str:
-    """A line on how sure an answer is, for people."""
+    """Return how sure an answer is, in one line."""
     if answer.sure is None:
         return "not calibrated for this: percentages compare places, they are not chances of being right"
     radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in answer.credible_radius_km.items())
@@ -109,7 +100,7 @@ def _confidence(answer: "Answer") -> str:
     return "; ".join(part for part in parts if part)
 
 
-def draw(
+def draw_answers(
     path: Path,
     answers: "list[Answer]",
     posterior: "Posterior | None",
@@ -121,15 +112,16 @@ def draw(
 
     Args:
         path: the PNG.
-        answers: those with errors are left out.
-        posterior: of the answer, if it is a single one.
+        answers: those with errors are skipped.
+        posterior: of a single answer.
         together: the images of a single answer for several.
-        max_pixels: of images that are drawn.
+        max_pixels: of the images that are drawn.
     """
     import numpy as np
 
     from open_geoclip.export.heatmap import draw_posterior
-    from open_geoclip.export.map import PlacedPicture, draw_answers
+    from open_geoclip.export.map import PlacedPicture
+    from open_geoclip.export.map import draw_answers as draw_candidates
     from open_geoclip.images import load_image
 
     located = [answer for answer in answers if answer.error is None]
@@ -162,4 +154,4 @@ def draw(
         )
         for answer in located
     ]
-    draw_answers(path, placed, note=note)
+    draw_candidates(path, placed, note=note)

@@ -1,18 +1,53 @@
-"""``--format`` and ``--output`` alike on every command: what is written, told by either, and rows as files."""
+"""Output of all commands: formats, rows as files, progress, errors and exit status."""
 
 import csv
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from open_geoclip.errors import MissingExtraError, SettingsError
+from cyclopts import Parameter
 
-__all__ = ["Kind", "choose", "rows_as", "to_json"]
+from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError, SettingsError
+from open_geoclip.files import atomic_write
 
+__all__ = [
+    "ANSWER_FORMATS",
+    "POINT_FORMATS",
+    "ROW_FORMATS",
+    "TEXT_FORMATS",
+    "AnswerFormat",
+    "Kind",
+    "PointFormat",
+    "RowFormat",
+    "TextFormat",
+    "choose_format",
+    "collect",
+    "exit_if_failed",
+    "print_errors",
+    "progress_bar",
+    "rows_as",
+    "to_json",
+    "write_output",
+    "write_result",
+]
+
+T = TypeVar("T")
 Kind = Literal["text", "texts", "number", "flag"]
+
+_FORMAT = Parameter(name="--format", help="Default: by the ending of --output, else a table.")
+TextFormat = Annotated[Literal["table", "json"] | None, _FORMAT]
+RowFormat = Annotated[Literal["table", "json", "csv", "parquet"] | None, _FORMAT]
+PointFormat = Annotated[Literal["table", "json", "csv", "geojson", "parquet"] | None, _FORMAT]
+AnswerFormat = Annotated[Literal["table", "json", "csv", "geojson", "kml", "kmz", "parquet", "html"] | None, _FORMAT]
+
+TEXT_FORMATS = ("table", "json")
+ROW_FORMATS = (*TEXT_FORMATS, "csv", "parquet")
+POINT_FORMATS = (*TEXT_FORMATS, "csv", "geojson", "parquet")
+ANSWER_FORMATS = (*TEXT_FORMATS, "csv", "geojson", "kml", "kmz", "parquet", "html")
 
 _SUFFIXES = {
     ".txt": "table",
@@ -29,18 +64,20 @@ _BINARY = {"kmz", "parquet"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def choose(format_: str | None, output: Path | None, offered: Sequence[str], *, option: str = "--output") -> str:
-    """The format that was asked for: by ``--format``, or by what the name of ``--output`` ends in.
+# --- formats --------------------------------------------------------------------------------------
+
+
+def choose_format(format_: str | None, output: Path | None, offered: Sequence[str], *, option: str = "--output") -> str:
+    """Return the format: that of ``--format``, or that of the ending of ``--output``.
 
     Args:
-        format_: what ``--format`` says, if it was given.
-        output: what ``--output`` names, if it was given.
-        offered: what the command writes; the first is for stdout when nothing is asked for.
-        option: what the option is called that names the file.
+        format_: the value of ``--format``.
+        output: the value of ``--output``.
+        offered: formats that the command writes; the first is the default.
+        option: the option that names the file.
 
     Raises:
-        SettingsError: the name tells of no format, or of one that the command does not write; or the format is not for
-            a terminal.
+        SettingsError: the ending is of no format, or the command does not write it; or it is not for a terminal.
     """
     endings = ", ".join(suffix for suffix, name in _SUFFIXES.items() if name in offered and suffix != ".htm")
     if format_ is None and output is not None:
@@ -56,33 +93,76 @@ def choose(format_: str | None, output: Path | None, offered: Sequence[str], *, 
     return format_
 
 
+def write_result(
+    format_: str,
+    output: Path | None,
+    content: object,
+    *,
+    table: str,
+    rows: Sequence[Mapping[str, Any]] = (),
+    columns: Mapping[str, Kind] | None = None,
+) -> None:
+    """Write what a command found to a file or stdout.
+
+    Args:
+        format_: as :func:`choose_format` returns it.
+        output: a file; default: stdout.
+        content: for ``json``.
+        table: for ``table``.
+        rows: for other formats; see :func:`rows_as`.
+        columns: of these rows.
+    """
+    if format_ == "table":
+        write_output(table, output)
+    else:
+        write_output(to_json(content) if format_ == "json" else rows_as(format_, rows, columns), output)
+
+
+def write_output(content: str | bytes, output: Path | None) -> None:
+    """Write text or bytes to stdout, or to a file atomically.
+
+    Raises:
+        OpenGeoCLIPError: the file cannot be written.
+    """
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    if output is None:
+        if isinstance(content, str):
+            sys.stdout.write(content)
+        else:
+            sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+        return
+    try:
+        atomic_write(output, data)
+    except OSError as error:
+        raise OpenGeoCLIPError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
 def to_json(content: object) -> str:
-    """JSON as every command prints it."""
+    """Return JSON as all commands print it."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def rows_as(format_: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | None = None) -> str | bytes:
-    """Rows as ``csv``, ``parquet``, ``geojson`` or ``json``.
+    """Return rows as ``csv``, ``parquet`` or ``geojson``.
 
     Args:
         format_: one of these.
-        rows: all have the names of the first, of which there must be one. GeoJSON takes ``lat`` and ``lon`` of each for
-            its point.
-        columns: names and kinds of the columns of CSV and Parquet. With these a row may lack some, there may be no row
-            at all, and every file of a command has the same columns, whatever was found.
+        rows: at least one unless ``columns`` are given. For GeoJSON they have ``lat`` and ``lon``.
+        columns: names and kinds of the columns of CSV and Parquet; default: those of the first row.
 
     Raises:
-        MissingExtraError: Parquet, and the extra ``parquet`` is not installed.
+        MissingExtraError: Parquet without the extra ``parquet``.
     """
     if format_ == "csv":
         return _csv(rows, list(columns or rows[0]))
     if format_ == "parquet":
         return _parquet(rows, columns)
-    return to_json(_points(rows)) if format_ == "geojson" else to_json(list(rows))
+    return to_json(_points(rows))
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """CSV; a text that a spreadsheet would take for a formula has an apostrophe before it, a list has semicolons."""
+    """Return CSV. Texts that a spreadsheet would read as a formula begin with an apostrophe; lists have semicolons."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
@@ -107,20 +187,20 @@ def _parquet(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | No
     kinds["texts"] = pyarrow.list_(pyarrow.string())
     schema = columns and pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
     file = io.BytesIO()
-    made = [{name: _utf8(value) for name, value in row.items()} for row in rows]
-    parquet.write_table(pyarrow.Table.from_pylist(made, schema), file, compression="zstd")
+    valid = [{name: _utf8(value) for name, value in row.items()} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(valid, schema), file, compression="zstd")
     return file.getvalue()
 
 
 def _utf8(value: object) -> object:
-    """Names of files may be bytes of no encoding; what cannot be written is written out."""
+    """Return text that can be written: names of files may be bytes of no encoding."""
     if isinstance(value, list):
         return [_utf8(one) for one in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """RFC 7946: longitude comes first."""
+    # RFC 7946: longitude comes first.
     features = [
         {
             "type": "Feature",
@@ -130,3 +210,48 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for row in rows
     ]
     return {"type": "FeatureCollection", "features": features}
+
+
+# --- progress, errors, exit status ----------------------------------------------------------------
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr from the first call with (done, total) on; nothing if stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def collect(items: Iterable[T], total: int, text: str) -> tuple[list[T], bool]:
+    """Return the items, with progress on stderr, and whether the user interrupted; those that were done are kept."""
+    found: list[T] = []
+    try:
+        with progress_bar(text) as progress:
+            for item in items:
+                found.append(item)
+                progress(len(found), total)
+    except KeyboardInterrupt:
+        print(f"geoclip: interrupted after {len(found):,} of {total:,} photos", file=sys.stderr)
+        return found, True
+    return found, False
+
+
+def print_errors(records: Iterable[Mapping[str, Any]]) -> None:
+    """Print to stderr which images failed, and why."""
+    for record in records:
+        if "error" in record:
+            print(f"geoclip: {record['image']}: {record['error']}", file=sys.stderr)
+
+
+def exit_if_failed(records: Iterable[Mapping[str, Any]], *, interrupted: bool = False, found: bool = False) -> None:
+    """Exit with 130 if interrupted, with 1 if an image failed or something was found."""
+    if interrupted:
+        sys.exit(130)
+    if found or any("error" in record for record in records):
+        sys.exit(1)

@@ -1,12 +1,10 @@
 """``geoclip compare``: whether one run is better than another."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from open_geoclip.cli._output import choose, rows_as, to_json
-from open_geoclip.cli._shared import progress_bar, write_output
+from open_geoclip.cli._options import Bootstrap, Distance, Output
+from open_geoclip.cli._output import ROW_FORMATS, RowFormat, choose_format, progress_bar, write_result
 
 if TYPE_CHECKING:
     from open_geoclip.evaluation.compare import Comparison
@@ -19,10 +17,10 @@ def compare(
     b: Path,
     /,
     *,
-    format_: Annotated[Literal["table", "json", "csv", "parquet"] | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    bootstrap: int = 2000,
-    distance: Literal["haversine", "geodesic"] = "haversine",
+    format_: RowFormat = None,
+    output: Output = None,
+    bootstrap: Bootstrap = 2000,
+    distance: Distance = "haversine",
     group: str | None = None,
 ) -> None:
     """Compare two runs on the same photos, and say whether the difference is real.
@@ -33,26 +31,17 @@ def compare(
     Args:
         a: Predictions of one run, as for geoclip score.
         b: Predictions of the other, on the same photos, paired by a column id, image, IMG_ID or idx, or by row.
-        format_: A table to read, JSON, CSV or Parquet; percentages are 0 to 100. When not given, what the name of
-            --output ends in, else a table.
-        output: A file to write instead of stdout.
         bootstrap: Resamples, 1000 or more.
-        distance: On a sphere of 6371.0088 km, as papers do, or on the WGS84 ellipsoid.
         group: A column of A, such as the author, whose photos belong together: all is then tested by resampling them.
     """
-    chosen = choose(format_, output, ("table", "json", "csv", "parquet"))
+    chosen = choose_format(format_, output, ROW_FORMATS)
     from open_geoclip.evaluation.compare import compare as compared
     from open_geoclip.evaluation.predictions import read_predictions
 
     runs = read_predictions(a, group=group), read_predictions(b)
     with progress_bar("resampling") as progress:
         found = compared(*runs, distance=distance, resamples=bootstrap, progress=progress)
-    if chosen == "json":
-        write_output(to_json(found.to_dict()), output)
-    elif chosen == "table":
-        write_output(_table(found), output)
-    else:
-        write_output(rows_as(chosen, _rows(found)), output)
+    write_result(chosen, output, found.to_dict(), table=_table(found), rows=_rows(found))
 
 
 def _rows(found: "Comparison") -> list[dict[str, Any]]:

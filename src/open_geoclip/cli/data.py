@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from open_geoclip.cli._output import choose, to_json
-from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.cli._options import Output
+from open_geoclip.cli._output import TEXT_FORMATS, TextFormat, choose_format, progress_bar, write_result
 
 if TYPE_CHECKING:
     from open_geoclip.data.checking import Check
@@ -16,21 +16,28 @@ __all__ = ["app", "check", "pack", "split"]
 
 app = App(name="data", help="Photos with coordinates: check, pack and split them.")
 
-Format = Annotated[Literal["table", "json"] | None, Parameter(name="--format")]
-Output = Annotated[Path | None, Parameter(alias="-o")]
-Images = str | None
+Images = Annotated[
+    str | None, Parameter(help="Where the images of a table are, if not next to it: a folder, or tar shards.")
+]
+Source = Annotated[
+    str,
+    Parameter(
+        help="A table (CSV, Parquet), a folder of photos with GPS, tar shards (shards/{000..012}.tar or their folder), "
+        "hf:NAME or earth-views:SPLIT:COUNT."
+    ),
+]
 
 
 @app.command
 def check(
-    source: str,
+    source: Source,
     /,
     *,
     images: Images = None,
     decode: bool = True,
     workers: int = 2,
     show: int = 10,
-    format_: Format = None,
+    format_: TextFormat = None,
     output: Output = None,
 ) -> None:
     """Count the photos that can be used, and list those that cannot and why.
@@ -38,24 +45,18 @@ def check(
     Exit status 1 if some cannot be used.
 
     Args:
-        source: A table (CSV, Parquet), a folder of photos with GPS, tar shards (shards/{000..012}.tar or their folder),
-            hf:NAME or earth-views:SPLIT:COUNT.
-        images: Where the pictures of a table are, if not beside it: a folder, or tar shards.
         decode: Decode each picture; else it is only seen whether files are there, and duplicates are not found.
         workers: Threads that decode.
         show: How many faults of each kind the table lists; JSON lists all.
-        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
-        output: A file to write instead of stdout.
     """
-    show_log()
-    chosen = choose(format_, output, ("table", "json"))
+    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.data.checking import check_source
     from open_geoclip.data.sources import open_source
 
     opened = open_source(source, images=images)
     with progress_bar("checking") as progress:
         found = check_source(opened, decode=decode, workers=workers, progress=progress)
-    write_output(to_json(found.to_dict()) if chosen == "json" else _table(found, show), output)
+    write_result(chosen, output, found.to_dict(), table=_table(found, show))
     if found.faults:
         sys.exit(1)
 
@@ -84,7 +85,7 @@ def _printable(text: str) -> str:
 
 @app.command
 def pack(
-    source: str,
+    source: Source,
     folder: Path,
     /,
     *,
@@ -94,7 +95,7 @@ def pack(
     quality: int = 92,
     verify: bool = True,
     workers: int = 2,
-    format_: Format = None,
+    format_: TextFormat = None,
     output: Output = None,
 ) -> None:
     """Write photos as tar shards in WebDataset's format, with an index.json.
@@ -103,21 +104,15 @@ def pack(
     counted.
 
     Args:
-        source: As for geoclip data check.
         folder: Where the shards go.
-        images: Where the pictures of a table are, if not beside it: a folder, or tar shards.
         shard_mb: A shard is closed when it is this large, in MB.
         resize: Reduce larger photos so that their shorter side has this many pixels, and save them as JPEG; else files
             are packed byte for byte.
         quality: Of those JPEGs.
         verify: Decode each photo first, so that only readable ones are packed.
         workers: Threads that read and decode.
-        format_: A sentence to read, or JSON. When not given, what the name of --output ends in, else a sentence.
-        output: A file to write it into instead of stdout.
-        output: A file to write it into instead of stdout.
     """
-    show_log()
-    chosen = choose(format_, output, ("table", "json"))
+    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.data.packing import PackSettings
     from open_geoclip.data.packing import pack as write_shards
     from open_geoclip.data.sources import open_source
@@ -135,19 +130,17 @@ def pack(
         "bytes": done.bytes,
         "left_out": done.left_out,
     }
-    if chosen == "json":
-        write_output(to_json(facts), output)
-        return
     size = f"{done.bytes / 1e6:,.1f} MB"
-    write_output(f"{done.photos:,} photos in {done.shards:,} shards, {size}, in {done.folder}\n", output)
-    if done.left_out:
+    table = f"{done.photos:,} photos in {done.shards:,} shards, {size}, in {done.folder}\n"
+    write_result(chosen, output, facts, table=table)
+    if done.left_out and chosen == "table":
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in done.left_out.items())
         print(f"geoclip: left out: {kinds}; which ones is in {done.folder / 'index.json'}", file=sys.stderr)
 
 
 @app.command
 def split(
-    source: str,
+    source: Source,
     folder: Path,
     /,
     *,
@@ -158,27 +151,21 @@ def split(
     leave_out: bool = False,
     square_km: float = 50.0,
     seed: int = 0,
-    format_: Format = None,
+    format_: TextFormat = None,
     output: Output = None,
 ) -> None:
     """Split photos into tables for training, validation and test, never a place or a group on both sides.
 
     Args:
-        source: As for geoclip data check; photos in files or in shards.
         folder: Where train.csv, validation.csv and test.csv go.
-        images: Where the pictures of a table are, if not beside it: a folder, or tar shards.
         shares: Name and share of each side.
         buffer_km: No photo is nearer than this to one of another side.
         groups: Keep the photos of a group (author, sequence) on one side.
         leave_out: Split by squares of the Earth and leave out photos between the sides, where all hang together else.
         square_km: The side of those squares.
         seed: Of the draw; the same seed gives the same split.
-        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
-        output: A file to write it into instead of stdout.
-        output: A file to write it into instead of stdout.
     """
-    show_log()
-    chosen = choose(format_, output, ("table", "json"))
+    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.data.photos import FaultLog
     from open_geoclip.data.sources import open_source
     from open_geoclip.data.splitting import SplitSettings, write_splits
@@ -188,18 +175,15 @@ def split(
     log = FaultLog(opened.name)
     done = write_splits(opened, folder, settings, on_fault=log)
     log.close()
-    if chosen == "json":
-        sides = {name: {"file": str(path), "photos": done.counts[name]} for name, path in done.files.items()}
-        facts = {"sides": sides, "left_out": done.left_out, "unusable": done.unusable}
-        write_output(to_json(facts), output)
-        return
+    sides = {name: {"file": str(path), "photos": done.counts[name]} for name, path in done.files.items()}
+    facts = {"sides": sides, "left_out": done.left_out, "unusable": done.unusable}
     total = sum(done.counts.values())
     rows = [
         f"{done.counts[name]:>10,}  {done.counts[name] / total:6.1%}  {path}\n" for name, path in done.files.items()
     ]
     rows += [f"{done.left_out:>10,}  left out between them\n"] if done.left_out else []
     rows += [f"{done.unusable:>10,}  cannot be used (geoclip data check says why)\n"] if done.unusable else []
-    write_output("".join(rows), output)
+    write_result(chosen, output, facts, table="".join(rows))
 
 
 def _shares(text: str) -> dict[str, float]:

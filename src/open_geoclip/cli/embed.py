@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._output import rows_as
-from open_geoclip.cli._shared import parse_coordinate, progress_bar, show_log, write_output
+from open_geoclip.cli._options import Dtype, Model, parse_coordinate
+from open_geoclip.cli._output import progress_bar, rows_as, write_output
 from open_geoclip.errors import CoordinateError, SettingsError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["embed"]
 
-DType = Literal["auto", "float32", "bfloat16"]
 Missing = Literal["error", "nan", "zero"]
 Kind = Literal["csv", "parquet", "geojson"]
 
@@ -33,8 +32,8 @@ def embed(
     lon: str | None = None,
     missing: Missing = "error",
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    model: str = "geoclip",
-    dtype: DType = "float32",
+    model: Model = "geoclip",
+    dtype: Dtype = "float32",
     format_: Annotated[Literal["json", "csv"] | None, Parameter(name="--format")] = None,
 ) -> None:
     """Give the location vector of each coordinate, not normalised.
@@ -51,12 +50,9 @@ def embed(
         lon: The column of longitudes, if it has another name.
         missing: What a row without a coordinate becomes: an error, a vector of NaN, or of zeros.
         output: The file to write, by its ending: .npy (vectors), .npz (vectors and coordinates), .parquet or .csv.
-        model: geoclip (released), earth (embedded), hub:org/repo@revision or dir:/folder.
-        dtype: What the networks compute in; auto is bfloat16 where the processor has it.
         format_: Without a file to write: json (default), a list of {"lat", "lon", "vector"}; or csv, a column a
             dimension.
     """
-    show_log()
     sources: dict[Kind, Path | None] = {"csv": csv_, "parquet": parquet, "geojson": geojson}
     files = [(kind, path) for kind, path in sources.items() if path is not None]
     if bool(coordinates) + len(files) != 1:
@@ -88,7 +84,7 @@ def embed(
     _write(table, str(path), f"the first of all is row 0; {note}", output, missing, model, dtype)
 
 
-def _print(places: list[tuple[float, float]], model: str, dtype: DType, format_: str) -> None:
+def _print(places: list[tuple[float, float]], model: str, dtype: Dtype, format_: str) -> None:
     import torch
 
     from open_geoclip.features.encoding import open_encoder
@@ -106,7 +102,7 @@ def _print(places: list[tuple[float, float]], model: str, dtype: DType, format_:
 
 
 def _write(
-    table: "np.ndarray", source: str, note: str, output: Path, missing: Missing, model: str, dtype: DType
+    table: "np.ndarray", source: str, note: str, output: Path, missing: Missing, model: str, dtype: Dtype
 ) -> None:
     from open_geoclip.features.encoding import checked_rows, open_encoder, vectors_by_chunk
     from open_geoclip.features.tables import write_vectors

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._output import to_json
-from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
+from open_geoclip.cli._options import Bootstrap, Crops, Distance, ImageModelOptions
+from open_geoclip.cli._output import TextFormat, progress_bar, to_json, write_output, write_result
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.files import atomic_file
 
@@ -31,20 +31,14 @@ def evaluate(
     *,
     data: Path,
     table: Path | None = None,
-    model: str = "earth",
-    backbone: str | None = None,
-    gallery: Path | None = None,
-    crops: Literal[1, 10] = 1,
+    options: ImageModelOptions = ImageModelOptions(),
+    crops: Crops = 1,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
-    distance: Literal["haversine", "geodesic"] = "haversine",
-    bootstrap: int = 1000,
+    format_: TextFormat = "table",
+    distance: Distance = "haversine",
+    bootstrap: Bootstrap = 1000,
     group: str | None = None,
     allow_leak: bool = False,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    engine: Literal["auto", "torch", "openvino"] = "auto",
-    batch_size: int = 8,
-    max_pixels: int | None = None,
 ) -> None:
     """Measure a model on photos whose places are known: any table and folder, or a published benchmark.
 
@@ -56,43 +50,17 @@ def evaluate(
         data: The folder of the photos. Nothing is downloaded.
         table: CSV or Parquet of names and places (columns such as IMG_ID, LAT, LON); looked for in the folder when not
             given.
-        model: earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or
-            dir:/folder.
-        backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
-        gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
-        crops: 1, or 10 as in the paper, which takes ten times as long.
         output: The folder of results; evaluation-NAME when not given.
-        format_: What is printed: a table, or JSON as geoclip score gives it, with more.
-        distance: On a sphere of 6371.0088 km, as papers do, or on the WGS84 ellipsoid.
-        bootstrap: Resamples for the 95 % intervals; 0 for none.
         group: The column of what is resampled together; the author's when the table has one.
         allow_leak: Go on with a gallery that holds the test's coordinates; the report says so.
-        dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
-        engine: What runs a CLIP backbone; auto is openvino where the extra fast is installed.
-        batch_size: Pictures the model sees at once.
-        max_pixels: Larger pictures are refused before they are decoded.
     """
     from open_geoclip.evaluation.benchmarks import read_labelled
 
     labelled = read_labelled(data, benchmark=benchmark, table=table, group=group)
     folder = Path(f"evaluation-{benchmark or labelled.name}") if output is None else output
-    found = run(
-        labelled,
-        folder,
-        model=model,
-        backbone=backbone,
-        gallery=gallery,
-        crops=crops,
-        distance=distance,
-        bootstrap=bootstrap,
-        allow_leak=allow_leak,
-        dtype=dtype,
-        engine=engine,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
-    )
+    found = run(labelled, folder, options, crops=crops, distance=distance, bootstrap=bootstrap, allow_leak=allow_leak)
     write_results(found, folder)
-    write_output(to_json(found.figures) if format_ == "json" else _table(found.figures, folder), None)
+    write_result(format_ or "table", None, found.figures, table=_table(found.figures, folder))
     for one in found.figures["broken"]:
         print(f"geoclip: {one['image']}: {one['error']}", file=sys.stderr)
     if found.figures["counts"]["photos_broken"]:
@@ -102,21 +70,14 @@ def evaluate(
 def run(
     labelled: "Labelled",
     folder: Path,
+    options: ImageModelOptions,
     *,
-    model: str,
-    backbone: str | None = None,
-    gallery: Path | None = None,
     crops: int = 1,
     distance: Literal["haversine", "geodesic"] = "haversine",
     bootstrap: int = 1000,
     allow_leak: bool = False,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    engine: Literal["auto", "torch", "openvino"] = "auto",
-    batch_size: int = 8,
-    max_pixels: int | None = None,
 ) -> "Evaluation":
-    """Evaluate with progress on stderr, and say what was left out."""
-    show_log()
+    """Evaluate with progress on stderr, and report what was skipped."""
     from open_geoclip.evaluation import evaluate as evaluation
     from open_geoclip.evaluation.benchmarks import describe_counts
 
@@ -125,16 +86,7 @@ def run(
         raise SettingsError(f"--bootstrap is a number of resamples, 0 or more, not {bootstrap}")
     for text in (*describe_counts(labelled.counts), *labelled.notes):
         print(f"geoclip: {text}", file=sys.stderr)
-    locator = load_locator(
-        model,
-        backbone=backbone,
-        gallery=gallery,
-        dtype=dtype,
-        engine=engine,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
-        crops=crops,
-    )
+    locator = options.load(crops=crops)
     try:
         with progress_bar("locating") as bar:
             return evaluation.evaluate(
@@ -146,7 +98,7 @@ def run(
                 allow_leak=allow_leak,
                 countries=countries,
                 continents=continents,
-                settings={"dtype": dtype},
+                settings={"dtype": options.dtype},
                 progress=_progress(bar),
             )
     except KeyboardInterrupt:

@@ -1,12 +1,13 @@
 """``geoclip gallery``: the places that answers are chosen from."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from open_geoclip.cli._output import choose, to_json
-from open_geoclip.cli._shared import progress_bar, show_log, write_output
+from open_geoclip.cli._options import Gallery as GalleryFile
+from open_geoclip.cli._options import Model, Output
+from open_geoclip.cli._output import TEXT_FORMATS, TextFormat, choose_format, progress_bar, write_result
 from open_geoclip.weights.load import load_model
 
 if TYPE_CHECKING:
@@ -20,23 +21,15 @@ app = App(name="gallery", help="The places that answers are chosen from.")
 
 @app.command
 def build(
-    file: Path | None = None,
+    file: GalleryFile = None,
     /,
     *,
-    model: str = "geoclip",
-    format_: Annotated[Literal["table", "json"] | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    model: Model = "geoclip",
+    format_: TextFormat = None,
+    output: Output = None,
 ) -> None:
-    """Encode a gallery's location vectors and keep them, so that the first photo need not wait.
-
-    Args:
-        file: Places as CSV (lat, lon), GeoJSON or Parquet; the model's own gallery when not given.
-        model: The weights to encode with: geoclip, earth, hub:org/repo@revision or dir:/folder.
-        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
-        output: A file to write instead of stdout.
-    """
-    show_log()
-    chosen = choose(format_, output, ("table", "json"))
+    """Encode a gallery and cache its embeddings, so that the first photo does not wait."""
+    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.search.index import GalleryIndex
 
     gallery, encoder = _opened(file, model)
@@ -47,23 +40,15 @@ def build(
 
 @app.command
 def info(
-    file: Path | None = None,
+    file: GalleryFile = None,
     /,
     *,
-    model: str = "geoclip",
-    format_: Annotated[Literal["table", "json"] | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    model: Model = "geoclip",
+    format_: TextFormat = None,
+    output: Output = None,
 ) -> None:
-    """Tell what a gallery holds and whether its vectors are kept already.
-
-    Args:
-        file: Places as CSV (lat, lon), GeoJSON or Parquet; the model's own gallery when not given.
-        model: The weights that the vectors would be for.
-        format_: A table to read, or JSON. When not given, what the name of --output ends in, else a table.
-        output: A file to write instead of stdout.
-    """
-    show_log()
-    chosen = choose(format_, output, ("table", "json"))
+    """Describe a gallery, and whether its embeddings are cached."""
+    chosen = choose_format(format_, output, TEXT_FORMATS)
     gallery, encoder = _opened(file, model)
     _show(_facts(gallery, encoder), chosen, output)
 
@@ -100,8 +85,5 @@ def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any], chosen: str, output: Path | None) -> None:
-    if chosen == "json":
-        write_output(to_json(facts), output)
-        return
-    shown = facts | {"vectors": facts["vectors"] or "not encoded yet: geoclip gallery build"}
-    write_output("".join(f"{key:>12}  {value}\n" for key, value in shown.items()), output)
+    lines = facts | {"vectors": facts["vectors"] or "not encoded yet: geoclip gallery build"}
+    write_result(chosen, output, facts, table="".join(f"{key:>12}  {value}\n" for key, value in lines.items()))

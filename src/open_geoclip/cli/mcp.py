@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._shared import show_log
+from open_geoclip.cli._options import MaxPixels, ModelOptions
 from open_geoclip.errors import MissingExtraError, SettingsError
 
 __all__ = ["mcp"]
@@ -15,12 +15,10 @@ __all__ = ["mcp"]
 def mcp(
     *,
     folder: Annotated[list[Path] | None, Parameter(negative="")] = None,
-    model: str = "earth",
-    backbone: str | None = None,
-    gallery: Path | None = None,
+    options: ModelOptions = ModelOptions(),
     max_pictures: int = 500,
     max_mb: float = 64,
-    max_pixels: int | None = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Offer the tools to a program that speaks the Model Context Protocol, over standard input and output.
 
@@ -29,15 +27,9 @@ def mcp(
 
     Args:
         folder: A folder in which pictures may be read; several times for several. The current folder when not given.
-        model: earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or
-            dir:/folder. Read when a tool first needs it.
-        backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
-        gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
         max_pictures: The most that one call may name.
         max_mb: Larger files are refused before they are read.
-        max_pixels: Larger pictures are refused before they are decoded; about 89 million when not given.
     """
-    show_log()
     if not folder and Path.cwd() == Path(Path.cwd().anchor):
         raise SettingsError("the current folder is the root of the file system: say what may be read, --folder FOLDER")
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # who is told of a wrong argument wants no link
@@ -52,9 +44,7 @@ def mcp(
     make_server(
         McpSettings(
             folders=tuple(folder or [Path.cwd()]),
-            model=model,
-            backbone=backbone,
-            gallery=gallery,
+            **vars(options),
             max_pictures=max_pictures,
             max_bytes=int(max_mb * 1e6),
             max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,

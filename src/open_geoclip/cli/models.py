@@ -1,13 +1,10 @@
 """`geoclip models`: which weights there are, which of them are here, and what the others would cost."""
 
 import io
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from cyclopts import Parameter
-
-from open_geoclip.cli._output import choose, to_json
-from open_geoclip.cli._shared import write_output
+from open_geoclip.cli._options import Output
+from open_geoclip.cli._output import TEXT_FORMATS, TextFormat, choose_format, to_json, write_output
 from open_geoclip.weights.folders import Status, status
 from open_geoclip.weights.registry import RECORDS
 
@@ -16,19 +13,14 @@ __all__ = ["models"]
 
 def models(
     *,
-    format_: Annotated[Literal["table", "json"] | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    format_: TextFormat = None,
+    output: Output = None,
 ) -> None:
     """List the models: what is on this machine, what the others would cost, licence, training data, accuracy.
 
     Any other model is named by where it is: hub:org/repo@revision or dir:/folder.
-
-    Args:
-        format_: A table to read, or JSON with sizes in bytes. When not given, what the name of --output ends in, else a
-            table.
-        output: A file to write instead of stdout.
     """
-    chosen = choose(format_, output, ("table", "json"))
+    chosen = choose_format(format_, output, TEXT_FORMATS)
     found = [status(name) for name in RECORDS]
     if chosen == "json":
         write_output(to_json([_as_json(one) for one in found]), output)

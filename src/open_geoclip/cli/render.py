@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._shared import parse_coordinate
+from open_geoclip.cli._options import parse_coordinate
 from open_geoclip.errors import OpenGeoCLIPError
 from open_geoclip.files import atomic_file
 

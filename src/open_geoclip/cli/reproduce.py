@@ -1,18 +1,28 @@
 """``geoclip reproduce``: the released weights on the user's copy of a benchmark, held against what was published."""
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._output import to_json
-from open_geoclip.cli._shared import progress_bar, write_output
+from open_geoclip.cli._options import Crops, Dtype, ImageModelOptions, Model
+from open_geoclip.cli._output import TextFormat, progress_bar, to_json, write_output, write_result
 
 if TYPE_CHECKING:
     from open_geoclip.evaluation.predictions import Predictions
 
 __all__ = ["reproduce"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ReleasedModelOptions(ImageModelOptions):
+    """The model that the published answers are of, in the precision that they were computed in."""
+
+    model: Model = "geoclip"
+    dtype: Dtype = "float32"
 
 
 def reproduce(
@@ -22,15 +32,10 @@ def reproduce(
     data: Path,
     table: Path | None = None,
     published: Path | None = None,
-    model: str = "geoclip",
-    backbone: str | None = None,
-    gallery: Path | None = None,
-    crops: Literal[1, 10] = 1,
+    options: ReleasedModelOptions = ReleasedModelOptions(),
+    crops: Crops = 1,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    format_: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32",
-    engine: Literal["auto", "torch", "openvino"] = "auto",
-    batch_size: int = 8,
+    format_: TextFormat = "table",
 ) -> None:
     """Run the released weights on your copy of a benchmark, and hold the result against published figures and answers.
 
@@ -38,20 +43,11 @@ def reproduce(
     was killed, as geoclip evaluate does.
 
     Args:
-        benchmark: im2gps3k.
         data: The folder of its photos.
         table: Its table; im2gps3k_places365.csv in the folder when not given.
         published: Somebody's answers by the same weights, photo by photo: CSV with true_lat, true_lon, pred_lat,
             pred_lon and IMG_ID or idx, the number of the row in the benchmark's table from 0.
-        model: The weights.
-        backbone: Where the image backbone is, such as dir:/clip.
-        gallery: Places to choose from; the model's own when not given.
-        crops: 1, which the published answers were made with, or 10 as in the paper.
         output: The folder of results; reproduce-NAME when not given.
-        format_: What is printed: a table, or JSON.
-        dtype: What the backbone computes in.
-        engine: What runs a CLIP backbone.
-        batch_size: Pictures the model sees at once.
     """
     from open_geoclip.cli.evaluate import run, write_results
     from open_geoclip.evaluation.benchmarks import BENCHMARKS, read_labelled
@@ -61,17 +57,7 @@ def reproduce(
     theirs = None if published is None else _named(read_predictions(published))
     labelled = read_labelled(data, benchmark=benchmark, table=table)
     folder = Path(f"reproduce-{benchmark}") if output is None else output
-    found = run(
-        labelled,
-        folder,
-        model=model,
-        backbone=backbone,
-        gallery=gallery,
-        crops=crops,
-        dtype=dtype,
-        engine=engine,
-        batch_size=batch_size,
-    )
+    found = run(labelled, folder, options, crops=crops)
     write_results(found, folder)
     figures = figures_agree(found.figures["within_km"], found.figures["n"], BENCHMARKS[benchmark].published[crops])
     whole = labelled.places_sha256 == BENCHMARKS[benchmark].places_sha256
@@ -82,8 +68,7 @@ def reproduce(
                 read_predictions(folder / "predictions.csv"), theirs, progress=progress
             ).to_dict()
     write_output(to_json(result), folder / "reproduce.json")
-    shown = to_json(result) if format_ == "json" else _table(result, found.figures)
-    write_output(shown, None)
+    write_result(format_ or "table", None, result, table=_table(result, found.figures))
     if theirs is None:
         agree = whole and all(one["agrees"] for one in figures.values())
     else:
@@ -94,8 +79,6 @@ def reproduce(
 
 def _named(published: "Predictions") -> "Predictions":
     """Published answers without names of photos are in the order of the table."""
-    from dataclasses import replace
-
     if "IMG_ID" in published.ids:
         return replace(published, ids={"id": published.ids["IMG_ID"]})
     if published.ids:

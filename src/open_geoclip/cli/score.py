@@ -2,12 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from cyclopts import Parameter
-
-from open_geoclip.cli._output import choose, rows_as, to_json
-from open_geoclip.cli._shared import progress_bar, write_output
+from open_geoclip.cli._options import Bootstrap, Distance, Output
+from open_geoclip.cli._output import ROW_FORMATS, RowFormat, choose_format, progress_bar, write_result
 
 __all__ = ["score"]
 
@@ -16,24 +14,19 @@ def score(
     predictions: Path,
     /,
     *,
-    format_: Annotated[Literal["table", "json", "csv", "parquet"] | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    bootstrap: int = 1000,
-    distance: Literal["haversine", "geodesic"] = "haversine",
+    format_: RowFormat = None,
+    output: Output = None,
+    bootstrap: Bootstrap = 1000,
+    distance: Distance = "haversine",
     group: str | None = None,
 ) -> None:
     """Score anybody's predictions: share within 1, 25, 200, 750 and 2500 km, median, mean, GeoScore.
 
     Args:
         predictions: CSV or Parquet with the columns true_lat, true_lon, pred_lat and pred_lon, in degrees.
-        format_: A table to read, JSON, CSV or Parquet; percentages are 0 to 100. When not given, what the name of
-            --output ends in, else a table.
-        output: A file to write instead of stdout.
-        bootstrap: Resamples for the 95 % intervals; 0 for none.
-        distance: On a sphere of 6371.0088 km, as papers do, or on the WGS84 ellipsoid.
         group: A column, such as the author, whose photos belong together and are resampled together.
     """
-    chosen = choose(format_, output, ("table", "json", "csv", "parquet"))
+    chosen = choose_format(format_, output, ROW_FORMATS)
     from open_geoclip.errors import SettingsError
     from open_geoclip.evaluation.metrics import score as measured
     from open_geoclip.evaluation.predictions import read_predictions
@@ -50,12 +43,7 @@ def score(
         found = measured(
             run.truth, run.predicted, distance=distance, resamples=bootstrap, groups=run.groups, progress=progress
         )
-    if chosen == "json":
-        write_output(to_json(found), output)
-    elif chosen == "table":
-        write_output(_table(found, run.name), output)
-    else:
-        write_output(rows_as(chosen, _figures(found, run.name)), output)
+    write_result(chosen, output, found, table=_table(found, run.name), rows=_figures(found, run.name))
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, float, list[float] | None, float]]:

@@ -3,8 +3,9 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from open_geoclip.cli._options import Backbone, Dtype, Engine
 from open_geoclip.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ __all__ = ["serve"]
 def serve(
     *,
     model: list[str] | None = None,
-    backbone: str | None = None,
-    engine: Literal["auto", "torch", "openvino"] = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    backbone: Backbone = None,
+    engine: Engine = "auto",
+    dtype: Dtype = "auto",
     host: str | None = None,
     port: int | None = None,
     token_file: Path | None = None,
@@ -49,9 +50,6 @@ def serve(
     Args:
         model: Models to serve, the first for requests that name none: earth, geoclip, hub:org/repo@revision or
             dir:/folder.
-        backbone: Where the image backbone is, such as dir:/clip, of models that need one.
-        engine: What runs the image backbone; auto is openvino where the extra fast is installed.
-        dtype: Precision of the backbone; auto is bfloat16 where the processor has it.
         host: Address to listen on; default: 127.0.0.1. Others need a token or --no-token.
         port: Port to listen on; default: 8000.
         token_file: File of tokens, one per line; clients have to send one of them.

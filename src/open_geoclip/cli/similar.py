@@ -2,12 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._output import choose, rows_as, to_json
-from open_geoclip.cli._shared import parse_coordinate, show_log, write_output
+from open_geoclip.cli._options import Map, Model, Output, parse_coordinate
+from open_geoclip.cli._output import POINT_FORMATS, PointFormat, choose_format, write_result
 from open_geoclip.errors import OpenGeoCLIPError, SettingsError
 
 __all__ = ["similar"]
@@ -20,34 +20,28 @@ def similar(
     /,
     *,
     to: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    model: str = "geoclip",
+    model: Model = "geoclip",
     beside: str = "earth",
     gallery: Path | None = None,
     top_k: int = 8,
     apart_km: float = 500.0,
-    map_: Annotated[Path | None, Parameter(name="--map")] = None,
+    map_: Map = None,
     map_width: int = 240,
-    format_: Annotated[Literal["table", "json", "csv", "geojson", "parquet"] | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    format_: PointFormat = None,
+    output: Output = None,
 ) -> None:
     """Find the places most like a place, or between two, to a model's location vectors.
 
     Args:
         place: LAT,LON in degrees.
         to: A second place: find what lies between the two in vector space.
-        model: geoclip (released), earth (embedded), hub:org/repo@revision or dir:/folder.
         beside: On the map, a second model to compare with; earth has no seam at 180 degrees; none for none.
         gallery: Places to choose from, CSV, GeoJSON or Parquet; an even grid on land when not given.
         top_k: How many places.
         apart_km: Least distance from the place and between answers; 0 shows the plain nearest.
-        map_: Draw the similarity of the whole Earth to this PNG file.
         map_width: Pixels of the map that are computed; the time grows with the square.
-        format_: A table to read, JSON, CSV, GeoJSON or Parquet. When not given, what the name of --output ends in, else
-            a table.
-        output: A file to write instead of stdout.
     """
-    show_log()
-    chosen = choose(format_, output, ("table", "json", "csv", "geojson", "parquet"))
+    chosen = choose_format(format_, output, POINT_FORMATS)
     here = parse_coordinate(place)
     there = None if to is None else parse_coordinate(to)
     if map_ is not None and map_.suffix.lower() != ".png":
@@ -77,15 +71,11 @@ def similar(
             maps.append((name, similarity_map(encoder, here, map_width), found, seam))
     if map_ is not None:
         _draw(map_, here, maps)
-    if chosen == "json":
-        write_output(to_json({"lat": here[0], "lon": here[1], "to": there, "answers": answers}), output)
-    elif chosen == "table":
-        write_output("\n".join(map(_table, answers)), output)
-    else:
-        rows = [{"model": one["model"], "rank": n, **at} for one in answers for n, at in enumerate(one["places"], 1)]
-        if not rows:
-            raise SettingsError("no place was found: a smaller --apart-km leaves more")
-        write_output(rows_as(chosen, rows), output)
+    rows = [{"model": one["model"], "rank": n, **at} for one in answers for n, at in enumerate(one["places"], 1)]
+    if not rows and chosen not in ("table", "json"):
+        raise SettingsError("no place was found: a smaller --apart-km leaves more")
+    content = {"lat": here[0], "lon": here[1], "to": there, "answers": answers}
+    write_result(chosen, output, content, table="\n".join(map(_table, answers)), rows=rows)
 
 
 def _draw(path: Path, here: tuple[float, float], maps: list[Any]) -> None:

@@ -1,15 +1,23 @@
 """``geoclip strip``: remove places from photos."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._output import Kind, choose
-from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, print_errors
-from open_geoclip.cli._photos import report as reported
-from open_geoclip.cli._shared import progress_bar, write_output
+from open_geoclip.cli._options import Photos, photo_files
+from open_geoclip.cli._output import (
+    ROW_FORMATS,
+    Kind,
+    RowFormat,
+    choose_format,
+    collect,
+    exit_if_failed,
+    print_errors,
+    write_result,
+)
 from open_geoclip.errors import DataError, ImageError, MetadataError, SettingsError
 
 if TYPE_CHECKING:
@@ -29,14 +37,14 @@ _COLUMNS: dict[str, Kind] = {
 
 
 def strip(
-    photos: list[Path],
+    photos: Photos,
     /,
     *,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     in_place: bool = False,
     check: bool = False,
     maker_notes: bool = False,
-    format_: Annotated[RowFormat | None, Parameter(name="--format")] = None,
+    format_: RowFormat = None,
     report: Path | None = None,
 ) -> None:
     """Remove places from photos: EXIF GPS, XMP and IPTC fields, embedded videos, sidecars. Pixels stay the same.
@@ -45,7 +53,6 @@ def strip(
     something that cannot be read and may be a place; with --check also if a photo holds a place.
 
     Args:
-        photos: JPEG, PNG, WebP, TIFF, HEIC or AVIF, or folders that are searched for them.
         output: A folder for the copies; the photos stay unchanged. Folders keep their structure.
         in_place: Overwrite the photos; each original is kept beside it as photo.jpg.original.
         check: Write nothing; report which photos hold a place.
@@ -55,33 +62,32 @@ def strip(
     """
     if sum((output is not None, in_place, check)) != 1:
         raise SettingsError("give one of --output FOLDER (copies), --in-place (originals kept) and --check")
-    chosen = choose(format_, report, ROW_FORMATS, option="--report")
+    chosen = choose_format(format_, report, ROW_FORMATS, option="--report")
     from open_geoclip.metadata.exiftool import ExifTool
 
     targets = _targets(photos, output)
-    files, records = photo_files(photos)
-    interrupted = False
-    try:
-        with ExifTool() as exiftool, progress_bar("checking" if check else "stripping") as progress:
-            for done, path in enumerate(files, 1):
-                try:
-                    if check:
-                        records.append(_check(path, exiftool))
-                    else:
-                        records.append(_strip(path, exiftool, targets.get(path), maker_notes=maker_notes))
-                except (ImageError, DataError) as error:
-                    reason = error.reason if isinstance(error, ImageError) else str(error)
-                    records.append({"image": str(path), "error": reason})
-                progress(done, len(files))
-    except KeyboardInterrupt:  # what was done so far is reported
-        interrupted = True
-        print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
+    files, failed = photo_files(photos)
+
+    def stripped(exiftool: ExifTool) -> Iterator[dict[str, Any]]:
+        for path in files:
+            try:
+                if check:
+                    yield _check(path, exiftool)
+                else:
+                    yield _strip(path, exiftool, targets.get(path), maker_notes=maker_notes)
+            except (ImageError, DataError) as error:
+                reason = error.reason if isinstance(error, ImageError) else str(error)
+                yield {"image": str(path), "error": reason}
+
+    with ExifTool() as exiftool:
+        done, interrupted = collect(stripped(exiftool), len(files), "checking" if check else "stripping")
+    records = failed + done
     print_errors(records)
-    write_output(reported(chosen, records, _COLUMNS, _table(records)), report)
+    write_result(chosen, report, records, table=_table(records), rows=records, columns=_COLUMNS)
     if in_place and any(record.get("kept") for record in records):
         print("geoclip: the .original files still hold the places: do not share them", file=sys.stderr)
     found = any(record.get("unreadable") or (check and record.get("removed")) for record in records)
-    finish(records, interrupted=interrupted, found=found)
+    exit_if_failed(records, interrupted=interrupted, found=found)
 
 
 def _targets(photos: list[Path], output: Path | None) -> dict[Path, Path]:

@@ -1,15 +1,21 @@
 """``geoclip tag``: write estimated places beside photos or into them."""
 
-import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cyclopts import Parameter
-
-from open_geoclip.cli._output import Kind, choose
-from open_geoclip.cli._photos import ROW_FORMATS, RowFormat, finish, photo_files, print_errors, report
-from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
+from open_geoclip.cli._options import ImageModelOptions, Output, Photos, photo_files
+from open_geoclip.cli._output import (
+    ROW_FORMATS,
+    Kind,
+    RowFormat,
+    choose_format,
+    collect,
+    exit_if_failed,
+    print_errors,
+    write_result,
+)
 from open_geoclip.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -35,22 +41,16 @@ _COLUMNS: dict[str, Kind] = {
 
 
 def tag(
-    photos: list[Path],
+    photos: Photos,
     /,
     *,
     into: Literal["sidecar", "exif"] = "sidecar",
-    model: str = "earth",
-    backbone: str | None = None,
-    gallery: Path | None = None,
+    options: ImageModelOptions = ImageModelOptions(),
     overwrite: bool = False,
     unsure: bool = False,
     dry_run: bool = False,
-    format_: Annotated[RowFormat | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    engine: Literal["auto", "torch", "openvino"] = "auto",
-    batch_size: int = 8,
-    max_pixels: int | None = None,
+    format_: RowFormat = None,
+    output: Output = None,
 ) -> None:
     """Write estimated places into XMP sidecars, or into EXIF, marked as estimates. Pixels are not touched.
 
@@ -58,56 +58,34 @@ def tag(
     on, is left unchanged and reported. Exit status 1 if a photo could not be done.
 
     Args:
-        photos: Photos, or folders that are searched for them.
         into: sidecar (photo.jpg.xmp; the photo stays unchanged), or exif (JPEG, PNG, WebP and TIFF; needs ExifTool; the
             original is kept as photo.jpg.original).
-        model: earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or
-            dir:/folder.
-        backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
-        gallery: Places to choose from: CSV, GeoJSON or Parquet; the model's own when not given.
         overwrite: Replace all coordinates that the photo has.
         unsure: Write answers that are not sure too, or of a model that is not calibrated for the picture.
         dry_run: Write nothing; report what would be done.
-        format_: What was done, as a table to read, JSON, CSV or Parquet. When not given, what the name of --output ends
-            in, else a table.
-        output: A file for that, instead of stdout.
-        dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
-        engine: What runs the image backbone; auto is openvino where the extra fast is installed.
-        batch_size: Pictures the model sees at once.
-        max_pixels: Larger pictures are refused before they are decoded.
     """
-    show_log()
-    chosen = choose(format_, output, ROW_FORMATS)
+    chosen = choose_format(format_, output, ROW_FORMATS)
 
     from open_geoclip.metadata.exiftool import ExifTool
 
-    files, records = photo_files(photos)
+    files, failed = photo_files(photos)
     exiftool = ExifTool() if into == "exif" else None
-    locator = load_locator(
-        model,
-        backbone=backbone,
-        gallery=gallery,
-        dtype=dtype,
-        engine=engine,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
-    )
-    interrupted = False
-    try:
-        with exiftool or nullcontext(), progress_bar("tagging") as progress:
-            for done, (path, answer) in enumerate(zip(files, locator.stream(files, 1), strict=True), 1):
-                try:
-                    records.append(_tag(path, answer, exiftool, overwrite, unsure, dry_run))
-                except (ImageError, DataError) as error:
-                    reason = error.reason if isinstance(error, ImageError) else str(error)
-                    records.append({"image": str(path), "error": reason})
-                progress(done, len(files))
-    except KeyboardInterrupt:
-        interrupted = True
-        print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
+    locator = options.load()
+
+    def tagged() -> Iterator[dict[str, Any]]:
+        for path, answer in zip(files, locator.stream(files, 1), strict=True):
+            try:
+                yield _tag(path, answer, exiftool, overwrite, unsure, dry_run)
+            except (ImageError, DataError) as error:
+                reason = error.reason if isinstance(error, ImageError) else str(error)
+                yield {"image": str(path), "error": reason}
+
+    with exiftool or nullcontext():
+        done, interrupted = collect(tagged(), len(files), "tagging")
+    records = failed + done
     print_errors(records)
-    write_output(report(chosen, records, _COLUMNS, _table(records)), output)
-    finish(records, interrupted=interrupted)
+    write_result(chosen, output, records, table=_table(records), rows=records, columns=_COLUMNS)
+    exit_if_failed(records, interrupted=interrupted)
 
 
 def _tag(

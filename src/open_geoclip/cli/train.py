@@ -5,8 +5,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._shared import show_log
-
 __all__ = ["train"]
 
 _LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
@@ -30,7 +28,6 @@ def train(
         set_: Change a key of the file, such as --set train.epochs=3; may be given several times.
         tensorboard: A folder to log to for TensorBoard as well.
     """
-    show_log()
     import os
     import time
     from functools import partial

@@ -1,16 +1,23 @@
 """``geoclip verify``: whether pictures look like the places that their metadata name."""
 
-import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from open_geoclip.cli._answers import AnswerFormat, chosen, in_detail
-from open_geoclip.cli._output import Kind
-from open_geoclip.cli._photos import ROW_FORMATS, finish, photo_files, print_errors, report
-from open_geoclip.cli._shared import load_locator, progress_bar, show_log, write_output
+from open_geoclip.cli._answers import has_detail
+from open_geoclip.cli._options import Detail, ImageModelOptions, Output, Photos, photo_files
+from open_geoclip.cli._output import (
+    ANSWER_FORMATS,
+    ROW_FORMATS,
+    AnswerFormat,
+    Kind,
+    choose_format,
+    collect,
+    exit_if_failed,
+    print_errors,
+    write_output,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from open_geoclip.verification import Verification
@@ -45,97 +52,60 @@ _COLUMNS: dict[str, Kind] = {
 
 
 def verify(
-    photos: list[Path],
+    photos: Photos,
     /,
     *,
-    model: str = "earth",
-    backbone: str | None = None,
-    gallery: Path | None = None,
-    format_: Annotated[AnswerFormat | None, Parameter(name="--format")] = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    detail: bool | None = None,
+    options: ImageModelOptions = ImageModelOptions(),
+    format_: AnswerFormat = None,
+    output: Output = None,
+    detail: Detail = None,
     top_k: int = 5,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    engine: Literal["auto", "torch", "openvino"] = "auto",
-    batch_size: int = 8,
-    max_pixels: int | None = None,
 ) -> None:
     """Hold pictures against the places that their EXIF data, XMP or sidecars name.
 
     A verdict is a reason to look closer, never a proof. Exit status 1 if a photo cannot be read, whatever the verdicts.
 
     Args:
-        photos: Photos, or folders that are searched for them.
-        model: earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or
-            dir:/folder. Of a model that is not calibrated, the verdict is "cannot tell".
-        backbone: Where the image backbone is, such as dir:/clip; the one that the model names when not given.
-        gallery: Places to choose from; with another one than the model's own the verdict is "cannot tell".
-        format_: A table to read, or a file: JSON, CSV or Parquet (a row a photo), GeoJSON, KML (or KMZ, with
-            pictures), or HTML, a report that works from disk. When not given, what the name of --output ends in, else
-            a table.
-        output: A file to write instead of stdout.
-        detail: Say the regions that hold 50 and 90 % and where the probability lies; when not given, in the files that
-            show them on a map (GeoJSON, KML, KMZ, HTML).
         top_k: Candidates a picture, in JSON and in files for maps.
-        dtype: What the backbone computes in; auto is bfloat16 where the processor has it.
-        engine: What runs the image backbone; auto is openvino where the extra fast is installed.
-        batch_size: Pictures the model sees at once.
-        max_pixels: Larger pictures are refused before they are decoded.
     """
-    show_log()
-    format_ = chosen(format_, output)
+    chosen = choose_format(format_, output, ANSWER_FORMATS)
     from open_geoclip.verification import verify as verified
 
-    files, records = photo_files(photos)
-    locator = load_locator(
-        model,
-        backbone=backbone,
-        gallery=gallery,
-        dtype=dtype,
-        engine=engine,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
+    files, failed = photo_files(photos)
+    locator = options.load()
+    found, interrupted = collect(
+        verified(locator, files, top_k, detail=has_detail(detail, chosen)), len(files), "verifying"
     )
-    lines: list[str] = []
-    interrupted, detail = False, in_detail(detail, format_)
-    try:
-        with progress_bar("verifying") as progress:
-            for done, found in enumerate(verified(locator, files, top_k, detail=detail), 1):
-                if format_ in ("csv", "parquet") and not found.answer.error:
-                    records.append(_row(found))
-                elif format_ in ROW_FORMATS:
-                    records.append(found.to_dict())
-                else:
-                    records.append(_shown(found, files[done - 1], format_, locator.encoding.max_pixels))
-                lines += _lines(found)
-                progress(done, len(files))
-    except KeyboardInterrupt:  # what was found so far is not thrown away
-        interrupted = True
-        print(f"geoclip: interrupted after {len(records):,} of {len(files):,} photos", file=sys.stderr)
+    records = failed + [one.to_dict() for one in found]
     print_errors(records)
-    if format_ in ROW_FORMATS:
-        about = f"estimates by {locator.model_name}; a verdict is a reason to look closer, no proof"
-        lines += [about] if lines else []
-        write_output(report(format_, records, _COLUMNS, "".join(f"{line}\n" for line in lines)), output)
+    if chosen in ROW_FORMATS:
+        lines = [line for one in found for line in _lines(one)]
+        if lines:
+            lines.append(f"estimates by {locator.model_name}; a verdict is a reason to look closer, no proof")
+        rows = failed + [one.to_dict() if one.answer.error else _row(one) for one in found]
+        table = "".join(f"{line}\n" for line in lines)
+        write_result(chosen, output, records, table=table, rows=rows, columns=_COLUMNS)
     else:
         from open_geoclip.export.formats import render
 
-        write_output(render(records, format_), output)
-    finish(records, interrupted=interrupted)
+        max_pixels = locator.encoding.max_pixels
+        drawn = [_map_record(one, path, chosen, max_pixels) for one, path in zip(found, files, strict=False)]
+        write_output(render(failed + drawn, chosen), output)
+    exit_if_failed(records, interrupted=interrupted)
 
 
-def _shown(found: "Verification", path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
-    """A record for maps and reports: a place that is not on Earth is not drawn, the remarks tell of it."""
+def _map_record(found: "Verification", path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
+    """Return a record for maps and reports: a place that is not on Earth is not drawn, but is in the remarks."""
     from open_geoclip.errors import ImageError
     from open_geoclip.export.thumbnails import thumbnail
 
-    told, place = found.to_dict(), found.exif
+    record, place = found.to_dict(), found.exif
     if place is not None and not place.is_on_earth:
-        told["exif"] = None
+        record["exif"] = None
     if format_ in ("html", "kmz") and found.answer.error is None:
         with suppress(ImageError):  # the file went away since it was read: the answer is shown without it
-            told["thumbnail"] = thumbnail(path, max_pixels=max_pixels)
-    return told
+            record["thumbnail"] = thumbnail(path, max_pixels=max_pixels)
+    return record
 
 
 def _row(found: "Verification") -> dict[str, Any]:

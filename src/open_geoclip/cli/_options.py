@@ -1,0 +1,162 @@
+"""Arguments that commands share: each option and its help once, coordinates, photos."""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from open_geoclip.cli._output import progress_bar
+from open_geoclip.errors import CoordinateError, ImageError
+
+if TYPE_CHECKING:
+    from open_geoclip.search.locator import Locator
+
+__all__ = [
+    "Backbone",
+    "BatchSize",
+    "Bootstrap",
+    "Crops",
+    "Detail",
+    "Distance",
+    "Dtype",
+    "Engine",
+    "Gallery",
+    "ImageModelOptions",
+    "Map",
+    "MaxPixels",
+    "Model",
+    "ModelOptions",
+    "Output",
+    "Photos",
+    "parse_coordinate",
+    "photo_files",
+]
+
+# --- one option each ------------------------------------------------------------------------------
+
+Model = Annotated[
+    str,
+    Parameter(
+        help="earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or "
+        "dir:/folder."
+    ),
+]
+Backbone = Annotated[
+    str | None, Parameter(help="The backbone's folder, such as dir:/clip; default: the one that the model names.")
+]
+Gallery = Annotated[
+    Path | None, Parameter(help="Places to choose from: CSV, GeoJSON or Parquet; default: the model's own.")
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Parameter(help="Precision of the networks; auto is bfloat16 where the processor has it."),
+]
+Engine = Annotated[
+    Literal["auto", "torch", "openvino"],
+    Parameter(help="What runs the image backbone; auto is openvino where the extra fast is installed."),
+]
+BatchSize = Annotated[int, Parameter(help="Images per forward pass.")]
+MaxPixels = Annotated[
+    int | None,
+    Parameter(
+        help="Larger images are refused before they are decoded (JPEGs may have four times as many); default: 89 "
+        "million."
+    ),
+]
+Crops = Annotated[Literal[1, 10], Parameter(help="1, or 10 as in the paper's evaluation: ten times slower.")]
+Photos = Annotated[list[Path], Parameter(help="Photos, or folders of photos.")]
+Output = Annotated[Path | None, Parameter(alias="-o", help="Write to this file; default: stdout.")]
+Detail = Annotated[
+    bool | None,
+    Parameter(
+        help="Include the regions of 50 and 90 % and the heat map; default: in formats that draw them (GeoJSON, KML, "
+        "KMZ, HTML)."
+    ),
+]
+Map = Annotated[Path | None, Parameter(name="--map", help="Draw a map to this PNG file.")]
+Bootstrap = Annotated[int, Parameter(help="Resamples for the 95 % intervals; 0: none.")]
+Distance = Annotated[
+    Literal["haversine", "geodesic"],
+    Parameter(help="On a sphere of 6371.0088 km, as in papers, or on the WGS84 ellipsoid."),
+]
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which weights and gallery a command uses."""
+
+    model: Model = "earth"
+    backbone: Backbone = None
+    gallery: Gallery = None
+
+    def load(self, **options: Any) -> "Locator":
+        """Load the locator; a bar shows while the gallery is encoded for the first time.
+
+        Args:
+            options: further arguments of :meth:`~open_geoclip.search.locator.Locator.from_pretrained`.
+        """
+        from open_geoclip.images import MAX_PIXELS
+        from open_geoclip.search.locator import Locator
+
+        arguments = asdict(self) | options
+        if arguments.get("max_pixels") is None:
+            arguments["max_pixels"] = MAX_PIXELS
+        with progress_bar("encoding the gallery, once") as progress:
+            return Locator.from_pretrained(arguments.pop("model"), progress=progress, **arguments)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImageModelOptions(ModelOptions):
+    """The same, and how images are processed."""
+
+    dtype: Dtype = "auto"
+    engine: Engine = "auto"
+    batch_size: BatchSize = 8
+    max_pixels: MaxPixels = None
+
+
+# --- coordinates and photos -----------------------------------------------------------------------
+
+
+def parse_coordinate(text: str) -> tuple[float, float]:
+    """Parse a coordinate: ``48.8584,2.2945``.
+
+    Raises:
+        CoordinateError: it is not two numbers, or not on Earth.
+    """
+    import numpy as np
+
+    from open_geoclip.geo.sphere import check_coordinates
+
+    parts = text.split(",")
+    try:
+        lat, lon = (float(part) for part in parts)
+    except ValueError as error:
+        raise CoordinateError(f"{text!r} is not LAT,LON: two numbers in degrees, such as 48.8584,2.2945") from error
+    check_coordinates(np.array([[lat, lon]]))
+    return lat, lon
+
+
+def photo_files(paths: list[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Return the photos among files and folders, each once, and a record with an error for each path that has none."""
+    from open_geoclip.images import find_images
+    from open_geoclip.metadata.files import unique_files
+
+    files: list[Path] = []
+    failed: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            files += find_images([path])
+        except ImageError as error:
+            failed.append({"image": error.name, "error": error.reason})
+    files, repeated = unique_files(files)
+    if repeated:
+        print(f"geoclip: {len(repeated):,} named twice, such as {repeated[0]}: done once", file=sys.stderr)
+    return files, failed
