@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from open_geoclip.cli._shared import load_locator
+from open_geoclip.cli._options import ModelOptions
 from open_geoclip.data.earth_views import views
 from open_geoclip.export.map import PlacedPicture, draw_answers
 from open_geoclip.geo.sphere import geodesic_km
@@ -27,7 +27,7 @@ def main() -> None:
     for number, image in enumerate(batch.images, 1):
         paths.append(FOLDER / f"view_{number}.png")
         Image.fromarray(image).save(paths[-1])
-    locator = load_locator("earth")
+    locator = ModelOptions().load()
     answers = locator.locate(paths)
     (FOLDER / "answers.json").write_text(json.dumps([answer.to_dict() for answer in answers], indent=2))
 
