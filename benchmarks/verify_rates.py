@@ -106,17 +106,17 @@ def interval(part: int, whole: int) -> tuple[float, float] | None:
 def table(found: dict[str, Any]) -> str:
     """The part of the page that is written by this command."""
     lines = [
-        f"Of `{found['model']}` on {found['views']:,} test views of the Earth, by `make verify-rates`. Shares are of",
-        "the views that got a verdict, but for the last column, which is of all. `doubted` is `unlikely` or",
-        "`contradicts`, with an interval of 95 %.",
+        f"Model `{found['model']}`, {found['views']:,} test views of the Earth, by `make verify-rates`. The last",
+        "column is the share of all views, the others are shares of the views that got a verdict. `doubted` is",
+        "`unlikely` or `contradicts`, with a 95 % interval.",
         "",
-        "| the place that the photo names | views | doubted | `contradicts` alone | `cannot tell` |",
+        "| stated place | views | doubted | `contradicts` only | `cannot tell` |",
         "| --- | --- | --- | --- | --- |",
     ]
     for said, one in found["rates"].items():
         if not one["views"]:
             continue
-        name = "the true one (a false alarm)" if said == "true" else f"moved by {int(said):,} km"
+        name = "the true place (false alarms)" if said == "true" else f"moved by {int(said):,} km"
         doubted = (
             "-"
             if one["doubted_percent"] is None

@@ -36,6 +36,6 @@ def test_rates_leave_out_what_cannot_be_told(rates: ModuleType) -> None:
     assert found["200"]["doubted_percent"] == 100
     assert found["5000"]["doubted_percent"] is None
     text = rates.table({"model": "m", "views": 29, "rates": found})
-    assert "| the true one (a false alarm) | 25 | **10.0 %** (2.8 to 30.1) | 5.0 % | 20.0 % |" in text
+    assert "| the true place (false alarms) | 25 | **10.0 %** (2.8 to 30.1) | 5.0 % | 20.0 % |" in text
     assert "moved by 200 km | 4 |" in text
     assert "5,000" not in text
