@@ -77,11 +77,11 @@ def main() -> None:
     )  # seed, with or without, threshold
     training = f"{options.views:,} varied views, {options.epochs} epochs, {options.seeds} seeds"
     lines = [f"| {training} | 25 km | 200 km | 750 km | 2500 km |", "| --- | --- | --- | --- | --- |"]
-    for name, each in zip(("with the text side", "without"), runs.mean(axis=0), strict=True):
+    for name, each in zip(("with text", "without text"), runs.mean(axis=0), strict=True):
         lines.append(f"| {name} | " + " | ".join(f"{share:.1f}" for share in each) + " |")
     gaps = runs[:, 0] - runs[:, 1]
     shown = (f"{gap.mean():+.1f} ({gap.min():+.1f} to {gap.max():+.1f})" for gap in gaps.T)
-    lines.append("| what it costs or gains | " + " | ".join(shown) + " |")
+    lines.append("| difference | " + " | ".join(shown) + " |")
     table = "\n".join(lines)
     print(table)
     if options.write is not None:
