@@ -1,4 +1,4 @@
-"""``make refinement``: what looking between the places of a gallery is worth, and what it costs.
+"""``make refinement``: accuracy and cost of searching between the places of a gallery.
 
 Parts: ``earth`` (galleries of 2,000 to 100,000 places, with and without refinement, on test views) and ``released``
 (places found again from noisy vectors of the released location tower: its pictures are not here). Settings were chosen
@@ -133,7 +133,7 @@ def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
 def earth_table(rows: list[dict[str, Any]]) -> list[str]:
     """Of the embedded model, and what it says."""
     lines = [
-        f"| places, {rows[0]['n']:,} test views | 25 km | 200 km | 750 km | 2500 km | median | time a picture |",
+        f"| places, {rows[0]['n']:,} test views | 25 km | 200 km | 750 km | 2500 km | median | time per image |",
         "| --- |" + " --- |" * 6,
     ]
     lines += [f"| {_gallery(row)} | {_cells(row, RADII[1:])} | {_cost(row)} |" for row in rows]
@@ -146,15 +146,15 @@ def earth_table(rows: list[dict[str, Any]]) -> list[str]:
     return [
         *lines,
         "",
-        f"The claim to show: {'; '.join(said)}. Chance alone moves these by {_chance(finest):.1f} points.",
+        f"Summary: {'; '.join(said)}. The standard error is {_chance(finest):.1f} points.",
     ]
 
 
 def released_table(rows: list[dict[str, Any]]) -> list[str]:
     """Of the released tower, and what it costs."""
     lines = [
-        f"| truth, {rows[0]['n']:,} places | cosine with it | places | 1 km | 25 km | 200 km | 2500 km | median "
-        "| time a picture |",
+        f"| true place, {rows[0]['n']:,} places | cosine with it | gallery places | 1 km | 25 km | 200 km | 2500 km "
+        "| median | time per image |",
         "| --- |" + " --- |" * 8,
     ]
     lines += [
@@ -163,8 +163,10 @@ def released_table(rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
     ]
     most, once = (max(row.get(key, 0.0) for row in rows) for key in ("ms_a_picture", "s_once"))
-    cost = f"At most {most:.0f} ms a picture on top, after {once:.0f} s once for the surroundings of 2,000 places."
-    return [*lines, "", f"{cost} Processor time of one thread, in batches of {BATCH}."]
+    cost = (
+        f"Refinement adds at most {most:.0f} ms per image, after {once:.0f} s once for the first rings of 2,000 places."
+    )
+    return [*lines, "", f"{cost} CPU time of one thread, in batches of {BATCH}."]
 
 
 def _gallery(row: dict[str, Any]) -> str:

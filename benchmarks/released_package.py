@@ -243,7 +243,7 @@ def describe_machine() -> dict[str, str]:
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "released": f"geoclip {version('geoclip')}, transformers {version('transformers')}",
         "this package": f"open-geoclip {og.__version__}",
-        "load before the run": f"{os.getloadavg()[0]:.1f} (0 is a quiet machine)",
+        "load before the run": f"{os.getloadavg()[0]:.1f} (0 is an idle machine)",
     }
 
 
@@ -260,12 +260,12 @@ def compare_pictures(report: Report, released: Side, ours: Side, pictures: list[
         found, shares = ours.time(one, "predict", times=3, picture=picture)
         ours.time(several, "locate", each=BATCH, pictures=(pictures * BATCH)[:BATCH])
         for side in (released, ours):
-            side.time("Of a photo: the image tower alone", "image_tower", times=2)
+            side.time("Of a photo: the image encoder alone", "image_tower", times=2)
         same += found == expected
         answers.add(str(found))
         difference = max(difference, *(abs(a - b) for a, b in zip(probabilities, shares, strict=True)))
     report.rows[several].released = report.rows[one].released
-    said = f"{same} of {len(pictures)} pictures (different answers: {len(answers)})"
+    said = f"{same} of {len(pictures)} images (different answers: {len(answers)})"
     report.check(f"the same top {TOP_K} coordinates in the same order", same == len(pictures), said)
     report.check_at_most("their probabilities", difference, PROBABILITY_TOLERANCE)
 
@@ -273,34 +273,42 @@ def compare_pictures(report: Report, released: Side, ours: Side, pictures: list[
 def compare_galleries(report: Report, released: Side, ours: Side, scratch: Path) -> None:
     """The released gallery encoded, opened and searched; vectors of random coordinates."""
     say("encoding the gallery, three times each")
-    encoded = "The gallery of 100,000 encoded (released: for each photo; this package: once, and kept)"
+    encoded = "Encoding the gallery of 100,000 (released: for each photo; this package: once, then cached)"
     for turn in range(3):
         released.time(encoded, "encode_gallery")
         ours.time(encoded, "encode_gallery", folder=scratch / f"gallery{turn}")
     file = released_file("model/gps_gallery/coordinates_100K.csv")
-    ours.time("The kept gallery opened, its CSV read", "open_gallery", times=5, file=file, folder=scratch / "gallery0")
+    ours.time(
+        "Opening the cached gallery and reading its CSV",
+        "open_gallery",
+        times=5,
+        file=file,
+        folder=scratch / "gallery0",
+    )
     for n in (1, QUERIES):
-        ours.time(f"The gallery searched, pictures at once: {n}", "search", times=9, n=n)
+        ours.time(f"Searching the gallery, images at once: {n}", "search", times=9, n=n)
     points = np.random.default_rng(0).uniform((-90, -180), (90, 180), (10_000, 2)).astype(np.float32)
     vectors = [side.call("encode", points=points)[0] for side in (released, ours)]
     difference = float(np.abs(vectors[0] - vectors[1]).max())
-    report.check_at_most("location vectors of 10,000 random coordinates", difference, VECTOR_TOLERANCE)
+    report.check_at_most("location embeddings of 10,000 random coordinates", difference, VECTOR_TOLERANCE)
 
 
 def compare(report: Report, clip: Path, pictures: list[str], scratch: Path) -> None:
     """Both sides, each in its process, through everything that both can do."""
     with Side("released", report) as released, Side("ours", report) as ours:
         say("loading both, warming up; our side encodes its gallery")
-        loaded = "The model loaded, imports included"
+        loaded = "Loading the model, imports included"
         released.time(loaded, "load", clip=str(clip))
         ours.time(loaded, "load", clip=str(clip), dtype="float32")
         for side in (released, ours):
             side.call("predict", picture=pictures[0])
         places, _ = ours.call("prepare", pictures=pictures)
-        report.notes.append(f"Of the gallery's 100,000 rows this package encodes and searches the {places:,} distinct.")
+        report.notes.append(
+            f"Of the gallery's 100,000 rows this package encodes and searches the {places:,} distinct ones."
+        )
         compare_pictures(report, released, ours, pictures)
-        report.memory["released: photos located one by one"] = released.most()
-        report.memory["this package: the same and batches, gallery encoded"] = ours.most()
+        report.memory["released: locating photos one by one"] = released.most()
+        report.memory["this package: the same and batches, encoding the gallery"] = ours.most()
         compare_galleries(report, released, ours, scratch)
 
 
@@ -309,7 +317,7 @@ def measure_bfloat16(report: Report, clip: Path, pictures: list[str]) -> None:
     from open_geoclip.model.backbones.runtime import resolve_dtype
 
     if resolve_dtype("auto") != torch.bfloat16:
-        report.notes.append("bfloat16 is not timed: this processor has no instructions for it and would emulate it.")
+        report.notes.append("bfloat16 is not timed: this processor has no instructions for it.")
         return
     say("bfloat16")
     with Side("ours", report) as ours:
@@ -336,15 +344,15 @@ def measure_earth(report: Report, view: str) -> None:
     with Side("ours", report) as ours:
         ours.call("load_earth")
         ours.call("locate", pictures=[view])
-        ours.time("Model `earth`: a view, `Locator.locate`, warm", "locate", times=15, pictures=[view])
+        ours.time("Model `earth`: one view, `Locator.locate`, warm", "locate", times=15, pictures=[view])
         ours.call("render", n=1)
-        ours.time("Earth views rendered, each", "render", each=1024, n=1024)
+        ours.time("Rendering an Earth view", "render", each=1024, n=1024)
     command = [sys.executable, "-m", "open_geoclip.cli", "locate", view, "--format", "json"]
     for _ in range(5):
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         taken = time.perf_counter() - started
-        report.add("Model `earth`: `geoclip locate` of a view, the whole process", "ours", taken)
+        report.add("Model `earth`: `geoclip locate` of one view, whole process", "ours", taken)
 
 
 def measure_places(report: Report, n: int, scratch: Path) -> None:
@@ -353,10 +361,10 @@ def measure_places(report: Report, n: int, scratch: Path) -> None:
     with Side("ours", report) as ours:
         ours.call("load_location_encoder")
         before = ours.memory()
-        ours.time(f"A gallery of {n:,} encoded", "build_places", n=n, folder=scratch / "places")
+        ours.time(f"Encoding a gallery of {n:,}", "build_places", n=n, folder=scratch / "places")
         for pictures in (1, QUERIES):
-            ours.time(f"A gallery of {n:,} searched, pictures at once: {pictures}", "search", times=5, n=pictures)
-        report.memory[f"this package, beyond the model: {n:,} places encoded and searched"] = ours.most(before)
+            ours.time(f"Searching a gallery of {n:,}, images at once: {pictures}", "search", times=5, n=pictures)
+        report.memory[f"this package, besides the model: encoding and searching {n:,} places"] = ours.most(before)
 
 
 def write(name: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""``make accuracy``: whether probabilities hold and what each way to decide gains, on test views.
+"""``make accuracy``: calibration of the probabilities and accuracy of each decoding, on test views.
 
 Writes docs/accuracy.md, its plot, and all figures as JSON. With ``--fit`` the calibration is fitted on validation
 views first and written into the card of the model; nothing else here looks at them, and nothing is tuned on test views.
@@ -35,24 +35,24 @@ from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.folders import folder
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_calibration
-from research.out_of_distribution import strange_pictures
+from research.out_of_distribution import out_of_distribution_images
 from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
 from research.view_features import earth_view_features
 
 __all__ = ["fitted", "main", "measure", "page"]
 
 DECODINGS: tuple[tuple[str, DecodeMethod, float], ...] = (
-    ("plain maximum", "max", 25.0),
-    ("most mass within 25 km", "mass", 25.0),
-    ("most mass within 200 km", "mass", 200.0),
-    ("most mass within 750 km", "mass", 750.0),
-    ("most mass within 2500 km", "mass", 2500.0),
+    ("maximum", "max", 25.0),
+    ("most probability within 25 km", "mass", 25.0),
+    ("most probability within 200 km", "mass", 200.0),
+    ("most probability within 750 km", "mass", 750.0),
+    ("most probability within 2500 km", "mass", 2500.0),
     ("least expected distance", "distance", 25.0),
     ("best expected GeoScore", "geoscore", 25.0),
 )
 BINNED_KM = (25, 200, 750)  # distances whose reliability is drawn; at 1 km nothing is right, at 2500 km nearly all
 SHARES = (0.5, 0.9)
-_CHUNK = 32  # pictures
+_CHUNK = 32  # images
 _BETWEEN, _REFINED = 1024, 512  # views that refinement is calibrated and measured on: it takes longer
 
 console = Console(stderr=True)
@@ -60,7 +60,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Views:
-    """Pictures of one split, as vectors, and where they were taken."""
+    """Embeddings of the images of one split, and their true places."""
 
     vectors: Float[Tensor, "n d"]
     truth: Float64[np.ndarray, "n 2"]
@@ -68,13 +68,13 @@ class Views:
 
 @torch.inference_mode()
 def encoded(model: GeoCLIP, data: FeatureSet) -> Views:
-    """Vectors of pictures whose backbone features are known."""
+    """Encode images whose backbone features are known."""
     parts = [F.normalize(model.image_encoder.forward_head(part.float()), dim=1) for part in data.features.split(512)]
     return Views(torch.cat(parts), data.coordinates.numpy())
 
 
 def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibration:
-    """The calibration that makes validation views most likely."""
+    """Fit the calibration by maximum likelihood on validation views."""
 
     def progress(done: int, total: int) -> None:
         console.print(f"calibration: {done:,} of {total:,} views")
@@ -87,7 +87,7 @@ def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibr
 def posteriors(
     index: GalleryIndex, cells: GalleryCells, views: Views, scale: float, calibration: Calibration
 ) -> Iterator[tuple[slice, Posterior, Posterior]]:
-    """Posteriors of a few pictures at a time, calibrated and not."""
+    """Yield posteriors of a few images at a time, calibrated and not."""
     for start in range(0, len(views.truth), _CHUNK):
         rows = slice(start, start + _CHUNK)
         logits = index.logits(views.vectors[rows], scale)
@@ -95,20 +95,20 @@ def posteriors(
         yield rows, Posterior.from_logits(logits, cells, calibration, scale=scale), plain
 
 
-def strange(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) -> dict[str, dict[str, int]]:
-    """Of pictures that are no view of the Earth, how many an answer is sure of."""
+def count_sure(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) -> dict[str, dict[str, int]]:
+    """Count out-of-distribution images, and those with a sure answer, by kind."""
     cells = GalleryCells.from_gallery(index.gallery)
     found = {}
-    for kind, images in strange_pictures().items():
+    for kind, images in out_of_distribution_images().items():
         logits = index.logits(encode_images(model, images).embeddings, model.scale)
         posterior = Posterior.from_logits(logits, cells, calibration, scale=model.scale)
         sure = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
-        found[kind] = {"pictures": len(images), "sure": sum(map(bool, sure))}
+        found[kind] = {"images": len(images), "sure": sum(map(bool, sure))}
     return found
 
 
 def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibration) -> dict[str, Any]:
-    """Everything that the page says, of one model on one set of views."""
+    """Measure one model on one set of views."""
     cells, n = GalleryCells.from_gallery(index.gallery), len(views.truth)
     answers = {name: np.empty((n, 2)) for name, _, _ in DECODINGS}
     within, radii = np.empty((n, len(THRESHOLDS_KM))), np.empty((n, len(SHARES)))
@@ -117,7 +117,7 @@ def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibr
     for rows, posterior, plain in posteriors(index, cells, views, scale, calibration):
         for name, how, radius in DECODINGS:
             answers[name][rows] = posterior.decode(how, radius)
-        best = answers["most mass within 200 km"][rows]
+        best = answers["most probability within 200 km"][rows]
         profile = posterior.profile(best)
         within[rows], radii[rows] = profile.within(THRESHOLDS_KM), profile.radius_km(SHARES)
         sure[rows] = posterior.is_sure(profile)
@@ -126,7 +126,7 @@ def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibr
         raw[rows] = plain.log_density(views.truth[rows])
         console.print(f"{min(rows.stop, n):,} of {n:,} views")
     km = {name: distances_km(views.truth, found) for name, found in answers.items()}
-    off = km["most mass within 200 km"]
+    off = km["most probability within 200 km"]
     return {
         "n": n,
         "calibration": calibration.to_dict(),
@@ -149,22 +149,23 @@ def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibr
 
 
 def page(name: str, figures: dict[str, Any]) -> str:
-    """docs/accuracy.md."""
+    """Return docs/accuracy.md."""
     cal, test = figures["calibration"], figures
     lines = [
         "# Accuracy and calibration",
         "",
-        f"Of the model `{name}`, on {test['n']:,} test views of the Earth. `make accuracy` writes this page; nothing",
-        "was tuned on these views, but that circles are mapped at all was decided after a look at test figures of the",
-        "first model ([log](log/2026-11-23-posterior.md)).",
+        f"Model `{name}`, {test['n']:,} test views of the Earth. `make accuracy` writes this page. No parameter was "
+        "tuned on these views;",
+        "only the decision to calibrate circles was made after the test results of the first model were known",
+        "([log](log/2026-11-23-posterior.md)).",
         "",
         f"The calibration was fitted on {cal['n_images']:,} {cal['fitted_on']}: temperature {cal['temperature']}, "
         f"smoothing {cal['sigma_km']} km, background",
         f"{100 * cal['background']:.2f} % for an image whose best logit is {cal['reference_logit']:.1f}, its log odds "
-        f"{cal['background_slope']:.2f} more for each unit below. What these mean:",
-        "[search/calibration.py](../src/open_geoclip/search/calibration.py).",
+        f"{cal['background_slope']:.2f} higher for each unit below. See",
+        "[search/calibration.py](../src/open_geoclip/search/calibration.py) for the parameters.",
         "",
-        "## What each decision gains",
+        "## Decoding",
         "",
         "| answer | " + " | ".join(f"{t} km" for t in THRESHOLDS_KM) + " | median km | mean km | GeoScore |",
         "| --- |" + " --- |" * 8,
@@ -174,12 +175,12 @@ def page(name: str, figures: dict[str, Any]) -> str:
         lines.append(f"| {how} | {within} | {s['median_km']:.1f} | {s['mean_km']:.1f} | {s['geoscore']:.0f} |")
     lines += [
         "",
-        "Percent within each distance. The plain maximum is a place of the gallery, as in the released package; the",
-        "others may lie between places.",
+        "Percent within each distance. The maximum is a place of the gallery, as in the released package; the other",
+        "methods also give places between them.",
         "",
-        "## Do probabilities hold",
+        "## Calibration",
         "",
-        "| share | circle around the answer holds the truth | its median radius | smallest region holds the truth |",
+        "| level | circle contains the true place | its median radius | smallest region contains the true place |",
         "| --- | --- | --- | --- |",
     ]
     lines += [
@@ -188,7 +189,7 @@ def page(name: str, figures: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        "| probability of being within | claimed, mean | right | expected calibration error |",
+        "| distance | mean predicted probability | observed frequency | expected calibration error |",
         "| --- | --- | --- | --- |",
     ]
     for km, found in test["reliability"].items():
@@ -198,15 +199,14 @@ def page(name: str, figures: dict[str, Any]) -> str:
     nats, sure = test["nats_per_km2"], test["sure"]
     lines += [
         "",
-        "![Claimed probabilities against how often they were right](reliability.png)",
+        "![Reliability diagram](reliability.png)",
         "",
-        f"Negative log-likelihood of the truth: {nats['calibrated']:.2f} nats per km² "
-        f"({nats['not calibrated']:.2f} without the calibration; an even guess over all land has 18.82).",
+        f"Negative log-likelihood of the true places: {nats['calibrated']:.2f} nats per km² "
+        f"({nats['not calibrated']:.2f} without calibration; 18.82 for a uniform distribution over land).",
         "",
-        f"An answer is called sure when it claims {100 * SURE_PROBABILITY:.0f} % or more for {SURE_KM:.0f} km, and its "
-        "best "
-        f"place scores at least as those of {100 * IN_DISTRIBUTION_SHARE:.0f} % of the validation views. "
-        f"{sure['share']:.1f} % of the answers are; "
+        f"An answer is sure if its probability within {SURE_KM:.0f} km is at least {100 * SURE_PROBABILITY:.0f} %, and "
+        f"its best score is at least the {100 * (1 - IN_DISTRIBUTION_SHARE):.0f} % quantile of the validation views. "
+        f"{sure['share']:.1f} % of the answers are sure; "
         + ", ".join(
             f"{value:.1f} % of {who} are right within {SURE_KM:.0f} km"
             for who, value in (("these", sure["right_when_sure"]), ("the others", sure["right_when_not_sure"]))
@@ -214,25 +214,25 @@ def page(name: str, figures: dict[str, Any]) -> str:
         )
         + ".",
         "",
-        "## Pictures of something else",
+        "## Out-of-distribution images",
         "",
-        "Pictures that are no view of the Earth, such as a flower, should leave the model unsure.",
+        "Answers for images that are no views of the Earth, such as a flower, should not be sure.",
         "",
-        "| pictures | how many | sure |",
+        "| images | n | sure |",
         "| --- | --- | --- |",
-        *(f"| {kind} | {count['pictures']} | {count['sure']} |" for kind, count in test["strange"].items()),
+        *(f"| {kind} | {count['images']} | {count['sure']} |" for kind, count in test["out_of_distribution"].items()),
         "",
         *several_lines(test),
-        "The released `geoclip` weights have no validation photos here. Their answers say that they are not",
-        "calibrated: `sure` is null, and probabilities are those of its own temperature. With photos of your own,",
-        "`open_geoclip.evaluation.calibration.fit_calibration` gives a calibration.",
+        "The released `geoclip` weights are not calibrated, for lack of validation photos: `sure` is null, and",
+        "probabilities use the temperature of the weights. With photos of your own,",
+        "`open_geoclip.evaluation.calibration.fit_calibration` fits a calibration.",
         "",
     ]
     return "\n".join(lines)
 
 
 def plot(path: Path, figures: dict[str, Any]) -> None:
-    """The reliability diagram."""
+    """Draw the reliability diagram."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -250,7 +250,7 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Fit if asked to, measure, write."""
+    """Fit the calibration with ``--fit``, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="earth")
     parser.add_argument("--fit", action="store_true", help="fit on validation views and write it into the model's card")
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4096)
     parser.add_argument("--test-views", type=int, default=4096, help="measure on the first of them only")
     parser.add_argument(
-        "--rendered", type=int, default=96, help="groups of views, and pictures in ten crops, that are rendered"
+        "--rendered", type=int, default=96, help="number of groups of views, and of images in ten crops, to render"
     )
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--json", type=Path, default=Path("build/accuracy.json"))
@@ -284,7 +284,7 @@ def main() -> None:
     test = views("test")
     test = Views(test.vectors[: options.test_views], test.truth[: options.test_views])
     figures = measure(index, test, model.scale, calibration)
-    figures["strange"] = strange(index, model, calibration)
+    figures["out_of_distribution"] = count_sure(index, model, calibration)
     locator = Locator.from_pretrained(options.model, dtype="float32")  # with the calibration as it now stands
     several: dict[str, Callable[[], dict[str, Any]]] = {
         "refined": lambda: refined(locator, test.vectors[:_REFINED], test.truth[:_REFINED]),

@@ -1,27 +1,27 @@
-"""Pictures that are no view of the Earth: a model that was trained on nothing else should doubt its answer to them."""
+"""Images that are no views of the Earth: answers for them should not be sure."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["strange_pictures"]
+__all__ = ["out_of_distribution_images"]
 
 _SIZE = 300
 _COLOURS = ((10, 30, 80), (20, 90, 30), (200, 180, 120), (200, 30, 30), (250, 240, 230), (90, 70, 50))
 _TEXT = "The quick brown fox jumps over the lazy dog, 1234567890 times."
 
 
-def strange_pictures() -> dict[str, list[Image.Image]]:
-    """Pictures by kind: the same ones at every call. Two photographs are among them where scikit-learn is installed."""
+def out_of_distribution_images() -> dict[str, list[Image.Image]]:
+    """Return images by kind, the same ones at each call; with scikit-learn, two photos are among them."""
     rng = np.random.default_rng(0)
     found = {
-        "one grey": [_plain((level, level, level)) for level in range(0, 256, 51)],
-        "one colour": [_plain(colour) for colour in _COLOURS],
+        "uniform grey": [_plain((level, level, level)) for level in range(0, 256, 51)],
+        "uniform colour": [_plain(colour) for colour in _COLOURS],
         "noise": [Image.fromarray(rng.integers(0, 256, (_SIZE, _SIZE, 3), dtype=np.uint8)) for _ in range(12)],
-        "patches of colour": [_patches(rng, 4 * 2 ** (number % 4)) for number in range(12)],
-        "a drawn pattern": [_stripes(), _squares(), _rings()],
-        "a page of text": [_page()],
-        "a drawn face": [_face()],
-        "a drawn mountain": [_mountain()],
+        "colour patches": [_patches(rng, 4 * 2 ** (number % 4)) for number in range(12)],
+        "drawn pattern": [_stripes(), _squares(), _rings()],
+        "page of text": [_page()],
+        "drawn face": [_face()],
+        "drawn mountain": [_mountain()],
     }
     try:
         from sklearn.datasets import load_sample_images
@@ -29,7 +29,7 @@ def strange_pictures() -> dict[str, list[Image.Image]]:
         return found
     # A temple and a flower, each as a whole and in quarters.
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    return found | {"a photograph taken on the ground": [part for whole in photographs for part in _parts(whole)]}
+    return found | {"photo taken on the ground": [part for whole in photographs for part in _parts(whole)]}
 
 
 def _plain(colour: tuple[int, int, int]) -> Image.Image:

@@ -237,17 +237,19 @@ def report(results: Sequence[QueryResult], deserts: Mapping[str, tuple[int, int]
     share, chance = (np.array([getattr(result, name) for result in results]) for name in ("share", "chance"))
     low, high = _interval(share)
     lines = [
-        "# Texts located, in words that no caption used",
+        "# Text queries in words that occur in no caption",
         "",
-        f"{title}. Of the {BEST} best places of the gallery for each query, the share that lies in the region it "
-        "names; chance is that region's share of the whole gallery.",
+        f"{title}. `share` is the share of the {BEST} best places of the gallery that are in the region of the query; "
+        "`chance` is the share of the whole gallery.",
         "",
-        f"- {len(results)} queries: {100 * share.mean():.1f} % of the best places lie in the region (95 % interval "
+        f"- {len(results)} queries: {100 * share.mean():.1f} % of the best places are in the region (95 % interval "
         f"over queries {100 * low:.1f} to {100 * high:.1f} %), against {100 * chance.mean():.1f} % by chance.",
-        f"- {int((share > chance).sum())} of {len(results)} queries do better than chance, "
-        f"{int((share > 5 * chance).sum())} five times better; {int((share == 0).sum())} find nothing.",
+        f"- {int((share > chance).sum())} of {len(results)} queries are better than chance, "
+        f"{int((share > 5 * chance).sum())} at least five times; "
+        f"{int((share == 0).sum())} find no place in the region.",
         "",
-        'For "a desert", as many places are lit as lie in desert climates. Of each desert is lit:',
+        'For "a desert", the best places are selected, as many as there are in desert climates. Selected share of each '
+        "desert:",
         "",
         "| " + " | ".join(deserts) + " |",
         "|" + " ---: |" * len(deserts),

@@ -1,7 +1,7 @@
-"""What refinement, several pictures, trips and ten crops are worth, and whether probabilities hold with them.
+"""Accuracy and calibration of refinement, several images, trips and ten crops.
 
-Measured on test views by ``make accuracy``. Views of one neighbourhood and of trips are rendered around the centres of
-test views; nothing was chosen on them.
+``make accuracy`` measures them on test views. Views of neighbourhoods and trips are rendered around the centres of test
+views; nothing is tuned on them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ _CHUNK = 32
 
 
 def judged(posteriors: Iterable[Posterior], truth: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
-    """Figures of merit of answers, and how often circles and regions hold the truth."""
+    """Score answers, and measure how often circles and regions contain the true place."""
     answers, radii, levels, start = [], [], [], 0
     for posterior in posteriors:
         best = posterior.decode("mass", ANSWER_KM)
@@ -52,15 +52,15 @@ def judged(posteriors: Iterable[Posterior], truth: Float64[np.ndarray, "n 2"]) -
 
 
 def refined(locator: Locator, vectors: Float[Tensor, "n d"], truth: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
-    """The same pictures from the gallery's places alone, and with refinement."""
+    """Locate the same images without and with refinement."""
     parts = vectors.split(_CHUNK)
     scale, space = locator.model.scale, locator.search_space
     between = (one for part in parts for one in space.refined_posteriors(part, scale, locator.calibration))
-    return {"as ever": judged(map(locator.posterior, parts), truth), "refined": judged(between, truth)}
+    return {"not refined": judged(map(locator.posterior, parts), truth), "refined": judged(between, truth)}
 
 
 def rendered(locator: Locator, earth: Earth, centres: Float64[np.ndarray, "n 2"], first: int) -> Float[Tensor, "n d"]:
-    """Vectors of views of any places, with the cameras of test views from a first one on."""
+    """Encode rendered views of given places, with the cameras of test views from ``first`` on."""
     found = []
     for start in range(0, len(centres), _CHUNK):
         part = centres[start : start + _CHUNK]
@@ -70,7 +70,7 @@ def rendered(locator: Locator, earth: Earth, centres: Float64[np.ndarray, "n 2"]
 
 
 def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
-    """One view, and several of one neighbourhood, answered with one place; the truth is the neighbourhood's middle."""
+    """Locate one view and several views of a neighbourhood; the true place is its centre."""
     middles, most = view_centres("test", n), max(TOGETHER)
     rng = np.random.default_rng(4)
     km = APART_KM / 2 * np.sqrt(rng.uniform(size=(n, most)))
@@ -89,7 +89,7 @@ def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
 
 
 def stops_of(start: Float64[np.ndarray, "2"], rng: np.random.Generator) -> Float64[np.ndarray, "s 2"]:
-    """Places on land, each within reach of the one before."""
+    """Draw places on land, each within reach of the previous one."""
     trip = [start]
     while len(trip) < STOPS:
         to = destination(trip[-1], rng.uniform(0, 360), HOURS * SPEED_KMH * np.sqrt(rng.uniform()))
@@ -99,7 +99,7 @@ def stops_of(start: Float64[np.ndarray, "2"], rng: np.random.Generator) -> Float
 
 
 def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
-    """Views of trips, each alone, and as trips with the true limit of speed and with that of an airliner."""
+    """Locate views alone, and as trips with the true speed limit and with that of an airliner."""
     rng = np.random.default_rng(5)
     centres = np.stack([stops_of(start, rng) for start in view_centres("test", n)])
     hours, truth = np.arange(STOPS) * HOURS, centres.reshape(-1, 2)
@@ -117,13 +117,13 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
 
         found[look] = {
             "each view alone": judged(map(locator.posterior, parts), truth),
-            **{f"as trips, {speed:.0f} km/h at most": judged(as_trips(speed), truth) for speed in (SPEED_KMH, 900.0)},
+            **{f"as trips, at most {speed:.0f} km/h": judged(as_trips(speed), truth) for speed in (SPEED_KMH, 900.0)},
         }
     return found
 
 
 def crops(locator: Locator, n: int = 256) -> dict[str, Any]:
-    """One crop and ten of the same views."""
+    """Locate the same views from one crop and from ten."""
     ten = EncodeSettings(locator.encoding.batch_size, crops=10)
     vectors: dict[str, list[Tensor]] = {"one crop": [], "ten crops": []}
     truth = []
@@ -135,33 +135,34 @@ def crops(locator: Locator, n: int = 256) -> dict[str, Any]:
 
 
 def several_lines(figures: dict[str, Any]) -> list[str]:
-    """The part of docs/accuracy.md that tells of it."""
+    """Return the part of docs/accuracy.md about refinement, several images, trips and crops."""
     among = next(iter(figures["neighbourhoods"].values()))["one view"]["n"]
     stops = next(iter(figures["trips"].values()))["each view alone"]["n"]
-    lines = ["## Between places of the gallery, and decided", ""]
+    lines = ["## Refinement", ""]
     lines += _table("answer", figures["refined"])
     lines += [
         "",
-        f"The first {figures['refined']['refined']['n']:,} test views, most mass within {ANSWER_KM:.0f} km: `--refine` "
-        "has levels of its own in the calibration.",
+        f"The first {figures['refined']['refined']['n']:,} test views, decoding: most probability within "
+        f"{ANSWER_KM:.0f} km. `--refine` has levels of its own in the calibration.",
         "",
-        "## Several pictures",
+        "## Several images",
         "",
-        f"{among} groups of views, up to {APART_KM:.0f} km apart, answered with one place, the truth in the middle.",
+        f"{among} groups of views up to {APART_KM:.0f} km apart, one answer per group. The true place is the centre of "
+        "the group.",
         "",
     ]
     for look, rows in figures["neighbourhoods"].items():
         lines += [*_table(f"{look}", rows), ""]
     lines += [
-        f"{stops} views of trips, {STOPS} each, {HOURS:g} hours from one to the next, in truth at {SPEED_KMH:.0f} km/h "
-        "at most.",
+        f"{stops} views of trips, {STOPS} per trip, {HOURS:g} hours apart; the true speed is at most "
+        f"{SPEED_KMH:.0f} km/h.",
         "",
     ]
     for look, rows in figures["trips"].items():
         lines += [*_table(f"{look}", rows), ""]
     lines += ["## Ten crops", "", *_table("answer", figures["crops"]), ""]
     lines += [
-        f"{figures['crops']['ten crops']['n']} views. Corner crops of a view from orbit have other middles, and a "
+        f"{figures['crops']['ten crops']['n']} views. Corner crops of a view from orbit have other centres, and a "
         "mirrored coast is another coast.",
         "",
     ]
@@ -172,7 +173,7 @@ def _table(what: str, rows: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
         f"| {what} | "
         + " | ".join(f"{km} km" for km in THRESHOLDS_KM[1:])
-        + " | median | circle of 50, 90 % holds | region of 50, 90 % holds |",
+        + " | median | 50, 90 % circle contains it | 50, 90 % region contains it |",
         "| --- |" + " --- |" * 7,
     ]
     for name, row in rows.items():

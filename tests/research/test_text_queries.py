@@ -43,7 +43,7 @@ def test_the_page_gives_shares_and_chance() -> None:
     assert "| Gobi |\n| ---: |\n| 75 % of 4 |" in page
     assert "2 queries: 40.0 % of the best places" in page
     assert "against 6.0 % by chance" in page
-    assert "1 of 2 queries do better than chance, 1 five times better; 1 find nothing" in page
+    assert "1 of 2 queries are better than chance, 1 at least five times; 1 find no place in the region" in page
     assert f"| {first.text} | {first.climates} | 80 % | 10.0 % |" in page
 
 
