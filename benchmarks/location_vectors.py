@@ -1,4 +1,4 @@
-"""What location vectors know: every encoder on every task, by three probes, on random and on blocked splits.
+"""What location embeddings encode: every encoder and task, with three probes, on random and blocked splits.
 
     make location-benchmark          # or: python benchmarks/location_vectors.py --write
 
@@ -85,7 +85,7 @@ def trained(name: str, settings: LocationSettings) -> LocationEncoder:
 
 
 def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-    """Every kind of vector, by its name in the table; each is opened when it is used."""
+    """Yield each kind of embedding by its name in the table; encoders are loaded when they are used."""
     yield "raw coordinates", lambda places: places
     yield "unit vector", unit_vectors
     for name, settings in SMALL.items():
@@ -102,7 +102,7 @@ def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
 
 
 def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """Vectors of length 1, of the sum of the levels or of one of them."""
+    """Return a function to embeddings of length 1, of the sum of the levels or of one level."""
 
     @torch.inference_mode()
     def of(places: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.
 
 
 def measured(places: Known, seeds: int) -> dict[str, Any]:
-    """All scores: of each kind of vector, split and seed, for each probe and task; taken up where they ended."""
+    """Compute the scores of each embedding, split and seed, for each probe and task; continue where a run ended."""
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     mark = mark_of(places)
     tasks = places.labels | places.values
@@ -138,19 +138,19 @@ def measured(places: Known, seeds: int) -> dict[str, Any]:
 
 
 def mark_of(places: Known) -> str:
-    """Tells places from other ones."""
+    """Return a fingerprint of the places."""
     return hashlib.sha256(places.coordinates.tobytes()).hexdigest()[:12]
 
 
 def kept_scores(mark: str) -> dict[str, Any]:
-    """What was computed for these places."""
+    """Return the scores computed so far for these places."""
     lines = KEPT.read_text().splitlines() if KEPT.exists() else []
     entries = [json.loads(line) for line in lines]
     return {entry["run"]: entry["scores"] for entry in entries if entry["places"] == mark}
 
 
 def summary(done: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Mean and spread over the seeds: names, splits, probes, tasks."""
+    """Return mean and standard deviation over the seeds, by name, split, probe and task."""
     out: dict[str, Any] = {}
     for name, _ in encoders():
         if any(f"{name}|{kind}|{seed}" not in done for kind in SPLIT_KINDS for seed in range(seeds)):
@@ -168,20 +168,21 @@ def summary(done: dict[str, Any], seeds: int) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables: the linear probe in full, the others as their means."""
+    """Return the tables: the linear probe in full, the others as means."""
     tasks = [*CLASSES, *NUMBERS]
     lines = []
     for kind in SPLIT_KINDS:
         lines += [
             "",
-            f"**{kind.capitalize()} split, linear probe**: accuracy, from temperature on R²; {report['seeds']} seeds.",
+            f"**{kind.capitalize()} split, linear probe**: accuracy, and R² from temperature on; "
+            f"{report['seeds']} seeds.",
             "",
-            f"| vectors | {' | '.join(tasks)} | mean, linear | kNN | MLP |",
+            f"| embeddings | {' | '.join(tasks)} | mean, linear | kNN | MLP |",
             f"| --- |{' ---: |' * (len(tasks) + 3)}",
         ]
         if kind == "random":
             chance = [f"{report['chance'][task]:.2f}" for task in CLASSES] + ["0.00"] * len(NUMBERS)
-            lines.append(f"| *the most frequent answer* | {' | '.join(chance)} | | | |")
+            lines.append(f"| *most frequent class* | {' | '.join(chance)} | | | |")
         for name, found in report["scores"].items():
             probes = found[kind]
             cells = [f"{probes['linear'][task]['mean']:.2f}" for task in tasks]
@@ -198,7 +199,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def draw_maps(path: Path, width: int) -> None:
-    """First three principal components as red, green and blue, over the world; one map a kind of vector."""
+    """Draw the first three principal components as red, green and blue, one world map per embedding."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -235,7 +236,7 @@ def draw_maps(path: Path, width: int) -> None:
 
 
 def key(name: str) -> str:
-    """A name as part of a file's."""
+    """Return a name as part of a file name."""
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
@@ -245,13 +246,13 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """Run everything that is not kept yet, and print the tables."""
+    """Compute what is not cached, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--land", type=int, default=LAND, help="places on land")
     parser.add_argument("--sea", type=int, default=SEA, help="places at sea")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="splits of each kind")
     parser.add_argument("--write", action="store_true", help="write results, tables in docs/ and maps too")
-    parser.add_argument("--report", action="store_true", help="tell what is kept, and compute nothing")
+    parser.add_argument("--report", action="store_true", help="print the cached scores, compute nothing")
     parser.add_argument("--maps", action="store_true", help="draw the maps only")
     parser.add_argument("--map-width", type=int, default=320, help="pixels")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tables and plots of the experiments, made from ``runs.jsonl`` alone."""
+"""Tables and plots of the experiments, from ``runs.jsonl``."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ __all__ = ["write_report"]
 
 _THRESHOLDS = ("25", "200", "750", "2500")
 _TITLES = {
-    "main": "The recipe",
+    "main": "Base configuration",
     "levels": "(a) Levels of resolution",
     "projection": "(b) Projection",
     "queue": "(c) Queue",
@@ -18,9 +18,9 @@ _TITLES = {
     "data": "(d) Limited data",
     "gallery": "(e) Gallery",
     "head": "(f) Image head",
-    "cells": "The cells that were tried, on validation views",
+    "cells": "Cell sizes, on validation views",
 }
-_METHODS = {"geoclip": "GeoCLIP", "cells": "cells", "knn": "picture retrieval (kNN)"}
+_METHODS = {"geoclip": "GeoCLIP", "cells": "cells", "knn": "image retrieval (kNN)"}
 
 
 def write_report(runs: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -31,25 +31,25 @@ def write_report(runs: dict[str, dict[str, Any]], folder: Path) -> None:
         folder: where to write.
     """
     rows = _by_row(runs)
-    parts = ["# Experiments on Earth views: the tables\n\nMade by `make experiments` from `runs.jsonl`; read with"]
-    parts[0] += " [what they say](../experiments.md).\n"
+    parts = ["# Experiments on Earth views: tables\n\n`make experiments` writes this page from `runs.jsonl`. See the"]
+    parts[0] += " [summary](../experiments.md).\n"
     for group, title in _TITLES.items():
         chosen = {name: found for (row_group, name), found in rows.items() if row_group == group}
         if group != "main" and group != "cells" and group != "data":
-            chosen = {"*the recipe*": rows.get(("main", _main_name(rows)), []), **chosen}
+            chosen = {"*base configuration*": rows.get(("main", _main_name(rows)), []), **chosen}
         if any(chosen.values()):
             parts.append(_table(title, chosen, "validation" if group == "cells" else "test"))
             about_edges = {name: found for name, found in chosen.items() if found and _edges_of(found[0])}
             if about_edges and (group == "main" or len(about_edges) > 1):
                 parts.append(_edges(about_edges))
             if group in ("main", "levels", "data"):
-                parts.append(_table(f"{title}: on the other look of the Earth", chosen, "shadedrelief"))
+                parts.append(_table(f"{title}: on shaded relief", chosen, "shadedrelief"))
     (folder / "tables.md").write_text("\n".join(parts), encoding="utf-8")
     _plot_data(rows, folder / "data.png")
 
 
 def _by_row(runs: dict[str, dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The seeds of each row together."""
+    """Group the runs of each row."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for key, record in runs.items():
         group, rest = key.split("/", 1)
@@ -62,7 +62,7 @@ def _main_name(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _cell(found: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> str:
-    """The mean over seeds, and their spread where there are several."""
+    """Format the mean over seeds, and the standard deviation if there are several."""
     values = [value(record) for record in found]
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
@@ -85,14 +85,14 @@ def _table(title: str, rows: dict[str, list[dict[str, Any]]], views: str) -> str
 
 
 def _edges_of(record: dict[str, Any]) -> list[str]:
-    """The sets of views at the edges of a flat map that a row was tried on."""
+    """Return the names of the view sets at the edges of flat maps."""
     return [name for name in record if name.startswith("beyond")]
 
 
 def _edges(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Where a flat map is torn or stretched."""
+    """Return the table of results at the edges of flat maps."""
     parts = _edges_of(next(iter(rows.values()))[0])
-    lines = ["\nPercent within 200 km, and the median in km, of more views where a flat map is torn or stretched:\n"]
+    lines = ["\nPercent within 200 km, and the median in km, on additional views near the edges of flat maps:\n"]
     lines += [
         "| | " + " | ".join(f"{part} (n) | median" for part in parts) + " |",
         "| --- |" + " ---: | ---: |" * len(parts),
@@ -108,7 +108,7 @@ def _edges(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _plot_data(rows: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
-    """Accuracy against the share of the data, a line a method."""
+    """Plot accuracy against the share of the data, one line per method."""
     points: dict[str, dict[float, list[dict[str, Any]]]] = {}
     for (group, _), found in rows.items():
         if group == "data":
