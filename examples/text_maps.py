@@ -1,4 +1,4 @@
-"""Four texts as heat maps in one picture: ``python examples/text_maps.py docs/text-maps.png``, part of `make texts`."""
+"""Four texts as heat maps in one image: ``python examples/text_maps.py docs/text-maps.png``, part of `make texts`."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ WIDTH = 900  # pixels of one map
 
 
 def main(output: Path) -> None:
-    """Draw each by the command that a user has, then put two in a row."""
+    """Draw each map with ``geoclip text``, then put two in a row."""
     with tempfile.TemporaryDirectory() as name:
         tiles = []
         for number, text in enumerate(TEXTS):

@@ -37,14 +37,14 @@ def test_climate_from_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_frozen_tower_stays_and_a_trained_one_moves() -> None:
-    joined = example("climate_from_views").Joined
+    classifier = example("climate_from_views").ClimateClassifier
     features, places = torch.randn(8, 6), torch.rand(8, 2) * 80
     for trained in (False, True):
         tower = LocationEncoder(LocationSettings(sigmas=(1.0,), features=8, width=8, depth=1, output=4))
-        model = joined(6, tower.requires_grad_(trained), 3)
+        model = classifier(6, tower.requires_grad_(trained), 3)
         before = tower.state_dict()["LocEnc0.head.0.weight"].clone()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
         model(features, places).square().sum().backward()
         optimizer.step()
         assert torch.equal(before, tower.state_dict()["LocEnc0.head.0.weight"]) != trained
-    assert joined(0, tower, 3)(features, places).shape == joined(6, None, 3)(features, places).shape == (8, 3)
+    assert classifier(0, tower, 3)(features, places).shape == classifier(6, None, 3)(features, places).shape == (8, 3)
