@@ -13,7 +13,7 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
-from research.out_of_distribution import strange_pictures
+from research.out_of_distribution import out_of_distribution_images
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def test_the_embedded_model_is_sure_of_its_own_views_alone(earth: Locator) -> No
     [batch] = views("test", 96)
     told = earth.locate(list(batch.images), 1)
     assert np.mean([answer.sure for answer in told]) >= 0.88
-    strange = strange_pictures()
-    for kind in ("one grey", "noise", "a drawn pattern"):
+    strange = out_of_distribution_images()
+    for kind in ("uniform grey", "noise", "drawn pattern"):
         assert [answer.sure for answer in earth.locate(strange[kind], 1)] == [False] * len(strange[kind])
 
 
-def test_strange_pictures_are_the_same_each_time_and_differ() -> None:
-    pictures, again = strange_pictures(), strange_pictures()
+def test_out_of_distribution_images_are_the_same_each_time_and_differ() -> None:
+    pictures, again = out_of_distribution_images(), out_of_distribution_images()
     assert list(pictures) == list(again)
     seen = [picture.tobytes() for part in pictures.values() for picture in part]
     assert seen == [picture.tobytes() for part in again.values() for picture in part]
