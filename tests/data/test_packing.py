@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from open_geoclip.data.packing import PackSettings, pack
+from open_geoclip.data.photo_tables import TablePhotos
 from open_geoclip.data.photos import Entry, Fault
 from open_geoclip.data.sources import EarthViewPhotos, open_source
-from open_geoclip.data.tables import TablePhotos
 from open_geoclip.errors import DataError, SettingsError
 
 Make = Callable[..., Path]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource, Texts, photo_or_fault
+from open_geoclip.data.columns import Texts
+from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource, photo_or_fault
 from open_geoclip.data.shards import TarPhotos
 from open_geoclip.data.sources import EarthViewPhotos, open_source
 from open_geoclip.errors import DataError, SettingsError
@@ -129,6 +130,21 @@ def test_names_lead_to_sources(tmp_path: Path, make_table: Make, make_shards: Ma
         assert list(map(str, source.entries())) == list(map(str, source.entries()))
 
 
+def test_an_archive_among_photos_does_not_make_them_shards(
+    tmp_path: Path, make_table: Make, make_shards: Make, jpeg: Any, gps: Any
+) -> None:
+    table = make_table(4)
+    shard = next(make_shards(1, 3).glob("*.tar")).read_bytes()
+    for name in ("x.tgz", "backup.tar"):
+        (table.parent / name).write_bytes(shard)
+    source = open_source(table, images=table.parent)
+    assert [photo.image for photo in source] == [table.parent / f"{i:03d}.jpg" for i in range(4)]
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "a.jpg").write_bytes(jpeg(0, gps(10, 20)))
+    (tmp_path / "album" / "x.tar").write_bytes(shard)
+    assert [photo.key for photo in open_source(tmp_path / "album")] == ["a.jpg"]
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -156,7 +172,7 @@ def test_names_that_lead_nowhere(
 
 def test_a_file_of_another_kind_and_an_empty_folder(tmp_path: Path, jpeg: Any) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
-    with pytest.raises(SettingsError, match="a CSV or Parquet table"):
+    with pytest.raises(SettingsError, match="a CSV, Parquet or GeoJSON table"):
         open_source(tmp_path / "a.jpg")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures"):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from open_geoclip.data.photo_tables import ParquetPhotos, TablePhotos
 from open_geoclip.data.photos import Fault, Photo
 from open_geoclip.data.sources import open_source
-from open_geoclip.data.tables import TablePhotos
 from open_geoclip.errors import DataError
 
 Make = Callable[..., Path]
@@ -85,7 +85,7 @@ def test_damaged_rows_are_named_and_the_others_used(tmp_path: Path, caplog: pyte
         ("e.jpg", "out of range"),
         ("row 5", "missing"),
     ]
-    assert "line 3: 'one', '2'" in faults[0].reason
+    assert "line 3: lat is 'one', not a number in degrees" in faults[0].reason
     assert "line 4: 2 cells" in faults[1].reason
     assert len(caplog.records) == 5
 
@@ -101,12 +101,14 @@ def test_many_faults_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "no columns of latitude"),
+        (b"", "it is empty"),
         (b"file,lat,lon\n", "holds no photo"),
-        (b"file,place\n", "no columns of latitude and longitude .* only file, place"),
+        (b"file,place\n", "no column lat or lon; its columns are file, place; its first line must name the columns"),
+        (b"a.jpg,48.8,2.3\n", "its columns are a.jpg, 48.8, 2.3; its first line must name"),
         (b"lat,lon\n1,2\n", "no column that names the picture"),
         ("file,lat,lon\na.jpg,1,2\ncaf\xe9.jpg,1,2\n".encode("latin1"), "not UTF-8, line 3 holds the byte 0xe9"),
-        ("file,lat,lon\na.jpg,1,2\n".encode("utf-16"), "not UTF-8, line 1 holds the byte 0xff"),
+        (b"PK\x03\x04\x14\0", "an Excel workbook: save the sheet as CSV"),
+        (b"file,lat,lon,lat\na.jpg,1,2,3\n", "2 columns named lat: rename all but one"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -> None:
@@ -138,3 +140,39 @@ def test_twenty_thousand_rows_take_little_memory(tmp_path: Path) -> None:
     assert str(source[19_999]) == str(
         Photo("folder/00019999.jpg", tmp_path / "folder/00019999.jpg", 19.0, 19.0, "user 499")
     )
+
+
+@pytest.mark.parametrize("column", ["struct", "bytes"])
+def test_parquet_with_the_images_inside(tmp_path: Path, jpeg: Callable[[int], bytes], column: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    images = [jpeg(i) for i in range(6)]
+    cells = [{"bytes": image, "path": f"{i}.jpg"} for i, image in enumerate(images)] if column == "struct" else images
+    table = pyarrow.table(
+        {"id": list("abcdef"), "image": cells, "lat": [float(i) for i in range(1, 7)], "lon": [2.0] * 6}
+    )
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    source = open_source(tmp_path / "t.parquet")
+    assert isinstance(source, ParquetPhotos)
+    assert [(photo.key, photo.lat, photo.image) for photo in source] == [
+        (key, i + 1.0, images[i]) for i, key in enumerate("abcdef")
+    ]
+    shuffled = list(source.shuffled(1))
+    assert sorted(photo.key for photo in shuffled) == list("abcdef")
+    assert all(photo.image == images["abcdef".index(photo.key)] for photo in shuffled)
+
+
+def test_an_image_missing_inside_parquet_is_named(tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "b.jpg").write_bytes(jpeg(1))
+    cells = [None, {"bytes": None, "path": "b.jpg"}, {"bytes": jpeg(0), "path": None}]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    columns = {"image": pyarrow.array(cells, kind), "lat": [1.0, 2.0, None], "lon": [1.0, 2.0, 3.0]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    missing, beside, nowhere = open_source(tmp_path / "t.parquet").entries()
+    assert (str(missing), str(nowhere)) == ("row 0: the table holds no picture", "row 2: it has no coordinates")
+    assert isinstance(beside, Photo)
+    assert beside.image == tmp_path / "b.jpg"

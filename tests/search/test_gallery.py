@@ -81,19 +81,21 @@ def test_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "lat,lon\n1,2\n3,north\n", r"line 3: '3', 'north' are not numbers"),
+        ("a.csv", "lat,lon\n1,2\n3,north\n", r"line 3: lon is 'north', not a number"),
         ("a.csv", "lat,lon\n1,2\n3\n", "line 3"),
-        ("a.csv", "x,y\n1,2\n", "name them lat and lon"),
+        ("a.csv", "a,b\n1,2\n", "no column lat or lon; its columns are a, b; its first line must name the columns"),
         ("a.csv", "", "it is empty"),
         ("a.csv", "lat,lon\n", "at least one coordinate"),
         ("a.csv", "lat,lon\n1,2\n120,20\n", "row 1"),
         ("a.csv", "lat,lon,weight\n1,2,-1\n", "above 0"),
-        ("a.csv", "lat,lon\nnan,2\n", "row 0"),
+        ("a.csv", "lat,lon\nnan,2\n", "line 2: it has no coordinates"),
         ("a.geojson", "{", "not JSON"),
         ("a.geojson", "[1, 2]", "not GeoJSON"),
-        ("a.geojson", '{"type": "Polygon", "coordinates": []}', "made of points"),
+        ("a.geojson", '{"type": "Polygon", "coordinates": []}', "points, or of features that are points, is needed"),
         ("a.geojson", '{"type": "Point", "coordinates": ["a", "b"]}', "not a position"),
-        ("a.txt", "1,2", r"ends in \.csv"),
+        ("a.xlsx", "1,2", r"ends in \.csv"),
+        ("a.csv", "lat,lon,weight\n1,2,\n", "above 0"),
+        ("a.csv", 'lat,lon,weight\n1,2,"1,000"\n', "weight is '1,000', not a number"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

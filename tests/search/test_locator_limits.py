@@ -186,13 +186,16 @@ def test_hours_of_a_trip_come_from_exif_or_a_table(tmp_path: Path) -> None:
         hours_of([*files, tmp_path / "c.jpg"], None)
     with pytest.raises(SettingsError, match="no row in"):
         hours_of([tmp_path / "c.jpg"], table)
+    table.write_text("SourceFile;DateTimeOriginal\na.jpg;2026:05:01 10:00:00\nb.jpg;2026:05:01 12:30:00\n")
+    hours = hours_of(files, table)
+    assert hours[1] - hours[0] == pytest.approx(2.5)
     table.write_text("image,time\na.jpg,noon\n")
     with pytest.raises(SettingsError, match="line 2: 'noon' is not a time"):
         hours_of(files, table)
     table.write_text("name,when\n")
-    with pytest.raises(SettingsError, match="columns image and time"):
+    with pytest.raises(SettingsError, match="no column image or time; its columns are name, when"):
         hours_of(files, table)
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="there is no such file"):
         hours_of(files, tmp_path / "none.csv")
 
 

@@ -1,10 +1,10 @@
 """When the pictures of a trip were taken."""
 
-import csv
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from open_geoclip.errors import SettingsError
+from open_geoclip.errors import DataError, SettingsError
 
 __all__ = ["hours_of"]
 
@@ -13,7 +13,7 @@ def hours_of(files: list[Path], times: Path | None) -> list[float]:
     """When pictures were taken, in hours; from a table, or as the cameras wrote it down."""
     from open_geoclip.images import taken_at
 
-    known = {} if times is None else _table_of_times(times)
+    known = {} if times is None else _read_times(times)
     taken = [known.get(str(file), known.get(file.name)) if times else taken_at(file) for file in files]
     missing = [file.name for file, time in zip(files, taken, strict=True) if time is None]
     if missing:
@@ -26,20 +26,24 @@ def hours_of(files: list[Path], times: Path | None) -> list[float]:
     return [time.timestamp() / 3600 for time in found]
 
 
-def _table_of_times(path: Path) -> dict[str, datetime]:
+def _read_times(path: Path) -> dict[str, datetime]:
+    """The time of each file, by the name that the table has for it."""
+    from open_geoclip.data.columns import Column
+    from open_geoclip.data.photo_tables import PHOTO_COLUMNS
+    from open_geoclip.data.tables import read_table
+
+    times = ("time", "taken", "taken_at", "date_time_original", "date_time", "timestamp", "create_date", "date")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"image", "time"} <= set(reader.fieldnames or ()):
-                raise SettingsError(f"{path}: it needs the columns image and time")
-            found = {}
-            for row in reader:
-                try:
-                    found[row["image"]] = datetime.fromisoformat(row["time"])
-                except (TypeError, ValueError) as error:
-                    raise SettingsError(
-                        f"{path}, line {reader.line_num}: {row['time']!r} is not a time such as 2026-05-01T14:03:00"
-                    ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from error
+        table = read_table(path, {"file": Column(("image", *PHOTO_COLUMNS["file"].names)), "time": Column(times)})
+    except DataError as error:
+        raise SettingsError(f"--times {error}") from error
+    found = {}
+    for row, (file, time) in enumerate(zip(table.texts["file"], table.texts["time"], strict=True)):
+        try:
+            # EXIF and exiftool write 2026:05:01 14:03:00.
+            found[file] = datetime.fromisoformat(re.sub(r"^(\d{4}):(\d\d):(\d\d)\b", r"\1-\2-\3", time))
+        except ValueError as error:
+            raise SettingsError(
+                f"--times {path}, {table.where(row)}: {time!r} is not a time such as 2026-05-01T14:03:00"
+            ) from error
     return found

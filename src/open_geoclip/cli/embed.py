@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._options import Dtype, Model, parse_coordinate
 from open_geoclip.cli._output import progress_bar, rows_as, write_output
-from open_geoclip.errors import CoordinateError, SettingsError
+from open_geoclip.errors import CoordinateError, DataError, SettingsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,9 @@ def embed(
 
     import numpy as np
 
-    from open_geoclip.features.tables import OUTPUTS, read_coordinates
+    from open_geoclip.data.columns import COORDINATES, Column
+    from open_geoclip.data.tables import read_table
+    from open_geoclip.features.writers import OUTPUTS
 
     if output.suffix.lower() not in OUTPUTS:  # told before a file is read
         raise SettingsError(f"--output {output}: a name that ends in {', '.join(OUTPUTS)} is needed")
@@ -78,8 +80,13 @@ def embed(
         _write(np.array(places, np.float64), "the coordinates", "", output, missing, model, dtype)
         return
     [(kind, path)] = files
-    columns = None if lat is None or lon is None else (lat, lon)
-    table = read_coordinates(path, kind, columns)
+    named = {"lat": lat, "lon": lon}
+    columns = COORDINATES if lat is None else {key: Column((str(name),), "degrees") for key, name in named.items()}
+    try:
+        table = read_table(path, columns, kind=kind).coordinates()
+    except DataError as error:
+        hint = "" if "it has no column" not in str(error) or kind == "geojson" else "; --lat and --lon name others"
+        raise DataError(f"{error}{hint}") from error
     note = "GeoJSON itself writes [lon, lat]" if kind == "geojson" else "the header does not count"
     _write(table, str(path), f"the first of all is row 0; {note}", output, missing, model, dtype)
 
@@ -105,7 +112,7 @@ def _write(
     table: "np.ndarray", source: str, note: str, output: Path, missing: Missing, model: str, dtype: Dtype
 ) -> None:
     from open_geoclip.features.encoding import checked_rows, open_encoder, vectors_by_chunk
-    from open_geoclip.features.tables import write_vectors
+    from open_geoclip.features.writers import write_vectors
 
     if len(table) == 0:
         raise CoordinateError(f"{source}: there is no row")

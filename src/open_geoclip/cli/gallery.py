@@ -8,7 +8,6 @@ from cyclopts import App
 from open_geoclip.cli._options import Gallery as GalleryFile
 from open_geoclip.cli._options import Model, Output
 from open_geoclip.cli._output import TEXT_FORMATS, TextFormat, choose_format, progress_bar, write_result
-from open_geoclip.weights.load import load_model
 
 if TYPE_CHECKING:
     from open_geoclip.model.location_encoder import LocationEncoder
@@ -56,7 +55,7 @@ def info(
 def _opened(file: Path | None, model: str) -> "tuple[Gallery, LocationEncoder]":
     from open_geoclip.errors import GalleryError
     from open_geoclip.search.gallery import Gallery
-    from open_geoclip.weights.load import load_release
+    from open_geoclip.weights.load import load_model, load_release
 
     release = load_release(model)
     path = release.gallery if file is None else file

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from open_geoclip.data.columns import PhotoColumns
+from open_geoclip.data.photo_tables import photo_columns
 from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, Photo, PhotoSource, check_part, photo_or_fault, usable
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError
 
@@ -46,26 +46,28 @@ def open_dataset(spec: str) -> PhotoSource:
     except Exception as error:  # loaders of any format fail in any way
         raise DataError(f"{spec}: it cannot be loaded: {type(error).__name__}: {error}") from error
     names = data.column_names
-    columns = PhotoColumns.found(names if names is not None else list(next(iter(data))), spec)
-    if isinstance((data.features or {}).get(columns.file), datasets.Image):
-        data = data.cast_column(columns.file, datasets.Image(decode=False))  # pictures are decoded by us
+    columns = photo_columns(names if names is not None else list(next(iter(data))), spec)
+    if isinstance((data.features or {}).get(columns["file"]), datasets.Image):
+        data = data.cast_column(columns["file"], datasets.Image(decode=False))  # pictures are decoded by us
     if streaming:
         fingerprint = hashlib.sha256(f"{spec}{data.info.version}{data.info.dataset_size}".encode()).hexdigest()
         return DatasetStream(spec, fingerprint, data, columns)
     return DatasetPhotos(spec, data._fingerprint, np.arange(len(data)), data, columns)
 
 
-def _entry(record: Mapping[str, Any], columns: PhotoColumns, row: int | str) -> Entry:
-    key = record[columns.key]
-    key = f"{row}" if columns.key == columns.file and not isinstance(key, str) else str(key)
-    picture = record[columns.file]
+def _entry(record: Mapping[str, Any], columns: dict[str, str], row: int | str) -> Entry:
+    key = record[columns["key"]]
+    key = f"{row}" if columns["key"] == columns["file"] and not isinstance(key, str) else str(key)
+    picture = record[columns["file"]]
     if isinstance(picture, Mapping):
         picture = picture.get("bytes") or picture.get("path")
     if picture is None:
         return Fault(key, "missing", "the record holds no picture")
-    lat, lon = (float("nan") if record[name] is None else float(record[name]) for name in (columns.lat, columns.lon))
-    group = None if columns.group is None or record[columns.group] is None else str(record[columns.group])
-    return photo_or_fault(key, picture, lat, lon, group)
+    lat, lon = (
+        float("nan") if record[name] is None else float(record[name]) for name in (columns["lat"], columns["lon"])
+    )
+    group = record[columns["group"]] if "group" in columns else None
+    return photo_or_fault(key, picture, lat, lon, None if group is None else str(group))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ class DatasetPhotos(IndexedPhotos):
     """
 
     data: Any
-    columns: PhotoColumns
+    columns: dict[str, str]
 
     def entry(self, row: int) -> Entry:
         """The photo of a row."""
@@ -101,7 +103,7 @@ class DatasetStream:
     name: str
     whole_fingerprint: str
     data: Any
-    columns: PhotoColumns
+    columns: dict[str, str]
     part: tuple[int, int] = (0, 1)
     order: tuple[int, ...] = ()
 

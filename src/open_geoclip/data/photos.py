@@ -10,10 +10,8 @@ be sent to another process. Any chain of the two, in any order, keeps the parts 
 import hashlib
 import logging
 import math
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
 from typing import Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 
 import numpy as np
@@ -32,7 +30,6 @@ __all__ = [
     "IndexedPhotos",
     "Photo",
     "PhotoSource",
-    "Texts",
     "check_part",
     "photo_or_fault",
     "usable",
@@ -255,33 +252,6 @@ class IndexedPhotos:
     def shuffled(self: _Source, seed: int, epoch: int = 0) -> _Source:
         """An exact permutation."""
         return replace(self, rows=np.random.default_rng([seed, epoch]).permutation(self.rows))
-
-
-class Texts:
-    """Many short texts in two arrays: a tenth of the memory of a list, and quickly sent to a process."""
-
-    def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._bytes = bytearray()
-        self._ends = array("q", [0])
-        self.extend(texts)
-
-    def extend(self, texts: Iterable[str]) -> None:
-        """Add some at the end."""
-        encoded = [text.encode(errors="surrogateescape") for text in texts]
-        ends = accumulate(map(len, encoded), initial=self._ends[-1])
-        self._ends.extend(islice(ends, 1, None))
-        self._bytes += b"".join(encoded)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._bytes[self._ends[index] : self._ends[index + 1]].decode(errors="surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
 
 
 OnFault: TypeAlias = Callable[[Fault], None]

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from open_geoclip.data.columns import GROUP_NAMES, ID_NAMES, PHOTO_LAT_NAMES, PHOTO_LON_NAMES, find_column
+from open_geoclip.data.columns import find_columns
 from open_geoclip.data.exif import NoPositionError, read_position
+from open_geoclip.data.photo_tables import PHOTO_COLUMNS, PhotoTable
 from open_geoclip.data.photos import Entry, Fault, Photo, check_part, photo_or_fault, usable
-from open_geoclip.data.tables import PhotoTable
 from open_geoclip.data.tar import CutOffError, Member, members
 from open_geoclip.errors import DataError, ImageError
 from open_geoclip.images import SUFFIXES
@@ -215,10 +215,12 @@ class TarPhotos:
         except ValueError as error:
             yield Fault(stem, "no coordinates", f"{place}: its JSON is damaged ({error})")
             return
-        if not isinstance(facts, dict):
-            facts = {}
-        named = find_column(facts, ID_NAMES)
-        key = str(facts[named]) if named is not None and facts[named] not in (None, "") else stem
+        try:
+            facts = _by_column(facts if isinstance(facts, dict) else {})
+        except DataError as error:
+            yield Fault(stem, "no coordinates", f"{place}: {error}")
+            return
+        key = str(facts["key"]) if facts.get("key") not in (None, "") else stem
         if self.table is not None:
             aliases = [key, stem, Path(stem).name, *(member.name for member in record)]
             row = next((self.lookup[alias] for alias in aliases if alias in self.lookup), None)
@@ -242,8 +244,7 @@ class TarPhotos:
             except (TypeError, ValueError):
                 yield Fault(key, "no coordinates", f"{place}: its coordinates are no numbers")
                 return
-            grouped = find_column(facts, GROUP_NAMES)
-            group = str(facts[grouped]) if grouped is not None and facts[grouped] is not None else None
+            group = None if facts.get("group") is None else str(facts["group"])
         entry = photo_or_fault(key, picture.data, lat, lon, group)
         yield Fault(key, entry.kind, f"{place}: {entry.reason}") if isinstance(entry, Fault) else entry
 
@@ -258,11 +259,17 @@ def _is_wanted(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES | {".json"}
 
 
-def _place(facts: dict[str, object]) -> tuple[float, float] | None:
-    lat, lon = find_column(facts, PHOTO_LAT_NAMES), find_column(facts, PHOTO_LON_NAMES)
-    if lat is None or lon is None or facts[lat] is None or facts[lon] is None:
+def _by_column(facts: dict[str, Any]) -> dict[str, Any]:
+    """The values of a record's JSON by our names for them."""
+    names = list(facts)
+    found = find_columns(names, {name: column.names for name, column in PHOTO_COLUMNS.items()})
+    return {name: facts[names[at]] for name, at in found.items()}
+
+
+def _place(facts: dict[str, Any]) -> tuple[float, float] | None:
+    if facts.get("lat") is None or facts.get("lon") is None:
         return None
-    return float(str(facts[lat])), float(str(facts[lon]))
+    return float(str(facts["lat"])), float(str(facts["lon"]))
 
 
 def _buffered(entries: Iterable[Entry], rng: np.random.Generator) -> Iterator[Entry]:

@@ -11,31 +11,32 @@ from jaxtyping import Float64
 from open_geoclip.data.earth import BASEMAPS, Basemap, Earth
 from open_geoclip.data.earth_views import Split, sample_cameras, view_centres
 from open_geoclip.data.exif import ExifPhotos
+from open_geoclip.data.photo_tables import TablePhotos, open_table, read_photo_table
 from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource
-from open_geoclip.data.shards import SHARD_SUFFIXES, TarPhotos, expand_braces
-from open_geoclip.data.tables import TablePhotos, read_photo_table
+from open_geoclip.data.shards import INDEX, SHARD_SUFFIXES, TarPhotos, expand_braces
+from open_geoclip.data.tables import TABLE_SUFFIXES
 from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.images import SUFFIXES
 
 __all__ = ["EarthViewPhotos", "open_source"]
 
-_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 _VERSION = 1  # raise it when views change
 _HOW = (
-    "a CSV or Parquet table, a folder of photos with EXIF GPS, tar shards (shards/{000..012}.tar, or a folder of "
-    "them), hf:NAME (a Hugging Face dataset) or earth-views:SPLIT:COUNT"
+    "a CSV, Parquet or GeoJSON table, a folder of photos with EXIF GPS, tar shards (shards/{000..012}.tar, or a "
+    "folder of them), hf:NAME (a Hugging Face dataset) or earth-views:SPLIT:COUNT"
 )
 
 
 def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoSource:
     """Open photos by name.
 
-    ========================================  ==============================================================
-    ``photos.csv``, ``.tsv``, ``.parquet``    a table of file, latitude, longitude, and perhaps a group
-    ``holiday/``                              a folder of photos that carry their GPS position
-    ``shards/{000..012}.tar``, ``shards/``    tar shards in WebDataset's format; also ``*`` and ``.tar.gz``
-    ``hf:NAME[:SPLIT]``                       a Hugging Face dataset, by name or folder; ``hf-stream:`` streams it
-    ``earth-views:SPLIT[:COUNT[:BASEMAP]]``    rendered views of the Earth: train, validation or test
-    ========================================  ==============================================================
+    ===========================================  ==============================================================
+    ``photos.csv``, ``.parquet``, ``.geojson``   a table of file, latitude, longitude, and perhaps a group
+    ``holiday/``                                 a folder of photos that carry their GPS position
+    ``shards/{000..012}.tar``, ``shards/``       tar shards in WebDataset's format; also ``*`` and ``.tar.gz``
+    ``hf:NAME[:SPLIT]``                          a Hugging Face dataset, by name or folder; ``hf-stream:`` streams it
+    ``earth-views:SPLIT[:COUNT[:BASEMAP]]``      rendered views of the Earth: train, validation or test
+    ===========================================  ==============================================================
 
     Args:
         spec: the name.
@@ -53,12 +54,12 @@ def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoS
         from open_geoclip.data.hugging_face import open_dataset
 
         source = open_dataset(text)
-    elif text.lower().endswith(_TABLES):
+    elif Path(text).suffix.lower() in TABLE_SUFFIXES:
         return _table(Path(text), images)
     elif "{" in text or "*" in text or text.lower().endswith(SHARD_SUFFIXES):
         source = TarPhotos.opened(text)
     elif Path(text).is_dir():
-        source = TarPhotos.opened(text) if _holds_shards(Path(text)) else ExifPhotos.opened(Path(text))
+        source = TarPhotos.opened(text) if _is_of_shards(Path(text)) else ExifPhotos.opened(Path(text))
     elif Path(text).exists():
         raise SettingsError(f"{text}: photos are named as {_HOW}")
     else:
@@ -69,16 +70,30 @@ def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoS
 
 
 def _table(path: Path, images: str | Path | None) -> PhotoSource:
-    if images is None or (Path(images).is_dir() and not _holds_shards(Path(images))):
-        return TablePhotos.opened(path, None if images is None else Path(images))
-    if not str(images).lower().endswith(SHARD_SUFFIXES) and not any(
-        Path(p).exists() for p in expand_braces(str(images))
-    ):
-        raise DataError(f"{images}: there is no such folder of pictures or shards")
-    return TarPhotos.opened(images, read_photo_table(path))
+    if images is None:
+        return open_table(path)
+    if not Path(images).is_dir():
+        if not str(images).lower().endswith(SHARD_SUFFIXES) and not any(
+            Path(name).exists() for name in expand_braces(str(images))
+        ):
+            raise DataError(f"{images}: there is no such folder of pictures or shards")
+        return TarPhotos.opened(images, read_photo_table(path))
+    photos = open_table(path, Path(images))
+    assert isinstance(photos, TablePhotos)
+    # An archive among the pictures says nothing: what counts is whether the table names files of the folder.
+    if _shards_in(Path(images)) and not photos.names_files():
+        return TarPhotos.opened(images, photos.table)
+    return photos
 
 
-def _holds_shards(folder: Path) -> bool:
+def _is_of_shards(folder: Path) -> bool:
+    """Whether a folder holds shards rather than photos, among which an archive may lie."""
+    if not _shards_in(folder):
+        return False
+    return (folder / INDEX).exists() or not any(child.suffix.lower() in SUFFIXES for child in folder.iterdir())
+
+
+def _shards_in(folder: Path) -> bool:
     return any(child.name.lower().endswith(SHARD_SUFFIXES) for child in folder.iterdir())
 
 

@@ -1,257 +1,365 @@
-"""A table of photos: CSV or Parquet, and the folder that its pictures lie in."""
+"""The one reader of tables: CSV, Parquet and GeoJSON, with columns found by their usual names.
+
+Every command that reads a table uses `read_table`. A file is read once, front to back and in blocks, also from a pipe:
+numbers take 8 bytes each and texts their UTF-8 bytes, so that a million rows are read in seconds.
+"""
 
 import csv
-import hashlib
-from _csv import Reader
+import io
+import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
 
-from open_geoclip.data.columns import PhotoColumns
-from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, Texts, photo_or_fault
+from open_geoclip.data.columns import COORDINATES, Column, Texts, find_columns
+from open_geoclip.data.geojson import feature_points, read_features
 from open_geoclip.errors import DataError, MissingExtraError
 
-__all__ = ["PhotoTable", "TablePhotos", "read_photo_table"]
+__all__ = [
+    "TABLE_SUFFIXES",
+    "Table",
+    "TableKind",
+    "read_table",
+]
 
+TableKind = Literal["csv", "parquet", "geojson"]
+TABLE_SUFFIXES: dict[str, TableKind] = {
+    **dict.fromkeys((".csv", ".tsv", ".txt"), "csv"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".geojson", ".json"), "geojson"),
+}
+
+
+_BLOCK = 8192  # rows
 _DELIMITERS = ",;\t|"
-_NAN = float("nan")
-_Row: TypeAlias = tuple[str, str, float, float, str, str]  # file, key, latitude, longitude, group, note
-_NO_NUMBER = ("", "na", "n/a", "null", "none", "nan")
-_GUESSED_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # for tables that name a photo by its number alone
+_MISSING = {"", "na", "n/a", "#n/a", "null", "none", "nan", "\\n"}
+_END_OF_FILE = "\0\x1a \t\ufeff"  # what old editors and interrupted copies leave behind the last row
 
 
 @dataclass(frozen=True, eq=False)
-class PhotoTable:
-    """What a table says, a row a photo, as it stands there.
+class Table:
+    """The columns that were asked for, and where each row is in the file.
 
     Attributes:
-        path: the table.
-        fingerprint: of the file's bytes.
-        files: what each row names as its picture.
-        keys: what each row is called.
-        coordinates: (lat, lon) in degrees, not looked at yet; NaN where a row has none.
-        groups: what each row belongs to; the empty text where it says nothing.
-        notes: what is wrong with a row's cells, by its number.
+        path: the file.
+        unit: what rows are counted in: ``line`` (CSV, the header is line 1), ``row`` or ``feature`` (from 0).
+        names: what the file calls each column; optional ones that it lacks are absent here and below.
+        numbers: columns of numbers and degrees.
+        texts: columns of text.
+        positions: the line, row or feature of each row.
+        invalid: what is wrong with damaged rows, by row. All their numbers, or those in question, are NaN.
     """
 
     path: Path
-    fingerprint: str
-    files: Texts
-    keys: Texts
-    coordinates: Float64[np.ndarray, "n 2"]
-    groups: Texts | None
-    notes: dict[int, str] = field(default_factory=dict)
+    unit: str
+    names: dict[str, str]
+    numbers: dict[str, Float64[np.ndarray, " n"]]
+    texts: dict[str, Texts]
+    positions: "array[int]"
+    invalid: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.positions)
 
-    def group(self, row: int) -> str | None:
-        """What a row belongs to, if the table says so."""
-        return None if self.groups is None else self.groups[row] or None
+    def where(self, row: int) -> str:
+        """The place of a row in the file, such as ``line 17``."""
+        return f"{self.unit} {self.positions[row]}"
+
+    def coordinates(self, lat: str = "lat", lon: str = "lon") -> Float64[np.ndarray, "n 2"]:
+        """(lat, lon) in degrees; NaN where a row has none."""
+        return np.stack([self.numbers[lat], self.numbers[lon]], axis=1)
 
 
-def read_photo_table(path: Path) -> PhotoTable:
-    """Read CSV (separated by comma, semicolon, tab or bar) or Parquet.
+def read_table(
+    path: str | Path, columns: Mapping[str, Column], *, kind: TableKind | None = None, strict: bool = True
+) -> Table:
+    """Read some columns of a CSV, Parquet or GeoJSON file.
 
-    A row that is damaged becomes a row without coordinates, with a note; the others are kept.
+    CSV may be separated by commas, semicolons, tabs or bars, in UTF-8 or UTF-16, with decimal points or commas. GeoJSON
+    holds points; its properties are columns, and a MultiPoint gives a row for each of its points.
+
+    Args:
+        path: the file.
+        columns: what to read, by our names.
+        kind: the format; by the suffix (`TABLE_SUFFIXES`) when not given.
+        strict: refuse a damaged row; else it is kept, see `Table.invalid`.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, has not the columns, or has no row.
+        DataError: the file cannot be read or lacks a column, or a row is damaged; says which one and why.
         MissingExtraError: a Parquet file without the extra ``parquet``.
     """
+    path = Path(path)
+    kind = TABLE_SUFFIXES.get(path.suffix.lower()) if kind is None else kind
+    if kind is None:
+        raise DataError(f"{path}: a file name that ends in {', '.join(TABLE_SUFFIXES)} is needed")
+    readers = {"csv": _read_csv, "parquet": _read_parquet, "geojson": _read_geojson}
     try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        read = _read_parquet if path.suffix.lower() in (".parquet", ".pq") else _read_csv
-        table = read(path, digest.hexdigest())
+        return readers[kind](_Builder(path, columns, strict))
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file") from error
-    except (OSError, csv.Error) as error:
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: it cannot be read: {error}") from error
-    if not len(table):
-        raise DataError(f"{path}: it holds no photo, only the names of columns")
-    return table
 
 
-class _Rows:
-    """Rows as they come in; 24 bytes and their texts each."""
+class _Builder:
+    """Collects a table block by block."""
 
-    def __init__(self, path: Path, columns: PhotoColumns) -> None:
-        self.path, self.columns = path, columns
-        self.files = Texts()
-        self.keys = self.files if columns.key == columns.file else Texts()
-        self.groups = None if columns.group is None else Texts()
-        self.values = array("d")
-        self.notes: dict[int, str] = {}
+    def __init__(self, path: Path, columns: Mapping[str, Column], strict: bool) -> None:
+        self.path, self.columns, self.strict = path, columns, strict
+        self.decimal_comma = False
+        self.names: dict[str, str] = {}
+        self.positions: array[int] = array("q")
+        self.numbers = {name: array("d") for name, column in columns.items() if column.kind != "text"}
+        self.texts = {name: Texts() for name, column in columns.items() if column.kind == "text"}
+        self.invalid: dict[int, str] = {}
 
-    def take(self, rows: Iterable[_Row]) -> None:
-        """Add rows, some at a time: calls a row would take most of the time."""
-        rows = iter(rows)
-        while block := list(islice(rows, 8192)):
-            start = len(self.files)
-            files, keys, lats, lons, groups, notes = zip(*block, strict=True)
-            self.files.extend(files)
-            if self.keys is not self.files:
-                self.keys.extend(keys)
-            if self.groups is not None:
-                self.groups.extend(groups)
-            self.values.extend(chain.from_iterable(zip(lats, lons, strict=True)))
-            self.notes |= {start + i: note for i, note in enumerate(notes) if note}
-
-    def table(self, fingerprint: str) -> PhotoTable:
-        places = np.array(self.values, np.float64).reshape(-1, 2)
-        return PhotoTable(self.path, fingerprint, self.files, self.keys, places, self.groups, self.notes)
-
-
-def _read_csv(path: Path, fingerprint: str) -> PhotoTable:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    def find(self, names: Sequence[str], *, hint: str = "") -> dict[str, int]:
+        """The positions of the columns; says which ones are missing."""
         try:
-            delimiter = _delimiter(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
-            header = next(reader, [])
-            rows = _Rows(path, PhotoColumns.found(header, str(path)))
-            rows.take(_csv_rows(reader, header, rows.columns, "," if delimiter == ";" else ""))
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: it is not UTF-8, {_where_not_utf8(path)}: save it as UTF-8 "
-                "(iconv -f latin1 -t utf-8, if it came from Windows or Excel)"
-            ) from error
-    return rows.table(fingerprint)
+            found = find_columns(names, {name: column.names for name, column in self.columns.items()})
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        self.names |= {name: names[at].strip() for name, at in found.items()}
+        self.require(found, names, hint)
+        return found
 
+    def require(self, found: Iterable[str], names: Sequence[str], hint: str = "") -> None:
+        """Refuse a file without a column that is required."""
+        known = set(found)
+        absent = [column.names[0] for name, column in self.columns.items() if column.required and name not in known]
+        if absent:
+            present = ", ".join(name.strip() for name in names[:20]) or "none"
+            raise DataError(f"{self.path}: it has no column {' or '.join(absent)}; its columns are {present}{hint}")
 
-def _csv_rows(reader: Reader, header: list[str], columns: PhotoColumns, comma: str) -> Iterator[_Row]:
-    lat, lon, file, key = (header.index(name) for name in (columns.lat, columns.lon, columns.file, columns.key))
-    group = None if columns.group is None else header.index(columns.group)
-    for row in reader:
-        if not row:
-            continue  # an empty line is no row
-        if len(row) != len(header):
-            name, called = ((row[at].strip() if at < len(row) else "") for at in (file, key))
-            note = f"line {reader.line_num}: {len(row)} cells, where the header has {len(header)}"
-            yield name, called or name, _NAN, _NAN, "", note
-            continue
-        note = ""
-        try:
-            north, east = float(row[lat]), float(row[lon])
-        except ValueError:
-            try:
-                north, east = _number(row[lat], comma), _number(row[lon], comma)
-            except ValueError:
-                north = east = _NAN
-                note = f"line {reader.line_num}: {row[lat]!r}, {row[lon]!r} are not two numbers in degrees"
-        yield row[file].strip(), row[key].strip(), north, east, "" if group is None else row[group].strip(), note
-
-
-def _delimiter(header: str) -> str:
-    """What separates the names of the columns: the character that most often stands between them."""
-    return max(_DELIMITERS, key=header.count)
-
-
-def _number(text: str, comma: str) -> float:
-    text = text.strip()
-    if text.lower() in _NO_NUMBER:
-        return float("nan")
-    return float(text.replace(comma, ".") if comma else text)
-
-
-def _where_not_utf8(path: Path) -> str:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f"line {number} holds the byte 0x{line[error.start]:02x}"
-    return "it ends in the middle of a character"
-
-
-def _read_parquet(path: Path, fingerprint: str) -> PhotoTable:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(f"Reading {path.name}", "parquet") from error
-    try:
-        columns = PhotoColumns.found(parquet.read_schema(path).names, str(path))
-        rows = _Rows(path, columns)
-        wanted = [columns.file, columns.key, columns.lat, columns.lon, columns.group]
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=list(dict.fromkeys(name for name in wanted if name))):
-                nothing = [None] * batch.num_rows
-                cells = [nothing if name is None else batch.column(name).to_pylist() for name in wanted]
-                rows.take(_parquet_rows(cells, len(rows.files)))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: it cannot be read as Parquet: {error}") from error
-    return rows.table(fingerprint)
-
-
-def _parquet_rows(cells: list[list[Any]], start: int) -> Iterator[_Row]:
-    for number, (*texts, lat, lon, group) in enumerate(zip(*cells, strict=True), start):
-        name, key, group = ("" if text is None else str(text) for text in (*texts, group))
-        note = ""
-        try:
-            north, east = (_NAN if value is None else float(value) for value in (lat, lon))
-        except (TypeError, ValueError):
-            north = east = _NAN
-            note = f"row {number}: {lat!r}, {lon!r} are not two numbers in degrees"
-        yield name, key, north, east, group, note
-
-
-@dataclass(frozen=True, eq=False)
-class TablePhotos(IndexedPhotos):
-    """Photos that a table names. Whether a picture is there is seen when it is decoded.
-
-    The fingerprint covers the table, not the pixels: after changing pictures under the same names, change the table.
-
-    Attributes:
-        table: the rows.
-        folder: where relative names start.
-    """
-
-    table: PhotoTable
-    folder: Path
-
-    @staticmethod
-    def opened(path: Path, folder: Path | None = None) -> "TablePhotos":
-        """Read a table.
+    def add(self, cells: Mapping[str, Any], positions: Iterable[int], invalid: Mapping[int, str] | None = None) -> None:
+        """Add a block of rows.
 
         Args:
-            path: CSV or Parquet.
-            folder: where its relative names start; the table's own folder when not given.
-
-        Raises:
-            DataError: see `read_photo_table`; or the folder is not there.
-            MissingExtraError: a Parquet file without the extra ``parquet``.
+            cells: one sequence per column that is there.
+            positions: the line, row or feature of each row.
+            invalid: what is wrong with rows that are damaged as a whole, by row of the block.
         """
-        folder = path.parent if folder is None else folder
-        if not folder.is_dir():
-            raise DataError(f"{folder}: there is no such folder of pictures")
-        table = read_photo_table(path)
-        return TablePhotos(str(path), table.fingerprint, np.arange(len(table)), table, folder)
+        start = len(self.positions)
+        self.positions.extend(positions)
+        self.invalid |= {start + row: text for row, text in (invalid or {}).items()}
+        for name, values in cells.items():
+            if self.columns[name].kind == "text":
+                self.texts[name].extend(map(_text, values))
+                continue
+            numbers = self._to_numbers(name, values, start)
+            for row in invalid or {}:
+                numbers[row] = np.nan
+            self.numbers[name].frombytes(np.asarray(numbers, np.float64).tobytes())
 
-    def entry(self, row: int) -> Entry:
-        """The photo of a row, or what is wrong with it."""
-        key = self.table.keys[row]
-        note = self.table.notes.get(row)
-        if note is not None:
-            return Fault(key, "no coordinates", note)
-        name = self.table.files[row]
-        if not name:
-            return Fault(key or f"row {row}", "missing", "the table names no picture")
-        lat, lon = self.table.coordinates[row].tolist()
-        return photo_or_fault(key, self._path(name), lat, lon, self.table.group(row))
+    def _to_numbers(self, name: str, cells: Any, start: int) -> Any:
+        if isinstance(cells, np.ndarray):
+            return cells.astype(np.float64)
+        try:
+            return list(map(float, cells))
+        except (TypeError, ValueError, OverflowError):
+            pass  # a cell of this block is empty, has a decimal comma, or holds no number
+        numbers = []
+        degrees = self.columns[name].kind == "degrees"
+        for row, cell in enumerate(cells, start):
+            try:
+                numbers.append(_number(cell, decimal_comma=degrees or self.decimal_comma))
+            except (TypeError, ValueError, OverflowError):
+                numbers.append(np.nan)
+                text = f"{self.names[name]} is {cell!r}, not a number{' in degrees' * degrees}"
+                self.invalid.setdefault(row, text)
+        return numbers
 
-    def _path(self, name: str) -> Path:
-        path = self.folder / name
-        if path.suffix == "" and not path.exists():
-            guesses = (path.with_name(path.name + suffix) for suffix in _GUESSED_SUFFIXES)
-            return next((guess for guess in guesses if guess.exists()), path)
-        return path
+    def table(self, unit: str) -> Table:
+        """The whole table."""
+        numbers = {
+            name: np.frombuffer(values, np.float64) for name, values in self.numbers.items() if name in self.names
+        }
+        texts = {name: values for name, values in self.texts.items() if name in self.names}
+        table = Table(self.path, unit, self.names, numbers, texts, self.positions, self.invalid)
+        if self.strict and self.invalid:
+            row = min(self.invalid)
+            raise DataError(f"{self.path}, {table.where(row)}: {self.invalid[row]}")
+        return table
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, str):
+        return cell.strip().rstrip("\0\x1a")
+    return "" if cell is None or cell != cell else str(cell)  # NaN is not itself
+
+
+def _number(cell: Any, *, decimal_comma: bool) -> float:
+    if cell is None:
+        return float("nan")
+    if not isinstance(cell, str):
+        return float(cell)
+    text = _text(cell)
+    if text.casefold() in _MISSING:
+        return float("nan")
+    # 1,234 in a file of commas may be a thousand. No coordinate is: there it can only be a decimal comma.
+    return float(text.replace(",", ".", 1) if decimal_comma and "." not in text else text)
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+def _read_csv(builder: _Builder) -> Table:
+    with builder.path.open("rb") as binary, _decoded(binary, builder.path) as file:
+        lines = _checked_lines(file, builder.path)
+        filled = ((number, line) for number, line in enumerate(lines) if line.strip(_END_OF_FILE + "\r\n"))
+        skipped, first = next(filled, (0, ""))
+        named = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)  # what Excel reads and writes
+        if named:
+            skipped, first = next(filled, (0, ""))
+        if not first:
+            raise DataError(f"{builder.path}: it is empty; its first line must name the columns")
+        bare = re.sub(r'"[^"]*"', "", first)
+        delimiter = named[1] if named else max(_DELIMITERS, key=bare.count)
+        builder.decimal_comma = delimiter != ","
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        good = 0  # the last line of the last row that could be read
+        try:
+            header = next(reader)
+            good = reader.line_num
+            found = builder.find(header, hint="; its first line must name the columns")
+            while True:
+                rows: list[list[str]] = []
+                positions: list[int] = []
+                for row in reader:
+                    good = reader.line_num
+                    if len(row) > 1 or "".join(row).strip(_END_OF_FILE):
+                        rows.append(row)
+                        positions.append(good + skipped)
+                        if len(rows) == _BLOCK:
+                            break
+                if not rows:
+                    return builder.table("line")
+                invalid = _fit(rows, len(header))
+                builder.add({name: [row[at] for row in rows] for name, at in found.items()}, positions, invalid)
+        except csv.Error as error:
+            raise DataError(
+                f"{builder.path}, line {good + skipped + 1}: the row that begins here cannot be read ({error}): "
+                "is a quotation mark not closed?"
+            ) from error
+
+
+def _decoded(file: io.BufferedReader, path: Path) -> io.TextIOWrapper:
+    """The file as text, in the encoding that its first bytes show."""
+    head = file.peek(4096)[:4096]  # which takes nothing from a pipe
+    if head.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path}: it is a zip archive or an Excel workbook: save the sheet as CSV")
+    zeros = head[::2].count(0), head[1::2].count(0)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif min(zeros) == 0 and max(zeros) > len(head) // 4:
+        encoding = "utf-16-le" if zeros[1] else "utf-16-be"
+    else:
+        return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+    return io.TextIOWrapper(file, encoding, newline="")
+
+
+def _checked_lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if not line.isascii() and (escaped := re.search("[\udc80-\udcff]", line)):
+            raise DataError(
+                f"{path}: it is not UTF-8, line {number} holds the byte 0x{ord(escaped[0]) - 0xDC00:02x}: save it as "
+                "UTF-8 (iconv -f latin1 -t utf-8, if it came from Windows or Excel)"
+            )
+        yield line
+
+
+def _fit(rows: list[list[str]], width: int) -> dict[int, str]:
+    """Give all rows the width of the header; says which ones had another."""
+    if set(map(len, rows)) == {width}:
+        return {}
+    invalid = {}
+    for at, row in enumerate(rows):
+        if len(row) != width:
+            quote = ": a cell that holds a delimiter needs quotation marks" if len(row) > width else ""
+            cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
+            invalid[at] = f"{cells}, where the header has {width}{quote}"
+            rows[at] = [*row, *[""] * width][:width]
+    return invalid
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+def _read_parquet(builder: _Builder) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet, types
+    except ImportError as error:
+        raise MissingExtraError(f"Reading {builder.path.name}", "parquet") from error
+    try:
+        with parquet.ParquetFile(builder.path) as file:
+            schema = file.schema_arrow
+            found = builder.find(schema.names)
+            wanted = {schema.names[at]: schema.names[at] for at in found.values()}
+            for name in list(wanted):  # of a picture in the table only its path is read here
+                kind = schema.field(name).type
+                if types.is_struct(kind) and kind.get_field_index("path") >= 0:
+                    wanted[name] += ".path"
+                elif types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+                    del wanted[name]
+            start = 0
+            for batch in file.iter_batches(65_536, columns=list(wanted.values())):
+                cells: dict[str, Any] = {}
+                for name, at in found.items():
+                    if schema.names[at] not in wanted:
+                        cells[name] = [None] * batch.num_rows
+                        continue
+                    column = batch.column(schema.names[at])
+                    column = column.field("path") if types.is_struct(column.type) else column
+                    number = types.is_integer(column.type) or types.is_floating(column.type)
+                    as_array = number and builder.columns[name].kind != "text"
+                    cells[name] = column.to_numpy(zero_copy_only=False) if as_array else column.to_pylist()
+                builder.add(cells, range(start, start + batch.num_rows))
+                start += batch.num_rows
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{builder.path}: it cannot be read as Parquet: {error}") from error
+    return builder.table("row")
+
+
+# --- GeoJSON --------------------------------------------------------------------------------------
+
+
+def _read_geojson(builder: _Builder) -> Table:
+    path, columns = builder.path, builder.columns
+    usual = {name: column.names for name, column in columns.items() if name not in COORDINATES}
+    builder.names |= {name: name for name in COORDINATES if name in columns}
+    found_in: dict[tuple[str, ...], dict[str, int]] = {}  # by the names of a feature's properties
+    rows: list[tuple[Any, ...]] = []
+    positions: list[int] = []
+
+    def add_block() -> None:
+        if rows:
+            builder.add(dict(zip(columns, zip(*rows, strict=True), strict=True)), positions)
+            rows.clear()
+            positions.clear()
+
+    for number, feature in enumerate(read_features(path)):
+        properties = feature.get("properties") or {}
+        keys = tuple(properties) if isinstance(properties, dict) else ()
+        if keys not in found_in:
+            try:
+                found_in[keys] = find_columns(keys, usual)
+            except DataError as error:
+                raise DataError(f"{path}, feature {number}: {error}") from error
+            builder.names |= {name: keys[at] for name, at in found_in[keys].items()}
+        cells = {name: properties[keys[at]] for name, at in found_in[keys].items()}
+        for cells["lat"], cells["lon"] in feature_points(feature["geometry"], f"{path}, feature {number}"):
+            rows.append(tuple([cells.get(name) for name in columns]))
+            positions.append(number)
+        if len(rows) >= _BLOCK:
+            add_block()
+    add_block()
+    if found_in:
+        builder.require(builder.names, list(dict.fromkeys(chain.from_iterable(found_in))))
+    return builder.table("feature")

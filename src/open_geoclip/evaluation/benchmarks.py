@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int
 
-from open_geoclip.data.columns import LAT_NAMES, LON_NAMES
-from open_geoclip.errors import BenchmarkError, ImageError
-from open_geoclip.evaluation.table import Table, read_table
+from open_geoclip.data.columns import LATITUDE, LONGITUDE, Column
+from open_geoclip.data.photo_tables import PHOTO_COLUMNS
+from open_geoclip.data.tables import Table, read_table
+from open_geoclip.errors import BenchmarkError, DataError, ImageError
 from open_geoclip.files import sha256
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates
 from open_geoclip.images import find_images
@@ -74,11 +75,12 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 _COLUMNS = {
-    "id": ("IMG_ID", "IMG_FILE", "id", "image", "path", "image_id", "filename", "file", "name"),
-    "lat": ("LAT", *LAT_NAMES, "true_lat"),
-    "lon": ("LON", *LON_NAMES, "true_lon"),
+    "id": Column(("IMG_ID", "IMG_FILE", "id", "image", "path", "image_id", *PHOTO_COLUMNS["file"].names, "name")),
+    "lat": Column(("LAT", *LATITUDE, "true_lat"), "degrees"),
+    "lon": Column(("LON", *LONGITUDE, "true_lon"), "degrees"),
 }
 _GROUPS = ("AUTHOR", "creator_id", "user", "sequence")
+_NAMED_ROWS = 3  # damaged rows that the notes name
 _FLICKR_USER = re.compile(r"\d+@N\d+$")
 
 
@@ -139,7 +141,7 @@ def read_labelled(
     Args:
         data: the folder of the photos.
         benchmark: a name in :data:`BENCHMARKS`; any data when not given.
-        table: CSV or Parquet; looked for in the folder when not given.
+        table: CSV, Parquet or GeoJSON; looked for in the folder when not given.
         group: the column of what photos belong to; ``AUTHOR``, ``creator_id``, ``user`` or ``sequence`` when not given.
 
     Raises:
@@ -152,12 +154,16 @@ def read_labelled(
     if not folder.is_dir():
         raise BenchmarkError(f"{folder}: there is no such folder; --data is the folder that holds the photos")
     path = _table_in(folder, record) if table is None else Path(table)
-    groups = (group,) if group else _GROUPS
-    optional = {} if group else {"group": groups}
-    labels = read_table(
-        path, _COLUMNS | ({"group": groups} if group else {}), optional, what="labels", error=BenchmarkError
-    )
-    notes: list[str] = []
+    groups = Column((group,)) if group else Column(_GROUPS, required=False)
+    try:
+        labels = read_table(path, _COLUMNS | {"group": groups}, strict=False)
+    except DataError as error:
+        raise BenchmarkError(f"labels {error}") from error
+    if not len(labels):
+        raise BenchmarkError(f"labels {path}: it holds no labels, only the names of columns")
+    notes = [f"{path.name}, {labels.where(row)}: {text}" for row, text in list(labels.invalid.items())[:_NAMED_ROWS]]
+    if len(labels.invalid) > _NAMED_ROWS:
+        notes.append(f"{len(labels.invalid):,} rows of {path.name} are damaged; the first {_NAMED_ROWS} are named")
     places = _places(labels, record, notes)
     keep, counts = _sound(labels, places)
     photos, missing, shared, unlabelled = _found(folder, record, labels, keep)
@@ -166,7 +172,7 @@ def read_labelled(
     counts["photos"] = len(rows)
     fingerprint = places_fingerprint(places[np.isfinite(places).all(axis=1)])
     notes += _remarks(record, labels, keep, fingerprint)
-    ids = labels.texts_or_none("id")
+    ids = list(labels.texts["id"])
     return Labelled(
         name=folder.name or str(folder.resolve().name) if record is None else record.title,
         benchmark=record,
@@ -193,11 +199,13 @@ def _table_in(folder: Path, record: Benchmark | None) -> Path:
         for place in (folder, folder / "metadata", folder / "meta", folder.parent):
             if (place / name).is_file():
                 return place / name
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".parquet"))
+    tables = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".parquet", ".geojson")
+    )
     if record is None and len(tables) == 1:
         return tables[0]
     wanted = f"{' or '.join(names)} is not there" if names else "no table of labels can be told apart"
-    held = ", ".join(path.name for path in tables[:5]) or "no CSV or Parquet file"
+    held = ", ".join(path.name for path in tables[:5]) or "no CSV, Parquet or GeoJSON file"
     raise BenchmarkError(f"{folder}: {wanted} (it holds {held}): say which it is with --table FILE")
 
 
@@ -209,7 +217,7 @@ def _places(labels: Table, record: Benchmark | None, notes: list[str]) -> Float6
     Raises:
         BenchmarkError: latitude and longitude are exchanged.
     """
-    places = labels.numbers(("lat", "lon"))
+    places = labels.coordinates()
     places[~np.isfinite(places)] = np.nan
     lat, lon = np.abs(places).T
     if np.count_nonzero(lat > 90) > np.count_nonzero(lon > 90):
@@ -236,7 +244,7 @@ def _places(labels: Table, record: Benchmark | None, notes: list[str]) -> Float6
 
 def _sound(labels: Table, places: Float64[np.ndarray, "n 2"]) -> tuple[list[int], dict[str, int]]:
     """Rows that label one photo with one place, and the number of those that do not."""
-    ids = labels.texts_or_none("id")
+    ids = list(labels.texts["id"])
     known = np.isfinite(places).all(axis=1)
     rows_of: dict[str, list[int]] = {}
     for row in np.flatnonzero(known).tolist():
@@ -283,7 +291,7 @@ def _found(
         exact[path.relative_to(root).as_posix()] = path
         by_name.setdefault(path.name, []).append(path)
         by_stem.setdefault(path.stem, []).append(path)
-    ids = labels.texts_or_none("id")
+    ids = list(labels.texts["id"])
     photos: dict[int, Path] = {}
     taken: set[Path] = set()
     missing, shared = [], 0
@@ -317,9 +325,9 @@ def _found(
 
 def _groups(labels: Table, rows: Int[np.ndarray, " n"], ids: Sequence[str]) -> list[str] | None:
     """What each photo belongs to; a photo of nobody belongs to itself."""
-    if "group" not in labels.cells:
+    if "group" not in labels.texts:
         return None
-    groups = labels.texts_or_none("group")
+    groups = list(labels.texts["group"])
     # Im2GPS's table has the Flickr user behind other parts of the file's name, in three quarters of its rows.
     users = [_FLICKR_USER.findall(group) for group in groups]
     return [(users[row] or [groups[row] or ids[row]])[0] for row in rows.tolist()]

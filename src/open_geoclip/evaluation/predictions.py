@@ -1,5 +1,6 @@
 """Anybody's predictions, read from a table: true and predicted places, one photo a row."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from open_geoclip.errors import CoordinateError, PredictionsError
-from open_geoclip.evaluation.table import Table, read_table, rows_have, shown
+from open_geoclip.data.columns import Column
+from open_geoclip.data.tables import Table, read_table
+from open_geoclip.errors import CoordinateError, DataError, PredictionsError
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates, haversine_km
 
 __all__ = ["ID_COLUMNS", "Predictions", "read_predictions"]
@@ -57,13 +59,13 @@ class Predictions:
 
 
 def read_predictions(path: str | Path, *, group: str | None = None) -> Predictions:
-    """Read true_lat, true_lon, pred_lat and pred_lon, in degrees, from CSV or Parquet.
+    """Read true_lat, true_lon, pred_lat and pred_lon, in degrees, from CSV, Parquet or GeoJSON properties.
 
     Any of the columns id, image, IMG_ID and idx is taken as the photo's name. Other columns are left alone, their
     order does not matter, nor do capitals in their names.
 
     Args:
-        path: ends in .csv or .parquet.
+        path: the file; its suffix tells the format.
         group: a column that says what each photo belongs to, such as its author.
 
     Raises:
@@ -72,21 +74,87 @@ def read_predictions(path: str | Path, *, group: str | None = None) -> Predictio
         MissingExtraError: a Parquet file without the extra ``parquet``.
     """
     path = Path(path)
-    needed = {name: (name,) for name in (*_TRUTH, *_ANSWER, *([group] if group else []))}
-    optional = {name: (name,) for name in ID_COLUMNS if name not in needed}
-    table = read_table(path, needed, optional, what="predictions", error=PredictionsError)
-    ids = {name: table.texts(name) for name in ID_COLUMNS if name in table.cells}
+    named = [name for name in ID_COLUMNS if name != group]
+    columns = {name: Column((name,), "degrees") for name in (*_TRUTH, *_ANSWER)}
+    columns |= {name: Column((name,), required=False) for name in named}
+    columns |= {} if group is None else {"group": Column((group,))}
+    try:
+        table = read_table(path, columns)
+    except DataError as error:
+        raise PredictionsError(f"predictions {error}") from error
+    if not len(table):
+        raise PredictionsError(f"predictions {path}: it holds no predictions, only the names of columns")
+    ids = {name: _filled(table, name, name) for name in named if name in table.names}
     for name, names in ids.items():
-        table.refuse_doubles(name, names)
-    truth = _places(table, _TRUTH, "true", "leave photos out whose place is not known")
-    predicted = _places(
+        _refuse_repeated(table, name, names)
+    truth = _coordinates(table, _TRUTH, ids, "true place", "leave photos out whose place is not known")
+    predicted = _coordinates(
         table,
         _ANSWER,
-        "predicted",
+        ids,
+        "predicted place",
         "give every photo an answer (a place far away counts as wrong), or leave it out of the file and say so",
     )
     _refuse_exchanged(path, truth, predicted)
-    return Predictions(path.name, truth, predicted, ids, None if group is None else table.texts(group))
+    groups = None if group is None else _filled(table, "group", group)
+    return Predictions(path.name, truth, predicted, ids, groups)
+
+
+def _filled(table: Table, column: str, name: str) -> list[str]:
+    """The texts of a column, none of them empty."""
+    texts = list(table.texts[column])
+    empty = [row for row, text in enumerate(texts) if not text]
+    if empty:
+        raise PredictionsError(
+            f"predictions {table.path}: {_rows_have(len(empty), len(texts))} no {name}; "
+            f"the first is {table.where(empty[0])}"
+        )
+    return texts
+
+
+def _refuse_repeated(table: Table, column: str, names: Sequence[str]) -> None:
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        places = [table.where(row) for row, name in enumerate(names) if name == repeated[0]]
+        raise PredictionsError(
+            f"predictions {table.path}: {len(repeated):,} of the photos in column {column} are in several rows; the "
+            f"first is {repeated[0]}, at {' and '.join(places[:2])}: one row per photo is needed"
+        )
+
+
+def _coordinates(
+    table: Table, columns: tuple[str, str], ids: Mapping[str, Sequence[str]], what: str, advice: str
+) -> Float64[np.ndarray, "n 2"]:
+    """Two columns as coordinates, each of which must be there and on Earth."""
+    degrees = table.coordinates(*columns)
+
+    def where(row: int) -> str:
+        names = ", ".join(f"{column} {names[row]}" for column, names in ids.items())
+        return f"{table.where(row)} ({names})" if names else table.where(row)
+
+    absent = np.flatnonzero(~np.isfinite(degrees).all(axis=1))
+    if len(absent):
+        row = int(absent[0])
+        cells = ", ".join(f"{name} is {_cell(table.numbers[name][row])}" for name in columns)
+        raise PredictionsError(
+            f"predictions {table.path}: {_rows_have(len(absent), len(degrees))} no {what}; the first is "
+            f"{where(row)}, where {cells}: {advice}"
+        )
+    try:
+        return check_coordinates(degrees)
+    except CoordinateError as error:
+        first = int(np.argmax((np.abs(degrees) > (90, MAX_LONGITUDE_DEG)).any(axis=1)))
+        raise PredictionsError(
+            f"predictions {table.path}, {' and '.join(columns)}: {error}. That row is {where(first)}"
+        ) from error
+
+
+def _cell(number: float) -> str:
+    return "empty" if np.isnan(number) else f"{number:.10g}"
+
+
+def _rows_have(count: int, of: int) -> str:
+    return f"{count:,} of {of:,} rows {'has' if count == 1 else 'have'}"
 
 
 def _refuse_exchanged(path: Path, truth: Float64[np.ndarray, "n 2"], predicted: Float64[np.ndarray, "n 2"]) -> None:
@@ -103,29 +171,3 @@ def _refuse_exchanged(path: Path, truth: Float64[np.ndarray, "n 2"], predicted: 
             f"predictions {path}: latitude and longitude seem to be exchanged, in either the true or the predicted "
             f"columns: the median error is {now:,.0f} km, and {exchanged:,.0f} km when one pair is turned around"
         )
-
-
-def _places(table: Table, columns: tuple[str, str], kind: str, advice: str) -> Float64[np.ndarray, "n 2"]:
-    """The coordinates in two columns, each of them a number.
-
-    Raises:
-        PredictionsError: a cell holds no number, or a row is not a place on Earth.
-    """
-    numbers = table.numbers(columns)
-    wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-    if len(wrong):
-        row = int(wrong[0])
-        held = ", ".join(f"{column} is {shown(table.cells[column][row])}" for column in columns)
-        names = [name for name in ID_COLUMNS if name in table.cells]
-        raise PredictionsError(
-            f"predictions {table.path}: {rows_have(len(wrong), len(numbers))} no {kind} place; "
-            f"the first is {table.name_of(row, names)}, where {held}: {advice}"
-        )
-    try:
-        return check_coordinates(numbers)
-    except CoordinateError as error:
-        first = int(np.argmax((np.abs(numbers) > (90, MAX_LONGITUDE_DEG)).any(axis=1)))
-        names = [name for name in ID_COLUMNS if name in table.cells]
-        raise PredictionsError(
-            f"predictions {table.path}, {' and '.join(columns)}: {error}. That row is {table.name_of(first, names)}"
-        ) from error

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
+from open_geoclip.data.columns import LATITUDE, LONGITUDE, find_columns
 from open_geoclip.errors import CoordinateError, MissingExtraError, SettingsError, WeightsError
-from open_geoclip.features.tables import coordinate_columns
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -220,7 +220,7 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             rows = _points(X.geometry)
             return validate_data(self, X=rows, reset=True, **how) if reset else rows
         if hasattr(X, "columns"):
-            X = X[list(coordinate_columns(X.columns, self.columns, "the DataFrame"))]  # noqa: N806
+            X = X[_coordinate_columns(list(X.columns), self.columns)]  # noqa: N806
         if getattr(X, "dtype", None) == np.float16:
             raise CoordinateError("coordinates must be float32 or float64: float16 moves a place by kilometres")
         rows = validate_data(self, X=X, reset=reset, **how)
@@ -250,6 +250,22 @@ def _chosen(levels: int | Sequence[int] | None, count: int) -> list[int]:
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(count)):
         raise SettingsError(f"levels: one or more of 0 to {count - 1}, each once, not {levels!r}")
     return chosen
+
+
+def _coordinate_columns(names: Sequence[Any], given: tuple[Any, Any] | None) -> list[Any]:
+    """The names of the columns of latitude and longitude, which need not be text."""
+    present = ", ".join(str(name) for name in names[:20]) or "none"
+    if given is not None:
+        absent = [name for name in given if name not in names]
+        if absent:
+            raise CoordinateError(f"the DataFrame has no column {absent[0]!r}; its columns are {present}")
+        return list(given)
+    # x and y of a DataFrame may be anything; in a file of places they are what map software writes.
+    usual = {"lat": [name for name in LATITUDE if name != "y"], "lon": [name for name in LONGITUDE if name != "x"]}
+    found = find_columns([str(name) for name in names], usual)
+    if len(found) < 2:
+        raise CoordinateError(f"the DataFrame has no columns lat and lon, only {present}; name them with columns=")
+    return [names[found["lat"]], names[found["lon"]]]
 
 
 def _points(geometry: Any) -> Float64[np.ndarray, "n 2"]:

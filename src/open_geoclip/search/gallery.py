@@ -4,25 +4,20 @@ A gallery is a table of coordinates, read from a file that anybody can make. The
 one place with the weight of two, so that nothing is searched twice and nothing is lost.
 """
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from open_geoclip.data.columns import LAT_NAMES, LON_NAMES, find_column
-from open_geoclip.errors import CoordinateError, GalleryError, MissingExtraError
+from open_geoclip.data.columns import COORDINATES, Column
+from open_geoclip.data.tables import read_table
+from open_geoclip.errors import CoordinateError, DataError, GalleryError
 from open_geoclip.geo.sphere import check_coordinates
 
 __all__ = ["Gallery"]
-
-_WEIGHT_NAMES = ("weight", "count")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,126 +80,29 @@ class Gallery:
 
     @classmethod
     def from_file(cls, path: str | Path, *, name: str | None = None) -> "Gallery":
-        """Read CSV (columns LAT and LON, or lat/lon, latitude/longitude), GeoJSON points or Parquet.
+        """Read a gallery from CSV, GeoJSON points or Parquet; see `open_geoclip.data.tables.read_table`.
 
         A column (or property) ``weight`` or ``count`` is used when it is there.
 
         Args:
-            path: ends in .csv, .geojson, .json or .parquet.
-            name: what an answer calls the gallery; the file's name when not given.
+            path: the file; its suffix tells the format.
+            name: what an answer calls the gallery; default: the file's name.
 
         Raises:
             GalleryError: the file cannot be used; says which row and why.
             MissingExtraError: a Parquet file without the extra ``parquet``.
         """
-        path = Path(path)
-        readers = {
-            ".csv": _read_csv,
-            ".geojson": _read_geojson,
-            ".json": _read_geojson,
-            ".parquet": _read_parquet,
-        }
-        if path.suffix.lower() not in readers:
-            raise GalleryError(f"gallery {path}: a file name that ends in {', '.join(readers)} is needed")
+        columns = COORDINATES | {"weight": Column(("weight", "count"), "number", required=False)}
         try:
-            points, weights = readers[path.suffix.lower()](path)
-        except FileNotFoundError as error:
-            raise GalleryError(f"gallery {path}: there is no such file") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise GalleryError(f"gallery {path}: it cannot be read: {error}") from error
-        try:
-            return cls.from_coordinates(points, weights, name=path.name if name is None else name)
+            table = read_table(path, columns)
+            points, weights = table.coordinates(), table.numbers.get("weight")
+            if table.unit == "feature" and weights is not None:
+                weights = np.where(np.isnan(weights), 1.0, weights)  # not every feature needs the property
+            absent = np.flatnonzero(np.isnan(points).any(axis=1))
+            if len(absent):
+                raise DataError(f"{path}, {table.where(int(absent[0]))}: it has no coordinates")
+            return cls.from_coordinates(points, weights, name=table.path.name if name is None else name)
+        except DataError as error:
+            raise GalleryError(f"gallery {error}") from error
         except (CoordinateError, GalleryError) as error:
             raise GalleryError(f"gallery {path}: {error}") from error
-
-
-_Table = tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"] | None]
-
-
-def _columns(names: Iterable[str], path: Path) -> tuple[str, str, str | None]:
-    """The columns that hold latitude, longitude and, perhaps, weight."""
-    known = list(names)
-    lat, lon = find_column(known, LAT_NAMES), find_column(known, LON_NAMES)
-    if not known:
-        raise GalleryError(f"gallery {path}: it is empty; a first line that names the columns lat and lon is needed")
-    if lat is None or lon is None:
-        raise GalleryError(
-            f"gallery {path}: no columns for latitude and longitude among {', '.join(known)}; name them lat and lon"
-        )
-    return lat, lon, find_column(known, _WEIGHT_NAMES)
-
-
-def _read_csv(path: Path) -> _Table:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        lat, lon, weight = _columns(reader.fieldnames or (), path)
-        rows: list[tuple[float, float, float]] = []
-        for row in reader:
-            try:
-                rows.append((float(row[lat]), float(row[lon]), float(row[weight]) if weight else 1.0))
-            except (TypeError, ValueError) as error:
-                raise GalleryError(
-                    f"gallery {path}, line {reader.line_num}: {row[lat]!r}, {row[lon]!r} are not numbers"
-                ) from error
-    table = np.array(rows, np.float64).reshape(-1, 3)
-    return table[:, :2], table[:, 2] if weight else None
-
-
-def _points(geometry: Mapping[str, Any], where: str) -> Iterator[list[float]]:
-    """The points of a GeoJSON geometry, as (lat, lon); GeoJSON itself writes lon, lat (RFC 7946, 3.1.1)."""
-    kind = geometry.get("type")
-    if kind not in ("Point", "MultiPoint"):
-        raise GalleryError(f"{where}: a gallery is made of points, not of {kind}")
-    positions = geometry.get("coordinates")
-    for position in [positions] if kind == "Point" else positions or []:
-        match position:
-            case [int() | float() as lon, int() | float() as lat, *_]:
-                yield [lat, lon]
-            case _:
-                raise GalleryError(f"{where}: {position!r} is not a position [lon, lat]")
-
-
-def _read_geojson(path: Path) -> _Table:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise GalleryError(f"gallery {path}: it is not JSON: {error}") from error
-    kind = content.get("type") if isinstance(content, dict) else None
-    if kind == "FeatureCollection":
-        features = content.get("features", [])
-    else:
-        features = [content] if kind == "Feature" else [{"geometry": content, "properties": None}]
-    if not isinstance(content, dict) or not isinstance(features, list):
-        raise GalleryError(f"gallery {path}: it is JSON, but not GeoJSON")
-    points: list[list[float]] = []
-    weights: list[float] = []
-    for number, feature in enumerate(features):
-        where = f"gallery {path}, feature {number}"
-        geometry = feature.get("geometry") if isinstance(feature, dict) else None
-        if not isinstance(geometry, dict):
-            raise GalleryError(f"{where}: it has no geometry")
-        properties = feature.get("properties") or {}
-        weight = next((properties[name] for name in _WEIGHT_NAMES if name in properties), 1.0)
-        if not isinstance(weight, int | float):
-            raise GalleryError(f"{where}: the weight {weight!r} is not a number")
-        for point in _points(geometry, where):
-            points.append(point)
-            weights.append(float(weight))
-    return np.array(points, np.float64).reshape(-1, 2), np.array(weights, np.float64)
-
-
-def _read_parquet(path: Path) -> _Table:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(f"Reading {path.name}", "parquet") from error
-    try:
-        lat, lon, weight = _columns(parquet.read_schema(path).names, path)
-        table = parquet.read_table(path, columns=[name for name in (lat, lon, weight) if name])
-        arrays = {name: table[name].to_numpy().astype(np.float64) for name in table.column_names}
-    except (pyarrow.ArrowException, TypeError, ValueError) as error:
-        if isinstance(error, GalleryError):
-            raise
-        raise GalleryError(f"gallery {path}: it cannot be read as Parquet: {error}") from error
-    return np.stack([arrays[lat], arrays[lon]], axis=1), arrays[weight] if weight else None
