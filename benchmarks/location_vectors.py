@@ -200,11 +200,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def draw_maps(path: Path, width: int) -> None:
     """Draw the first three principal components as red, green and blue, one world map per embedding."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from open_geoclip.export.similarity import draw_coasts
-    from open_geoclip.export.world import MAP_RATIO
+    from open_geoclip.export.basemap import EXTENT, MAP_RATIO, draw_coasts, new_figure, save_png
 
     height = round(width * MAP_RATIO)
     x, y = np.meshgrid(
@@ -212,8 +208,7 @@ def draw_maps(path: Path, width: int) -> None:
     )
     places = equal_earth_inverse(np.stack([x, y], axis=-1).reshape(-1, 2))
     on = (np.abs(places[:, 1]) <= 180) & (np.abs(places[:, 0]) < 89.9)
-    figure = Figure(figsize=(12, 9.6), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 9.6, 110)
     known = dict(encoders())
     for number, name in enumerate(MAPPED):
         table = known[name](np.ascontiguousarray(places[on]))
@@ -224,15 +219,14 @@ def draw_maps(path: Path, width: int) -> None:
         picture = np.ones((len(places), 3))
         picture[on] = np.clip((parts - low) / (high - low), 0, 1)
         axis = figure.add_subplot(3, 2, number + 1)
-        axis.imshow(picture.reshape(height, width, 3), extent=(-1, 1, -MAP_RATIO, MAP_RATIO), interpolation="nearest")
+        axis.imshow(picture.reshape(height, width, 3), extent=EXTENT, interpolation="nearest")
         draw_coasts(axis)
         axis.set_axis_off()
         share = (sizes[:3] ** 2).sum() / (sizes**2).sum()
         axis.set_title(f"{name} ({share:.0%} of the variance)", fontsize=9)
         say(f"mapped {name}")
     figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": "open-geoclip"})
+    save_png(figure, path)
 
 
 def key(name: str) -> str:

@@ -153,7 +153,7 @@ def test_the_checker_lets_a_good_tree_pass(sample: Path) -> None:
             "model (rank 3) imports weights (rank 4)",
         ),
         ("evaluation/x.py", "import open_geoclip.training", "evaluation (rank 6) imports training (rank 6)"),
-        ("export/map.py", "from open_geoclip.features import name", "export (rank 6) imports features (rank 6)"),
+        ("export/maps.py", "from open_geoclip.features import name", "export (rank 6) imports features (rank 6)"),
         (
             "cli/x.py",
             "from open_geoclip import __version__",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from open_geoclip.cli._options import ModelOptions
 from open_geoclip.data.earth_views import views
-from open_geoclip.export.map import PlacedPicture, draw_answers
+from open_geoclip.export.maps import LocatedImage, draw_answers
 from open_geoclip.geo.sphere import geodesic_km
 
 FOLDER = Path("demo")
@@ -40,7 +40,7 @@ def main() -> None:
     draw_answers(
         FOLDER / "demo.png",
         [
-            PlacedPicture(
+            LocatedImage(
                 image=Image.fromarray(image),
                 name=f"view {number}",
                 candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),

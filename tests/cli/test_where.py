@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("shapely", reason="the extra places is not installed")
 
+from open_geoclip.cli import app
 from open_geoclip.cli.where import where
 from open_geoclip.errors import CoordinateError
 
@@ -26,6 +28,24 @@ def test_names_as_table_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None
     where(asked, format_="csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["text"] for row in rows] == [record["text"] for record in records]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["where", "-33.9,18.6"],
+        ["where", "-33.9,18.6", "-0.5,-78.4"],
+        ["similar", "-33.9,18.6", "--to", "-34.6,-58.4", "--model", "earth", "--top-k", "1"],
+        ["embed", "-33.9,18.6", "--model", "earth", "--format", "csv"],
+        ["render", "-33.9,18.6", "--size", "16", "-o", "view.png"],
+    ],
+)
+def test_southern_coordinates_are_no_options(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app(words, result_action="return_value")
+    assert capsys.readouterr().out
 
 
 def test_a_coordinate_that_is_none_is_refused() -> None:

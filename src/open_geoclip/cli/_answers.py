@@ -119,9 +119,9 @@ def draw_answers(
     """
     import numpy as np
 
-    from open_geoclip.export.heatmap import draw_posterior
-    from open_geoclip.export.map import PlacedPicture
-    from open_geoclip.export.map import draw_answers as draw_candidates
+    from open_geoclip.export.heatmaps import draw_posterior
+    from open_geoclip.export.maps import LocatedImage
+    from open_geoclip.export.maps import draw_answers as draw_candidates
     from open_geoclip.images import load_image
 
     located = [answer for answer in answers if answer.error is None]
@@ -145,7 +145,7 @@ def draw_answers(
         )
         return
     placed = [
-        PlacedPicture(
+        LocatedImage(
             image=load_image(answer.image, max_pixels=max_pixels) if answer.image else None,
             name=Path(answer.image).name or answer.name,
             candidates=np.array([(c.lat, c.lon) for c in answer.candidates]),

@@ -41,7 +41,9 @@ def render(
     path = Path(f"view_{lat:.4f}_{lon:.4f}.png") if output is None else output
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise OpenGeoCLIPError(f"{path}: the name of a picture ends in .png, .jpg or .webp")
-    view = Earth(look).render(np.array([[lat, lon]]), np.array([width_km]), np.array([turn_deg]), size=size)[0]
+    view = Earth(look).render(
+        np.array([[lat, lon]]), np.array([float(width_km)]), np.array([float(turn_deg)]), size=size
+    )[0]
     try:
         with atomic_file(path) as temporary:
             Image.fromarray(view).save(temporary, Image.registered_extensions()[path.suffix.lower()])

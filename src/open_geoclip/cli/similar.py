@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._options import Map, Model, Output, parse_coordinate
 from open_geoclip.cli._output import POINT_FORMATS, PointFormat, choose_format, write_result
-from open_geoclip.errors import OpenGeoCLIPError, SettingsError
+from open_geoclip.errors import SettingsError
 
 __all__ = ["similar"]
 
@@ -44,8 +44,10 @@ def similar(
     chosen = choose_format(format_, output, POINT_FORMATS)
     here = parse_coordinate(place)
     there = None if to is None else parse_coordinate(to)
-    if map_ is not None and map_.suffix.lower() != ".png":
-        raise SettingsError(f"--map {map_}: a name that ends in .png is needed")
+    if map_ is not None:
+        from open_geoclip.export.basemap import check_png
+
+        check_png(map_)
     import numpy as np
 
     from open_geoclip.data.earth_views import even_land
@@ -81,17 +83,14 @@ def similar(
 def _draw(path: Path, here: tuple[float, float], maps: list[Any]) -> None:
     import numpy as np
 
-    from open_geoclip.export.similarity import SimilarityMap, draw_similarity
+    from open_geoclip.export.heatmaps import SimilarityMap, draw_similarity
 
     drawn = []
     for name, cosines, found, seam in maps:
         ends = f"cosine of 180 E and 180 W {seam.antimeridian:.2f}, of the north pole with itself {seam.north_pole:.2f}"
         places = np.array([(one.lat, one.lon) for one in found], np.float64).reshape(-1, 2)
         drawn.append(SimilarityMap(f"{name}: like {here[0]:g}, {here[1]:g}; {ends}", cosines, places))
-    try:
-        draw_similarity(path, here, drawn)
-    except OSError as error:
-        raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error
+    draw_similarity(path, here, drawn)
 
 
 def _table(answer: dict[str, Any]) -> str:

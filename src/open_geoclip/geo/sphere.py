@@ -29,6 +29,7 @@ __all__ = [
     "destination",
     "even_points",
     "geodesic_km",
+    "great_circle",
     "haversine_km",
     "offset",
     "tangent_frame",
@@ -300,6 +301,18 @@ def offset(
     north, east = _number(north_m, start), _number(east_m, start)
     bearing_deg = torch.rad2deg(torch.atan2(east, north))
     return like(destination(start, bearing_deg, torch.hypot(north, east) / 1000), coordinates)
+
+
+def great_circle(start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"]) -> Float[np.ndarray, "m 2"]:
+    """Return points along the shortest way between two (lat, lon), at most 1 degree apart; NaN at the antimeridian."""
+    u, v = unit_vectors(start), unit_vectors(end)
+    aside = v - (u @ v) * u
+    if np.linalg.norm(aside) < 1e-12:  # the same place or its antipode: any direction is as short
+        aside = np.cross(u, np.eye(3)[np.abs(u).argmin()])
+    angle = np.linspace(0, math.atan2(float(np.linalg.norm(np.cross(u, v))), float(u @ v)), 181)[:, None]
+    way = coordinates_of(np.cos(angle) * u + np.sin(angle) * aside / np.linalg.norm(aside))
+    cuts = np.flatnonzero(np.abs(np.diff(way[:, 1])) > 180) + 1
+    return np.insert(way, cuts, np.nan, axis=0)
 
 
 # --- even points ----------------------------------------------------------------------------------

