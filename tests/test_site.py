@@ -62,7 +62,7 @@ def test_the_references_have_every_command_option_and_name(site: Path) -> None:
         if name.startswith("-"):
             continue
         assert f'id="geoclip-{name}"' in commands
-    for option in ("--within", "--top-k", "--refine", "--folder", "--max-pictures"):
+    for option in ("--within", "--top-k", "--refine", "--folder", "--max-images"):
         assert option in commands
     python = (site / "reference" / "python.html").read_text(encoding="utf-8")
     for name in open_geoclip.__all__:

@@ -191,8 +191,8 @@ def test_metrics_count_what_was_asked(serving: Serve, png: Png) -> None:
     client = serving()
     client.post("/v1/locate", files=[("images", ("a.png", png(1))), ("images", ("b.png", b"x"))])
     text = client.get("/metrics").text
-    assert 'geoclip_pictures_total{model="small",outcome="answered"} 1.0' in text
-    assert 'geoclip_pictures_total{model="small",outcome="unreadable"} 1.0' in text
+    assert 'geoclip_inputs_total{model="small",outcome="answered"} 1.0' in text
+    assert 'geoclip_inputs_total{model="small",outcome="unreadable"} 1.0' in text
     assert 'geoclip_requests_total{route="/v1/locate",status="200"} 1.0' in text
     assert 'geoclip_queue_waiting{model="small"} 0.0' in text
     assert "geoclip_held_bytes 0.0" in text

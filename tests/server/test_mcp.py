@@ -116,7 +116,7 @@ def test_locate_a_path_a_data_uri_and_a_folder(call: Caller, folder: Path) -> No
 
     data = "data:image/png;base64," + base64.b64encode((folder / "rome.png").read_bytes()).decode()
     [same] = call("locate", images=[data], top_k=2)["answers"]
-    assert same == {**rome, "image": "picture 1"}
+    assert same == {**rome, "image": "image 1"}
 
     everywhere = call("locate", images=[str(folder)])["answers"]
     assert [Path(one["image"]).stem for one in everywhere] == sorted(PLACES)
@@ -166,7 +166,7 @@ def test_a_bad_picture_is_told_and_the_others_are_done(call: Caller, folder: Pat
         ("locate", {"images": ["rome.png"], "within": ["Itly"]}, "did you mean"),
         ("locate", {"images": ["rome.png"], "within": ["/etc/area.geojson"]}, "outside of the folders"),
         ("locate", {"images": ["rome.png"], "within": ["none.geojson"]}, "there is no such file"),
-        ("locate", {"images": ["rome.png"], "together": True, "text": "ice"}, "not together"),
+        ("locate", {"images": ["rome.png"], "together": True, "text": "ice"}, "cannot be combined with together"),
         ("text", {"texts": [""]}, "is empty"),
         ("where", {"coordinates": [[120, 20]]}, "(lat, lon)"),
         ("embed", {}, "give coordinates, images or texts"),
@@ -186,13 +186,36 @@ def test_limits_and_several_pictures_of_one_place(call: Caller, folder: Path) ->
     assert answer["sure"] is None
     box = [[0, 40], [5, 40], [5, 45], [0, 45], [0, 40]]
     (folder / "area.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [box]}))
-    [inside] = call("locate", images=["rome.png"], within=["area.geojson"], not_within=["Spain"])["answers"]
+    limited = call("locate", images=["rome.png"], within=["area.geojson"], not_within=["Spain"])
+    [inside] = limited["answers"]
     assert 0 <= inside["candidates"][0]["lon"] <= 5
-    assert "area.geojson" in inside["gallery"]
-    assert str(folder) not in inside["gallery"]
+    assert "area.geojson" in limited["gallery"]
+    assert str(folder) not in limited["gallery"]
     [both] = call("locate", images=["rome.png", "rome.png"], together=True)["answers"]
     assert both["image"] == "rome.png, rome.png"
     assert next(iter(both["countries"])) == "IT"
+
+
+def test_results_are_compact_unless_all_is_asked_for(call: Caller) -> None:
+    compact, full = (call("locate", images=["rome.png"], full=full) for full in (False, True))
+    [short], [long] = compact["answers"], full["answers"]
+    assert {"model", "sha256", "within_km"} <= set(long)
+    assert not {"model", "gallery", "version", "sha256", "within_km"} & set(short)
+    assert compact["model"] == full["model"] == long["model"]
+    assert short["candidates"][0]["lat"] == pytest.approx(long["candidates"][0]["lat"], abs=1e-5)
+    assert len(json.dumps(short)) < 0.6 * len(json.dumps(long))
+    many = call.raw("text", texts=["a hot desert"] * 256, top_k=20)
+    content = many.structured_content
+    assert content is not None
+    assert len(json.dumps(content)) < 55_000  # 25,000 tokens of two characters or more
+    assert len(text_of(many)) < 10_000
+    assert len(content["answers"]) + content["left_out"] == 256
+    assert all(len(answer["candidates"]) == 1 for answer in content["answers"])
+    assert ("left out" in content["note"]) == (content["left_out"] > 0)
+    everything = call("text", texts=["a hot desert"] * 256, top_k=20, full=True)
+    assert [len(answer["candidates"]) for answer in everything["answers"]] == [20] * 256
+    assert "at most" in call.error("embed", texts=["ice"] * 100)
+    assert len(call("embed", texts=["ice"] * 100, full=True)["embeddings"]) == 100
 
 
 def test_text_where_and_models(call: Caller) -> None:
@@ -254,21 +277,23 @@ def test_a_sidecar_that_leads_outside_is_not_read(call: Caller, folder: Path) ->
     assert "--max-mb" in call.error("verify", images=["beside/rome.png"])
 
 
-def test_vectors_of_places_and_pictures_compare(call: Caller) -> None:
-    found = call("embed", coordinates=list(PLACES.values()), images=[f"{name}.png" for name in PLACES], texts=["ice"])
-    assert [one["input"] for one in found["vectors"]] == [
+def test_embeddings_of_places_and_images_compare(call: Caller) -> None:
+    found = call(
+        "embed", coordinates=list(PLACES.values()), images=[f"{name}.png" for name in PLACES], texts=["ice"], full=True
+    )
+    assert [one["input"] for one in found["embeddings"]] == [
         *("41.9,12.5", "-8.05,-34.9", "64.1,-21.9"),
         *("rome.png", "recife.png", "reykjavik.png"),
         "ice",
     ]
-    vectors = np.array([one["vector"] for one in found["vectors"]])
+    vectors = np.array([one["embedding"] for one in found["embeddings"]])
     assert vectors.shape == (7, found["dimensions"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     products = vectors[3:6] @ vectors[:3].T
     assert products.argmax(axis=1).tolist() == [0, 1, 2]
-    [good, bad] = call("embed", images=["rome.png", "none.png"])["vectors"]
-    assert good["vector"] == found["vectors"][3]["vector"]
-    assert bad["vector"] is None
+    [good, bad] = call("embed", images=["rome.png", "none.png"])["embeddings"]
+    assert good["embedding"] == pytest.approx(found["embeddings"][3]["embedding"], abs=1e-6)
+    assert bad["embedding"] is None
     assert "no such file" in bad["error"]
 
 
@@ -372,7 +397,7 @@ def test_nothing_but_the_protocol_is_on_stdout(folder: Path, environment: dict[s
         (["--folder", "none"], ".", 2, "there is no such folder"),
         ([], "/", 2, "say what may be read, --folder FOLDER"),
         (["--model", "erth"], ".", 2, "earth"),
-        (["--max-pictures", "0"], ".", 2, "max_pictures: 1 or more"),
+        (["--max-images", "0"], ".", 2, "max_images: 1 or more"),
     ],
 )
 def test_wrong_use(arguments: list[str], folder_name: str, status: int, message: str) -> None:

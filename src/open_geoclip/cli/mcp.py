@@ -16,18 +16,18 @@ def mcp(
     *,
     folder: Annotated[list[Path] | None, Parameter(negative="")] = None,
     options: ModelOptions = ModelOptions(),
-    max_pictures: int = 500,
+    max_images: int = 500,
     max_mb: float = 64,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Offer the tools to a program that speaks the Model Context Protocol, over standard input and output.
 
     The tools are locate, verify, text, embed, where and models. The program starts this command; nothing but the
-    protocol is printed. Pictures are read in the folders that are allowed alone, and nothing leaves this machine.
+    protocol is printed. Images are read in the allowed folders only, and nothing leaves this machine.
 
     Args:
-        folder: A folder in which pictures may be read; several times for several. The current folder when not given.
-        max_pictures: The most that one call may name.
+        folder: A folder whose images may be read; may be repeated. Default: the current folder.
+        max_images: Images per call.
         max_mb: Larger files are refused before they are read.
     """
     if not folder and Path.cwd() == Path(Path.cwd().anchor):
@@ -45,7 +45,7 @@ def mcp(
         McpSettings(
             folders=tuple(folder or [Path.cwd()]),
             **vars(options),
-            max_pictures=max_pictures,
+            max_images=max_images,
             max_bytes=int(max_mb * 1e6),
             max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         )

@@ -44,6 +44,8 @@ _HOW = (
     "or a GeoJSON file (area.geojson)"
 )
 
+_MAX_POINTS = 2**20  # that are tried to find points in what is left of an area
+
 
 @dataclass(frozen=True)
 class Area:
@@ -116,7 +118,7 @@ class Area:
         for finer in (1, 16, 256):  # overlaps and exclusions may be most of it
             parts: list[Float64[np.ndarray, "m 2"]] = []
             for number, shape in enumerate(shapes):
-                points = shape.points(math.ceil(finer * n * shape.area_km2 / total))
+                points = shape.points(math.ceil(min(finer * n, _MAX_POINTS) * shape.area_km2 / total))
                 for other in (*shapes[:number], *self.without):
                     points = points[~other.contains(points)]
                 parts.append(points)

@@ -139,6 +139,22 @@ class Box:
         return even_points(max(1, n), self.south, self.north, self.west, self.west + self.width_deg)
 
 
+def read_geojson(path: Path) -> Any:
+    """Return the content of a GeoJSON file, not yet checked.
+
+    Raises:
+        AreaError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise AreaError(f"{path}: there is no such file") from error
+    except (ValueError, RecursionError) as error:
+        raise AreaError(f"{path}: it is not GeoJSON: {error}") from error
+    except OSError as error:
+        raise AreaError(f"{path}: it cannot be read: {error.strerror or error}") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Polygon:
     """All places inside polygons.
@@ -199,16 +215,7 @@ class Polygon:
         Raises:
             AreaError: the file cannot be read; see :meth:`from_geojson`.
         """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError as error:
-            raise AreaError(f"{path}: there is no such file") from error
-        except (ValueError, RecursionError) as error:
-            raise AreaError(f"{path}: it is not GeoJSON: {error}") from error
-        except OSError as error:
-            raise AreaError(f"{path}: it cannot be read: {error.strerror or error}") from error
-        return cls.from_geojson(content, str(path))
+        return cls.from_geojson(read_geojson(Path(path)), str(path))
 
     @cached_property
     def area_km2(self) -> float:

@@ -5,6 +5,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,24 @@ from open_geoclip.server.problems import problem_of
 __all__ = ["Engine", "parse_area"]
 
 _MAX_LOCATORS = 4  # locators with an area that are kept; each holds the embeddings of its places
+_MAX_POLYGONS = 10  # GeoJSON areas per request
 _MAX_GALLERIES = 2  # and together they may hold so many times the gallery
 
 
-MAX_CORNERS = 10_000
-"""Corners that a polygon in a request may have."""
-
-
-def parse_area(within: Sequence[str], not_within: Sequence[str]) -> Area:
+def parse_area(within: Sequence[str], not_within: Sequence[str], max_corners: int) -> Area:
     """An area as a client writes it: as on the command line, but GeoJSON itself instead of the name of its file.
 
     Raises:
-        AreaError: a text cannot be understood, or it names a file.
+        AreaError: a text cannot be understood or names a file, or there are too many polygons or corners.
     """
-    return Area(tuple(map(_parse_shape, within)), tuple(map(_parse_shape, not_within)))
+    texts = [tuple(dict.fromkeys(text.strip() for text in each)) for each in (within, not_within)]
+    polygons = sum(text.startswith("{") for each in texts for text in each)
+    if polygons > _MAX_POLYGONS:
+        raise AreaError(f"at most {_MAX_POLYGONS} GeoJSON areas: unite them to a MultiPolygon")
+    return Area(*(tuple(_parse_shape(text, max_corners) for text in each) for each in texts))
 
 
-def _parse_shape(text: str) -> Shape:
-    text = text.strip()
+def _parse_shape(text: str, max_corners: int) -> Shape:
     if text.startswith("{"):
         try:
             content = json.loads(text)
@@ -45,10 +46,13 @@ def _parse_shape(text: str) -> Shape:
             raise AreaError(f"an area is not GeoJSON: {error}") from error
         name = content.get("name")
         name = name[:256] if isinstance(name, str) and name else "polygon"
-        return Polygon.from_geojson(content, name, max_corners=MAX_CORNERS)
+        return Polygon.from_geojson(content, name, max_corners=max_corners)
     if text.lower().endswith((".geojson", ".json")):
         raise AreaError("the name of a file is not an area here: send the GeoJSON itself")
-    return parse_shape(text)
+    return _parse_short(text) if len(text) < 200 else parse_shape(text)
+
+
+_parse_short = lru_cache(maxsize=256)(parse_shape)  # outlines of large countries take a second or two
 
 
 class Engine:
@@ -56,10 +60,12 @@ class Engine:
 
     Args:
         locator: a model and its gallery.
+        max_corners: corners that a GeoJSON area may have.
     """
 
-    def __init__(self, locator: Locator) -> None:
+    def __init__(self, locator: Locator, *, max_corners: int = 10_000) -> None:
         self.locator = locator
+        self._max_corners = max_corners
         self._within: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Locator] = OrderedDict()
 
     @classmethod
@@ -78,16 +84,21 @@ class Engine:
         self.locator.locate(np.full((64, 64, 3), 128, np.uint8))
 
     @property
-    def info(self) -> dict[str, Any]:
-        """What those who prepare jobs have to know, JSON-ready."""
+    def image_options(self) -> dict[str, Any]:
+        """Arguments of :func:`~open_geoclip.server.utility.prepare_image` for images of this model."""
         preprocessing = self.locator.model.image_encoder.preprocessing
-        return {
-            "resize": preprocessing.resize,
-            "resample": preprocessing.resample,
-            "max_pixels": self.locator.encoding.max_pixels,
-            "dimensions": self.locator.model.location_encoder.settings.output,
-            "countries": _countries(),
-        }
+        max_pixels = self.locator.encoding.max_pixels
+        return {"resize": preprocessing.resize, "resample": preprocessing.resample, "max_pixels": max_pixels}
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the embeddings."""
+        return self.locator.model.location_encoder.settings.output
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the main process of the server has to know, JSON-ready."""
+        return {"image_options": self.image_options, "dimensions": self.dimensions, "countries": _countries()}
 
     def handle(self, message: Message) -> Message:
         """Answer a message of :func:`~open_geoclip.server.jobs.encode_jobs`."""
@@ -148,7 +159,9 @@ class Engine:
         if any(options.area):
             if options.area not in self._within:
                 # What clients name leaves nothing on disk.
-                self._within[options.area] = self.locator.within(parse_area(*options.area), keep=False)
+                self._within[options.area] = self.locator.within(
+                    parse_area(*options.area, self._max_corners), keep=False
+                )
             self._within.move_to_end(options.area)
             locator = self._within[options.area]
             self._evict()

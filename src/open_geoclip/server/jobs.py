@@ -3,11 +3,22 @@
 This module and what it imports stay free of NumPy and PyTorch: the main process of the server needs neither.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Job", "Message", "Options", "Outcome", "Pixels", "PreparedImage", "Upload", "decode_jobs", "encode_jobs"]
+__all__ = [
+    "Job",
+    "Message",
+    "Options",
+    "Outcome",
+    "Pixels",
+    "PreparedImage",
+    "Upload",
+    "decode_jobs",
+    "encode_jobs",
+    "image_records",
+]
 
 Message = tuple[Any, list[bytes]]
 """JSON-ready content, and bytes that belong to it."""
@@ -157,3 +168,42 @@ def _options(plain: dict[str, Any]) -> Options:
     """Options from JSON, which has lists for tuples."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
     return Options(**values)
+
+
+def image_records(
+    names: Sequence[str],
+    images: Sequence[PreparedImage],
+    answers: Sequence[dict[str, Any]],
+    *,
+    together: bool = False,
+    exif: bool = False,
+) -> list[dict[str, Any]]:
+    """Records of images in order, or one record of all of them: answers with names, hashes, and what was asked for.
+
+    Args:
+        names: of the images.
+        images: as they were read.
+        answers: of those that could be read, or one of all together; none of that where one could not be read.
+        together: all images show one place.
+        exif: include the places in their metadata; of several together the first.
+    """
+    groups = (
+        [list(zip(names, images, strict=True))] if together else [[pair] for pair in zip(names, images, strict=True)]
+    )
+    found = iter(answers)
+    records = []
+    for group in groups:
+        name = ", ".join(name for name, _ in group)
+        errors = [f"{name}: {image.error}" if together else image.error for name, image in group if image.error]
+        if errors:
+            record: dict[str, Any] = {"image": name, "error": errors[0]}
+        else:
+            answer = next(found)
+            hashes = {"image": ", ".join(str(image.sha256) for _, image in group)} | answer.get("sha256", {})
+            record = {"image": name, **answer, "sha256": hashes} | {"image": name}
+        if exif:
+            record["exif"] = next((image.exif for _, image in group if image.exif is not None), None)
+        if group[0][1].thumbnail is not None:
+            record["thumbnail"] = group[0][1].thumbnail
+        records.append(record)
+    return records

@@ -70,7 +70,7 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32),
             **own,
         )
-        self.inputs = Counter("pictures", "Images and texts answered", ["model", "outcome"], **own)
+        self.inputs = Counter("inputs", "Images and texts answered", ["model", "outcome"], **own)
         self.restarts = Counter(
             "worker_restarts", "Workers that died or were too slow, and were replaced", ["model"], **own
         )

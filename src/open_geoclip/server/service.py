@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from open_geoclip.server.batching import ModelQueue
-from open_geoclip.server.jobs import Job, Message, Options, Pixels, PreparedImage, Upload
+from open_geoclip.server.jobs import Job, Message, Options, Pixels, PreparedImage, Upload, image_records
 from open_geoclip.server.monitoring import Metrics
 from open_geoclip.server.problems import Problem
 from open_geoclip.server.processes import Worker, WorkerDiedError
@@ -153,25 +153,11 @@ class Service:
             images = await _gather(self._prepare(model, one, slots, exif=exif, thumbnail=thumbnail) for one in part_of)
             readable = tuple(image.pixels for image in images if image.pixels is not None)
             self._count(model, "unreadable", len(images) - len(readable))
-            if options.together:
-                names = ", ".join(upload.name for upload in part_of)
-                unread = [f"{u.name}: {i.error}" for u, i in zip(part_of, images, strict=True) if i.pixels is None]
-                answers = [] if unread else await queue.answer(Job("locate", options, readable))
-                record = {"image": names, "error": unread[0]} if unread else _named(answers[0], names, images)
-                place = next((image.exif for image in images if image.exif is not None), None)
-                return [record | _extras(place, images[0].thumbnail, exif=exif)]
-            answers = await queue.answer(Job("locate", options, readable)) if readable else []
-            self._count(model, "answered", len(answers))
-            found = iter(answers)
-            return [
-                (
-                    {"image": upload.name, "error": image.error}
-                    if image.pixels is None
-                    else _named(next(found), upload.name, [image])
-                )
-                | _extras(image.exif, image.thumbnail, exif=exif)
-                for upload, image in zip(part_of, images, strict=True)
-            ]
+            is_possible = len(readable) == len(images) if options.together else bool(readable)
+            answers = await queue.answer(Job("locate", options, readable)) if is_possible else []
+            self._count(model, "answered", len(readable) if is_possible else 0)
+            names = [upload.name for upload in part_of]
+            return image_records(names, images, answers, together=options.together, exif=exif)
 
         # In parts, so that requests of others come in between, and images are prepared while others are located.
         size = len(uploads) if options.together else self._settings.batch_size
@@ -241,8 +227,7 @@ class Service:
         return asyncio.Semaphore(max(1, len(self._utilities) - 1))
 
     async def _prepare(self, model: str, upload: Upload, slots: asyncio.Semaphore, **extras: bool) -> PreparedImage:
-        info = self.info(model)
-        options = {name: info[name] for name in ("resize", "resample", "max_pixels")} | extras
+        options = self.info(model)["image_options"] | extras
         message: Message = ({"task": "prepare", "name": upload.name, "options": options}, [upload.data])
         async with slots:
             try:
@@ -279,16 +264,6 @@ class Service:
 
     def _count(self, model: str, outcome: str, number: int) -> None:
         self.metrics.inputs.labels(model, outcome).inc(number)
-
-
-def _named(answer: dict[str, Any], name: str, images: Sequence[PreparedImage]) -> dict[str, Any]:
-    """Return an answer with the name and the hash of its images, which the worker that located them does not know."""
-    sha256 = {"image": ", ".join(str(image.sha256) for image in images)}
-    return {"image": name, **answer, "sha256": sha256 | answer.get("sha256", {})} | {"image": name}
-
-
-def _extras(place: dict[str, Any] | None, thumbnail: str | None, *, exif: bool) -> dict[str, Any]:
-    return ({"exif": place} if exif else {}) | ({} if thumbnail is None else {"thumbnail": thumbnail})
 
 
 def _split(inputs: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

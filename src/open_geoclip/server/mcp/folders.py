@@ -1,27 +1,29 @@
-"""Which files a client may name: those inside the folders that were allowed, links followed before it is decided."""
+"""The files that a client may name: those inside the allowed folders, with all links followed first."""
 
 import base64
 import binascii
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import SUFFIXES
 from open_geoclip.metadata.sidecars import find_sidecars
 
-__all__ = ["Asked", "Folders"]
+__all__ = ["Folders", "ImageFile"]
 
 _DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
-_LONGEST_PATH = 4096
+_MAX_PATH = 4096
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A picture that was asked for.
+class ImageFile:
+    """An image that a client named.
 
     Attributes:
         name: what answers call it.
@@ -37,143 +39,159 @@ class Asked:
 class Folders:
     """The folders that a client may read from.
 
-    A link is followed first, and what counts is where it leads. Of what lies outside nothing is told, not even whether
-    it is there.
+    What counts is where links lead. Nothing is said about files outside, not even whether they exist.
 
     Args:
-        folders: the folders, each of which must be there.
-        max_bytes: larger pictures are refused before they are read.
-        max_pictures: the most that may be asked for at once.
+        folders: the folders, which must exist.
+        max_bytes: larger images are refused before they are read.
+        max_images: images per call.
 
     Raises:
-        SettingsError: there is no such folder.
+        SettingsError: a folder does not exist.
     """
 
-    def __init__(self, folders: Sequence[Path], *, max_bytes: int, max_pictures: int) -> None:
+    def __init__(self, folders: Sequence[Path], *, max_bytes: int, max_images: int) -> None:
         for folder in folders:
             if not folder.is_dir():
                 raise SettingsError(f"--folder {folder}: there is no such folder")
         self.roots = tuple(dict.fromkeys(folder.resolve(strict=True) for folder in folders))
         self.max_bytes = max_bytes
-        self.max_pictures = max_pictures
+        self.max_images = max_images
 
-    def find(self, asked: str) -> Path:
-        """The file or folder that a path means, all links followed; it need not be there.
+    def resolve(self, text: str) -> Path:
+        """The file or folder that a path means, all links followed; it need not exist.
 
         Args:
-            asked: an absolute path, or one from any of the folders.
+            text: an absolute path, one relative to any of the folders, one with ``~``, or a ``file://`` URL. Composed
+                and decomposed accents (NFC, NFD) are the same.
 
         Raises:
-            ImageError: it is no path, or leads outside of the folders.
+            ImageError: it is not a path, or leads outside of the folders.
         """
-        if len(asked) > _LONGEST_PATH or "\0" in asked or not asked:
+        if len(text) > _MAX_PATH or "\0" in text or not text:
             how = "neither a path nor a data URI (data:image/jpeg;base64,...)"
-            raise ImageError(f"{asked[:40]}..." if len(asked) > 40 else repr(asked), how)
-        found, outside = [], False
+            raise ImageError(f"{text[:40]}..." if len(text) > 40 else repr(text), how)
+        path = Path(unquote(urlsplit(text).path) if text.lower().startswith("file://") else text)
+        inside, outside = [], False
         for root in self.roots:
             try:
-                real = (root / asked).resolve()
-            except (OSError, RuntimeError) as error:  # links in a circle
-                raise ImageError(asked, f"cannot be followed: {error}") from error
+                real = (root / path.expanduser()).resolve()
+            except (OSError, RuntimeError) as error:  # links in a circle, no home
+                raise ImageError(text, f"cannot be followed: {error}") from error
             if any(real.is_relative_to(allowed) for allowed in self.roots):
-                found.append(real)
+                inside.append(self._normalized(real))
             else:
                 outside = True
-        for real in found:
+        for real in inside:
             if real.exists():
                 return real
         if outside:
             allowed = ", ".join(map(str, self.roots))
             raise ImageError(
-                asked, f"is outside of the folders that may be read ({allowed}); others: geoclip mcp --folder FOLDER"
+                text, f"is outside of the folders that may be read ({allowed}); others: geoclip mcp --folder FOLDER"
             )
-        return found[0]
+        return inside[0]
 
-    def pictures(self, asked: Iterable[str]) -> list[Asked]:
-        """Each picture that was asked for, in order; folders give the pictures below them.
+    def _normalized(self, path: Path) -> Path:
+        """The path of a file whose name is the same but for the Unicode form of its accents, if there is one."""
+        root = max((root for root in self.roots if path.is_relative_to(root)), key=lambda root: len(root.parts))
+        found = root
+        for part in path.relative_to(root).parts:
+            exact = found / part
+            if not exact.exists() and found.is_dir() and not part.isascii():
+                same = unicodedata.normalize("NFC", part)
+                names = (one.name for one in found.iterdir() if unicodedata.normalize("NFC", one.name) == same)
+                exact = found / next(names, part)
+            if exact.is_symlink() and exact != path:
+                return path  # its target has not been checked
+            found = exact
+        return found
+
+    def find_images(self, texts: Iterable[str]) -> list[ImageFile]:
+        """All images that were named, in order; a folder gives the images below it.
 
         Args:
-            asked: paths of pictures and folders, and data URIs.
+            texts: paths of images and folders, and data URIs.
 
         Raises:
             SettingsError: there is none, or there are too many.
         """
-        found: list[Asked] = []
-        for number, text in enumerate(asked, 1):
+        found: list[ImageFile] = []
+        for number, text in enumerate(texts, 1):
             match = _DATA.match(text)
-            for one in [self._from_data(text, match.end(), f"picture {number}")] if match else self._from_path(text):
-                if len(found) == self.max_pictures:
+            for one in [self._from_data(text, match.end(), f"image {number}")] if match else self._from_path(text):
+                if len(found) == self.max_images:
                     raise SettingsError(
-                        f"more than {self.max_pictures:,} pictures at once: ask for them in parts, or start the server "
-                        "with a larger --max-pictures"
+                        f"more than {self.max_images:,} images at once: ask for them in parts, or start the server "
+                        "with a larger --max-images"
                     )
                 found.append(one)
         if not found:
-            raise SettingsError("at least one picture: a path, a folder or a data URI (data:image/jpeg;base64,...)")
+            raise SettingsError("at least one image: a path, a folder or a data URI (data:image/jpeg;base64,...)")
         return found
 
-    def with_sidecars(self, asked: Asked) -> Asked:
-        """A picture whose sidecars are read too: an error if one of them may not be, for links lead anywhere."""
-        if not isinstance(asked.source, Path):
-            return asked
-        for sidecar in find_sidecars(asked.source):
-            found = self._checked(sidecar.name, sidecar)
-            if found.error is not None:
-                return Asked(asked.name, error=f"its sidecar {sidecar.name} {found.error}")
-        return asked
+    def check_sidecars(self, image: ImageFile) -> ImageFile:
+        """The image, or an error if one of its sidecars may not be read: links may lead anywhere."""
+        if not isinstance(image.source, Path):
+            return image
+        for sidecar in find_sidecars(image.source):
+            checked = self._checked(sidecar.name, sidecar)
+            if checked.error is not None:
+                return ImageFile(image.name, error=f"its sidecar {sidecar.name} {checked.error}")
+        return image
 
-    def _from_data(self, text: str, start: int, name: str) -> Asked:
-        if (len(text) - start) * 3 // 4 > self.max_bytes + 2:  # told before it is decoded
-            return Asked(name, error=self._too_large)
+    def _from_data(self, text: str, start: int, name: str) -> ImageFile:
+        if (len(text) - start) * 3 // 4 > self.max_bytes + 2:  # known before it is decoded
+            return ImageFile(name, error=self._too_large)
         try:
-            data = base64.b64decode(text[start:], validate=True)
+            data = base64.b64decode("".join(text[start:].split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            return Asked(name, error=f"is not base64: {error}")
-        return Asked(name, data) if len(data) <= self.max_bytes else Asked(name, error=self._too_large)
+            return ImageFile(name, error=f"is not base64: {error}")
+        return ImageFile(name, data) if len(data) <= self.max_bytes else ImageFile(name, error=self._too_large)
 
-    def _from_path(self, asked: str) -> Iterator[Asked]:
+    def _from_path(self, text: str) -> Iterator[ImageFile]:
         try:
-            real = self.find(asked)
+            real = self.resolve(text)
         except ImageError as error:
-            yield Asked(error.name, error=error.reason)
+            yield ImageFile(error.name, error=error.reason)
             return
         if real.is_dir():
-            yield from self._below(real, asked)
+            yield from self._below(real, text)
         elif real.exists():
-            yield self._checked(asked, real)
+            yield self._checked(text, real)
         else:
-            yield Asked(asked, error="there is no such file")
+            yield ImageFile(text, error="there is no such file")
 
-    def _below(self, folder: Path, asked: str) -> Iterator[Asked]:
-        """The pictures below a folder. Links to folders are told and not followed: who walks them walks outside."""
+    def _below(self, folder: Path, text: str) -> Iterator[ImageFile]:
+        """The images below a folder. Links to folders are named but not followed: they may lead outside."""
         empty = True
         for here, folders, files in os.walk(folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            name_of = Path(asked) / Path(here).relative_to(folder)
+            prefix = Path(text) / Path(here).relative_to(folder)
             for name in folders:
                 if (Path(here) / name).is_symlink():
                     empty = False
-                    yield Asked(str(name_of / name), error="is a link to a folder: ask for it by its own path")
+                    yield ImageFile(str(prefix / name), error="is a link to a folder: ask for it by its own path")
             for name in sorted(files):
                 if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                     empty = False
-                    yield self._checked(str(name_of / name), Path(here) / name)
+                    yield self._checked(str(prefix / name), Path(here) / name)
         if empty:
-            yield Asked(asked, error=f"the folder holds no pictures (files ending in {' '.join(sorted(SUFFIXES))})")
+            yield ImageFile(text, error=f"the folder holds no images (files ending in {' '.join(sorted(SUFFIXES))})")
 
-    def _checked(self, name: str, file: Path) -> Asked:
+    def _checked(self, name: str, file: Path) -> ImageFile:
         try:
-            real = self.find(str(file))  # a link below the folder may lead outside
-            about = real.stat()
+            real = self.resolve(str(file))  # a link below the folder may lead outside
+            status = real.stat()
         except ImageError as error:
-            return Asked(name, error=error.reason)
+            return ImageFile(name, error=error.reason)
         except OSError as error:
-            return Asked(name, error=f"cannot be read: {error.strerror or error}")
-        if not stat.S_ISREG(about.st_mode):
-            return Asked(name, error="is not a regular file")
-        if about.st_size > self.max_bytes:
-            return Asked(name, error=self._too_large)
-        return Asked(name, real)
+            return ImageFile(name, error=f"cannot be read: {error.strerror or error}")
+        if not stat.S_ISREG(status.st_mode):
+            return ImageFile(name, error="is not a regular file")
+        if status.st_size > self.max_bytes:
+            return ImageFile(name, error=self._too_large)
+        return ImageFile(name, real)
 
     @property
     def _too_large(self) -> str:
