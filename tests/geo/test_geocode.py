@@ -142,6 +142,14 @@ def test_outlines_are_cut_at_180_degrees_and_found_by_any_name() -> None:
         ("GR", "Greece;EL;Hellenic Republic"),
         ("VA", "Holy See;Vatican City"),
         ("RE", "Réunion;Reunion;REU"),
+        ("DE", "Germany;Deutschland;DEUTSCHLAND;DEU"),
+        ("ES", "Spain;España;espana;Kingdom of Spain"),
+        ("JP", "Japan;日本;Nippon"),
+        ("IN", "India;भारत;Republic of India"),
+        ("RU", "Russia;Россия;Russian Federation"),
+        ("KH", "Cambodia;Kampuchea;Kingdom of Cambodia"),
+        ("VI", "USVI;US Virgin Islands;U.S. Virgin Islands;Virgin Islands (U.S.)"),
+        ("GB", "United Kingdom of Great Britain & Northern Ireland;  united   kingdom "),
     ],
 )
 def test_countries_by_every_usual_name_and_code(code: str, names: str) -> None:
@@ -158,6 +166,8 @@ def test_every_spelling_is_that_of_one_country() -> None:
 def test_an_unknown_country_brings_suggestions() -> None:
     with pytest.raises(SettingsError, match=r"unknown country 'Germny': did you mean Germany"):
         country_outline("Germny")
+    with pytest.raises(SettingsError, match="Scotland is a part of the United Kingdom"):
+        find_country("Scotland")
     with pytest.raises(SettingsError, match="names and ISO 3166 codes are known"):
         find_country("zzzzqqq")
 

@@ -92,6 +92,17 @@ def test_areas_hold_what_is_found(serving: Serve, png: Png) -> None:
     assert all(c["lat"] >= 0 and c["lon"] >= 0 and c["lat"] + c["lon"] <= 60 for c in record["candidates"])
 
 
+def test_limits_are_countries_by_any_usual_name(serving: Serve, png: Png) -> None:
+    client, names = (
+        serving(),
+        {"UK": "GB", "usa": "US", "Holland": "NL", "Burma": "MM", "CZE": "CZ", "Ivory Coast": "CI"},
+    )
+    for name, code in (names | {"cote d'ivoire": "CI", "DRC": "CD", "Deutschland": "DE"}).items():
+        files = [("images", ("a.png", png(1)))]
+        [record] = client.post("/v1/locate", files=files, data={"within": name}).json()["data"]
+        assert {candidate["country"] for candidate in record["candidates"]} == {code}, name
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "told"),
     [
@@ -101,6 +112,7 @@ def test_areas_hold_what_is_found(serving: Serve, png: Png) -> None:
         ({"nothing": "1"}, 422, "nothing"),
         ({"model": "other"}, 404, "small"),
         ({"within": "Atlantis"}, 422, "Atlantis"),
+        ({"not_within": "Germny"}, 422, "did you mean Germany"),
         ({"within": "/etc/area.geojson"}, 422, "send the GeoJSON itself"),
         ({"within": "{"}, 422, "GeoJSON"),
         ({"within": "20,-40,30,-30"}, 422, "sea"),

@@ -28,7 +28,9 @@ export function parseLimit(typed: string, inside: boolean, countries: readonly C
     return { inside, grammar: `${lat},${lon},${radius}${unit}`, label: `${radius} ${unit} around ${lat}, ${lon}` };
   }
   const wanted = fold(text);
-  const country = countries.find((one) => spellings(one).includes(wanted));
+  const short = fold(wanted.replace(FORMAL, ""));
+  const named = (name: string): Country | undefined => countries.find((one) => spellings(one).includes(name));
+  const country = named(wanted) ?? named(short);
   if (country) return { inside, grammar: country.code, label: country.name };
   return `“${text}”: no country of this name, and not a box (south,west,north,east) or a circle (lat,lon,50km).`;
 }
@@ -57,10 +59,16 @@ function spellings({ code, name, spellings = [] }: Country): string[] {
   return [code, name, ...spellings].map(fold);
 }
 
-/** Lower case without accents, dots, apostrophes and "the": "Cote d'Ivoire" finds "Côte d’Ivoire", "u.k." the UK. */
+/** Lower case, without accents, punctuation and "the"; "&" and "St." spelled out: as geo/countries.py does. */
 function fold(text: string): string {
-  return text.normalize("NFD").replace(/[\p{M}.'’‘`]/gu, "").toLowerCase().replace(/^the\s+/, "");
+  const plain = text.replace(/&/g, " and ").normalize("NFKD").toLowerCase().replace(/[\p{M}.'’‘`]/gu, "");
+  const words = plain.split(/[^\p{L}\p{N}]+/u).filter(Boolean).map((word) => (word === "st" ? "saint" : word));
+  return words.slice(words[0] === "the" && words.length > 1 ? 1 : 0).join(" ");
 }
+
+/** Words of formal names: "Kingdom of Norway", "Venezuela, Bolivarian Republic of". */
+const FORMAL =
+  /\b(the|of|republic|kingdom|federal|federation|islamic|peoples|democratic|socialist|plurinational|bolivarian|commonwealth|principality|grand|duchy|sultanate|hashemite|oriental|cooperative|arab|independent state|union)\b/g;
 
 const round4 = (value: number): string => String(Math.round(value * 1e4) / 1e4);
 

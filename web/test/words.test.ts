@@ -73,6 +73,7 @@ test("limits are parsed like on the command line, and errors are described", () 
   assert.equal(grammar("cote d'ivoire"), "CI");
   assert.equal(grammar("fr"), "FR");
   assert.deepEqual(["UK", "u.k.", "great britain", "The United Kingdom"].map(grammar), ["GB", "GB", "GB", "GB"]);
+  assert.deepEqual(["Republic of Côte d’Ivoire", "France, Republic of", "Republic of the Ukraine"].map(grammar), ["CI", "FR", "UA"]);
   assert.equal(grammar(" 35, -10,60,30"), "35,-10,60,30");
   assert.equal(grammar("48.86,2.29,50KM"), "48.86,2.29,50km");
   assert.match(grammar("60,-10,35,30"), /error: .*south comes before/);

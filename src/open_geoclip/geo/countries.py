@@ -214,7 +214,7 @@ class Countries:
         return found
 
     def find(self, text: str) -> str:
-        """Return the code of a country by any usual English name, or its ISO code of two or three letters.
+        """Return the code of a country by any usual name, English or its own, or its ISO code.
 
         Raises:
             SettingsError: the country is unknown; the message has similar names.
@@ -223,6 +223,8 @@ class Countries:
         for spelling in (name, _FORMAL.sub(" ", name).strip()):
             if code := known.get(" ".join(spelling.split())):
                 return code
+        if name in _PARTS_OF_GB:
+            raise SettingsError(f"{text} is a part of the United Kingdom: write that, or the part as a GeoJSON file")
         similar = difflib.get_close_matches(name, known, n=4, cutoff=0.6)
         names = sorted({self.names[known[match]] for match in similar})
         hint = f"did you mean {' or '.join(names)}?" if names else "names and ISO 3166 codes are known"
@@ -241,11 +243,13 @@ _FORMAL = re.compile(
     r"commonwealth|principality|grand|duchy|sultanate|hashemite|oriental|cooperative|arab|independent state|union)\b"
 )
 
+_PARTS_OF_GB = ("england", "scotland", "wales", "northern ireland")
+
 
 def _normalize(text: str) -> str:
     """Lower case, without accents, punctuation and "the"; "&" and "St." spelled out."""
     letters = unicodedata.normalize("NFKD", text.casefold().replace("&", " and "))
-    plain = "".join(letter for letter in letters if not unicodedata.combining(letter) and letter not in ".'’‘`")
+    plain = "".join(letter for letter in letters if unicodedata.category(letter)[0] != "M" and letter not in ".'’‘`")
     words = "".join(letter if letter.isalnum() else " " for letter in plain).split()
     words = ["saint" if word == "st" else word for word in words]
     return " ".join(words[1:] if words[:1] == ["the"] and len(words) > 1 else words)

@@ -167,7 +167,7 @@ def country_spellings() -> dict[str, list[str]]:
 
 
 def find_country(text: str) -> str:
-    """Return the code of a country by any usual English name, or its ISO code of two or three letters.
+    """Return the code of a country by any usual name, English or its own, or its ISO code.
 
     Case, accents and punctuation do not matter.
 
