@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from PIL import Image
 
@@ -72,6 +73,15 @@ def test_texts_are_answered_in_order(locator: Locator) -> None:
     assert "image" not in said
     with pytest.raises(SettingsError, match="top_k"):
         locator.locate_text(["ice"], top_k=301)
+
+
+def test_regions_of_texts_are_smooth() -> None:
+    [answer] = Locator.from_pretrained("earth").locate_text(["a hot desert"], detail=True)
+    assert answer.regions is not None
+    for level, most in (("50", 12), ("90", 8)):  # without smoothing 34 pieces, of the shape of worms
+        polygons = shapely.from_geojson(json.dumps(answer.regions[level]))
+        assert len(polygons.geoms) <= most
+        assert all(polygon.area > 0.35 * polygon.minimum_rotated_rectangle.area for polygon in polygons.geoms)
 
 
 def test_texts_alone_need_no_image_backbone(release: Path, locator: Locator, tmp_path: Path) -> None:

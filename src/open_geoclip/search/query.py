@@ -16,6 +16,9 @@ from open_geoclip.search.trips import pool_embeddings, trip_posterior
 
 __all__ = ["Query"]
 
+_TEXT_SIGMA_KM = 150.0
+"""Texts describe regions, not places: structure at the spacing of the gallery (53 km for ``earth``) is noise."""
+
 
 @dataclass(frozen=True, eq=False)
 class Query:
@@ -37,8 +40,8 @@ class Query:
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], embeddings: Float[Tensor, "n d"]) -> "Query":
-        """Return a query of texts, for which there is no calibration."""
-        return cls(EncodedBatch.from_embeddings(embeddings), Calibration(), texts)
+        """Return a query of texts. Nothing was calibrated for them; cells are smoothed to the resolution of texts."""
+        return cls(EncodedBatch.from_embeddings(embeddings), Calibration(sigma_km=_TEXT_SIGMA_KM), texts)
 
     def with_text(self, text: str, embedding: Float[Tensor, " d"], weight: float) -> "Query":
         """Return a query whose logits are weighted means of those of the images and of a text.
