@@ -1,5 +1,6 @@
 """The format is told by --format or by the name of --output, alike on every command; what cannot be is said."""
 
+import codecs
 import csv
 import io
 import json
@@ -17,7 +18,11 @@ from PIL import Image
 from open_geoclip.cli import _answers, app
 from open_geoclip.cli._answers import has_detail
 from open_geoclip.cli._output import choose_format, rows_as
+from open_geoclip.data.columns import Column
+from open_geoclip.data.sources import open_source
+from open_geoclip.data.tables import format_csv, read_table
 from open_geoclip.errors import SettingsError
+from open_geoclip.export.formats import About, render
 
 OFFERED = ("table", "json", "csv", "parquet", "geojson")
 ROWS = [
@@ -78,6 +83,61 @@ def test_rows_are_read_back(tmp_path: Path) -> None:
     table = pyogrio.read_dataframe(path)
     assert [(point.y, point.x) for point in table.geometry] == [(46.2, 6.1), (-17.0, 180.0)]
     assert table.name.tolist() == ["Geneva", "=cmd()"]
+
+
+HOSTILE = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1",
+    "a\r=1",
+    "a\n=1",
+    "a,=1",
+    'a"=1',
+    "a;=1",
+    "plain",
+]
+
+
+@pytest.mark.parametrize("written", ["rows", "answers", "evaluation"])
+def test_no_cell_begins_a_formula_and_the_reader_gives_the_text_back(written: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    if written == "rows":
+        path.write_bytes(str(rows_as("csv", [{"image": text} for text in HOSTILE])).encode())
+    elif written == "answers":
+        records = [{"image": text, "error": text, "model": text, "version": text} for text in HOSTILE]
+        path.write_bytes(render(records, "csv"))
+    else:
+        path.write_bytes(format_csv(["image", "km"], zip(HOSTILE, range(len(HOSTILE)), strict=True)).encode())
+    assert b"\r" not in path.read_bytes().replace(b"\r\n", b"").replace(b'"a\r=1"', b"").replace(b'"\'\r=1"', b"")
+    with path.open(encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(tuple("=+-@\t\r\n＝＋－＠"))]
+    images = list(read_table(path, {"image": Column(("image",))}).texts["image"])
+    assert images == HOSTILE
+
+
+def test_names_that_look_like_formulas_survive_a_split(tmp_path: Path) -> None:
+    names = ["=1+1.jpg", "-1.jpg", "@a.jpg", "plain.jpg"]
+    rows = "".join(f"{name},{lat},1\n" for lat, name in enumerate(names))
+    (tmp_path / "t.csv").write_text(f"file,lat,lon\n{rows}")
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    run("data", "split", str(tmp_path / "t.csv"), str(tmp_path / "out"), "--shares", "train=0.5,test=0.5")
+    photos = [photo for side in ("train", "test") for photo in open_source(tmp_path / "out" / f"{side}.csv")]
+    assert sorted(Path(str(photo.image)).name for photo in photos) == sorted(names)
+    assert sorted(photo.key for photo in photos) == sorted(names)
+
+
+def test_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
+    run("where", "-23.55,-46.63", "--format", "csv-bom", "-o", str(tmp_path / "a.csv"))
+    run("where", "-23.55,-46.63", "-o", str(tmp_path / "b.csv"))
+    assert (tmp_path / "a.csv").read_bytes() == codecs.BOM_UTF8 + (tmp_path / "b.csv").read_bytes()
+    assert render([], "csv-bom", about=About("now")) == codecs.BOM_UTF8 + render([], "csv", about=About("now"))
 
 
 def run(*words: str) -> None:

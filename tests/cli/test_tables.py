@@ -14,6 +14,7 @@ from open_geoclip.cli import app
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import OpenGeoCLIPError
 from open_geoclip.evaluation.benchmarks import read_labelled
+from open_geoclip.search.prior import _read_prior
 
 PLACES = [(-33.9, 18.6), (48.8584, 2.2945), (-0.5, -78.25)]
 HEADER = ["file", "time", "lat", "lon", "true_lat", "true_lon", "pred_lat", "pred_lon"]
@@ -88,6 +89,14 @@ READ: dict[str, tuple[str, bytes | Callable[[Path], bytes]]] = {
     "UTF-16": (".csv", text(delimiter="\t").encode("utf-16")),
     "UTF-16, little-endian": (".csv", text().encode("utf-16-le")),
     "UTF-16, big-endian": (".csv", text().encode("utf-16-be")),
+    "UTF-16, decimal comma": (".csv", text(delimiter=";", number=comma, end="\r\n").encode("utf-16")),
+    "BOM, sep=": (".csv", ("sep=\t\n" + text(delimiter="\t")).encode("utf-8-sig")),
+    "delimiters behind the last cells": (".csv", text().replace("\n", ",,\n").encode()),
+    "delimiters behind the cells of rows": (".csv", text().replace("\n", ",\n").replace(",\n", "\n", 1).encode()),
+    "written for a spreadsheet": (
+        ".csv",
+        text(number=lambda value: f"'{value}" if value < 0 else f"+{value}").encode(),
+    ),
     "blank lines": (".csv", ("\n\n" + text(end="\n\n")).encode()),
     "Ctrl-Z": (".csv", (text() + "\x1a").encode()),
     "Ctrl-Z behind the last cell": (".csv", (text().rstrip() + "\x1a").encode()),
@@ -99,6 +108,8 @@ READ: dict[str, tuple[str, bytes | Callable[[Path], bytes]]] = {
     "lat, lng": (".csv", text(named("lat", "lng")).encode()),
     "decimalLatitude": (".csv", text(named("decimalLatitude", "decimalLongitude")).encode()),
     "Lat (deg)": (".csv", text(named("Lat (deg)", "Lon (deg)")).encode()),
+    "Latitude (°)": (".csv", text(named("Latitude (°)", "Longitude (°)")).encode()),
+    "LAT_DD": (".csv", text(named("LAT_DD", "LONG_DD")).encode()),
     "GPSLatitude": (".csv", text(["SourceFile", *named("GPSLatitude", "GPSLongitude")[1:]]).encode()),
     "y, x": (".csv", text(named("y", "x")).encode()),
     "two names that fit": (".csv", text().replace("time,", "Latitude,time,").replace(".png,", ".png,7,").encode()),
@@ -185,13 +196,25 @@ def by_evaluate(table: Path) -> Bounds:
     return bounds(found.truth)
 
 
+def by_prior(table: Path) -> Bounds:
+    return bounds(_read_prior(str(table)).coordinates)
+
+
+def by_similar(table: Path) -> Bounds:
+    out = table.with_name("out.json")
+    words = ["similar", "0,0", "--gallery", str(table), "--model", "earth", "--apart-km", "0", "-o", str(out)]
+    app(words, result_action="return_value")
+    [answer] = json.loads(out.read_text())["answers"]
+    return bounds(np.array([(place["lat"], place["lon"]) for place in answer["places"]]))
+
+
 def by_times(table: Path) -> Bounds:
     hours = hours_of([table.with_name(f"{i}.png") for i in range(len(PLACES))], table)
     assert np.diff(hours).tolist() == [24, 24]
     return BOUNDS
 
 
-COMMANDS = [by_embed, by_gallery, by_data, by_score, by_compare, by_evaluate, by_times]
+COMMANDS = [by_embed, by_gallery, by_data, by_score, by_compare, by_evaluate, by_prior, by_similar, by_times]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -126,7 +126,7 @@ class ImageModelOptions(ModelOptions):
 
 
 def parse_coordinate(text: str) -> tuple[float, float]:
-    """Parse a coordinate: ``48.8584,2.2945``.
+    """Parse a coordinate: ``48.8584,2.2945``. A minus sign may also be the typographic one.
 
     Raises:
         CoordinateError: it is not two numbers, or not on Earth.
@@ -135,11 +135,12 @@ def parse_coordinate(text: str) -> tuple[float, float]:
 
     from open_geoclip.geo.sphere import check_coordinates
 
-    parts = text.split(",")
     try:
-        lat, lon = (float(part) for part in parts)
+        lat, lon = map(float, text.replace("\N{MINUS SIGN}", "-").split(","))
     except ValueError as error:
-        raise CoordinateError(f"{text!r} is not LAT,LON: two numbers in degrees, such as 48.8584,2.2945") from error
+        raise CoordinateError(
+            f"{text!r} is not LAT,LON: two numbers in degrees with a comma and no space between, such as -33.9,18.6"
+        ) from error
     check_coordinates(np.array([[lat, lon]]))
     return lat, lon
 

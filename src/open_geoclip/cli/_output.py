@@ -1,6 +1,5 @@
 """Output of all commands: formats, rows as files, progress, errors and exit status."""
 
-import csv
 import io
 import json
 import sys
@@ -38,16 +37,20 @@ __all__ = [
 T = TypeVar("T")
 Kind = Literal["text", "texts", "number", "flag"]
 
-_FORMAT = Parameter(name="--format", help="Default: by the ending of --output, else a table.")
+_FORMAT = Parameter(
+    name="--format", help="Default: by the ending of --output, else a table. csv-bom is CSV that Excel reads as UTF-8."
+)
 TextFormat = Annotated[Literal["table", "json"] | None, _FORMAT]
-RowFormat = Annotated[Literal["table", "json", "csv", "parquet"] | None, _FORMAT]
-PointFormat = Annotated[Literal["table", "json", "csv", "geojson", "parquet"] | None, _FORMAT]
-AnswerFormat = Annotated[Literal["table", "json", "csv", "geojson", "kml", "kmz", "parquet", "html"] | None, _FORMAT]
+RowFormat = Annotated[Literal["table", "json", "csv", "csv-bom", "parquet"] | None, _FORMAT]
+PointFormat = Annotated[Literal["table", "json", "csv", "csv-bom", "geojson", "parquet"] | None, _FORMAT]
+AnswerFormat = Annotated[
+    Literal["table", "json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "html"] | None, _FORMAT
+]
 
 TEXT_FORMATS = ("table", "json")
-ROW_FORMATS = (*TEXT_FORMATS, "csv", "parquet")
-POINT_FORMATS = (*TEXT_FORMATS, "csv", "geojson", "parquet")
-ANSWER_FORMATS = (*TEXT_FORMATS, "csv", "geojson", "kml", "kmz", "parquet", "html")
+ROW_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "parquet")
+POINT_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "geojson", "parquet")
+ANSWER_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "html")
 
 _SUFFIXES = {
     ".txt": "table",
@@ -61,7 +64,6 @@ _SUFFIXES = {
     ".htm": "html",
 }
 _BINARY = {"kmz", "parquet"}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def to_json(content: object) -> str:
 
 
 def rows_as(format_: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | None = None) -> str | bytes:
-    """Return rows as ``csv``, ``parquet`` or ``geojson``.
+    """Return rows as ``csv``, ``csv-bom``, ``parquet`` or ``geojson``.
 
     Args:
         format_: one of these.
@@ -154,27 +156,14 @@ def rows_as(format_: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[st
     Raises:
         MissingExtraError: Parquet without the extra ``parquet``.
     """
-    if format_ == "csv":
-        return _csv(rows, list(columns or rows[0]))
+    if format_ in ("csv", "csv-bom"):
+        from open_geoclip.data.tables import format_csv
+
+        names = list(columns or rows[0])
+        return format_csv(names, ([row.get(name) for name in names] for row in rows), bom=format_ == "csv-bom")
     if format_ == "parquet":
         return _parquet(rows, columns)
     return to_json(_points(rows))
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return CSV. Texts that a spreadsheet would read as a formula begin with an apostrophe; lists have semicolons."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _harmless(value) for name, value in row.items()})
-    return file.getvalue()
-
-
-def _harmless(value: object) -> object:
-    if isinstance(value, list):
-        value = "; ".join(map(str, value))
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _parquet(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | None) -> bytes:

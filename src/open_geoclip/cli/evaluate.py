@@ -151,10 +151,11 @@ def write_results(found: "Evaluation", folder: Path) -> None:
     """evaluation.json, predictions.csv (and .parquet where it can be written), report.md and its figures."""
     import shlex
 
+    from open_geoclip.data.tables import format_csv
     from open_geoclip.evaluation.report import markdown
 
     write_output(to_json(found.figures), folder / "evaluation.json")
-    write_output(_csv(found.table), folder / "predictions.csv")
+    write_output(format_csv(found.table, zip(*found.table.values(), strict=True)), folder / "predictions.csv")
     _write_parquet(found.table, folder / "predictions.parquet")
     command = shlex.join(["geoclip", *sys.argv[1:]])
     write_output(markdown(found.figures, command=command, pictures=_pictures(found, folder)), folder / "report.md")
@@ -183,17 +184,6 @@ def _pictures(found: "Evaluation", folder: Path) -> list[tuple[str, str]]:
         print(f"geoclip: the report has no figures: {error}", file=sys.stderr)
         return []
     return [("curve.png", "Percent of answers within a distance"), ("map.png", "Where the answers are how far off")]
-
-
-def _csv(table: dict[str, list[Any]]) -> str:
-    import csv
-    import io
-
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(table)
-    writer.writerows(zip(*table.values(), strict=True))
-    return file.getvalue()
 
 
 def _write_parquet(table: dict[str, list[Any]], path: Path) -> None:

@@ -6,8 +6,6 @@ lost. Where photos lie as dense as in Europe, one cluster may hold half of them.
 to one side, and then photos are left out that are too near to, or share a group with, a photo of a smaller side.
 """
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from jaxtyping import Float64, Int64
 
 from open_geoclip.data.photos import Fault, OnFault, PhotoSource
 from open_geoclip.data.shards import TarPhotos
+from open_geoclip.data.tables import format_csv
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
@@ -322,13 +321,10 @@ def write_splits(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for side, name in enumerate(settings.shares):
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(["IMG_ID", "IMG_FILE", "LAT", "LON", "GROUP"])
             chosen = np.flatnonzero(sides == side).tolist()
-            writer.writerows([*rows[row][:4], rows[row][4] or ""] for row in chosen)
             files[name], counts[name] = folder / f"{name}.csv", len(chosen)
-            atomic_write(files[name], text.getvalue())
+            text = format_csv(("IMG_ID", "IMG_FILE", "LAT", "LON", "GROUP"), (rows[row] for row in chosen))
+            atomic_write(files[name], text)
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
     return SplitReport(files, counts, int((sides < 0).sum()), unusable)

@@ -1,4 +1,4 @@
-"""The one reader of tables: CSV, Parquet and GeoJSON, with columns found by their usual names.
+"""The one reader of tables (CSV, Parquet, GeoJSON; columns are found by their usual names) and the one writer of CSV.
 
 Every command that reads a table uses `read_table`. A file is read once, front to back and in blocks, also from a pipe:
 numbers take 8 bytes each and texts their UTF-8 bytes, so that a million rows are read in seconds.
@@ -25,6 +25,7 @@ __all__ = [
     "TABLE_SUFFIXES",
     "Table",
     "TableKind",
+    "format_csv",
     "read_table",
 ]
 
@@ -39,6 +40,7 @@ TABLE_SUFFIXES: dict[str, TableKind] = {
 _BLOCK = 8192  # rows
 _DELIMITERS = ",;\t|"
 _MISSING = {"", "na", "n/a", "#n/a", "null", "none", "nan", "\\n"}
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what a spreadsheet reads as the start of a formula
 _END_OF_FILE = "\0\x1a \t\ufeff"  # what old editors and interrupted copies leave behind the last row
 
 
@@ -105,6 +107,29 @@ def read_table(
         raise DataError(f"{path}: there is no such file") from error
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: it cannot be read: {error}") from error
+
+
+def format_csv(columns: Iterable[str], rows: Iterable[Iterable[object]], *, bom: bool = False) -> str:
+    """Return rows as CSV (RFC 4180, with CR LF, so that a CR or LF in a cell is quoted).
+
+    A text that a spreadsheet would read as a formula gets an apostrophe, which `read_table` removes. A list is written
+    with semicolons.
+
+    Args:
+        columns: their names.
+        rows: the cells of each row; None is an empty cell.
+        bom: begin with a byte order mark, without which Excel does not read UTF-8.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\r\n")
+    writer.writerow(columns)
+    writer.writerows(map(_cell, row) for row in rows)
+    return "\ufeff" * bom + file.getvalue()
+
+
+def _cell(value: object) -> object:
+    text = "; ".join(map(str, value)) if isinstance(value, list) else value
+    return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text
 
 
 class _Builder:
@@ -190,7 +215,8 @@ class _Builder:
 
 def _text(cell: Any) -> str:
     if isinstance(cell, str):
-        return cell.strip().rstrip("\0\x1a")
+        text = cell.strip().rstrip("\0\x1a")
+        return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text  # see format_csv
     return "" if cell is None or cell != cell else str(cell)  # NaN is not itself
 
 
@@ -280,7 +306,9 @@ def _fit(rows: list[list[str]], width: int) -> dict[int, str]:
         return {}
     invalid = {}
     for at, row in enumerate(rows):
-        if len(row) != width:
+        if len(row) > width and not any(row[width:]):  # some programs end each row with a delimiter
+            rows[at] = row[:width]
+        elif len(row) != width:
             quote = ": a cell that holds a delimiter needs quotation marks" if len(row) > width else ""
             cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
             invalid[at] = f"{cells}, where the header has {width}{quote}"

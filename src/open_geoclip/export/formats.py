@@ -175,6 +175,7 @@ def _point(place: Record) -> dict[str, Any]:
 FORMATS: dict[str, Format] = {
     "json": Format(".json", "application/json", _to_json),
     "csv": Format(".csv", "text/csv; charset=utf-8", tables.to_csv),
+    "csv-bom": Format(".csv", "text/csv; charset=utf-8", tables.to_csv_with_bom),
     "geojson": Format(".geojson", "application/geo+json", _to_geojson),
     "kml": Format(".kml", "application/vnd.google-earth.kml+xml", kml.to_kml),
     "kmz": Format(".kmz", "application/vnd.google-earth.kmz", kml.to_kmz),

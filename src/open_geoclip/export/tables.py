@@ -1,16 +1,17 @@
 """Answers as tables, CSV and Parquet: a row per candidate, and one per image that could not be read."""
 
-import csv
 import io
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+from open_geoclip.data.tables import format_csv
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.schema import type_hints
 from open_geoclip.search.answer import Answer, Candidate, Columns
 
-__all__ = ["COLUMNS", "rows", "to_csv", "to_parquet"]
+__all__ = ["COLUMNS", "rows", "to_csv", "to_csv_with_bom", "to_parquet"]
 
 _KINDS = {str: "string", float: "float64", bool: "bool"}
 
@@ -46,9 +47,6 @@ COLUMNS: dict[str, str] = {
 }
 """Columns and their kinds. Figures of the answer as a whole stand in each of its rows."""
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_TEXTS = ("image", "text", "place", "error", "gallery", "model")
-
 
 def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Yield one dict per row, with every column; None where there is no value."""
@@ -72,16 +70,14 @@ def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterato
 
 
 def to_csv(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
-    """Write CSV in UTF-8. A text that a spreadsheet would take for a formula has an apostrophe before it."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    for row in rows(records, about):
-        for name in _TEXTS:
-            if isinstance(row[name], str) and row[name].startswith(_FORMULA):
-                row[name] = f"'{row[name]}"
-        writer.writerow(row)
-    return file.getvalue().encode("utf-8", "backslashreplace")
+    """Write CSV in UTF-8; see :func:`open_geoclip.data.tables.format_csv`."""
+    cells = ([row[name] for name in COLUMNS] for row in rows(records, about))
+    return format_csv(COLUMNS, cells).encode("utf-8", "backslashreplace")
+
+
+def to_csv_with_bom(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
+    """Write the same after a byte order mark, for Excel."""
+    return BOM_UTF8 + to_csv(records, about)
 
 
 def to_parquet(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
