@@ -1,7 +1,7 @@
 """Build the documentation site, with warnings as errors and without a network: ``python docs/site.py build/site``.
 
-The pages of ``docs/`` are copied to a folder next to the site, the references of commands and Python names are generated
-from the code, and Sphinx builds them.
+The pages of ``docs/`` are copied to a folder next to the site, the references of commands and Python names are
+generated from the code, and Sphinx builds them.
 """
 
 import re
@@ -25,6 +25,7 @@ MODULES = [
     "open_geoclip.export.maps",
     "open_geoclip.features.transformer",
     "open_geoclip.features.onnx",
+    "open_geoclip.geo.countries",
     "open_geoclip.geo.geocode",
     "open_geoclip.data.sources",
     "open_geoclip.training.settings",

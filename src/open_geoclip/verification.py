@@ -124,7 +124,7 @@ def verify(
 
 
 def _find(source: ImageSource, answer: Answer, posterior: "Posterior") -> Findings:
-    from open_geoclip.geo.geocode import country_codes
+    from open_geoclip.geo.countries import country_codes
     from open_geoclip.metadata.checks import find_remarks
 
     try:

@@ -110,8 +110,8 @@ def _names() -> "tuple[Names, Names] | tuple[None, None]":
     """What gives countries and continents their names, where the extra is installed."""
     import numpy as np
 
-    from open_geoclip.geo.geocode import continents as continents_of
-    from open_geoclip.geo.geocode import country_codes, country_name
+    from open_geoclip.geo.countries import continents as continents_of
+    from open_geoclip.geo.countries import country_codes, country_name
 
     def countries(coordinates: "Float[np.ndarray, 'n 2']") -> list[str | None]:
         return [country_name(code) or None for code in country_codes(coordinates).tolist()]

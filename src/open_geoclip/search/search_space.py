@@ -105,7 +105,7 @@ class SearchSpace:
         if self.parent is not None:
             codes = self.parent.countries
             return None if codes is None else codes[self.parent_rows]
-        from open_geoclip.geo.geocode import country_codes
+        from open_geoclip.geo.countries import country_codes
 
         cache = self._cache and self._cache / f"{self.gallery.fingerprint[:32]}.countries-2.npy"
         if cache is not None and (known := _read_codes(cache, len(self.gallery))) is not None:

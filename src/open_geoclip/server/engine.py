@@ -191,7 +191,7 @@ def _attempt(answer: Callable[..., list[Any]], *arguments: Any) -> Outcome:
 
 def _countries() -> list[dict[str, Any]]:
     """All countries by name; none where the extra ``places`` is not installed."""
-    from open_geoclip.geo.geocode import country_name, country_spellings
+    from open_geoclip.geo.countries import country_name, country_spellings
 
     try:
         spellings = country_spellings()
