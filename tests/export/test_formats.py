@@ -157,6 +157,24 @@ def test_every_format_says_what_made_it_and_that_it_is_an_estimate() -> None:
             assert word.encode() in body, (name, word)
 
 
+def test_decisions_and_notes_are_kept_by_every_format() -> None:
+    reviewed = [record(decision="rejected", note="=the roofs"), {**BROKEN, "note": "blurred", "decision": None}]
+    check_records(reviewed)
+    files = {name: render(reviewed, name, about=ABOUT) for name in ("json", "csv", "geojson", "kml", "parquet")}
+    assert [one.get("note") for one in json.loads(files["json"])] == ["=the roofs", "blurred"]
+    rows = list(csv.DictReader(io.StringIO(files["csv"].decode())))
+    assert [(row["decision"], row["note"]) for row in rows] == 2 * [("rejected", "'=the roofs")] + [("", "blurred")]
+    features = json.loads(files["geojson"])["features"]
+    assert {(one["properties"]["decision"], one["properties"]["note"]) for one in features} == {
+        ("rejected", "=the roofs")
+    }
+    assert b"Rejected. =the roofs. Sure" in files["kml"]
+    assert b"blurred. It could not be read" in files["kml"]
+    assert polars.read_parquet(io.BytesIO(files["parquet"]))["decision"].to_list() == ["rejected", "rejected", None]
+    with pytest.raises(DataError, match="decision: one of accepted, rejected"):
+        check_records([record(decision="maybe")])
+
+
 def test_json_is_the_plain_list_of_answers() -> None:
     found = json.loads(render([PHOTO, BROKEN], "json"))
     assert found == [{key: value for key, value in PHOTO.items() if key != "thumbnail"}, BROKEN]

@@ -92,6 +92,15 @@ def test_files_hold_the_place_and_the_picture(serving: Serve, photo: Photo) -> N
     assert len(small.info.get("exif", b"")) == 0
 
 
+def test_a_thumbnail_is_sent_where_it_is_asked_for(serving: Serve, photo: Photo) -> None:
+    client = serving()
+    [record] = ask(client, photo(1, 41.5), thumbnail="true").json()["data"]
+    image = Image.open(io.BytesIO(base64.b64decode(record["thumbnail"].partition(",")[2])))
+    assert (image.format, image.size) == ("JPEG", (320, 160))
+    assert "thumbnail" not in ask(client, photo(1)).json()["data"][0]
+    assert [model["shortest_edge"] for model in client.get("/v1/models").json()["data"]] == [224]
+
+
 def test_the_report_shows_the_pictures(serving: Serve, photo: Photo) -> None:
     from open_geoclip.server.app import page_folder
 

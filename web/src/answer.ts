@@ -133,4 +133,8 @@ export interface Result {
   remarks?: Remark[];
   /** A JPEG as a data URI. */
   thumbnail?: string | null;
+  /** What a person decided about the answer. */
+  decision?: "accepted" | "rejected" | null;
+  /** What a person wrote about it. */
+  note?: string | null;
 }

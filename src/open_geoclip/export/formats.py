@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from open_geoclip._version import __version__
 from open_geoclip.errors import DataError, OpenGeoCLIPError, SettingsError
@@ -44,6 +44,8 @@ class Additions(Findings):
 
     exif: Annotated[PhotoPlace | None, _check_exif, "The place in the metadata; null where there is none."] = None
     thumbnail: Annotated[str | None, _check_thumbnail, "A JPEG as a data URI."] = None
+    decision: Annotated[Literal["accepted", "rejected"] | None, "What a person decided about the answer."] = None
+    note: Annotated[str | None, "What a person wrote about it."] = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def _features(record: Record, number: int) -> Iterator[dict[str, Any]]:
     """Yield regions first, the widest at the bottom, then candidates, the best on top."""
     if "error" in record:
         return
-    common = {"answer": number, **{kind: record[kind] for kind in ("image", "text") if record.get(kind)}}
+    names = ("image", "text", "decision", "note")
+    common = {"answer": number, **{name: record[name] for name in names if record.get(name)}}
     made = {key: record[key] for key in ("model", "gallery", "version", "sha256") if key in record}
     for share, region in sorted(record.get("regions", {}).items(), key=lambda item: -float(item[0])):
         if region["coordinates"]:

@@ -79,14 +79,16 @@ def _folder(
 ) -> None:
     folder = ET.SubElement(document, "Folder", id=f"answer-{number + 1}")
     _text(folder, "name", record.get("image") or record.get("text") or f"answer {number + 1}")
+    decision = (record.get("decision") or "").capitalize()
+    review = "".join(f"{text}. " for text in (decision, record.get("note")) if text)
     if "error" in record:
-        _text(folder, "description", f"It could not be read: {record['error']}")
+        _text(folder, "description", f"{review}It could not be read: {record['error']}")
         return
     marks = "".join(f"; sha256 of the {what}: {mark}" for what, mark in record.get("sha256", {}).items())
     made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}{marks}; {about['caution']}"
     verdict = verdict_values(record)
     judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
-    _text(folder, "description", f"{judged}{_sureness(record)}. {made}")
+    _text(folder, "description", f"{review}{judged}{_sureness(record)}. {made}")
     for rank, candidate in enumerate(record["candidates"], 1):
         share = candidate["probability"]
         mark = ET.SubElement(folder, "Placemark")

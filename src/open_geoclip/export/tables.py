@@ -41,6 +41,8 @@ COLUMNS: dict[str, str] = {
     **{name: kind for name, (kind, *_) in _ANSWER.items() if name not in (*_MADE_BY, "image", "text")},
     "exif_lat": "float64",
     "exif_lon": "float64",
+    "decision": "string",
+    "note": "string",
     **{name: _ANSWER[name][0] for name in _MADE_BY},
     "caution": "string",
     "created": "string",
@@ -61,6 +63,8 @@ def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterato
             },
             "exif_lat": exif.get("lat"),
             "exif_lon": exif.get("lon"),
+            "decision": record.get("decision"),
+            "note": record.get("note"),
             **made,
         }
         for rank, candidate in enumerate(record.get("candidates", ()), 1):

@@ -90,7 +90,7 @@ async def locate(request: Request) -> Response:
         query, uploads = await _form(request, hold)
         model = service.model_name(query.model)
         options = _options(request, query)
-        thumbnail = query.format in schemas.FORMATS_WITH_IMAGES
+        thumbnail = query.thumbnail or query.format in schemas.FORMATS_WITH_IMAGES
         work = service.locate(model, uploads, options, exif=query.exif, thumbnail=thumbnail)
         return await _written(request, model, await _finish(request, work), query.format)
 
@@ -237,7 +237,7 @@ async def export(request: Request) -> Response:
 @router.get("/v1/models", operation_id="models", response_model=schemas.ModelList, responses=errors(*COMMON))
 async def models(request: Request) -> Response:
     """All models of this server; the first is that of requests that name none."""
-    return json_response({"object": "list", "data": [_model(name) for name in _service(request).models]})
+    return json_response({"object": "list", "data": [_model(request, name) for name in _service(request).models]})
 
 
 @router.get(
@@ -245,11 +245,12 @@ async def models(request: Request) -> Response:
 )
 async def model(request: Request, model: str) -> Response:
     """One model."""
-    return json_response(_model(_service(request).model_name(model)))
+    return json_response(_model(request, _service(request).model_name(model)))
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "open-geoclip"}
+def _model(request: Request, name: str) -> dict[str, Any]:
+    edge = _service(request).info(name)["image_options"]["resize"]
+    return {"id": name, "object": "model", "created": 0, "owned_by": "open-geoclip", "shortest_edge": edge}
 
 
 @router.get("/v1/countries", operation_id="countries", response_model=list[schemas.Country], responses=errors(*COMMON))

@@ -85,6 +85,7 @@ class LocateForm(_Query):
         False,
         description="Include the place in the metadata of each photo, which takes no part in the estimate.",
     )
+    thumbnail: bool = Field(False, description="Include a small JPEG of each image, for browsers that cannot show it.")
 
 
 class TextRequest(_Query):
@@ -146,6 +147,7 @@ class _Metadata:
         "In each record where it was requested; null where the photo has no place. Of several images as one place, "
         "that of the first that has one.",
     ]
+    thumbnail: Annotated[str | None, "Where it was requested: a JPEG as a data URI, at most 320 pixels a side."] = None
 
 
 class Answers(BaseModel):
@@ -185,6 +187,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    shortest_edge: int = Field(description="Images are resized to this; larger ones give the model nothing more.")
 
 
 class ModelList(BaseModel):
