@@ -7,14 +7,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Float64
+from torch import Tensor
 
-from open_geoclip.errors import CoordinateError
+from open_geoclip.errors import CoordinateError, SettingsError
 from open_geoclip.geo.sphere import check_coordinates
 from open_geoclip.model.backbones.runtime import DType, resolve_dtype
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.weights.load import load_model, load_release
 
-__all__ = ["CHUNK", "Combine", "DType", "Missing", "checked_rows", "open_encoder", "vectors_by_chunk"]
+__all__ = [
+    "CHUNK",
+    "Combine",
+    "DType",
+    "Missing",
+    "checked_rows",
+    "combine_levels",
+    "open_encoder",
+    "select_levels",
+    "vectors_by_chunk",
+]
 
 Missing = Literal["error", "nan", "zero"]
 """What becomes of a row without a coordinate: refused, a vector of NaN, or a vector of zeros."""
@@ -73,6 +84,23 @@ def checked_rows(
     return check_coordinates(coordinates), absent
 
 
+def select_levels(levels: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return the numbers of the chosen levels, all of ``count`` for None; raises SettingsError for a wrong one."""
+    chosen = list(range(count)) if levels is None else np.atleast_1d(levels).tolist()
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(count)):
+        raise SettingsError(f"levels: one or more of 0 to {count - 1}, each once, not {levels!r}")
+    return chosen
+
+
+def combine_levels(parts: Sequence[Tensor], combine: Combine, *, normalize: bool) -> Float32[Tensor, "n k"]:
+    """Return the sum of the levels' embeddings, or one after the other, as float32; ``normalize``: of length 1 each."""
+    if combine == "sum":
+        parts = [torch.stack([part.float() for part in parts]).sum(dim=0)]
+    elif combine != "concat":
+        raise SettingsError(f"combine: sum or concat, not {combine!r}")
+    return torch.cat([F.normalize(part.float(), dim=1) if normalize else part.float() for part in parts], dim=1)
+
+
 def vectors_by_chunk(
     encoder: LocationEncoder,
     coordinates: Float64[np.ndarray, "n 2"],
@@ -98,15 +126,12 @@ def vectors_by_chunk(
         normalize: to length 1; with ``concat`` each level's part.
         start: the row to begin with.
     """
-    chosen = encoder.levels if levels is None else [encoder.levels[level] for level in levels]
+    chosen = [encoder.levels[level] for level in select_levels(levels, len(encoder.levels))]
     for at in range(start, len(coordinates), CHUNK):
         here = slice(at, at + CHUNK)
         rows = np.require(coordinates[here], requirements=["C", "W"])  # torch warns of read-only arrays
         with torch.inference_mode():
             places = torch.from_numpy(rows)
-            parts = torch.stack([level(places).float() for level in chosen])
-            parts = parts.sum(dim=0, keepdim=True) if combine == "sum" else parts
-            parts = F.normalize(parts, dim=2) if normalize else parts
-            vectors = torch.cat(list(parts), dim=1).numpy()
+            vectors = combine_levels([level(places) for level in chosen], combine, normalize=normalize).numpy()
         vectors[absent[here]] = np.nan if missing == "nan" else 0.0
         yield vectors

@@ -1,4 +1,4 @@
-"""The location tower as one ONNX file, which runs without torch.
+"""The location encoder as one ONNX file, which runs without torch.
 
 ::
 
@@ -6,49 +6,64 @@
 
     export_onnx("geoclip", "tower.onnx")
 
-The file takes ``coordinates``, (n, 2) float64 degrees (lat, lon), and gives ``vectors``, (n, k) float32. Inside,
-coordinates are projected and turned into phases in float64; only the fraction of a turn that is left goes on in
-float32, so that cosines and sines are right to the last bit that the network can use. A row that is not a place on
-Earth gives a row of NaN, since a graph cannot raise an error.
-
-The graph is written down by hand: it is short, and what computes the phases must not be left to a tracer.
+The file takes ``coordinates``, (n, 2) degrees (lat, lon), and returns ``vectors``, (n, k) float32. Projection and
+phases are float64, as in :class:`~open_geoclip.features.LocationFeatures`. A graph cannot raise an error: a row that is
+not on Earth gives a row of NaN.
 """
 
 import json
+import logging
 import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
 
 from open_geoclip._version import __version__
-from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError, SettingsError
+from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError
+from open_geoclip.features.encoding import Combine, combine_levels, select_levels
 from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG
-from open_geoclip.weights.load import load_release
+from open_geoclip.model.location_encoder import Level
+from open_geoclip.weights.load import load_model, load_release
 
 try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnxscript import DOUBLE, FLOAT, ir
+    from onnxscript import opset18 as op
 except ImportError as error:
     raise MissingExtraError("The ONNX export", "onnx") from error
 
-if TYPE_CHECKING:
-    from open_geoclip.weights.release import Release
+__all__ = ["export_onnx"]
 
-__all__ = ["export_onnx", "location_tower"]
-
-_OPSET, _IR_VERSION = 17, 8  # what onnxruntime reads since 1.12, of 2022
+_OPSET, _IR_VERSION = 18, 8  # what ONNX Runtime reads since 1.14, of 2023
 
 
-def export_onnx(model: str, path: str | Path, *, normalize: bool = False) -> Path:
-    """Write a model's location tower as ONNX.
+def export_onnx(
+    model: str,
+    path: str | Path,
+    *,
+    levels: int | Sequence[int] | None = None,
+    combine: Combine = "sum",
+    normalize: bool = False,
+    input_dtype: Literal["float32", "float64"] = "float64",
+) -> Path:
+    """Write a model's location encoder as ONNX.
+
+    Metadata of the file: ``model``, ``version`` and ``fingerprint`` of the weights; ``settings`` of the encoder,
+    ``levels``, ``combine`` and ``normalized`` as JSON.
 
     Args:
         model: ``geoclip``, ``earth``, ``hub:org/repo@revision`` or ``dir:/folder``.
         path: the file to write.
-        normalize: vectors of length 1 instead of as the network gives them.
+        levels: see :class:`~open_geoclip.features.LocationFeatures`, as for ``combine`` and ``normalize``.
+        combine: ``sum`` or ``concat``.
+        normalize: embeddings of length 1; default: as the network returns them.
+        input_dtype: of ``coordinates``. float32 degrees are up to 0.8 m wrong; what follows is float64 all the same.
 
     Returns:
         The file.
@@ -56,10 +71,23 @@ def export_onnx(model: str, path: str | Path, *, normalize: bool = False) -> Pat
     Raises:
         ModelNameError: the name does not follow the grammar.
         WeightsError: the weights are missing, damaged or of another layout.
+        SettingsError: the encoder has no such level, or there is no such way to combine levels.
         OpenGeoCLIPError: the file cannot be written.
     """
-    path = Path(path)
-    content = location_tower(load_release(model), normalize=normalize).SerializeToString()
+    path, release = Path(path), load_release(model)
+    encoder = load_model(release, towers=()).location_encoder
+    chosen = select_levels(levels, len(encoder.levels))
+    network = _Exported([encoder.levels[level] for level in chosen], combine, normalize).eval()
+    about = {
+        "model": release.name,
+        "version": release.version,
+        "fingerprint": release.fingerprint,
+        "settings": json.dumps(asdict(release.location)),
+        "levels": json.dumps(chosen),
+        "combine": json.dumps(combine),
+        "normalized": json.dumps(normalize),
+    }
+    content = _trace(network, getattr(torch, input_dtype), about)
     try:
         atomic_write(path, content)
     except OSError as error:
@@ -67,163 +95,77 @@ def export_onnx(model: str, path: str | Path, *, normalize: bool = False) -> Pat
     return path
 
 
-def location_tower(release: "Release", *, normalize: bool = False) -> onnx.ModelProto:
-    """The ONNX graph of a release's location tower, with its metadata, checked.
+class _Exported(nn.Module):
+    """What the graph computes: levels of the encoder, without the checks that raise errors."""
 
-    Metadata: ``model``, ``version`` and ``fingerprint`` of the weights, ``settings`` of the encoder as JSON,
-    ``normalized``.
+    def __init__(self, levels: Sequence[Level], combine: Combine, normalize: bool) -> None:
+        super().__init__()
+        self.levels, self.combine, self.normalize = nn.ModuleList(levels), combine, normalize
 
-    Raises:
-        SettingsError: the encoder is not one of random Fourier features and ReLU.
-    """
-    settings = asdict(release.location)
-    if settings.get("encoding", "fourier") != "fourier" or settings.get("network", "relu") != "relu":
-        kind = f"{settings.get('encoding', 'fourier')} and {settings.get('network', 'relu')}"
-        raise SettingsError(f"{release.name}: the ONNX export is for Fourier features and ReLU, not {kind}")
-    graph = _Graph()
-    places, valid = _checked(graph)
-    laid_out = {"equal_earth": _equal_earth, "sphere": _unit_vector, "degrees": _degrees}
-    position = laid_out[settings["projection"]](graph, places)
-    levels = [
-        _level(graph, release, position, f"location_encoder.LocEnc{i}", settings["depth"])
-        for i in range(len(settings["sigmas"]))
-    ]
-    vectors = graph.add("Sum", *levels) if len(levels) > 1 else levels[0]
-    if normalize:
-        length = graph.add("ReduceL2", vectors, axes=[1], keepdims=1)
-        vectors = graph.add("Div", vectors, graph.add("Max", length, graph.constant(np.float32(1e-12))))
-    graph.add("Where", valid, vectors, graph.constant(np.float32(np.nan)), output="vectors")
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "location_tower",
-            [helper.make_tensor_value_info("coordinates", TensorProto.DOUBLE, ["n", 2])],
-            [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", settings["output"]])],
-            graph.weights,
-        ),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
-        producer_name="open-geoclip",
-        producer_version=__version__,
-        doc_string="coordinates: (lat, lon) in degrees, WGS84. A row that is no place on Earth gives NaN.",
-    )
-    about = {
-        "model": release.name,
-        "version": release.version,
-        "fingerprint": release.fingerprint,
-        "settings": json.dumps(settings),
-        "normalized": json.dumps(normalize),
-    }
-    helper.set_model_props(model, about)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    def forward(self, coordinates: Float[Tensor, "n 2"]) -> Float32[Tensor, "n k"]:
+        lat, lon = coordinates.double().unbind(-1)
+        valid = (lat.abs() <= 90) & (lon.abs() <= MAX_LONGITUDE_DEG)  # false for NaN
+        turned = lon - 360 * torch.round(lon / 360)
+        turned = torch.where(turned >= 180, turned - 360, turned)
+        places = torch.stack((lat, torch.where(lon.abs() <= 180, lon, turned)), dim=-1)
+        places = torch.where(valid[:, None], places, 0.0)
+        embeddings = combine_levels([level(places) for level in self.levels], self.combine, normalize=self.normalize)
+        return torch.where(valid[:, None], embeddings, torch.nan)
 
 
-class _Graph:
-    """Nodes and weights as they are added; names of what comes out are counted."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Add a node and return the name of its output."""
-        name = output or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def constant(self, value: np.ndarray | np.generic, name: str | None = None) -> str:
-        """Add an array and return its name."""
-        name = name or f"constant_{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
-        return name
-
-    def number(self, value: float) -> str:
-        """Add a float64 number."""
-        return self.constant(np.float64(value))
-
-    def column(self, index: Literal[0, 1], table: str) -> str:
-        """One column of a table, as (n, 1)."""
-        return self.add("Gather", table, self.constant(np.array([index], np.int64)), axis=1)
-
-    def cosine(self, angle: str) -> str:
-        """A cosine in float64, for which onnxruntime has only the sine."""
-        return self.add("Sin", self.add("Add", angle, self.number(math.pi / 2)))
+def _trace(network: nn.Module, input_dtype: torch.dtype, about: dict[str, str]) -> bytes:
+    """Return the ONNX file of a network, by torch's exporter."""
+    example = torch.tensor([[48.8584, 2.2945], [-33.8568, 151.2153]], dtype=input_dtype)
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is not installed
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["coordinates"],
+            output_names=["vectors"],
+            dynamic_shapes=({0: torch.export.Dim("n", min=0)},),
+            opset_version=_OPSET,
+            dynamo=True,
+            custom_translation_table=_TRANSLATIONS,
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model
+    graph.producer_name, graph.producer_version = "open-geoclip", __version__
+    graph.doc_string = "coordinates: (lat, lon) in degrees, WGS84. A row that is not on Earth gives NaN."
+    graph.metadata_props.update(about)
+    proto = program.model_proto
+    proto.ir_version = _IR_VERSION
+    return bytes(proto.SerializeToString())
 
 
-def _checked(graph: _Graph) -> tuple[tuple[str, str], str]:
-    """Latitude and longitude in radians, wrapped as `check_coordinates` does, and which rows are on Earth."""
-    lat, lon = graph.column(0, "coordinates"), graph.column(1, "coordinates")
-    beyond = graph.add("Abs", lon)
-    # NaN is not less than or equal to anything.
-    valid = graph.add(
-        "And",
-        graph.add("LessOrEqual", graph.add("Abs", lat), graph.number(90)),
-        graph.add("LessOrEqual", beyond, graph.number(MAX_LONGITUDE_DEG)),
-    )
-    turns = graph.add("Round", graph.add("Div", lon, graph.number(360)))
-    turned = graph.add("Sub", lon, graph.add("Mul", turns, graph.number(360)))
-    eastmost = graph.add("GreaterOrEqual", turned, graph.number(180))
-    wrapped = graph.add("Where", eastmost, graph.add("Sub", turned, graph.number(360)), turned)
-    lon = graph.add("Where", graph.add("LessOrEqual", beyond, graph.number(180)), lon, wrapped)
-    degree = graph.number(math.pi / 180)
-    return (graph.add("Mul", lat, degree), graph.add("Mul", lon, degree)), valid
+# Translations of operators in float64: the exporter's own round numbers to float32.
 
 
-def _equal_earth(graph: _Graph, places: tuple[str, str]) -> str:
-    """The projection of `sphere.equal_earth`: Šavrič, Patterson and Jenny 2018, equations 4 to 7."""
-    lat, lon = places
-    sine = graph.add("Mul", graph.add("Sin", lat), graph.number(math.sqrt(3) / 2))
-    # There is no arcsine in float64; one Newton step from float32 squares its error of 1e-7.
-    rough = graph.add("Cast", sine, to=TensorProto.FLOAT)
-    rough = graph.add("Cast", graph.add("Asin", rough), to=TensorProto.DOUBLE)
-    miss = graph.add("Sub", graph.add("Sin", rough), sine)
-    theta = graph.add("Sub", rough, graph.add("Div", miss, graph.cosine(rough)))
-    a1, a2, a3, a4 = 1.340264, -0.081106, 0.000893, 0.003796
-    scale = 66.50336 / 180  # the released model's units
-    square = graph.add("Mul", theta, theta)
-    slope = _polynomial(graph, square, [a1, 3 * a2, 0, 7 * a3, 9 * a4])
-    height = graph.add("Mul", theta, _polynomial(graph, square, [a1, a2, 0, a3, a4]))
-    across = graph.add("Div", graph.add("Mul", lon, graph.cosine(theta)), slope)
-    x = graph.add("Mul", across, graph.number(2 * math.sqrt(3) / 3 * scale))
-    y = graph.add("Mul", height, graph.number(scale))
-    return graph.add("Concat", x, y, axis=1)
+def _asin(x: Any) -> Any:
+    """Arcsine, which ONNX Runtime has in float32 only: one Newton step squares that error of 1e-7."""
+    rough = op.Cast(op.Asin(op.Cast(x, to=FLOAT.dtype)), to=DOUBLE.dtype)
+    return op.Sub(rough, op.Div(op.Sub(op.Sin(rough), x), op.Cos(rough)))
 
 
-def _polynomial(graph: _Graph, x: str, coefficients: list[float]) -> str:
-    """Horner's scheme; the constant comes first."""
-    total = graph.number(coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        total = graph.add("Add", graph.add("Mul", total, x), graph.number(coefficient))
-    return total
+def _deg2rad(x: Any) -> Any:
+    return op.Mul(x, op.Constant(value=ir.tensor(math.pi / 180, dtype=ir.DataType.DOUBLE)))
 
 
-def _unit_vector(graph: _Graph, places: tuple[str, str]) -> str:
-    """The point on the unit sphere, as `sphere.unit_vectors` gives it."""
-    lat, lon = places
-    out = graph.cosine(lat)
-    x, y = graph.add("Mul", out, graph.cosine(lon)), graph.add("Mul", out, graph.add("Sin", lon))
-    return graph.add("Concat", x, y, graph.add("Sin", lat), axis=1)
+def _matmul(x: Any, y: Any) -> Any:
+    """A product of matrices as Gemm: into MatMul, ONNX Runtime fuses the factor of the phases as float32."""
+    return op.Gemm(x, y)
 
 
-def _degrees(graph: _Graph, places: tuple[str, str]) -> str:
-    """Longitude and latitude, scaled to -1..1."""
-    lat, lon = places
-    x = graph.add("Mul", lon, graph.number(1 / math.pi))
-    return graph.add("Concat", x, graph.add("Mul", lat, graph.number(2 / math.pi)), axis=1)
+def _scalar_tensor(value: float, dtype: int = FLOAT.dtype, **_: Any) -> Any:
+    return op.Constant(value=ir.tensor(value, dtype=ir.DataType(dtype)))
 
 
-def _level(graph: _Graph, release: "Release", position: str, name: str, depth: int) -> str:
-    """One resolution: [cos 2πBv, sin 2πBv] and its network, (n, k) float32."""
-
-    def weight(part: str) -> str:
-        return graph.constant(release.tensors[f"{name}.{part}"].numpy(), f"{name}.{part}")
-
-    frequencies = release.tensors[f"{name}.capsule.0.b"].numpy().astype(np.float64)
-    turns = graph.add("MatMul", position, graph.constant(frequencies.T, f"{name}.capsule.0.b"))
-    fraction = graph.add("Sub", turns, graph.add("Round", turns))
-    phase = graph.add("Cast", graph.add("Mul", fraction, graph.number(2 * math.pi)), to=TensorProto.FLOAT)
-    x = graph.add("Concat", graph.add("Cos", phase), graph.add("Sin", phase), axis=1)
-    for layer in [f"capsule.{2 * i + 1}" for i in range(depth)]:
-        x = graph.add("Relu", graph.add("Gemm", x, weight(f"{layer}.weight"), weight(f"{layer}.bias"), transB=1))
-    return graph.add("Gemm", x, weight("head.0.weight"), weight("head.0.bias"), transB=1)
+_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.asin.default: _asin,
+    torch.ops.aten.deg2rad.default: _deg2rad,
+    torch.ops.aten.matmul.default: _matmul,
+    torch.ops.aten.scalar_tensor.default: _scalar_tensor,
+}

@@ -101,7 +101,7 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             ModelNameError: the model's name does not follow the grammar.
             WeightsError: the weights are missing or damaged; the message says what to do.
         """
-        from open_geoclip.features.encoding import checked_rows, open_encoder
+        from open_geoclip.features.encoding import checked_rows, open_encoder, select_levels
 
         coordinates = self._coordinates(X, reset=True)
         if len(coordinates) == 0:
@@ -112,7 +112,7 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             raise SettingsError(f"missing: error, nan or zero, not {self.missing!r}")
         coordinates, absent = checked_rows(coordinates, self.missing)
         self._encoder, self.fingerprint_ = open_encoder(self.model, self.dtype)
-        self._levels = _chosen(self.levels, len(self._encoder.levels))
+        self._levels = select_levels(self.levels, len(self._encoder.levels))
         self._width = self._encoder.settings.output * (len(self._levels) if self.combine == "concat" else 1)
         if self.n_components is not None:
             self._fit_components(coordinates[~absent])
@@ -236,20 +236,6 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         tags.input_tags.allow_nan = self.missing != "error"
         tags.transformer_tags.preserves_dtype = []  # float32 comes out, whatever goes in
         return tags
-
-
-def _chosen(levels: int | Sequence[int] | None, count: int) -> list[int]:
-    """The levels that are meant, each checked."""
-    chosen = (
-        list(range(count))
-        if levels is None
-        else [int(levels)]
-        if isinstance(levels, int | np.integer)
-        else list(levels)
-    )
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(count)):
-        raise SettingsError(f"levels: one or more of 0 to {count - 1}, each once, not {levels!r}")
-    return chosen
 
 
 def _coordinate_columns(names: Sequence[Any], given: tuple[Any, Any] | None) -> list[Any]:
