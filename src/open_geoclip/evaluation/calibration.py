@@ -19,7 +19,7 @@ from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.smoothing import RadialProfile, log_kernel
 
-__all__ = ["ANSWER_KM", "fit_calibration", "fit_conformal", "fit_levels", "fit_refined", "reliability"]
+__all__ = ["ANSWER_KM", "fit_calibration", "fit_refined", "reliability"]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer with the most mass within this radius."""
@@ -120,29 +120,15 @@ def fit_calibration(
         background_slope=round(slope, 4),
         reference_logit=round(reference, 3),
     )
-    levels, hpd_levels = fit_levels(index, embeddings, truth, scale, calibration)
-    return fit_conformal(index, embeddings, truth, scale, replace(calibration, levels=levels, hpd_levels=hpd_levels))
 
+    def batches() -> Iterator[tuple[Tensor, Posterior]]:
+        for part in embeddings.split(_BATCH):
+            logits = index.logits(part, scale)
+            yield logits, Posterior.from_logits(logits, cells, calibration)
 
-@torch.inference_mode()
-def fit_levels(
-    index: GalleryIndex,
-    embeddings: Float[Tensor, "n d"],
-    truth: Float[np.ndarray, "n 2"],
-    scale: float,
-    calibration: Calibration,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Fit ``levels`` and ``hpd_levels``: the shares of the mass that hold the truth as often as they should.
-
-    Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", 2018: quantiles
-    of the mass that is nearer to the answer, or of higher density, than the truth. Truths that the background explains
-    better than the image are weighted down by as much: how often they occur is the background's own share. Arguments
-    are those of :func:`fit_calibration`.
-    """
-    cells, plain = GalleryCells.from_gallery(index.gallery), replace(calibration, levels=(), hpd_levels=())
-    parts = embeddings.split(_BATCH)
-    posteriors = (Posterior.from_logits(index.logits(part, scale), cells, plain) for part in parts)
-    return _fit_levels(posteriors, truth, plain, cells)
+    levels, hpd_levels = _fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
+    calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
+    return _fit_conformal(batches(), truth, scale, calibration)
 
 
 @torch.inference_mode()
@@ -170,7 +156,18 @@ def fit_refined(
 def _fit_levels(
     posteriors: Iterable[Posterior], truth: Float[np.ndarray, "n 2"], plain: Calibration, cells: GalleryCells
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the levels around answers and of HPD regions; the posteriors are of all truths, in order."""
+    """Fit ``levels`` and ``hpd_levels``: the shares of the mass that hold the truth as often as they should.
+
+    Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", 2018: quantiles
+    of the mass that is nearer to the answer, or of higher density, than the truth. Truths that the background explains
+    better than the image are weighted down by as much: how often they occur is the background's own share.
+
+    Args:
+        posteriors: of all truths, in order, without levels.
+        truth: (lat, lon) in degrees.
+        plain: the calibration of the posteriors.
+        cells: theirs.
+    """
     places = np.asarray(truth, np.float64)
     prior_density = cells.log_prior.exp().double().numpy() / cells.area_km2
     nearer, denser, weight = (np.empty(len(places)) for _ in range(3))
@@ -208,24 +205,18 @@ def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarr
     return (0.0, *(float(level) for level in (increasing * (1 - 1e-5)).round(9)), 1.0)
 
 
-@torch.inference_mode()
-def fit_conformal(
-    index: GalleryIndex,
-    embeddings: Float[Tensor, "n d"],
+def _fit_conformal(
+    batches: Iterable[tuple[Tensor, Posterior]],
     truth: Float[np.ndarray, "n 2"],
     scale: float,
     calibration: Calibration,
 ) -> Calibration:
-    """Fit the levels of conformal p-values, and the score below which an image is out of distribution.
-
-    Arguments are those of :func:`fit_calibration`.
-    """
-    cells, n = GalleryCells.from_gallery(index.gallery), len(embeddings)
-    hpd_level, best, sure = np.empty(n), np.empty(n), np.empty(n, bool)
-    for start in range(0, n, _BATCH):
-        part = slice(start, min(start + _BATCH, n))
-        logits = index.logits(embeddings[part], scale)
-        posterior = Posterior.from_logits(logits, cells, calibration)
+    """Fit the levels of conformal p-values, and the score below which an image is out of distribution."""
+    hpd_level, best, sure = (np.empty(len(truth), kind) for kind in (float, float, bool))
+    start = 0
+    for logits, posterior in batches:
+        part = slice(start, start + len(posterior))
+        start = part.stop
         hpd_level[part] = posterior.hpd_level(np.asarray(truth[part], np.float64))
         best[part] = logits.max(dim=1).values.double().numpy() / scale
         sure[part] = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
