@@ -11,7 +11,16 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-__all__ = ["Asked", "damaged_picture", "pictures", "rendered", "requests_broken", "streams"]
+__all__ = [
+    "Asked",
+    "damaged_picture",
+    "expensive_areas",
+    "expensive_images",
+    "pictures",
+    "rendered",
+    "requests_broken",
+    "streams",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "MPO", "PCX")
 SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".tif", ".heic", ".txt", ".svg", "", ".exe", ".jpg.png")
@@ -390,3 +399,60 @@ def streams(rng: Random, count: int) -> Iterator[bytes]:
         elif way == 2 and rng.random() < 0.3:
             data = bytearray(rng.randbytes(rng.choice((1, 50, 5000))))
         yield bytes(data)
+
+
+# What once held up a server: small to send, and much work
+
+
+@lru_cache(maxsize=1)
+def expensive_images() -> dict[str, bytes]:
+    """Image files that took readers seconds or minutes, by name."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    jpeg, png = rendered(Random(3), "JPEG"), rendered(Random(3), "PNG")
+    segment = b"\xff\xe1\x00\x08Exif\x00\x00"
+    text = chunk(b"tEXt", b"k\x00v")
+    itxt = chunk(b"iTXt", b"XML:com.adobe.xmp\x00\x00\x00\x00\x00<x/>")
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b"<a>" * 300_000
+    return {
+        "app1.jpg": jpeg[:2] + segment * 1_500_000 + jpeg[2:],
+        "app13.jpg": jpeg[:2] + b"\xff\xed\x00\x10Photoshop 3.0\x00" * 900_000 + jpeg[2:],
+        "fill.jpg": b"\xff\xd8" + b"\xff" * 20_000_000,
+        "fill-between.jpg": jpeg[:2] + b"\xff" * 20_000_000 + jpeg[2:],
+        "text.png": png[:33] + text * 1_000_000 + png[33:],
+        "xmp.png": png[:33] + itxt * 300_000 + png[33:],
+        "nested.jpg": jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 65533) + b"http://ns.adobe.com/xap/1.0/\x00"
+        + xmp[:65502] + jpeg[2:],
+        "zeros.png": png[:33] + bytes(20_000_000),
+        "boxes.heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + b"\x00\x00\x00\x08free" * 2_000_000,
+        "chunks.webp": b"RIFF\xff\xff\xff\x7fWEBP" + b"EXIF\x00\x00\x00\x00" * 2_000_000,
+        "frames.gif": b"GIF89a\x01\x00\x01\x00\x00\x00\x00"
+        + b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02L\x01\x00" * 1_000_000,
+    }  # fmt: skip
+
+
+def expensive_areas(rng: Random) -> dict[str, str]:
+    """Areas that took a server seconds or minutes, or made it fail, by name."""
+
+    def polygon(corners: int, shape: str = "Polygon", rings: int = 1) -> str:
+        ring = [[[rng.uniform(-180, 180), rng.uniform(-90, 90)] for _ in range(corners)] for _ in range(rings)]
+        closed = [[*one, one[0]] for one in ring]
+        return json.dumps({"type": shape, "coordinates": closed if shape == "Polygon" else [[one] for one in closed]})
+
+    comb = [[x / 10 % 170, 80 if x % 2 else -80] for x in range(2000)]
+    return {
+        "1,000 random corners": polygon(1000),
+        "10,000 random corners": polygon(10_000),
+        "100 polygons of 90 random corners": polygon(90, "MultiPolygon", 100),
+        "a polygon with 1,000 random holes": polygon(8, rings=1000),
+        "a comb": json.dumps({"type": "Polygon", "coordinates": [[*comb, [170, 85], comb[0]]]}),
+        "a circle of nothing": "48.85,2.35,1e-300km",
+        "a circle of less": "48.85,2.35,5e-324m",
+        "a circle of too much": "48.85,2.35,1e308km",
+        "a box of nothing": "10,20,10.0000000000001,20.0000000000001",
+        "a box without height": "10,20,10,30",
+        "a thin triangle": json.dumps({"type": "Polygon", "coordinates": [[[0, 0], [1e-9, 0], [0, 1e-9], [0, 0]]]}),
+        "huge numbers": json.dumps({"type": "Polygon", "coordinates": [[[1e308, 0], [0, 1e308], [1, 1], [1e308, 0]]]}),
+    }

@@ -2,7 +2,9 @@
 
 A quarter of the requests are made from the server's own OpenAPI description, right and wrong ones; the rest are right
 ones of which bytes, fields, headers or lengths were broken, and bytes that are hardly HTTP. Pictures are of all formats
-with bytes flipped, cut off, joined, under other names, or with sizes in their headers that nobody can decode. It fails
+with bytes flipped, cut off, joined, under other names, or with sizes in their headers that nobody can decode. Last come
+requests that once held up a server: images and areas that took a minute, exports of 230 MB, requests of which half is
+sent; a good image has to be answered quickly beside each. It fails
 where an answer is 5xx, a request takes longer than its deadline, a worker died, an error was logged, memory grew, or a
 good picture is not answered afterwards as it was before. Traffic stays on loopback.
 
@@ -18,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,12 +29,14 @@ from typing import Any
 
 import httpx2
 
-from fuzzing import Asked, pictures, rendered, requests_broken, streams
+from fuzzing import Asked, expensive_areas, expensive_images, pictures, rendered, requests_broken, streams
 from serve_load import processes
 
 DEADLINE_S = 30  # of a request
 GROWTH_MB = 64  # between the first fifth of the requests and the end
 AT_ONCE = 8
+QUICK_S = 10  # for a good image beside an expensive request, on a busy machine
+HALVES = 300
 
 
 @dataclass
@@ -120,6 +124,42 @@ def raw(port: int, data: bytes, tally: Tally) -> None:
     tally.count(what, time.perf_counter() - start, repr(data[:300]))
 
 
+def hold_up(client: httpx2.Client, port: int, rng: Random, canary: Callable[[], object], tally: Tally) -> None:
+    """Requests that once held up others: each is sent while a good image is located again and again."""
+    record = b'{"image":"a","error":"' + b"x" * 10_000 + b'"}'
+    exports = (b",".join([record] * 23_000), b'{"image":"' + b"a" * 230_000_000 + b'"}', b"[" * 230_000_000)
+    jobs: dict[str, Callable[[], httpx2.Response]] = {}
+    for name, data in expensive_images().items():
+        jobs[name] = partial(client.post, "/v1/locate", files={"images": (name, data)}, data={"exif": "true"})
+    for name, area in expensive_areas(rng).items():
+        jobs[name] = partial(client.post, "/v1/text", json={"texts": ["ice"], "within": [area]})
+        jobs[f"not {name}"] = partial(client.post, "/v1/text", json={"texts": ["ice"], "not_within": [area]})
+    for number, records in enumerate(exports):
+        body = b'{"format":"csv","records":[' + records + b"]}"
+        headers = {"Content-Type": "application/json"}
+        jobs[f"export {number}"] = partial(client.post, "/v1/export", content=body, headers=headers)
+    with ThreadPoolExecutor(1) as pool:
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            asked = pool.submit(job)
+            while True:
+                begun = time.perf_counter()
+                canary()
+                if (took := time.perf_counter() - begun) > QUICK_S:
+                    tally.faults.append(f"a good image took {took:.1f} s beside {name}")
+                if asked.done():
+                    break
+            tally.count(str(asked.result().status_code), time.perf_counter() - start, name)
+    head = b"POST /v1/locate HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    with ExitStack() as stack:
+        for number in range(HALVES):
+            half = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            half.sendall(head + (b"Content-Length: 1000\r\n\r\n--b" if number % 2 else b"Content-"))
+        begun = time.perf_counter()
+        canary()
+        tally.count(f"beside {HALVES} half-sent requests", time.perf_counter() - begun, "a good image")
+
+
 def ready(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     """Wait until the server answers."""
     deadline = time.monotonic() + 180
@@ -142,7 +182,7 @@ def main() -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "open_geoclip.cli", "serve", "--port", str(port)]
-        limits = ["--timeout-s", str(DEADLINE_S), "--max-file-mb", "8", "--max-request-mb", "16"]
+        limits = ["--timeout-s", str(DEADLINE_S), "--max-file-mb", "32", "--max-request-mb", "256"]
         with log.open("wb") as file:
             server = subprocess.Popen([*command, *limits], stderr=file)
         try:
@@ -222,6 +262,7 @@ def run(url: str, port: int, pid: int, numbers: tuple[int, int, int]) -> list[st
         all_of(
             partial(send, client, asked, tally) for asked in requests_broken(rng, requests - 6 * requests // 10 - made)
         )
+        hold_up(client, port, rng, canary, tally)
         note()
         after = canary()
         restarts = re.search(r"geoclip_worker_restarts_total\S* ([\d.]+)", client.get("/metrics").text)

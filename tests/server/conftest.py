@@ -1,10 +1,13 @@
 """A small model behind the whole application."""
 
 import asyncio
+import importlib.util
 import io
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -127,3 +130,17 @@ def serving(locator: Locator) -> Iterator[Callable[..., TestClient]]:
     yield serve
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def fuzzing() -> Iterator[ModuleType]:
+    """Import the module that makes broken requests; `make fuzz-serve` sends thousands of them."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzzing.py"
+    spec = importlib.util.spec_from_file_location("serve_fuzzing", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]

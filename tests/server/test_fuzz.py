@@ -1,34 +1,17 @@
 """Some hundred broken requests and pictures; `make fuzz-serve` sends thousands to a real server."""
 
-import importlib.util
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from random import Random
 from types import ModuleType
 from typing import Any
 
 import httpx2
-import pytest
 from starlette.testclient import TestClient
 
 from open_geoclip.search.locator import Locator
 
 Serve = Callable[..., TestClient]
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzzing.py"
-
-
-@pytest.fixture(scope="module")
-def fuzzing() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("serve_fuzzing", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def ask(client: TestClient, asked: Any) -> httpx2.Response | None:

@@ -1,6 +1,7 @@
 """The application: routes, page and middleware around a service; and the HTTP server that runs it."""
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -174,10 +175,11 @@ def _add_page(app: FastAPI, folder: Path) -> None:
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 whose request headers have to arrive in time: uvicorn itself would wait for ever."""
+    """HTTP/1.1 whose clients have to send their headers and to read answers: uvicorn itself would wait for ever."""
 
-    headers_timeout_s: float
+    timeout_s: float
     _headers_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -189,8 +191,26 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._headers_timer is not None:
-            self._headers_timer.cancel()
+        for timer in (self._headers_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+
+    def _watch_reader(self, before: float = math.inf) -> None:
+        """Cut the client off when it has read nothing since the last look."""
+        unread = self.transport.get_write_buffer_size()
+        if unread >= before:
+            self.transport.abort()
+        else:
+            self._write_timer = self.loop.call_later(self.timeout_s, self._watch_reader, unread)
 
     def _watch_headers(self) -> None:
         is_waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
@@ -198,14 +218,14 @@ class _Protocol(H11Protocol):
             self._headers_timer.cancel()
             self._headers_timer = None
         elif self._headers_timer is None and is_waiting:
-            self._headers_timer = self.loop.call_later(self.headers_timeout_s, self.transport.close)
+            self._headers_timer = self.loop.call_later(self.timeout_s, self.transport.close)
 
 
 def create_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
     """An HTTP server for an application."""
 
     class Protocol(_Protocol):
-        headers_timeout_s = settings.read_timeout_s
+        timeout_s = settings.read_timeout_s
 
     config = uvicorn.Config(
         app,

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from open_geoclip.server.jobs import Upload
 from open_geoclip.server.problems import Problem
-from open_geoclip.server.service import EmbeddingInput, MemoryHold
+from open_geoclip.server.service import EmbeddingInput, MemoryHold, queue_full
 
 __all__ = ["Form", "FormLimits", "parse_embedding_input", "read_body", "read_form"]
 
@@ -48,11 +48,14 @@ async def _chunks(request: Request, hold: MemoryHold, most: int, pause_s: float)
     while True:
         left_s = start + pause_s + received / _MIN_BYTES_PER_S - loop.time()
         try:
-            async with asyncio.timeout(min(pause_s, left_s)):
-                chunk = await anext(stream)
+            async with asyncio.timeout(min(pause_s, left_s)) as timeout:
+                with hold.receiving(timeout):
+                    chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
+            if hold.is_dropped:
+                raise queue_full() from error
             raise Problem(408, "slow_body", "the request took too long to arrive", _CLOSE) from error
         except ClientDisconnect as error:
             raise Problem(499, "client_gone", "the client went away while it was sending") from error
@@ -63,7 +66,7 @@ async def _chunks(request: Request, hold: MemoryHold, most: int, pause_s: float)
         yield chunk
 
 
-async def read_body(request: Request, hold: MemoryHold, most: int, pause_s: float) -> bytes:
+async def read_body(request: Request, hold: MemoryHold, most: int, pause_s: float) -> bytearray:
     """A body of JSON, not yet parsed; arguments and errors as for :func:`read_form`.
 
     Raises:
@@ -76,7 +79,7 @@ async def read_body(request: Request, hold: MemoryHold, most: int, pause_s: floa
     async with aclosing(_chunks(request, hold, most, pause_s)) as chunks:
         async for chunk in chunks:
             body += chunk
-    return bytes(body)
+    return body
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import re
 import secrets
 import socket
 import time
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -180,9 +181,8 @@ class Authorization:
 
         try:
             headers = Headers(scope=scope)
-            self._check_origin(scope["method"], headers)
-            path = scope["path"]
-            if self._tokens and path not in _OPEN_PATHS and not path.startswith("/assets/"):
+            if scope["path"] not in _OPEN_PATHS and not scope["path"].startswith("/assets/"):
+                self._check_origin(scope["method"], headers)
                 self._check_token(headers.get("authorization", ""))
             await self._app(scope, receive, send_noting)
         except Exception as error:
@@ -190,19 +190,24 @@ class Authorization:
                 raise
             problem = error if isinstance(error, Problem) else problem_of(error)
             self._metrics.refused.labels(problem.code).inc()
+            for one in (error, error.__cause__, error.__context__):  # frames would keep bodies until garbage collection
+                traceback.clear_frames(None if one is None else one.__traceback__)
             await problem_response(problem)(scope, receive, send)
 
     def _check_origin(self, method: str, headers: Headers) -> None:
         """Refuse what pages of other origins send. Programs other than browsers send neither header."""
         origin = headers.get("origin", "").lower()
-        if method in ("GET", "HEAD", "OPTIONS") or origin in self._origins or "*" in self._origins:
+        if origin in self._origins or "*" in self._origins:
             return
-        same = origin.partition("://")[2] == headers.get("host", "").lower()
-        if (origin and not same) or headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+        is_other = bool(origin) and origin.partition("://")[2] != headers.get("host", "").lower()
+        from_page = headers.get("sec-fetch-site", "") in ("cross-site", "same-site")
+        if is_other or (from_page and method not in ("GET", "HEAD", "OPTIONS")):
             how = "allow them with --cors-origin; a reverse proxy has to pass the Host header on"
             raise Problem(403, "cross_origin", f"pages of other origins may not use the API: {how}")
 
     def _check_token(self, authorization: str) -> None:
+        if not self._tokens:
+            return
         scheme, _, token = authorization.partition(" ")
         given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         # All are compared, each in constant time: how long it takes tells nothing about them.

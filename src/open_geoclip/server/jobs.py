@@ -20,7 +20,7 @@ __all__ = [
     "image_records",
 ]
 
-Message = tuple[Any, list[bytes]]
+Message = tuple[Any, Sequence[bytes | bytearray]]
 """JSON-ready content, and bytes that belong to it."""
 
 
@@ -34,7 +34,7 @@ class Upload:
     """
 
     name: str
-    data: bytes
+    data: bytes | bytearray
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Pixels:
 
     width: int
     height: int
-    data: bytes
+    data: bytes | bytearray
 
 
 @dataclass(frozen=True)

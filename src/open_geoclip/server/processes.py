@@ -27,6 +27,7 @@ Handler = Callable[[Message], Message]
 """Answers a message. It never raises for what a client may have sent."""
 
 _HEADER = struct.Struct("<QI")  # bytes of JSON, number of blobs; the size of each blob follows
+_PIPE_BYTES = 2**20  # written to or read from a pipe at once: the event loop copies what is still to come
 _PING: Message = (None, [])
 _PING_INTERVAL_S, _PING_TIMEOUT_S = 5.0, 5.0
 _STUCK_S = 10.0  # a worker that is busy for longer does not count as ready
@@ -244,17 +245,26 @@ async def _exchange(process: asyncio.subprocess.Process, message: Message) -> Me
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.writelines(_pack(message))
-        await process.stdin.drain()
+        for part in _pack(message):
+            for start in range(0, len(part), _PIPE_BYTES):
+                process.stdin.write(memoryview(part)[start : start + _PIPE_BYTES])
+                await process.stdin.drain()
         size, count = _HEADER.unpack(await process.stdout.readexactly(_HEADER.size))
         sizes = struct.unpack(f"<{count}Q", await process.stdout.readexactly(8 * count))
         content = json.loads(await process.stdout.readexactly(size))
-        return content, [await process.stdout.readexactly(size) for size in sizes]
+        return content, [await _read_blob(process.stdout, size) for size in sizes]
     except (ConnectionError, asyncio.IncompleteReadError) as error:
         raise WorkerDiedError("a worker has died") from error
 
 
-def _pack(message: Message) -> list[bytes]:
+async def _read_blob(reader: asyncio.StreamReader, size: int) -> bytearray:
+    blob = bytearray()
+    while len(blob) < size:
+        blob += await reader.readexactly(min(_PIPE_BYTES, size - len(blob)))
+    return blob
+
+
+def _pack(message: Message) -> list[bytes | bytearray]:
     content, blobs = message
     text = json.dumps(content, allow_nan=False).encode()
     return [_HEADER.pack(len(text), len(blobs)), struct.pack(f"<{len(blobs)}Q", *map(len, blobs)), text, *blobs]

@@ -3,14 +3,14 @@
 import asyncio
 import base64
 import struct
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from open_geoclip._version import __version__
 from open_geoclip.server import schemas
@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 
 _LISTS = ("within", "not_within")
 _MAX_NAME = 256  # characters of a file name that an answer repeats
+_SLICE_BYTES = 2**18  # of a file, sent at once
 _MAX_AREAS = 2**20  # characters of all areas of a request
 _MAX_JSON_VALUES = 100_000  # of a body that is parsed in this process
 
@@ -70,7 +71,7 @@ async def _finish(request: Request, work: Awaitable[_T]) -> _T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _body(request: Request, hold: MemoryHold) -> bytes:
+async def _body(request: Request, hold: MemoryHold) -> bytearray:
     settings = _settings(request)
     return await read_body(request, hold, settings.max_request_mb * 2**20, settings.read_timeout_s)
 
@@ -122,9 +123,16 @@ async def _written(request: Request, model: str, data: list[dict[str, Any]], for
     return await _file(request, bytes(body))
 
 
-async def _file(request: Request, body: bytes) -> Response:
+async def _file(request: Request, body: bytes | bytearray) -> Response:
     content, media_type, suffix = await _finish(request, _service(request).export(body))
-    return Response(content, 200, {"Content-Disposition": f'attachment; filename="answers{suffix}"'}, media_type)
+    headers = {"Content-Disposition": f'attachment; filename="answers{suffix}"', "Content-Length": str(len(content))}
+    return StreamingResponse(_slices(content), 200, headers, media_type)
+
+
+async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:
+    """Content in parts, each of which waits until the client has read the one before."""
+    for start in range(0, len(content), _SLICE_BYTES):
+        yield bytes(memoryview(content)[start : start + _SLICE_BYTES])
 
 
 async def _form(request: Request, hold: MemoryHold) -> tuple[schemas.LocateForm, list[Upload]]:

@@ -112,7 +112,7 @@ class ExportRequest(_Strict):
     records: list[dict[str, Any]]
 
 
-def parse_json(data: bytes, kind: type[_Body], max_values: int = 5_000_000) -> _Body:
+def parse_json(data: bytes | bytearray, kind: type[_Body], max_values: int = 5_000_000) -> _Body:
     """A body of JSON.
 
     Args:

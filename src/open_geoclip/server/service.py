@@ -1,6 +1,7 @@
 """What the routes ask for: images are prepared, jobs are queued, and records made, within bounds of memory and time."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,22 +13,46 @@ from open_geoclip.server.problems import Problem
 from open_geoclip.server.processes import Worker, WorkerDiedError
 from open_geoclip.server.settings import ServerSettings
 
-__all__ = ["EmbeddingInput", "MemoryHold", "Service"]
+__all__ = ["EmbeddingInput", "MemoryHold", "Service", "queue_full"]
 
 _T = TypeVar("_T")
 
 EmbeddingInput = Upload | tuple[float, float] | str
 """An image, a coordinate (lat, lon) in degrees, or a text."""
 
-_QUEUE_FULL = Problem(429, "queue_full", "too many requests are waiting: try again later", {"Retry-After": "2"})
+
+def queue_full() -> Problem:
+    """The answer where nothing more may wait."""
+    return Problem(429, "queue_full", "too many requests are waiting: try again later", {"Retry-After": "2"})
 
 
 class MemoryHold:
-    """Memory that a request takes while it arrives, waits and is worked on."""
+    """Memory that a request takes while it arrives, waits and is worked on.
+
+    Where there is none left, the incomplete request that has held most for longest is given up for the new one: whoever
+    stops sending in the middle of large bodies cannot keep it from others.
+    """
 
     def __init__(self, service: "Service") -> None:
         self._service = service
         self._size = 0
+        self._timeout: asyncio.Timeout | None = None
+        self._start = time.monotonic()
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the request was given up while it arrived."""
+        return self._timeout is not None and self._timeout.when() == 0
+
+    @contextmanager
+    def receiving(self, timeout: asyncio.Timeout) -> Iterator[None]:
+        """While the next part of the body is awaited; ``timeout`` ends when the request is given up."""
+        self._timeout = timeout
+        self._service.arriving.add(self)
+        try:
+            yield
+        finally:
+            self._service.arriving.discard(self)
 
     def take(self, size: int) -> None:
         """Take more.
@@ -35,15 +60,28 @@ class MemoryHold:
         Raises:
             Problem: 429, there is no room for it.
         """
-        if size > self._service.free_bytes:
-            raise _QUEUE_FULL
+        while size > self._service.free_bytes:
+            others = self._service.arriving - {self}
+            largest = max(others, key=MemoryHold._weight, default=self)
+            if largest._weight() <= self._weight():
+                raise queue_full()
+            largest._drop()
         self._size += size
         self._service.free_bytes -= size
         self._service.metrics.held.inc(size)
 
     def release(self) -> None:
         """Give all of it back."""
+        self._service.arriving.discard(self)
         self.take(-self._size)
+
+    def _weight(self) -> float:
+        return self._size * (time.monotonic() - self._start)
+
+    def _drop(self) -> None:
+        assert self._timeout is not None
+        self._timeout.reschedule(0)
+        self.release()
 
 
 class Service:
@@ -60,6 +98,7 @@ class Service:
     ) -> None:
         self.metrics = Metrics()
         self.free_bytes = settings.memory_mb * 2**20
+        self.arriving: set[MemoryHold] = set()
         self._settings = settings
         self._queues = {name: ModelQueue(name, workers, settings, self.metrics) for name, workers in models.items()}
         self._utilities = list(utilities)
@@ -124,7 +163,7 @@ class Service:
             Problem: 429, nothing more may wait.
         """
         if all(queue.full for queue in self._queues.values()):
-            raise _QUEUE_FULL
+            raise queue_full()
         hold = MemoryHold(self)
         try:
             yield hold
@@ -210,7 +249,7 @@ class Service:
         self._count(model, "answered", len(inputs))
         return [embedding for part_of in parts for embedding in part_of]
 
-    async def export(self, body: bytes) -> tuple[bytes, str, str]:
+    async def export(self, body: bytes | bytearray) -> tuple[bytes | bytearray, str, str]:
         """A file of answers: its bytes, media type and suffix.
 
         Args:
