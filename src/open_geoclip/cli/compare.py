@@ -55,7 +55,7 @@ def _rows(found: "Comparison") -> list[dict[str, Any]]:
 
 
 def _table(found: "Comparison") -> str:
-    from open_geoclip.evaluation.report import TITLES
+    from open_geoclip.evaluation.report import figure_title
 
     by = "photos" if found.groups is None else f"{found.groups:,} groups"
     lines = [
@@ -68,11 +68,10 @@ def _table(found: "Comparison") -> str:
     ]
     for name, one in found.differences.items():
         unit, digits = (" %", 2) if name.startswith("within") else (" km" if name.endswith("km") else "", 1)
-        title = TITLES.get(name, name.replace("_", " "))
         low, high = one.interval
         lone = ["" if count is None else f"{count:,}" for count in (one.only_a, one.only_b)]
         lines.append(
-            f"{title:<16}{f'{one.a:,.{digits}f}{unit}':>12}{f'{one.b:,.{digits}f}{unit}':>12}"
+            f"{figure_title(name):<16}{f'{one.a:,.{digits}f}{unit}':>12}{f'{one.b:,.{digits}f}{unit}':>12}"
             f"{one.b - one.a:>+11,.{digits}f}   {f'{low:+,.{digits}f} to {high:+,.{digits}f}':^22}"
             f"{lone[0]:>8}{lone[1]:>8}{one.p_holm:>10.2g}   {f'{one.better} is better' if one.better else 'no'}"
         )

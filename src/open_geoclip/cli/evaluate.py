@@ -197,21 +197,16 @@ def _write_parquet(table: dict[str, list[Any]], path: Path) -> None:
 
 
 def _table(found: dict[str, Any], folder: Path) -> str:
-    from open_geoclip.evaluation.metrics import FIGURES
-    from open_geoclip.evaluation.report import TITLES, flat, shown
+    from open_geoclip.evaluation.report import text_rows
 
-    intervals = flat(found["intervals"]) if found["intervals"] else [None] * len(FIGURES)
     lines = [
         f"{found['model']} on {found['data']}: {found['n']:,} photos",
         "",
         f"{'':16}{'':>13}   {'95 % interval':^25}{'best constant':>16}{'random place':>15}{'ceiling':>13}",
     ]
-    columns = [flat(found[name]) for name in ("best_constant", "gallery_random_place", "gallery_ceiling")]
-    for figure, value, ends, *others in zip(FIGURES, flat(found), intervals, *columns, strict=True):
-        between = " to ".join(shown(figure, end) for end in ends) if ends else "-"
-        cells = "".join(f"{shown(figure, other):>{width}}" for other, width in zip(others, (16, 15, 13), strict=True))
-        title = TITLES.get(figure, figure.replace("_", " "))
-        lines.append(f"{title:<16}{shown(figure, value):>13}   {between:^25}{cells}")
+    rows = text_rows(found, "best_constant", "gallery_random_place", "gallery_ceiling")
+    for title, value, interval, constant, drawn, ceiling in rows:
+        lines.append(f"{title:<16}{value:>13}   {interval:^25}{constant:>16}{drawn:>15}{ceiling:>13}")
     if found.get("country", {}).get("n"):
         lines.append(f"{'right country':<16}{found['country']['percent']:>11.2f} %")
     lines += ["", *found["notes"], f"report, predictions and figures are in {folder}"]

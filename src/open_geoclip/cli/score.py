@@ -46,19 +46,12 @@ def score(
     write_result(chosen, output, found, table=_table(found, run.name), rows=_figures(found, run.name))
 
 
-def _rows(found: dict[str, Any]) -> list[tuple[str, float, list[float] | None, float]]:
-    """Name, figure, interval and best constant answer, a figure a row."""
-    from open_geoclip.evaluation.metrics import FIGURES
-    from open_geoclip.evaluation.report import flat
-
-    intervals = flat(found["intervals"]) if found["intervals"] else [None] * len(FIGURES)
-    return list(zip(FIGURES, flat(found), intervals, flat(found["best_constant"]), strict=True))
-
-
 def _figures(found: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """A figure a row, for files."""
+    from open_geoclip.evaluation.report import figure_rows
+
     rows = []
-    for figure, value, interval, constant in _rows(found):
+    for figure, value, interval, constant in figure_rows(found, "best_constant"):
         low, high = interval or (None, None)
         ends = {"low": low, "high": high, "best_constant": constant}
         rows.append({"figure": figure, "value": value, **ends, "n": found["n"], "predictions": name})
@@ -66,13 +59,11 @@ def _figures(found: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _table(found: dict[str, Any], name: str) -> str:
-    from open_geoclip.evaluation.report import TITLES, shown
+    from open_geoclip.evaluation.report import text_rows
 
     lines = [f"{found['n']:,} photos of {name}", "", f"{'':16}{'':>13}   {'95 % interval':^25}{'best constant':>16}"]
-    for figure, value, interval, constant in _rows(found):
-        low_high = " to ".join(shown(figure, end) for end in interval) if interval else "-"
-        title = TITLES.get(figure, figure.replace("_", " "))
-        lines.append(f"{title:<16}{shown(figure, value):>13}   {low_high:^25}{shown(figure, constant):>16}")
+    for title, value, interval, constant in text_rows(found, "best_constant"):
+        lines.append(f"{title:<16}{value:>13}   {interval:^25}{constant:>16}")
     drawn = found["intervals"]
     by = "" if not drawn else f"; {drawn['resamples']:,} resamples of "
     by += "" if not drawn else "photos" if drawn["groups"] is None else f"{drawn['groups']:,} groups"

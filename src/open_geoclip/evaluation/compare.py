@@ -17,6 +17,7 @@ from open_geoclip.evaluation.metrics import (
     bootstrap,
     by_figure,
     distances_km,
+    figure_values,
     interval,
     summary,
 )
@@ -141,7 +142,7 @@ def compare(
     p_values = [mcnemar(*one) for one in lone[:exact]] + [_chance(draws[:, i]) for i in range(exact, len(FIGURES))]
     p_holm = holm(p_values)
     summaries = summary(km[0]), summary(km[1])
-    values = [[*one["within_km"].values(), one["median_km"], one["mean_km"], one["geoscore"]] for one in summaries]
+    values = [figure_values(one) for one in summaries]
     differences = {
         name: Difference(
             a=values[0][i],

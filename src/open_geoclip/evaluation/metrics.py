@@ -3,7 +3,7 @@
 Everything is computed from one array of distances, once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "bootstrap",
     "by_figure",
     "distances_km",
+    "figure_values",
     "geoscores",
     "interval",
     "score",
@@ -93,6 +94,11 @@ def by_figure(values: Sequence[Any]) -> dict[str, Any]:
     """Arrange one value a figure, in the order of :data:`FIGURES`, as :func:`summary` does."""
     within = {str(t): value for t, value in zip(THRESHOLDS_KM, values, strict=False)}
     return {"within_km": within} | dict(zip(FIGURES[len(within) :], values[len(within) :], strict=True))
+
+
+def figure_values(figures: Mapping[str, Any]) -> list[Any]:
+    """The values of a :func:`summary`, in the order of :data:`FIGURES`."""
+    return [*figures["within_km"].values(), *(figures[name] for name in FIGURES[len(THRESHOLDS_KM) :])]
 
 
 def bootstrap(

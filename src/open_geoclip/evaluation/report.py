@@ -4,22 +4,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from open_geoclip.evaluation.benchmarks import describe_counts
-from open_geoclip.evaluation.metrics import FIGURES, THRESHOLDS_KM
+from open_geoclip.evaluation.metrics import FIGURES, figure_values
 
-__all__ = ["TITLES", "flat", "markdown", "shown"]
+__all__ = ["figure_rows", "figure_title", "markdown", "text_rows"]
 
-TITLES = {"median_km": "median", "mean_km": "mean", "geoscore": "GeoScore"}
 _NAMES = 15  # of countries in the table
 
 
-def flat(figures: Mapping[str, Any]) -> list[Any]:
-    """The values of a :func:`~.metrics.summary` in the order of :data:`~.metrics.FIGURES`."""
-    return [*figures["within_km"].values(), *(figures[name] for name in FIGURES[len(THRESHOLDS_KM) :])]
+def figure_title(figure: str) -> str:
+    """What tables call a figure."""
+    return {"median_km": "median", "mean_km": "mean", "geoscore": "GeoScore"}.get(figure, figure.replace("_", " "))
 
 
-def shown(figure: str, value: float) -> str:
-    """A figure with its unit."""
-    return f"{value:.2f} %" if figure.startswith("within") else f"{value:,.1f}" + " km" * figure.endswith("km")
+def figure_rows(found: Mapping[str, Any], *others: str) -> list[tuple[Any, ...]]:
+    """Name, value and interval (None without one) of each figure, and its value in other summaries."""
+    intervals = figure_values(found["intervals"]) if found["intervals"] else [None] * len(FIGURES)
+    columns = (figure_values(found[name]) for name in others)
+    return list(zip(FIGURES, figure_values(found), intervals, *columns, strict=True))
+
+
+def text_rows(found: Mapping[str, Any], *others: str) -> list[list[str]]:
+    """The same with titles and units."""
+
+    def text(figure: str, value: float) -> str:
+        return f"{value:.2f} %" if figure.startswith("within") else f"{value:,.1f}" + " km" * figure.endswith("km")
+
+    rows = []
+    for figure, value, interval, *rest in figure_rows(found, *others):
+        between = " to ".join(text(figure, end) for end in interval) if interval else "-"
+        rows.append([figure_title(figure), text(figure, value), between, *(text(figure, other) for other in rest)])
+    return rows
 
 
 def markdown(found: Mapping[str, Any], *, command: str, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -62,24 +76,16 @@ def markdown(found: Mapping[str, Any], *, command: str, pictures: Sequence[tuple
 
 
 def _figures(found: Mapping[str, Any]) -> list[str]:
-    drawn = found["intervals"]
-    columns = [found["best_constant"], found["gallery_random_place"], found["gallery_ceiling"]]
-    intervals = flat(drawn) if drawn else [None] * len(FIGURES)
     lines = [
         f"{found['n']:,} photos.",
         "",
         "| | answers | 95 % interval | best constant | random gallery place | gallery's ceiling |",
         "| --- | ---: | :---: | ---: | ---: | ---: |",
     ]
-    values = zip(FIGURES, flat(found), intervals, *map(flat, columns), strict=True)
-    for figure, value, low_high, *rest in values:
-        title = TITLES.get(figure, figure.replace("_", " "))
-        between = " to ".join(shown(figure, end) for end in low_high) if low_high else "-"
-        lines.append(
-            f"| {title} | **{shown(figure, value)}** | {between} | {' | '.join(shown(figure, v) for v in rest)} |"
-        )
+    for title, value, *rest in text_rows(found, "best_constant", "gallery_random_place", "gallery_ceiling"):
+        lines.append(f"| {title} | **{value}** | {' | '.join(rest)} |")
     by = ""
-    if drawn:
+    if drawn := found["intervals"]:
         units = "photos" if drawn["groups"] is None else f"{drawn['groups']:,} groups ({found['labels']['group']})"
         by = f" Intervals: {drawn['resamples']:,} resamples of {units}."
     lines += [
