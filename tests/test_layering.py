@@ -30,9 +30,10 @@ RANKS = {
     "evaluation": 6,
     "features": 6,
     "export": 6,
-    "server": 7,
-    "cli": 8,
-    "demo": 9,
+    "scale": 7,
+    "server": 8,
+    "cli": 9,
+    "demo": 10,
 }
 
 # Pairs of the same rank that may meet, as (who imports, what is imported).
@@ -140,7 +141,7 @@ def test_the_checker_lets_a_good_tree_pass(sample: Path) -> None:
     [
         ("geo/x.py", "import open_geoclip.model", "geo/x.py:1: geo (rank 1) imports model (rank 3)"),
         ("model/deep/x.py", "from ...search import Gallery", "model (rank 3) imports search (rank 5)"),
-        ("model/x.py", "from .. import cli", "model/x.py:1: model (rank 3) imports cli (rank 8)"),
+        ("model/x.py", "from .. import cli", "model/x.py:1: model (rank 3) imports cli (rank 9)"),
         (
             "errors.py",
             "\ndef f():\n    from open_geoclip.geo.sphere import offset",

@@ -19,6 +19,7 @@ app = App(
 # Named as text, a command's module is imported when it is called; the help of each is its docstring's first line.
 for _name, _help in {
     "locate": "Say where photos were taken.",
+    "results": "Summarise the results of a job, and convert them to other formats.",
     "text": "Say where on Earth words lead.",
     "embed": "Give the location vector of each coordinate, not normalised.",
     "similar": "Find the places most like a place, or between two, to a model's location vectors.",

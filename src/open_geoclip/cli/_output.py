@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,8 +206,14 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr from the first call with (done, total) on; nothing if stderr is not a terminal."""
+def progress_bar(text: str, *, log_interval_s: float | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar on stderr from the first call with (done, total) on.
+
+    Args:
+        text: what is done.
+        log_interval_s: how often a line is printed where stderr is not a terminal, as in the log of a cluster; default:
+            never.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -214,7 +221,19 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        start = last = time.monotonic()
+
+        def show(done: int, total: int | None) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total, visible=True)
+            now = time.monotonic()
+            if log_interval_s is not None and not console.is_terminal and now - last >= log_interval_s:
+                last = now
+                of = "" if total is None else f" of {total:,}"
+                rate = f"{done / (now - start):.1f} per second"
+                print(f"geoclip: {text}: {done:,}{of}, {rate}", file=sys.stderr, flush=True)
+
+        yield show
 
 
 def collect(items: Iterable[T], total: int, text: str) -> tuple[list[T], bool]:

@@ -1,8 +1,10 @@
 """``geoclip locate``: estimate where photos were taken."""
 
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -15,12 +17,14 @@ from open_geoclip.cli._output import (
     collect,
     exit_if_failed,
     print_errors,
+    progress_bar,
 )
 from open_geoclip.cli._times import hours_of
 from open_geoclip.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer
+    from open_geoclip.search.locator import Locator
     from open_geoclip.search.query import Query
 
 __all__ = ["locate"]
@@ -28,11 +32,29 @@ __all__ = ["locate"]
 _AREA = Parameter(allow_leading_hyphen=True)
 
 
+@Parameter(name="*", group="Jobs (when -o names a folder)")
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How a job runs."""
+
+    resume: Annotated[bool, Parameter(help="Continue in a folder that holds results.", negative=())] = False
+    retry_errors: Annotated[
+        bool, Parameter(help="Continue, and locate photos again whose rows have an error.", negative=())
+    ] = False
+    shard: Annotated[
+        str, Parameter(help="I/N: do the I-th of N shares of the photos; run the others anywhere, at any time.")
+    ] = "1/1"
+    part_size: Annotated[int, Parameter(help="Photos per file.")] = 1000
+    photo_timeout_s: Annotated[float, Parameter(help="A photo that takes longer to decode is an error.")] = 60.0
+    workers: Annotated[int | None, Parameter(help="Processes that decode; default: one per processor core.")] = None
+
+
 def locate(
     images: Photos,
     /,
     *,
     options: ImageModelOptions = ImageModelOptions(),
+    job: JobOptions = JobOptions(),
     within: Annotated[list[str] | None, _AREA] = None,
     not_within: Annotated[list[str] | None, _AREA] = None,
     together: bool = False,
@@ -56,6 +78,10 @@ def locate(
     """Estimate where photos were taken.
 
     Exit status 1 if a photo cannot be read; the others are located.
+
+    With -o FOLDER (a name without an ending) it is a job: one SOURCE, which may also be a table of paths, tar shards
+    (shards/{000..012}.tar) or hf:NAME, is located into Parquet files. It can be interrupted, and continued with
+    --resume. See geoclip results.
 
     Args:
         within: Where the photos were taken: a country (France), a box south,west,north,east (35,-10,60,30), a circle
@@ -88,10 +114,20 @@ def locate(
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.describe import AnswerSettings
 
-    chosen = choose_format(format_, output, ANSWER_FORMATS)
+    is_job = output is not None and format_ is None and (output.is_dir() or not output.suffix)
+    if is_job and (together or trip or map_ is not None):
+        raise SettingsError("--together, --trip and --map are for a file or stdout, not for a folder of results")
+    if not is_job and job != JobOptions():
+        raise SettingsError("--resume and the other options of jobs need -o FOLDER, a name without an ending")
+    chosen = "job" if is_job else choose_format(format_, output, ANSWER_FORMATS)
     area = Area.parse(within or (), not_within or ())  # before the model is loaded: it may be an error
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
     locator = options.load(answers=settings, refine=refine, crops=crops).within(area)
+    if is_job:
+        assert output is not None
+        limits = {"within": within or [], "not_within": not_within or []}
+        _run_job(images, output, job, locator, top_k, text, text_weight, bool(detail), limits)
+        return
     files: list[Path] = []
     failed: list[Answer] = []
     for path in images:
@@ -125,3 +161,46 @@ def locate(
     if map_ is not None:
         draw_answers(map_, answers, posterior, together=files if together else (), max_pixels=max_pixels)
     exit_if_failed(errors, interrupted=interrupted)
+
+
+def _run_job(
+    images: list[Path],
+    folder: Path,
+    job: JobOptions,
+    locator: "Locator",
+    top_k: int,
+    text: str | None,
+    text_weight: float,
+    detail: bool,
+    limits: dict[str, Any],
+) -> None:
+    from open_geoclip.data.sources import open_source
+    from open_geoclip.scale.jobs import JobSettings, run_job
+
+    if len(images) != 1:
+        raise SettingsError(
+            f"-o {folder} is a job, which has one source (a folder, a table, shards), not {len(images)}"
+        )
+    number, slash, count = job.shard.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise SettingsError(f"--shard: I/N, such as 3/16, not {job.shard!r}")
+    settings = JobSettings(**{**asdict(job), "shard": (int(number), int(count))})
+    source = open_source(str(images[0]), places=False)
+    with progress_bar("locating", log_interval_s=30) as progress:
+        report = run_job(
+            locator,
+            source,
+            folder,
+            settings,
+            top_k=top_k,
+            text=text,
+            text_weight=text_weight,
+            detail=detail,
+            options=limits,
+            progress=progress,
+        )
+    before = f"; {report.done_before:,} were done before" if report.done_before else ""
+    repeated = f"; {report.duplicates:,} named twice, done once" if report.duplicates else ""
+    print(f"geoclip: {folder}: {report.located:,} located, {report.failed:,} failed{before}{repeated}", file=sys.stderr)
+    if report.failed:
+        sys.exit(1)

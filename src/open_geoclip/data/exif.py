@@ -1,12 +1,13 @@
 """Where a photo says it was taken: its EXIF GPS record, and folders of such photos."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from open_geoclip.data.photos import Entry, Fault, FaultKind, IndexedPhotos, photo_or_fault
+from open_geoclip.data.photos import Entry, Fault, FaultKind, IndexedPhotos, Photo, photo_or_fault
 from open_geoclip.errors import DataError, ImageError
 from open_geoclip.images import ImageSource, find_images
 from open_geoclip.metadata.read import read_metadata
@@ -53,13 +54,15 @@ class ExifPhotos(IndexedPhotos):
     Attributes:
         folder: the folder; folders below it are searched too. A photo's group is the folder it lies in.
         paths: the pictures, sorted.
+        places: whether their coordinates are read; otherwise all are NaN.
     """
 
     folder: Path
     paths: tuple[Path, ...]
+    places: bool = True
 
     @staticmethod
-    def opened(folder: Path) -> "ExifPhotos":
+    def opened(folder: Path, *, places: bool = True) -> "ExifPhotos":
         """List a folder.
 
         Raises:
@@ -74,12 +77,14 @@ class ExifPhotos(IndexedPhotos):
             stat = path.stat() if path.exists() else None
             line = f"{path.relative_to(folder)}\0{stat and (stat.st_size, stat.st_mtime_ns)}\n"
             digest.update(line.encode(errors="surrogateescape"))
-        return ExifPhotos(str(folder), digest.hexdigest(), np.arange(len(paths)), folder, paths)
+        return ExifPhotos(str(folder), digest.hexdigest(), np.arange(len(paths)), folder, paths, places)
 
     def entry(self, row: int) -> Entry:
         """The photo of a row, or why it cannot be used."""
         path = self.paths[row]
         key = path.relative_to(self.folder).as_posix()
+        if not self.places:
+            return Photo(key, path, math.nan, math.nan)
         try:
             lat, lon = read_position(path)
         except NoPositionError as error:

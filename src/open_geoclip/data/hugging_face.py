@@ -17,10 +17,14 @@ __all__ = ["DatasetPhotos", "DatasetStream", "open_dataset"]
 _BUFFER = 2048
 
 
-def open_dataset(spec: str) -> PhotoSource:
+def open_dataset(spec: str, *, places: bool = True) -> PhotoSource:
     """Open ``hf:NAME[:SPLIT]`` or ``hf-stream:NAME[:SPLIT]``.
 
     NAME is a hub name or a folder, SPLIT train if not given.
+
+    Args:
+        spec: the dataset.
+        places: read coordinates; otherwise all are NaN.
 
     Raises:
         DataError: it cannot be loaded, or lacks a column.
@@ -46,7 +50,7 @@ def open_dataset(spec: str) -> PhotoSource:
     except Exception as error:  # loaders of any format fail in any way
         raise DataError(f"{spec}: it cannot be loaded: {type(error).__name__}: {error}") from error
     names = data.column_names
-    columns = photo_columns(names if names is not None else list(next(iter(data))), spec)
+    columns = photo_columns(names if names is not None else list(next(iter(data))), spec, places=places)
     if isinstance((data.features or {}).get(columns["file"]), datasets.Image):
         data = data.cast_column(columns["file"], datasets.Image(decode=False))  # pictures are decoded by us
     if streaming:
@@ -63,6 +67,8 @@ def _entry(record: Mapping[str, Any], columns: dict[str, str], row: int | str) -
         picture = picture.get("bytes") or picture.get("path")
     if picture is None:
         return Fault(key, "missing", "the record holds no picture")
+    if "lat" not in columns:
+        return Photo(key, picture, float("nan"), float("nan"))
     lat, lon = (
         float("nan") if record[name] is None else float(record[name]) for name in (columns["lat"], columns["lon"])
     )

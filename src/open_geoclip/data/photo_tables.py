@@ -1,5 +1,6 @@
 """Tables of photos: files in a folder, or pictures inside a Parquet file."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from open_geoclip.data.columns import COORDINATES, Column, Texts, find_columns
-from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, photo_or_fault
+from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, Photo, photo_or_fault
 from open_geoclip.data.tables import TABLE_SUFFIXES, read_table
 from open_geoclip.errors import DataError
 from open_geoclip.files import sha256
@@ -47,7 +48,7 @@ _GUESSED_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # for tables that name a
 _MAX_ROW_GROUP_BYTES = 1 << 30
 
 
-def photo_columns(names: Sequence[str], what: str) -> dict[str, str]:
+def photo_columns(names: Sequence[str], what: str, *, places: bool = True) -> dict[str, str]:
     """The columns of a table or record of photos: ``lat``, ``lon``, ``file``, ``key`` and perhaps ``group``.
 
     ``file`` and ``key`` stand for each other where one of them is not there.
@@ -55,6 +56,7 @@ def photo_columns(names: Sequence[str], what: str) -> dict[str, str]:
     Args:
         names: of all columns.
         what: the table, for messages.
+        places: refuse a table without coordinates.
 
     Raises:
         DataError: there are no coordinates, or nothing that names the picture.
@@ -64,7 +66,9 @@ def photo_columns(names: Sequence[str], what: str) -> dict[str, str]:
         for column, at in find_columns(names, {name: column.names for name, column in PHOTO_COLUMNS.items()}).items()
     }
     listed = ", ".join(names[:20]) or "none"
-    if "lat" not in found or "lon" not in found:
+    if not places:
+        found = {column: name for column, name in found.items() if column not in COORDINATES}
+    elif "lat" not in found or "lon" not in found:
         raise DataError(f"{what} has no columns of latitude and longitude (LAT and LON, for one), only {listed}")
     if "file" not in found and "key" not in found:
         raise DataError(f"{what} has no column that names the picture (IMG_FILE, for one), only {listed}")
@@ -84,6 +88,7 @@ class PhotoTable:
         groups: what each row belongs to; empty where it says nothing.
         invalid: what is wrong with damaged rows, by row.
         pictures: the Parquet column that holds the pictures themselves, if there is one.
+        places: whether coordinates were read.
     """
 
     path: Path
@@ -94,6 +99,7 @@ class PhotoTable:
     groups: Texts | None
     invalid: dict[int, str]
     pictures: str | None = None
+    places: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -103,14 +109,19 @@ class PhotoTable:
         return None if self.groups is None else self.groups[row] or None
 
 
-def read_photo_table(path: Path) -> PhotoTable:
+def read_photo_table(path: Path, *, places: bool = True) -> PhotoTable:
     """Read a table of photos. A damaged row is kept without coordinates, and marked as invalid.
+
+    Args:
+        path: CSV, Parquet or GeoJSON.
+        places: read coordinates; otherwise all are NaN.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or has no row.
         MissingExtraError: a Parquet file without the extra ``parquet``.
     """
-    table = read_table(path, PHOTO_COLUMNS, strict=False)
+    wanted = PHOTO_COLUMNS if places else {n: column for n, column in PHOTO_COLUMNS.items() if n not in COORDINATES}
+    table = read_table(path, wanted, strict=False)
     if not len(table):
         raise DataError(f"{path}: it holds no photo, only the names of columns")
     if "file" not in table.names and "key" not in table.names:
@@ -126,15 +137,17 @@ def read_photo_table(path: Path) -> PhotoTable:
             pictures = name
     invalid = {row: f"{table.where(row)}: {text}" for row, text in table.invalid.items()}
     keys = table.texts.get("key") or files
-    return PhotoTable(path, sha256(path), files, keys, table.coordinates(), table.texts.get("group"), invalid, pictures)
+    coordinates = table.coordinates() if places else np.full((len(table), 2), np.nan)
+    return PhotoTable(path, sha256(path), files, keys, coordinates, table.texts.get("group"), invalid, pictures, places)
 
 
-def open_table(path: Path, folder: Path | None = None) -> "TablePhotos | ParquetPhotos":
+def open_table(path: Path, folder: Path | None = None, *, places: bool = True) -> "TablePhotos | ParquetPhotos":
     """Open a table of photos.
 
     Args:
         path: CSV, Parquet or GeoJSON.
         folder: where relative names start; the table's own folder when not given.
+        places: see `read_photo_table`.
 
     Raises:
         DataError: see `read_photo_table`; or the folder is not there.
@@ -142,7 +155,7 @@ def open_table(path: Path, folder: Path | None = None) -> "TablePhotos | Parquet
     """
     if folder is not None and not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of pictures")
-    table = read_photo_table(path)
+    table = read_photo_table(path, places=places)
     rows = np.arange(len(table))
     if table.pictures is not None and folder is None:
         return ParquetPhotos(str(path), table.fingerprint, rows, table, _row_group_starts(path, table.pictures))
@@ -174,9 +187,11 @@ class TablePhotos(IndexedPhotos):
         """Whether any of a thousand rows, spread over the table, names a file that is there."""
         rows = np.unique(np.linspace(0, len(self.table) - 1, min(len(self.table), 1000)).astype(int))
         names = (self.table.files[row] for row in rows.tolist())
-        return any(self._path(name).is_file() for name in names if name)
+        return any(Path(self._path(name)).is_file() for name in names if name)
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str) -> Path | str:
+        if "://" in name:
+            return name  # which jobs read, and everything else refuses
         path = self.folder / name
         if path.suffix == "" and not path.exists():
             guesses = (path.with_name(path.name + suffix) for suffix in _GUESSED_SUFFIXES if path.name)
@@ -186,7 +201,9 @@ class TablePhotos(IndexedPhotos):
 
 def _entry(table: PhotoTable, row: int, key: str, image: ImageSource) -> Entry:
     if row in table.invalid:
-        return Fault(key, "no coordinates", table.invalid[row])
+        return Fault(key, "no coordinates" if table.places else "broken", table.invalid[row])
+    if not table.places:
+        return Photo(key, image, math.nan, math.nan)
     lat, lon = table.coordinates[row].tolist()
     return photo_or_fault(key, image, lat, lon, table.group(row))
 

@@ -48,8 +48,8 @@ class Photo:
     Attributes:
         key: its name within the source.
         image: what `images.load_image` takes; not decoded yet.
-        lat: latitude in degrees, WGS84.
-        lon: longitude in degrees, -180 to 180.
+        lat: latitude in degrees, WGS84; NaN in a source that was opened without places.
+        lon: longitude in degrees, -180 to 180; likewise.
         group: what it belongs to, such as its photographer; nobody's photos may stand on both sides of a split.
     """
 

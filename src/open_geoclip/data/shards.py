@@ -7,6 +7,7 @@ table); else from the picture's own EXIF data.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,7 @@ class TarPhotos:
         lookup: the row of each name a record may go by.
         stride: (i, n): of each shard, records i, i + n, i + 2n...
         order: seeds that the order is drawn with; as stored when empty.
+        places: whether coordinates are read; otherwise all are NaN, and keys begin with the name of the shard.
     """
 
     name: str
@@ -101,14 +103,16 @@ class TarPhotos:
     whole_count: int | None = None
     stride: tuple[int, int] = (0, 1)
     order: tuple[int, ...] = ()
+    places: bool = True
 
     @staticmethod
-    def opened(pattern: str | Path, table: PhotoTable | None = None) -> "TarPhotos":
+    def opened(pattern: str | Path, table: PhotoTable | None = None, *, places: bool = True) -> "TarPhotos":
         """Find the shards.
 
         Args:
             pattern: a folder, a file, or a pattern such as ``shards/{000..012}.tar``.
             table: which photos to take, and where they were taken, by key or by file name.
+            places: read coordinates.
 
         Raises:
             DataError: a shard is not there.
@@ -127,7 +131,7 @@ class TarPhotos:
                 known.clear()
         whole = count if known else None
         if table is None:
-            return TarPhotos(str(pattern), paths, digest.hexdigest(), whole_count=whole)
+            return TarPhotos(str(pattern), paths, digest.hexdigest(), whole_count=whole, places=places)
         digest.update(table.fingerprint.encode())
         lookup: dict[str, int] = {}
         for names in (table.keys, table.files):
@@ -209,6 +213,13 @@ class TarPhotos:
         stem = _stem(record[0].name)
         place = f"{path.name}/{stem} (byte {record[0].offset:,})"
         picture = next((member for member in record if Path(member.name).suffix.lower() in SUFFIXES), None)
+        if not self.places:
+            key = f"{path.name}/{stem}"
+            if picture is None:
+                yield Fault(key, "missing", f"there is no picture among {', '.join(m.name for m in record)}")
+            else:
+                yield Photo(key, picture.data, math.nan, math.nan)
+            return
         told = next((member for member in record if member.name.endswith(".json")), None)
         try:
             facts = json.loads(told.data) if told is not None else {}

@@ -27,7 +27,7 @@ _HOW = (
 )
 
 
-def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoSource:
+def open_source(spec: str | Path, *, images: str | Path | None = None, places: bool = True) -> PhotoSource:
     """Open photos by name.
 
     ===========================================  ==============================================================
@@ -41,6 +41,8 @@ def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoS
     Args:
         spec: the name.
         images: for a table, where its pictures lie when not beside it: a folder, or tar shards.
+        places: read where photos were taken, and leave out those that do not say it. Otherwise photos need no
+            coordinates, and all are NaN.
 
     Raises:
         DataError: it cannot be read, or holds nothing.
@@ -53,13 +55,14 @@ def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoS
     elif text.startswith(("hf:", "hf-stream:")):
         from open_geoclip.data.hugging_face import open_dataset
 
-        source = open_dataset(text)
+        source = open_dataset(text, places=places)
     elif Path(text).suffix.lower() in TABLE_SUFFIXES:
-        return _table(Path(text), images)
+        return _table(Path(text), images, places)
     elif "{" in text or "*" in text or text.lower().endswith(SHARD_SUFFIXES):
-        source = TarPhotos.opened(text)
+        source = TarPhotos.opened(text, places=places)
     elif Path(text).is_dir():
-        source = TarPhotos.opened(text) if _is_of_shards(Path(text)) else ExifPhotos.opened(Path(text))
+        kind = TarPhotos if _is_of_shards(Path(text)) else ExifPhotos
+        source = kind.opened(Path(text), places=places)
     elif Path(text).exists():
         raise SettingsError(f"{text}: photos are named as {_HOW}")
     else:
@@ -69,16 +72,16 @@ def open_source(spec: str | Path, *, images: str | Path | None = None) -> PhotoS
     return source
 
 
-def _table(path: Path, images: str | Path | None) -> PhotoSource:
+def _table(path: Path, images: str | Path | None, places: bool) -> PhotoSource:
     if images is None:
-        return open_table(path)
+        return open_table(path, places=places)
     if not Path(images).is_dir():
         if not str(images).lower().endswith(SHARD_SUFFIXES) and not any(
             Path(name).exists() for name in expand_braces(str(images))
         ):
             raise DataError(f"{images}: there is no such folder of pictures or shards")
         return TarPhotos.opened(images, read_photo_table(path))
-    photos = open_table(path, Path(images))
+    photos = open_table(path, Path(images), places=places)
     assert isinstance(photos, TablePhotos)
     # An archive among the pictures says nothing: what counts is whether the table names files of the folder.
     if _shards_in(Path(images)) and not photos.names_files():

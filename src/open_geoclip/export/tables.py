@@ -1,17 +1,23 @@
 """Answers as tables, CSV and Parquet: a row per candidate, and one per image that could not be read."""
 
 import io
+import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+import numpy as np
 
 from open_geoclip.data.tables import format_csv
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.schema import type_hints
 from open_geoclip.search.answer import Answer, Candidate, Columns
 
-__all__ = ["COLUMNS", "rows", "to_csv", "to_csv_with_bom", "to_parquet"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["COLUMNS", "add_geometry", "arrow_table", "escape", "rows", "to_csv", "to_csv_with_bom", "to_parquet"]
 
 _KINDS = {str: "string", float: "float64", bool: "bool"}
 
@@ -85,27 +91,66 @@ def to_csv_with_bom(records: Sequence[Mapping[str, Any]], about: dict[str, str])
 
 
 def to_parquet(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
-    """Write Parquet (zstd); ``about`` is in the metadata of its schema.
+    """Write GeoParquet 1.1 (zstd); ``about`` is in the metadata of its schema.
+
+    Raises:
+        MissingExtraError: the extra ``parquet`` is not installed.
+    """
+    table = add_geometry(arrow_table(list(rows(records, about)), COLUMNS))
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, **about}), file, compression="zstd")
+    return file.getvalue()
+
+
+def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> "pa.Table":
+    """Return rows as an Arrow table. Names of files may be bytes of no encoding: what is not UTF-8 is escaped.
+
+    Args:
+        rows: with all columns.
+        columns: names and kinds, as in :data:`COLUMNS`.
 
     Raises:
         MissingExtraError: the extra ``parquet`` is not installed.
     """
     try:
         import pyarrow as pa
-        from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("Parquet", "parquet") from error
     kinds = {"string": pa.string(), "int32": pa.int32(), "float64": pa.float64(), "bool": pa.bool_()}
-    schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()], metadata=about)
-    made = [
-        {key: _utf8(value) if isinstance(value, str) else value for key, value in row.items()}
-        for row in rows(records, about)
+    arrays = [
+        pa.array([escape(v) if isinstance(v := row[name], str) else v for row in rows], kinds[kind])
+        for name, kind in columns.items()
     ]
-    file = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(made, schema), file, compression="zstd")
-    return file.getvalue()
+    return pa.table(arrays, names=list(columns))
 
 
-def _utf8(text: str) -> str:
-    """Names of files may be bytes of no encoding: what cannot be encoded is escaped."""
+def escape(text: str) -> str:
+    """Return text that can be encoded: bytes in the name of a file that are not UTF-8 become escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def add_geometry(table: "pa.Table") -> "pa.Table":
+    """Add what makes a table GeoParquet 1.1: ``geometry``, points of ``lon`` and ``lat`` as WKB, and ``bbox``."""
+    import pyarrow as pa
+
+    lon, lat = (table.column(name).to_numpy() for name in ("lon", "lat"))
+    is_there = np.isfinite(lon)
+    points = np.zeros(len(lon), [("order", "u1"), ("kind", "<u4"), ("x", "<f8"), ("y", "<f8")])
+    points["order"], points["kind"], points["x"], points["y"] = 1, 1, lon, lat
+    geometry = pa.array([bytes(p) if ok else None for p, ok in zip(points, is_there, strict=True)], pa.binary())
+    corners = {"xmin": lon, "ymin": lat, "xmax": lon, "ymax": lat}
+    bbox = pa.StructArray.from_arrays([pa.array(values) for values in corners.values()], names=list(corners))
+    bbox = pa.array(bbox.to_pylist(), bbox.type, mask=~is_there)
+    column: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": ["Point"],
+        "covering": {"bbox": {corner: ["bbox", corner] for corner in corners}},
+    }
+    if is_there.any():
+        inside = lon[is_there], lat[is_there]
+        column["bbox"] = [float(edge(axis)) for edge in (np.min, np.max) for axis in inside]
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    table = table.append_column("geometry", geometry).append_column("bbox", bbox)
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"geo": json.dumps(geo).encode()})

@@ -1,0 +1,291 @@
+"""Jobs: the photos of a source located into a folder of Parquet files, which survives interruptions.
+
+A job's folder holds ``manifest.json`` and parts, Parquet files of a fixed number of photos, one row per photo. Each
+part is written atomically, and a photo is done when its row is in one. So a job that was killed at any moment goes on
+where its last part ends, on any machine that sees the folder, also with another number of shards.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from open_geoclip._version import __version__
+from open_geoclip.data.decoding import map_photos
+from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.errors import DataError, ImageError, SettingsError
+from open_geoclip.export.tables import escape
+from open_geoclip.files import atomic_write, sha256
+from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
+from open_geoclip.scale.results import MANIFEST, Results, part_path, part_prefix, replace_rows, write_part
+from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.locator import Locator
+from open_geoclip.search.query import Query
+
+__all__ = ["JobReport", "JobSettings", "run_job"]
+
+_FORMAT = 1
+_Progress = Callable[[int, int | None], None]
+_Decoded = tuple[str, DecodedImage | Fault]
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """How a job runs. None of it changes the answers.
+
+    Attributes:
+        resume: continue in a folder that holds results; otherwise that is an error.
+        retry_errors: continue, and locate photos again whose rows have an error.
+        shard: (number, count), numbers from 1: this process does one of so many shares of the source. The processes
+            need not know of each other.
+        part_size: photos per part: what is lost at most when the process is killed.
+        photo_timeout_s: a photo that takes longer to decode is a row with an error.
+        workers: processes that decode; default: one per processor core.
+
+    Raises:
+        SettingsError: a number is out of range.
+    """
+
+    resume: bool = False
+    retry_errors: bool = False
+    shard: tuple[int, int] = (1, 1)
+    part_size: int = 1000
+    photo_timeout_s: float = 60.0
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        number, count = self.shard
+        if not 1 <= number <= count:
+            raise SettingsError(f"shard: a number from 1 to the number of shards, not {number}/{count}")
+        if self.part_size < 1:
+            raise SettingsError(f"part_size: 1 photo or more, not {self.part_size}")
+        if self.workers is not None and self.workers < 1:
+            raise SettingsError(f"workers: 1 or more, not {self.workers}")
+
+
+@dataclass
+class JobReport:
+    """What a call of :func:`run_job` did.
+
+    Attributes:
+        located: photos that were located.
+        failed: photos whose rows have an error.
+        done_before: photos that were done already.
+        duplicates: entries of the source with the name of another one; the first of them is located.
+    """
+
+    located: int = 0
+    failed: int = 0
+    done_before: int = 0
+    duplicates: int = 0
+
+
+def run_job(
+    locator: Locator,
+    source: PhotoSource,
+    folder: Path,
+    settings: JobSettings | None = None,
+    *,
+    top_k: int = 5,
+    text: str | None = None,
+    text_weight: float = 0.5,
+    detail: bool = False,
+    options: Mapping[str, Any] | None = None,
+    progress: _Progress | None = None,
+) -> JobReport:
+    """Locate the photos of a source into a folder; read it with :class:`~open_geoclip.scale.results.Results`.
+
+    On KeyboardInterrupt, what is finished is written before the exception is raised.
+
+    Args:
+        locator: with which to locate.
+        source: the photos, opened without places: ``open_source(spec, places=False)``.
+        folder: is made if it does not exist.
+        settings: default: :class:`JobSettings`.
+        top_k: candidates per photo.
+        text: what is known about all photos, in words; see :meth:`open_geoclip.search.locator.Locator.locate`.
+        text_weight: weight of the text.
+        detail: whether answers have regions and heat.
+        options: further settings that answers depend on, JSON-ready: they are compared when the job is resumed.
+        progress: called with how many photos are done, and of how many (None: not known).
+
+    Raises:
+        DataError: the folder holds results and ``resume`` is not set, or results of other weights or settings; it
+            cannot be written; or another process works on this shard.
+        MissingExtraError: the extra ``parquet`` is not installed.
+    """
+    settings = settings or JobSettings()
+    asked = {"top_k": top_k, "detail": detail, **(options or {})}
+    if text is not None:
+        asked |= {"text": text, "text_weight": text_weight}
+    embedding = None if text is None else locator.encode_text([text])[0]
+
+    def answers(batch: Sequence[_Decoded]) -> Iterator[tuple[str, dict[str, Any]]]:
+        query = Query(_encode(locator, batch), locator.calibration)
+        if text is not None and embedding is not None:
+            query = query.with_text(text, embedding, text_weight)
+        for (key, _), (answer, _) in zip(batch, locator.answer([query], top_k, detail=detail), strict=True):
+            yield key, answer.to_dict()
+
+    prefix = part_prefix(*settings.shard)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{prefix}.lock", timeout=0):
+            for left in folder.glob(f".{prefix}-*.part"):  # by a process that was killed
+                left.unlink()
+            _check_manifest(folder, _manifest(locator, source, asked), settings)
+            return _run(locator, source, folder, settings, answers, progress)
+    except Timeout as error:
+        raise DataError(f"{folder}: another process works on shard {'/'.join(map(str, settings.shard))}") from error
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the results cannot be written: {error.strerror or error}; what is finished is kept, and "
+            "--resume continues from there"
+        ) from error
+
+
+def _run(
+    locator: Locator,
+    source: PhotoSource,
+    folder: Path,
+    settings: JobSettings,
+    answers: Callable[[Sequence[_Decoded]], Iterable[tuple[str, dict[str, Any]]]],
+    progress: _Progress | None,
+) -> JobReport:
+    number, count = settings.shard
+    source = source.shard(number - 1, count)
+    done, failed = Results(folder).keys(settings.shard)
+    if not settings.retry_errors:
+        done, failed = done | failed.keys(), {}
+    report = JobReport(done_before=len(done))
+    writer = _Writer(folder, settings)
+    # Ten crops are cut from a larger image.
+    preprocessing, encoding = locator.model.image_encoder.preprocessing, locator.encoding
+    resize = preprocessing.resize if encoding.crops == 1 else round(preprocessing.crop * 256 / 224)
+    decoding = DecodeSettings(resize, preprocessing.resample, encoding.max_pixels, settings.photo_timeout_s)
+    seen: set[str] = set()
+
+    def work(photo: Photo) -> DecodedImage | None:
+        name = escape(photo.key)
+        return None if name in done else decoder(photo.image, name)
+
+    def new(results: Iterable[Fault | tuple[Photo, DecodedImage | None]]) -> Iterator[_Decoded]:
+        for at, result in enumerate(results, 1):
+            key = escape(result.key if isinstance(result, Fault) else result[0].key)
+            decoded = result if isinstance(result, Fault) else result[1]
+            report.duplicates += key in seen
+            if key not in seen and key not in done and decoded is not None:
+                yield key, decoded
+            seen.add(key)
+            if progress is not None:
+                progress(at, source.count)
+
+    with Decoder(decoding) as decoder:
+        results = map_photos(source, work, workers=settings.workers or len(os.sched_getaffinity(0)))
+        try:
+            decoded = new(results)
+            while batch := list(islice(decoded, encoding.batch_size)):
+                for key, record in answers(batch):
+                    report.failed += "error" in record
+                    report.located += "error" not in record
+                    writer.add(key, record, replaces=failed.get(key))
+        except OSError:
+            raise  # the disk is full: another attempt to write would hide why
+        except BaseException:
+            writer.flush()
+            raise
+        finally:
+            results.close()  # type: ignore[attr-defined]  # a generator: stops its workers
+        writer.flush()
+    return report
+
+
+def _encode(locator: Locator, batch: Sequence[_Decoded]) -> EncodedBatch:
+    """Return the embeddings of images that were decoded, and the errors of those that were not."""
+    images = [decoded for _, decoded in batch if isinstance(decoded, DecodedImage)]
+    return EncodedBatch(
+        [key for key, _ in batch],
+        [ImageError(key, decoded.reason) if isinstance(decoded, Fault) else None for key, decoded in batch],
+        [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch],
+        locator.encode([image.pixels for image in images]),
+    )
+
+
+class _Writer:
+    """Collects rows into parts, and rows that replace others in parts that were written before."""
+
+    def __init__(self, folder: Path, settings: JobSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._replaced: dict[Path, dict[str, dict[str, Any]]] = {}
+        self._since = time.monotonic()
+
+    def add(self, key: str, record: dict[str, Any], *, replaces: Path | None = None) -> None:
+        """Add a row; ``replaces`` is the part that has an older one."""
+        rows = self._rows if replaces is None else self._replaced.setdefault(replaces, {})
+        rows[key] = record
+        if len(self._rows) >= self.settings.part_size:
+            self._write_part()
+
+    def flush(self) -> None:
+        """Write what is there."""
+        if self._rows:
+            self._write_part()
+        for part, rows in self._replaced.items():
+            replace_rows(part, rows)
+        self._replaced = {}
+
+    def _write_part(self) -> None:
+        seconds, self._since = time.monotonic() - self._since, time.monotonic()
+        write_part(part_path(self.folder, self.settings.shard), self._rows, seconds)
+        self._rows = {}
+
+
+# --- manifest -------------------------------------------------------------------------------------
+
+
+def _manifest(locator: Locator, source: PhotoSource, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what answers depend on, and what they are answers to."""
+    answers = {name: str(value) for name, value in vars(locator.answers).items() if value is not None}
+    encoding = {"crops": locator.encoding.crops, "max_pixels": locator.encoding.max_pixels}
+    return {
+        "format": _FORMAT,
+        "version": __version__,
+        "source": source.name,
+        "model": locator.model_name,
+        "weights_sha256": locator.weights_sha256,
+        "gallery": locator.search_space.name,
+        "calibration_sha256": sha256(json.dumps(locator.calibration.to_dict(), sort_keys=True).encode()),
+        "settings": {**answers, **encoding, "refine": locator.refine, **options},
+    }
+
+
+def _check_manifest(folder: Path, manifest: dict[str, Any], settings: JobSettings) -> None:
+    """Write the manifest; where there is one, refuse to continue if anything differs."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        atomic_write(folder / MANIFEST, json.dumps({**manifest, "created": created}, indent=1) + "\n", new=True)
+    except FileExistsError:
+        pass
+    else:
+        return
+    before, after = _flat(Results(folder).manifest), _flat(manifest)
+    keys = sorted((before.keys() | after.keys()) - {"created"})
+    different = [
+        f"{key} {before.get(key)!r}, now {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)
+    ]
+    if different:
+        raise DataError(f"{folder}: it holds results of another job ({'; '.join(different)}): choose another folder")
+    if not (settings.resume or settings.retry_errors) and any(folder.glob(f"{part_prefix(*settings.shard)}-*.parquet")):
+        raise DataError(f"{folder}: it holds results already: continue with --resume, or choose another folder")
+
+
+def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {**manifest, **manifest["settings"], "settings": None}
