@@ -150,6 +150,13 @@ def test_a_share_for_validation_names_the_best_epoch(tmp_path: Path, photos: Pat
     best = min(lines, key=lambda line: line["median_km"])
     assert logged[-1].startswith(f"the model is that of epoch {best['epoch']} of 3: loss")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["card"]["kept_epoch"] == best
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `earth`)")
+    with Image.open(tmp_path / "model" / "training.png") as curves:
+        assert curves.width > 2 * curves.height, "the losses, and the median distance"
+    readme = (tmp_path / "model" / "README.md").read_text()
+    assert f"epoch {best['epoch']}, loss" in readme
+    assert "photos of photos.csv" in readme
+    assert str(tmp_path) not in readme
 
 
 def test_what_a_configuration_gets_wrong_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pulling weights, end to end against a hub on loopback, and finding them afterwards without a network."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -20,12 +21,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as safetensors_bytes
 
-from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsError
+from open_geoclip.errors import MissingWeightsError, ModelNameError, SettingsError, WeightsError
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.weights.folders import folder, status
 from open_geoclip.weights.hub import DownloadProgress
 from open_geoclip.weights.load import load_release
 from open_geoclip.weights.pull import pull
+from open_geoclip.weights.push import push
 from open_geoclip.weights.registry import CLIP_BACKBONE, GALLERY_FILE, LOCATION_FILE, RECORDS
+from open_geoclip.weights.save import save_model
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NAME = f"hub:org/clip@{SHA}"
@@ -81,6 +87,8 @@ class Hub(ThreadingHTTPServer):
         self.broken: Files = {}  # what is sent instead of what was stated
         self.ranges = True
         self.garbage = False
+        self.created: dict[str, bool] = {}  # whether each new repository is private
+        self.uploads: Files = {}  # by sha256
 
     @property
     def url(self) -> str:
@@ -104,13 +112,61 @@ class Answer(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if self.server.garbage:
             self._send(200, b"<html>Log in to the hotel</html>")
-        elif parts[:2] == ["api", "models"]:
+        elif parts[:2] == ["api", "models"] and len(parts) > 5:
             self.server.log.append((path, None, 0))
             self._list("/".join(parts[2:4]), parts[4], parts[5])
         elif parts[2:3] == ["resolve"]:
             self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), path)
         else:
             self._send(404, b"")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = self.path.partition("?")[0]
+        repository = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
+        if not self.headers["Authorization"]:
+            return self._json({"error": "Invalid username or password."}, 401)
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            is_private = asked.get("private") or asked.get("visibility") == "private"  # before and since version 2
+            self.server.created[name] = bool(is_private)
+            self.server.repositories.setdefault(name, {})
+            return self._json({"url": f"{self.server.url}/{name}", "name": name})
+        if path.endswith("/preupload/main"):
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if is_large(f["path"]) else "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            return self._json({"files": modes})
+        if path.endswith("/objects/batch"):
+            objects = json.loads(body)["objects"]
+            upload = [{**o, "actions": {"upload": {"href": f"{self.server.url}/put/{o['oid']}"}}} for o in objects]
+            return self._json({"transfer": "basic", "objects": upload})
+        if path.endswith("/commit/main"):
+            files = self.server.repositories["/".join(path.split("/")[3:5])]
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.server.uploads[value["oid"]]
+            url = f"{self.server.url}/{repository}/commit/{self.server.commit}"
+            return self._json({"success": True, "commitOid": self.server.commit, "commitUrl": url})
+        return self._json({})  # the check of the README's header
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.uploads[self.path.removeprefix("/put/")] = content
+        self._json({})
+
+    def _json(self, value: object, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -737,3 +793,69 @@ def test_nothing_to_pull(hub: Hub) -> None:
     with pytest.raises(ModelNameError, match="Did you mean 'geoclip'"):
         pull("geoclp")
     assert hub.log == []
+
+
+# --- an upload ------------------------------------------------------------------------------------
+
+
+def trained_model(folder: Path, backbone: str) -> str:
+    """Write a model with gallery and curves, as `geoclip train` does; return its name."""
+    location = LocationSettings(sigmas=(4.0,), features=2, width=3, depth=1, output=2)
+    model = GeoCLIP(ImageEncoder(None, None, ImageSettings(backbone, (3, 2))), LocationEncoder(location))
+    gallery, curves = folder / "places.csv", folder / "curves.png"
+    gallery.write_text("lat,lon\n48.86,2.35\n")
+    curves.write_bytes(b"png")
+    card = {"title": "Holiday", "trained_on": "200 photos", "kept_epoch": {"epoch": 3, "median_km": 81.25}}
+    return f"dir:{save_model(folder / 'model', model, card=card, gallery=gallery, curves=curves)}"
+
+
+@pytest.fixture
+def token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log in, and upload over plain HTTP: the hub here has no Xet storage."""
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
+def test_what_is_pushed_is_pulled_on_another_machine(hub: Hub, tmp_path: Path) -> None:
+    name, heard = trained_model(tmp_path, f"dir:{tmp_path / 'clip'}"), Heard()
+    with pytest.raises(SettingsError, match=r"a folder that nobody else has.*--backbone hub:org/repo"):
+        push(name, "hub:me/holiday")
+    assert "me/holiday" not in hub.created, "nothing is made before all is checked"
+    assert push(name, "hub:me/holiday", backbone=NAME, progress=heard) == f"hub:me/holiday@{SHA}"
+    assert hub.created == {"me/holiday": True}, "private unless asked for"
+    assert "gallery.csv lists the places" in heard.said[0]
+    pushed = hub.repositories["me/holiday"]
+    assert set(pushed) == {"config.json", "model.safetensors", "gallery.csv", "README.md", "training.png"}
+    assert str(tmp_path) not in pushed["config.json"].decode() + pushed["README.md"].decode()
+    pulled = f"hub:me/holiday@{SHA}"
+    assert len(pull(pulled)) == 2, "with its backbone"
+    mine, theirs = load_release(name), load_release(pulled)
+    assert mine.fingerprint == theirs.fingerprint
+    assert theirs.image is not None
+    assert theirs.image.backbone == NAME
+    push(name, "hub:me/open", backbone=NAME, public=True)
+    assert hub.created["me/open"] is False
+
+
+def test_the_readme_says_what_a_model_is(tmp_path: Path) -> None:
+    readme = (Path(trained_model(tmp_path, "earth").removeprefix("dir:")) / "README.md").read_text()
+    assert readme.startswith("---\nlibrary_name: open-geoclip\n")
+    for text in ("# Holiday", "geoclip locate photo.jpg --model", "| 200 photos |", "epoch 3, median_km 81.25"):
+        assert text in readme
+    assert "1 places; whoever has this folder has them" in readme
+    assert "![Training curves](training.png)" in readme
+
+
+def test_a_push_that_cannot_be(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = trained_model(tmp_path, "earth")
+    with pytest.raises(ModelNameError, match=r"may not be written .status 40.*: log in"):
+        push(name, "hub:me/holiday")
+    with pytest.raises(ModelNameError, match="pushed to hub:org/repo"):
+        push(name, "hub:me/holiday@main")
+    with pytest.raises(WeightsError, match="only a model that `geoclip train`"):
+        push(f"dir:{write_files(tmp_path / 'clip', small_clip())}", "hub:me/holiday")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingWeightsError, match="HF_HUB_OFFLINE is set"):
+        push(name, "hub:me/holiday")

@@ -19,10 +19,9 @@ from open_geoclip.errors import MissingWeightsError, SettingsError, WeightsError
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.model.preprocessing import Preprocessing
-from open_geoclip.schema import from_dict
+from open_geoclip.model.preprocessing import CLIP_PREPROCESSING, Preprocessing
 from open_geoclip.weights.load import load_model, load_release
-from open_geoclip.weights.registry import CLIP_BACKBONE, CLIP_PREPROCESSING, GALLERY_FILE, LOCATION_FILE, RECORDS
+from open_geoclip.weights.registry import CLIP_BACKBONE, GALLERY_FILE, LOCATION_FILE, RECORDS
 from open_geoclip.weights.release import _fingerprint as fingerprint
 from open_geoclip.weights.save import save_model, save_release
 
@@ -248,7 +247,7 @@ def test_saving_replaces_as_a_whole_or_not_at_all(release: Path, tmp_path: Path)
     after = load_release(f"dir:{release}")
     assert after.fingerprint != before.fingerprint
     assert after.gallery is None
-    assert sorted(path.name for path in release.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in release.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "places.csv"], "nothing is left behind"
 
 
@@ -317,7 +316,7 @@ def test_a_release_on_the_hub(tmp_path: Path) -> None:
     assert loaded.location == LOCATION
     assert loaded.image == ImageSettings(f"hub:org/clip@{'a' * 40}", WIDTHS)
     assert loaded.gallery == tmp_path / ("c" * 40) / "gallery.csv"
-    assert loaded.preprocessing == from_dict(Preprocessing, CLIP_PREPROCESSING, "registry")
+    assert loaded.preprocessing == CLIP_PREPROCESSING
     assert loaded.version == "c" * 40
     assert loaded.record is None
     for name, tensor in some_tensors().items():
@@ -371,7 +370,7 @@ def test_the_released_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, r
     assert loaded.location == LocationSettings()
     assert loaded.image == ImageSettings(CLIP_BACKBONE)
     assert loaded.version == "1.3.0"
-    assert loaded.preprocessing == from_dict(Preprocessing, CLIP_PREPROCESSING, "registry")
+    assert loaded.preprocessing == CLIP_PREPROCESSING
     assert loaded.record is RECORDS["geoclip"]
     assert loaded.gallery == released / "model" / "gps_gallery" / GALLERY_FILE
     assert loaded.tensors["logit_scale"].item() == pytest.approx(3.68103, abs=1e-5)

@@ -31,6 +31,7 @@ for _name, _help in {
     "train": "Train a model on photos with coordinates.",
     "models": "List the models: what is on this machine, and what the others would cost.",
     "pull": "Bring a model, and the backbone that it needs, to this machine.",
+    "push": "Upload a trained model to the Hugging Face Hub.",
     "score": "Score anybody's predictions: share within 1 to 2500 km, median, mean, GeoScore.",
     "compare": "Compare two runs on the same photos, and say whether the difference is real.",
     "where": "Name the country and the nearest city of each coordinate, offline.",

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: the share of answers within a distance, and a map of the errors."""
+"""Figures of an evaluation (share of answers within a distance, map of the errors) and of a training run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from open_geoclip.export.basemap import INK, MAP_RATIO, add_world, new_figure, save_png
 from open_geoclip.geo.projections import equal_earth
 
-__all__ = ["draw_error_curve", "draw_error_map"]
+__all__ = ["draw_error_curve", "draw_error_map", "draw_training_curves"]
 
 _TICKS = (1, 25, 200, 750, 2500)
 _COLOURS = ("#1A6FB5", "#5AA5C8", "#9BC97F", "#F0B93A", "#E8743B", "#B2182B")  # small to large errors
@@ -92,4 +92,33 @@ def draw_error_map(
         frameon=False, fontsize=8, loc="lower center", ncols=6, handletextpad=0, columnspacing=1, markerscale=1.5
     )
     figure.text(0.05, 0.94, title, fontsize=11, color=INK)
+    save_png(figure, path)
+
+
+def draw_training_curves(path: Path, epochs: Sequence[Mapping[str, float]], *, kept: float) -> None:
+    """Draw the losses and, where there are validation photos, the median distance of each epoch, as a PNG file.
+
+    Args:
+        path: the file.
+        epochs: the figures of each epoch, as in ``metrics.jsonl``.
+        kept: the epoch whose weights are kept.
+
+    Raises:
+        MissingExtraError: the extra ``earth`` is not installed.
+        OpenGeoCLIPError: the file cannot be written.
+    """
+    panels = [{"loss": "training", "validation_loss": "validation"}, {"median_km": "validation"}]
+    panels = [{key: label for key, label in panel.items() if key in epochs[0]} for panel in panels]
+    titles = [title for title, panel in zip(("loss", "median distance, km"), panels, strict=True) if panel]
+    figure = new_figure(4.4 * len(titles), 3.4, _DPI)
+    for number, (title, panel) in enumerate(zip(titles, filter(None, panels), strict=True)):
+        axes = figure.add_subplot(1, len(titles), number + 1)
+        for (key, label), colour in zip(panel.items(), (_COLOURS[0], _COLOURS[4]), strict=False):
+            points = [(epoch["epoch"], epoch[key]) for epoch in epochs if key in epoch]
+            axes.plot(*zip(*points, strict=True), color=colour, marker=".", label=label)
+        axes.axvline(kept, color="#9AA7AF", linewidth=1.0, linestyle="--", label=f"kept: epoch {kept:.0f}")
+        axes.set(xlabel="epoch", title=title)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
     save_png(figure, path)

@@ -14,7 +14,7 @@ from torch import Tensor
 from open_geoclip.errors import SettingsError
 from open_geoclip.images import RESAMPLE, resize_shortest_edge
 
-__all__ = ["Preprocessing"]
+__all__ = ["CLIP_PREPROCESSING", "Preprocessing"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Preprocessing:
             resize=int(size),
             crop=int(crop),
             resample=names[config.get("resample", 3)],
-            mean=_three(config.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-            std=_three(config.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
+            mean=_three(config.get("image_mean", CLIP_PREPROCESSING.mean)),
+            std=_three(config.get("image_std", CLIP_PREPROCESSING.std)),
         )
 
     @cached_property
@@ -117,6 +117,16 @@ class Preprocessing:
     def batch(self, images: list[Image.Image]) -> Float[Tensor, "n 3 crop crop"]:
         """The tensors of several pictures, stacked."""
         return torch.stack([self(image) for image in images])
+
+
+CLIP_PREPROCESSING = Preprocessing(
+    resize=224,
+    crop=224,
+    resample="bicubic",
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+"""Preprocessing of CLIP ViT-L/14."""
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

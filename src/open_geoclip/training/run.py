@@ -22,7 +22,7 @@ from open_geoclip.data.exif import ExifPhotos
 from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
-from open_geoclip.errors import DataError, SettingsError, TrainingError
+from open_geoclip.errors import DataError, MissingExtraError, SettingsError, TrainingError
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.model.geoclip import GeoCLIP
@@ -31,7 +31,7 @@ from open_geoclip.model.location_encoder import LocationEncoder, LocationSetting
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.cache import CachedFeatures, cache_features
-from open_geoclip.training.checkpoint import CHECKPOINT, Figures, check_record
+from open_geoclip.training.checkpoint import CHECKPOINT, Figures, check_record, read_metrics
 from open_geoclip.training.distributed import Ranks, resolve_device
 from open_geoclip.training.features import FeatureExtractor, PixelData
 from open_geoclip.training.loop import Callbacks, batch_loss, check_batch, train, trainable_parameters
@@ -111,7 +111,8 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
     if ranks.is_main:
         backbone = _portable(extractor.name, folder / "model")
         model.image_encoder.settings = replace(model.image_encoder.settings, backbone=backbone)
-        export_model(model, folder / "model", gallery, _card(settings, folder, kept))
+        curves = _draw_curves(folder, kept, callbacks.log)
+        export_model(model, folder / "model", gallery, _card(settings, folder, kept), curves=curves)
     return folder / "model"
 
 
@@ -326,7 +327,12 @@ def best_places(
 
 
 def export_model(
-    model: GeoCLIP, folder: Path | str, gallery: Float64[Tensor, "m 2"], card: Mapping[str, Any] | None = None
+    model: GeoCLIP,
+    folder: Path | str,
+    gallery: Float64[Tensor, "m 2"],
+    card: Mapping[str, Any] | None = None,
+    *,
+    curves: Path | None = None,
 ) -> Path:
     """Write a trained model for ``--model dir:FOLDER``; standardisation of features is folded into the head.
 
@@ -335,6 +341,7 @@ def export_model(
         folder: to write; a model that is there is replaced as a whole.
         gallery: (lat, lon) of the places to answer with; written with 6 decimals.
         card: what is known about the model: ``title``, ``licence``, ``accuracy``...
+        curves: a PNG of the training curves.
 
     Raises:
         TrainingError: the folder cannot be written.
@@ -345,11 +352,23 @@ def export_model(
         with TemporaryDirectory() as temporary:
             table = Path(temporary) / "gallery.csv"
             table.write_text("lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
-            return save_model(folder, plain, card=card or {}, gallery=table, dtype="float32")
+            return save_model(folder, plain, card=card or {}, gallery=table, curves=curves, dtype="float32")
     except OSError as error:
         raise TrainingError(
             f"{folder} cannot be written: {error.strerror or error}. The checkpoint is unharmed: make room and resume"
         ) from error
+
+
+def _draw_curves(folder: Path, kept: Figures, log: Callable[[str], None]) -> Path | None:
+    """Draw ``training.png``; without matplotlib there is none."""
+    from open_geoclip.export.figures import draw_training_curves
+
+    try:
+        draw_training_curves(folder / "training.png", read_metrics(folder), kept=kept["epoch"])
+    except MissingExtraError as error:
+        log(f"there are no training curves: {error}")
+        return None
+    return folder / "training.png"
 
 
 def _portable(name: str, folder: Path) -> str:

@@ -27,7 +27,7 @@ from open_geoclip.weights.files import companion_files, read_json, shards
 from open_geoclip.weights.folders import hub_cache_folder
 from open_geoclip.weights.names import Name
 
-__all__ = ["DownloadProgress", "HubFile", "download", "fetch_repository", "list_files"]
+__all__ = ["DownloadProgress", "HubFile", "download", "fetch_repository", "hub_errors", "list_files"]
 
 
 AGAIN = "run the same command again"
@@ -247,31 +247,39 @@ def _stream(name: Name, url: str, partial: Path, file: HubFile, progress: Downlo
 
 
 @contextlib.contextmanager
-def _request(name: Name, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
-    """Ask the hub, and turn each way in which this can fail into one of our errors."""
-    from huggingface_hub import constants, get_session, get_token
+def hub_errors(name: Name) -> Iterator[None]:
+    """Turn each way in which the hub cannot be reached into one of our errors."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     # httpx in huggingface_hub 1, httpx2 in 2: its errors share a root, from which this one comes as well.
     roots = (kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception))
     http_error = next(kind for kind in roots if kind.__name__ == "HTTPError")
-    sent = {"user-agent": f"open-geoclip/{__version__}", "accept-encoding": "identity", **(headers or {})}
-    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    if token is not None:
-        sent["authorization"] = f"Bearer {token}"
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     try:
-        with get_session().stream("GET", url, headers=sent, timeout=timeout) as response:
-            _check_status(name, url, response)
-            yield response
+        yield
     except OfflineModeIsEnabled as error:
-        raise MissingWeightsError(f"{name}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it") from error
+        raise MissingWeightsError(f"{name}: HF_HUB_OFFLINE is set, so the network is not used; unset it") from error
     except http_error as error:
         reason = str(error) or type(error).__name__
         raise MissingWeightsError(
             f"{name}: {constants.ENDPOINT} cannot be reached or broke off ({reason}). What has arrived is kept; "
             f"{AGAIN}, or carry the files over with --from FOLDER"
         ) from error
+
+
+@contextlib.contextmanager
+def _request(name: Name, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+    """Ask the hub."""
+    from huggingface_hub import constants, get_session, get_token
+
+    sent = {"user-agent": f"open-geoclip/{__version__}", "accept-encoding": "identity", **(headers or {})}
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    if token is not None:
+        sent["authorization"] = f"Bearer {token}"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with hub_errors(name), get_session().stream("GET", url, headers=sent, timeout=timeout) as response:
+        _check_status(name, url, response)
+        yield response
 
 
 def _check_status(name: Name, url: str, response: Any) -> None:

@@ -28,13 +28,12 @@ from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
 from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageSettings
 from open_geoclip.model.location_encoder import LocationSettings
-from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.model.preprocessing import CLIP_PREPROCESSING
 from open_geoclip.schema import from_dict
 from open_geoclip.weights.backbones import load_image_backbone
 from open_geoclip.weights.files import check_file_name, check_sha256, read_json
 from open_geoclip.weights.folders import FORMAT, HUB_TYPES, find_wheel_files, folder, hub_backbone, with_card
 from open_geoclip.weights.registry import (
-    CLIP_PREPROCESSING,
     GALLERY_FILE,
     HEAD_FILE,
     LOCATION_FILE,
@@ -169,7 +168,7 @@ def _read_wheel(name: str, files: Mapping[str, Path]) -> Release:
         _infer_image(tensors, str(record.backbone), name),
         version=record.version,
         gallery=files[GALLERY_FILE],
-        preprocessing=from_dict(Preprocessing, CLIP_PREPROCESSING, "preprocessing"),
+        preprocessing=CLIP_PREPROCESSING,
         record=record,
     )
 
@@ -193,7 +192,7 @@ def _read_hub(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         _infer_image(tensors, hub_backbone(config, what), name),
         version=_commit(path),
         gallery=_gallery(path, config.get("gallery_file"), what),
-        preprocessing=from_dict(Preprocessing, CLIP_PREPROCESSING, "preprocessing"),
+        preprocessing=CLIP_PREPROCESSING,
         record=RECORDS.get(name),
     )
 

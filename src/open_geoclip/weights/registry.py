@@ -6,7 +6,6 @@ from typing import Any
 
 __all__ = [
     "CLIP_BACKBONE",
-    "CLIP_PREPROCESSING",
     "GALLERY_FILE",
     "HEAD_FILE",
     "LOCATION_FILE",
@@ -14,15 +13,6 @@ __all__ = [
     "SCALE_FILE",
     "Record",
 ]
-
-CLIP_PREPROCESSING: dict[str, Any] = {
-    "resize": 224,
-    "crop": 224,
-    "resample": "bicubic",
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-}
-"""How CLIP ViT-L/14 wants its images: the shorter side in pixels, then a square from the middle."""
 
 CLIP_BACKBONE = "hub:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 """The image backbone of the released GeoCLIP, held to one commit."""
@@ -42,19 +32,16 @@ class Record:
     """What is known about one set of weights.
 
     Attributes:
-        name: The name it is asked for by.
-        title: What it is, in one line.
-        source: Where it comes from.
-        version: The version or commit that the hashes belong to.
-        sha256: File name to hash, for the files whose hash is known.
-        bytes: What it takes to get it, in bytes.
-        preprocessing: How it wants its images, or None where a file beside the weights says so.
-        backbone: The name of the image backbone it needs, or None.
-        gallery: The file name of its gallery, or None.
-        licence: The licence of the weights.
-        trained_on: The data it learned from.
-        accuracy: Measured accuracy, and by whom it was measured.
-        extra: The optional dependencies it needs, or None.
+        name: as it is asked for.
+        title: one line.
+        source: in words: index or hub, package or repository.
+        licence: of the weights.
+        trained_on: the training data.
+        accuracy: measured accuracy, and by whom.
+        version: version or commit that the hashes belong to.
+        sha256: hash by file name, where it is known.
+        bytes: size of the download.
+        backbone: name of the image backbone, or None.
     """
 
     name: str
@@ -66,10 +53,7 @@ class Record:
     version: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     bytes: int = 0
-    preprocessing: Mapping[str, Any] | None = None
     backbone: str | None = None
-    gallery: str | None = None
-    extra: str | None = None
 
 
 RECORDS: dict[str, Record] = {
@@ -82,13 +66,11 @@ RECORDS: dict[str, Record] = {
         # Told by the card in its config.json, which is written when it is trained.
         accuracy="stated in its card",
         backbone="earth",
-        gallery="gallery.csv",
-        extra="earth",
     ),
     "geoclip": Record(
         name="geoclip",
         title="GeoCLIP as released with the paper: both heads and the 100K gallery",
-        source="https://pypi.org/project/geoclip/1.3.0/",
+        source="Python Package Index, package geoclip, version 1.3.0",
         version="1.3.0",
         sha256={
             LOCATION_FILE: "94b80ae3af89fca78539e129dd2929d321247f5ceeeb0a31bc2c31041a253394",
@@ -97,9 +79,7 @@ RECORDS: dict[str, Record] = {
             GALLERY_FILE: "3a00b1ba58f13443db726533b6399b39609e292df09d4e58792fa5949d1838b1",
         },
         bytes=37_806_041 + 3_938_907 + 759 + 2_024_065,
-        preprocessing=CLIP_PREPROCESSING,
         backbone=CLIP_BACKBONE,
-        gallery=GALLERY_FILE,
         licence="MIT",
         trained_on="MP-16, 4.7 million photos from Flickr with GPS",
         accuracy={
@@ -122,7 +102,7 @@ RECORDS: dict[str, Record] = {
     CLIP_BACKBONE: Record(
         name=CLIP_BACKBONE,
         title="CLIP ViT-L/14, the image backbone of geoclip",
-        source="https://huggingface.co/openai/clip-vit-large-patch14",
+        source="Hugging Face Hub, repository openai/clip-vit-large-patch14",
         version="32bd64288804d66eefd0ccbe215aa642df71cc41",
         # The Hub states this hash for the file at this commit, and so do many who downloaded it.
         sha256={"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},

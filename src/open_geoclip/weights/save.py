@@ -1,4 +1,4 @@
-"""Saving a model in our own layout: ``config.json``, ``model.safetensors`` and ``gallery.csv`` in a folder."""
+"""Saving a model in our own layout: ``config.json``, ``model.safetensors``, ``gallery.csv`` and ``README.md``."""
 
 import json
 import re
@@ -20,9 +20,10 @@ from open_geoclip.weights.files import read_json
 from open_geoclip.weights.folders import FORMAT
 from open_geoclip.weights.release import FORMAT_VERSION, check_keys, check_release, given_keys, is_finite, read_settings
 
-__all__ = ["save_calibration", "save_model", "save_release"]
+__all__ = ["format_readme", "save_calibration", "save_model", "save_release"]
 
-_FILES = ("config.json", "model.safetensors", "gallery.csv")
+CURVES = "training.png"
+_FILES = ("config.json", "model.safetensors", "gallery.csv", "README.md", CURVES)
 _KEPT_FLOAT32 = re.compile(r"logit_scale|.*\.capsule\.0\.b")
 """Frequencies are multiplied by coordinates into phases, which half precision would turn by radians."""
 
@@ -33,6 +34,7 @@ def save_model(
     *,
     card: Mapping[str, Any],
     gallery: Path | None = None,
+    curves: Path | None = None,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> Path:
     """Write a model in our own layout. Backbones are not written, only their names.
@@ -43,6 +45,7 @@ def save_model(
         card: a free object; ``title``, ``source``, ``licence``, ``trained_on`` and ``accuracy`` are shown by
             `geoclip models`; ``calibration`` is how scores become probabilities.
         gallery: a CSV of coordinates, copied as ``gallery.csv``.
+        curves: a PNG of the training curves, copied as ``training.png``.
         dtype: on disk. The random frequencies and the temperature are float32 always.
 
     Returns:
@@ -67,7 +70,7 @@ def save_model(
     }
     if text is not None and text.backbone_name is not None:
         config["text_encoder"] = {"backbone": text.backbone_name}
-    return save_release(target, tensors, config, gallery=gallery, dtype=dtype)
+    return save_release(target, tensors, config, gallery=gallery, curves=curves, dtype=dtype)
 
 
 def save_release(
@@ -76,6 +79,7 @@ def save_release(
     config: Mapping[str, Any],
     *,
     gallery: Path | None = None,
+    curves: Path | None = None,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> Path:
     """Write tensors and their configuration in our own layout; see :func:`save_model`.
@@ -87,6 +91,7 @@ def save_release(
             :class:`ImageSettings`, or None), ``preprocessing`` (an object or None), ``card`` (an object) and, with a
             text side, ``text_encoder`` (``backbone``).
         gallery: see :func:`save_model`.
+        curves: see :func:`save_model`.
         dtype: see :func:`save_model`.
 
     Raises:
@@ -114,9 +119,46 @@ def save_release(
             "sha256": hashes,
         }
         (fresh / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        if curves is not None:
+            shutil.copyfile(curves, fresh / CURVES)
+        (fresh / "README.md").write_text(format_readme(fresh, written), encoding="utf-8")
         # safetensors writes files that their owner alone can read.
         shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
     return target
+
+
+def format_readme(folder: Path, config: Mapping[str, Any], name: str = "dir:FOLDER") -> str:
+    """Return the README of a model, with the header that the Hugging Face Hub reads.
+
+    Args:
+        folder: which files there are.
+        config: of the model, as in its ``config.json``.
+        name: of the model, for the command that uses it.
+    """
+    card, image = config["card"], config["image_encoder"]
+    facts = {"image backbone": image and image["backbone"], "location encoder": json.dumps(config["location_encoder"])}
+    for key in ("trained_on", "source", "licence", "accuracy", "kept_epoch"):
+        facts[key.replace("_", " ")] = card.get(key)
+    if config["gallery"] is not None:
+        places = len((folder / config["gallery"]).read_text(encoding="utf-8").split("\n")) - 2
+        facts["gallery"] = f"{places:,} places; whoever has this folder has them"
+    header = ["library_name: open-geoclip", "tags: [geoclip, image-geolocation]"]
+    header += ["license: mit"] if card.get("licence") == "MIT" else []
+    use = f"geoclip locate photo.jpg --model {name}" if image else f"geoclip embed 48.86,2.35 --model {name}"
+    rows = [f"| {key} | {_cell(value)} |" for key, value in facts.items() if value]
+    lines = ["---", *header, "---", f"# {card.get('title') or 'GeoCLIP model'}", "", f"    {use}", ""]
+    lines += ["Answers are estimates, not evidence. `config.json` has all settings.", ""]
+    lines += ["| | |", "| --- | --- |", *rows]
+    lines += ["", f"![Training curves]({CURVES})"] if (folder / CURVES).exists() else []
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    """Return a fact as the cell of a Markdown table."""
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
+    text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def save_calibration(target: Path | str, calibration: Mapping[str, Any]) -> None:
