@@ -341,7 +341,93 @@ CARRIERS: dict[str, Callable[[], bytes]] = {
     "exif.avif": lambda: picture("AVIF", exif=EXIF + tiff()),
     "uuid_xmp.avif": lambda: picture("AVIF") + box(b"uuid", XMP_UUID, packet()),
     "xmp.gif": lambda: _gif(),
+    "xmp_region.jpg": lambda: jpeg(app(0xE1, XMP + packet(_RATING))),
+    "xmp_cell.jpg": lambda: jpeg(app(0xE1, XMP + packet(_CELL))),
+    "xmp_empty_element.jpg": lambda: jpeg(app(0xE1, XMP + packet('<x1:Shot x1:City="Rio" x1:lat="-22.9" />'))),
+    "xmp_equal_text.jpg": lambda: jpeg(
+        app(0xE1, XMP + packet(attributes="""x1:Note=" exif:GPSLatitude='1'" exif:GPSLatitude='1,2N' """))
+    ),
+    "xmp_utf16.webp": lambda: webp((b"XMP ", packet().decode().encode("utf-16")), flags=4),
+    "iptc_in_exif.jpg": lambda: jpeg(app(0xE1, EXIF + _ifd(33723, iptc(b"words")))),
+    "preview_with_resources.jpg": lambda: jpeg(
+        app(
+            0xE1,
+            EXIF + _with_preview(jpeg(app(0xE1, XMP + packet()), app(0xED, PHOTOSHOP + resource(0x0404, iptc())))),
+        )
+    ),
+    "media_jukebox.jpg": lambda: jpeg(
+        app(0xE9, b"Media Jukebox\0\0\0\0\0<MJMD><Album>a</Album><Places>Rio de Janeiro</Places></MJMD>")
+    ),
+    "gopro.jpg": lambda: jpeg(app(0xE6, b"GoPro\0" + _gopro())),
+    "samsung_country.jpg": lambda: picture() + _samsung((0x0AA1, b"MCC_Data", b"724")),
+    "samsung_motion.jpg": lambda: (
+        picture() + _samsung((0x0A30, b"MotionPhoto_Data", video()), (0x0AA1, b"MCC_Data", b"724"))
+    ),
+    "xtra.jpg": lambda: picture() + video(box(b"udta", _xtra())),
+    "xtra.heic": lambda: heic() + box(b"mpvd", video(box(b"udta", _xtra()))),
+    "freeform.jpg": lambda: picture() + video(_item_list(_freeform())),
+    "geo_position.png": lambda: png(text("GeoPosition", "-22 -43"), text("Place", CITY)),
+    "exif_and_zxif.png": lambda: png(
+        chunk(b"eXIf", tiff()), chunk(b"zxIf", b"\0" + struct.pack(">I", len(tiff())) + zlib.compress(tiff()))
+    ),
+    "behind_end.png": lambda: png() + chunk(b"eXIf", tiff()),
+    "text_behind_end.png": lambda: png() + text("GPSLatitude", "-22.95"),
 }
+
+
+def _ifd(tag: int, value: bytes) -> bytes:
+    """EXIF data with one tag."""
+    return b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, tag, 7, len(value), 26, 0) + value
+
+
+def _gopro() -> bytes:
+    """A place as GoPro writes it: keys, types and lengths."""
+
+    def item(key: bytes, kind: bytes, size: int, count: int, body: bytes) -> bytes:
+        return key + kind + bytes((size,)) + struct.pack(">H", count) + body + bytes(-len(body) % 4)
+
+    scale = item(b"SCAL", b"l", 4, 5, struct.pack(">5i", 10**7, 10**7, 1000, 1000, 100))
+    place = item(b"GPS5", b"l", 20, 1, struct.pack(">5i", round(LAT * 1e7), round(LON * 1e7), 1000, 0, 0))
+    stream = item(b"STRM", b"\0", 1, len(scale + place), scale + place)
+    return item(b"DEVC", b"\0", 1, len(stream), stream)
+
+
+def _samsung(*blocks: tuple[int, bytes, bytes]) -> bytes:
+    """What Samsung's phones write behind a photo."""
+    body, starts = b"", []
+    for kind, name, data in blocks:
+        starts.append((kind, len(body)))
+        body += struct.pack("<HHI", 0, kind, len(name)) + name + data
+    ends = [start for _, start in starts[1:]] + [len(body)]
+    rows = b"".join(
+        struct.pack("<HHII", 0, kind, len(body) - start, end - start)
+        for (kind, start), end in zip(starts, ends, strict=True)
+    )
+    table = b"SEFH" + struct.pack("<II", 101, len(blocks)) + rows
+    return body + table + struct.pack("<I", len(table)) + b"SEFT"
+
+
+def _xtra() -> bytes:
+    """A place as Windows writes it into a video."""
+    name, value = b"WM/Location", CITY.encode("utf-16-le") + b"\0\0"
+    entry = struct.pack(">I", len(name)) + name + struct.pack(">IIH", 1, len(value) + 6, 8) + value
+    return box(b"Xtra", struct.pack(">I", len(entry) + 4) + entry)
+
+
+def _freeform() -> bytes:
+    data = box(b"data", struct.pack(">II", 1, 0), CITY.encode())
+    return box(b"----", box(b"mean", bytes(4), b"com.apple.iTunes"), box(b"name", bytes(4), b"LOCATION"), data)
+
+
+_RATING: str = (
+    '<e:rating xmlns:e="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"><rdf:Bag><rdf:li rdf:parseType="Resource">'
+    f'<e:RatingRegion><rdf:Bag><rdf:li rdf:parseType="Resource"><e:City>{CITY}</e:City></rdf:li></rdf:Bag>'
+    "</e:RatingRegion></rdf:li></rdf:Bag></e:rating>"
+)
+_CELL: str = (
+    '<c:cellid xmlns:c="http://developer.sonyericsson.com/cell/1.0/">1234</c:cellid>'
+    '<p:geography xmlns:p="http://prismstandard.org/namespaces/prismusagerights/2.1/">Rio de Janeiro</p:geography>'
+)
 
 
 def _credentials() -> bytes:
@@ -358,9 +444,9 @@ def _with_preview(preview: bytes) -> bytes:
     return b"II*\0\x08\0\0\0" + ifd0 + ifd1 + preview
 
 
-def _item_list() -> bytes:
+def _item_list(item: bytes | None = None) -> bytes:
     """A place as iTunes writes it into a video."""
-    item = box(b"\xa9xyz", box(b"data", struct.pack(">II", 1, 0), ISO6709))
+    item = item or box(b"\xa9xyz", box(b"data", struct.pack(">II", 1, 0), ISO6709))
     return box(b"udta", box(b"meta", bytes(4), box(b"hdlr", bytes(8), b"mdirappl", bytes(9)), box(b"ilst", item)))
 
 

@@ -20,7 +20,7 @@ from open_geoclip.images import load_image
 from open_geoclip.metadata import gps
 from open_geoclip.metadata.checks import find_remarks
 from open_geoclip.metadata.read import PhotoPlace, read_metadata, read_place
-from open_geoclip.metadata.xmp import XmpError, decode, new_packet, properties
+from open_geoclip.metadata.xmp import XmpError, add_properties, decode, properties
 from tests.metadata import carriers
 
 Photo = Callable[..., bytes]
@@ -200,7 +200,7 @@ def test_xmp_that_would_do_harm() -> None:
             properties(text)
     with pytest.raises(XmpError):
         decode(b"\xff\xfe\x00")
-    assert properties(decode(new_packet([]).decode().encode("utf-16"))[0]) == []
+    assert properties(decode(add_properties(None, []).decode().encode("utf-16"))[0]) == []
 
 
 def test_xmp_of_apple_photos_keeps_its_hemisphere() -> None:

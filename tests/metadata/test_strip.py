@@ -180,7 +180,7 @@ def test_every_picture_of_a_file_is_done(tool: ExifTool) -> None:
 
 def test_what_cannot_be_read_behind_a_picture_is_reported(photo: Photo, tool: ExifTool) -> None:
     done = strip(photo() + b"no picture and no video, \xa9xyz+48.85+002.29/", "a", tool)
-    assert done.unreadable == ("43 bytes behind the picture that are no picture or video",)
+    assert done.unreadable == ("43 bytes behind the image that are no image or video",)
     assert any("a comment of 9 bytes is kept" in reason for reason in done.unsure)
     assert strip(photo() + bytes(5000), "a", tool).unreadable == ()
     assert strip(photo() + b"\r\n", "a", tool).unreadable == ()

@@ -1,12 +1,11 @@
-"""The parts of a picture's file that ExifTool does not write: found by their position, changed without moving others.
+"""The parts of an image file that ExifTool does not write: found by their position, changed without moving others.
 
-JPEG: ISO 10918-1, annex B, and CIPA DC-007 for several pictures in one file. PNG: third edition. WebP: RFC 9649.
+JPEG: ISO 10918-1, annex B, and CIPA DC-007 for several images in one file. PNG: third edition. WebP: RFC 9649.
 HEIC, AVIF and videos: ISO 14496-12.
 """
 
 import re
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,23 +17,20 @@ __all__ = [
     "blank_locations",
     "compressed_pixels",
     "embedded_files",
+    "image_end",
     "jpeg_segments",
     "normalized_jpeg",
     "other_exif",
-    "picture_end",
     "png_chunks",
-    "png_text",
-    "replace_exif",
-    "webp_chunks",
-    "with_moved_pictures",
-    "write_png",
-    "write_webp",
+    "png_keyword",
+    "with_moved_images",
+    "without_spans",
     "xmp_regions",
 ]
 
 
 class Span(NamedTuple):
-    """A segment, chunk or box: its kind, and where it, its content and what follows begin."""
+    """A segment, chunk, box or file: its kind, and where it, its content and what follows begin."""
 
     kind: bytes
     start: int
@@ -50,7 +46,7 @@ _EXIF = b"Exif\0\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _MAX_SEGMENT = 65_533
 _TIFF = re.compile(rb"II\*\0|MM\0\*")
-_EXIF_RESOURCE = re.compile(rb"(?s)8BIM\x04\x22\0\0(.{4})")
+_EXIF_RESOURCE = re.compile(rb"(?s)8BIM\x04[\x22\x23](?:\0\0|\x04EXIF\0)(.{4})")
 
 
 @lru_cache(maxsize=4)  # one file is asked for several times in a row
@@ -71,14 +67,10 @@ def jpeg_segments(data: bytes, start: int = 0) -> tuple[tuple[Span, ...], int]:
     return tuple(found), len(data)
 
 
-def normalized_jpeg(data: bytes, *, credentials: bool = True) -> bytes:
+def normalized_jpeg(data: bytes) -> bytes:
     """A JPEG as the standards say: readers take more than ExifTool writes.
 
     EXIF segments get their usual beginning, and Photoshop's resources are joined in one segment if they fit.
-
-    Args:
-        data: the file.
-        credentials: keep content credentials (JUMBF), which ExifTool reads and cannot edit.
     """
     changes, resources = [], []
     for span in jpeg_segments(data)[0]:
@@ -88,8 +80,6 @@ def normalized_jpeg(data: bytes, *, credentials: bool = True) -> bytes:
             changes.append((span, _segment(span.kind, _EXIF + body[match.end() :])))
         elif span.kind == b"\xed" and body.startswith(_PHOTOSHOP):
             resources.append((span, body[len(_PHOTOSHOP) :]))
-        elif span.kind == b"\xeb" and not credentials:
-            changes.append((span, b""))
     joined = _PHOTOSHOP + b"".join(body for _, body in resources)
     if len(resources) > 1 and len(joined) <= _MAX_SEGMENT:
         changes.append((resources[0][0], _segment(b"\xed", joined)))
@@ -109,38 +99,36 @@ def _replaced(data: bytes, changes: Iterable[tuple[Span, bytes]]) -> bytes:
     return b"".join([*pieces, data[at:]])
 
 
+def without_spans(data: bytes, spans: Iterable[Span]) -> bytes:
+    """A file without some segments or chunks, which are in order."""
+    return _replaced(data, ((span, b"") for span in spans))
+
+
 def compressed_pixels(data: bytes) -> bytes:
     """What the pixels of a JPEG depend on: all but application segments and comments; the color transform of Adobe."""
     segments, end = jpeg_segments(data)
-    dropped = [
-        (span, b"")
-        for span in segments
-        if span.kind == b"\xfe" or (b"\xe1" <= span.kind <= b"\xef" and span.kind != b"\xee")
-    ]
-    return _replaced(data[:end], dropped)
+    is_metadata = re.compile(rb"[\xe1-\xed\xef\xfe]").match
+    return without_spans(data[:end], (span for span in segments if is_metadata(span.kind)))
 
 
-def with_moved_pictures(before: bytes, after: bytes) -> bytes:
-    """A changed JPEG whose list of further pictures (CIPA DC-007, 5.2.3.3) counts with its new lengths."""
+def with_moved_images(before: bytes, after: bytes) -> bytes:
+    """A changed JPEG whose list of further images (CIPA DC-007, 5.2.3.3) counts with its new lengths."""
     at, was = after.find(b"MPF\0", 0, 2**18) + 4, before.find(b"MPF\0", 0, 2**18) + 4
     order = {b"II": "<", b"MM": ">"}.get(before[was : was + 2])
     if at < 4 or was < 4 or order is None or len(before) == len(after):
         return after
-    moved = (len(after) - at) - (len(before) - was)  # what came or went behind the list
-    changed = bytearray(after)
+    grown, changed = len(after) - len(before), bytearray(after)
     try:
         (first,) = struct.unpack_from(f"{order}I", before, was + 4)
         (count,) = struct.unpack_from(f"{order}H", before, was + first)
         for row in range(min(count, 64)):
             tag, _, size, value = struct.unpack_from(f"{order}HHII", before, was + first + 2 + 12 * row)
-            if tag != 0xB002:
-                continue
-            for entry in range(value, value + size, 16):
+            for entry in range(value, value + size, 16) if tag == 0xB002 else ():
                 length, offset = struct.unpack_from(f"{order}II", before, was + entry + 4)
-                if offset == 0:  # the first picture, within which all the change was
-                    struct.pack_into(f"{order}I", changed, at + entry + 4, length + len(after) - len(before))
-                else:
-                    struct.pack_into(f"{order}I", changed, at + entry + 8, offset + moved)
+                if offset == 0:  # the first image, within which all the change was
+                    struct.pack_into(f"{order}I", changed, at + entry + 4, length + grown)
+                else:  # counted from the list, which may have moved itself
+                    struct.pack_into(f"{order}I", changed, at + entry + 8, offset + grown - (at - was))
     except struct.error:
         return after
     return bytes(changed)
@@ -179,66 +167,11 @@ def png_chunks(data: bytes) -> list[Span]:
     return found
 
 
-def png_text(data: bytes, chunk: Span) -> str | None:
+def png_keyword(data: bytes, chunk: Span) -> str | None:
     """The keyword of a text chunk; None for other chunks."""
     if chunk.kind not in (b"tEXt", b"zTXt", b"iTXt"):
         return None
     return data[chunk.body : chunk.end - 4].partition(b"\0")[0].decode("latin1")
-
-
-def write_png(data: bytes, contents: dict[Span, bytes | None]) -> bytes:
-    """A PNG with other contents of some chunks, or without them (None)."""
-    changes = []
-    for chunk, body in sorted(contents.items(), key=lambda item: item[0].start):
-        content = b""
-        if body is not None:
-            content = (
-                struct.pack(">I", len(body)) + chunk.kind + body + struct.pack(">I", zlib.crc32(chunk.kind + body))
-            )
-        changes.append((chunk, content))
-    return _replaced(data, changes)
-
-
-# --- WebP -----------------------------------------------------------------------------------------
-
-
-def webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and content of the chunks of a WebP."""
-    found = []
-    at, end = 12, picture_end(data, "WEBP")
-    while at + 8 <= end:
-        kind, length = struct.unpack_from("<4sI", data, at)
-        found.append((kind, data[at + 8 : min(at + 8 + length, end)]))
-        at += 8 + length + length % 2
-    return found
-
-
-def write_webp(data: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """A WebP with other chunks and, where these need it, the extended header; bytes behind it are kept."""
-    kinds = {kind for kind, _ in chunks}
-    flags = 8 * (b"EXIF" in kinds) | 4 * (b"XMP " in kinds)
-    if chunks[0][0] == b"VP8X":
-        old = chunks[0][1]
-        chunks = [(b"VP8X", bytes((old[0] & ~12 | flags,)) + old[1:]), *chunks[1:]]
-    elif flags:
-        body = chunks[0][1]
-        if chunks[0][0] == b"VP8L":
-            (bits,) = struct.unpack_from("<I", body, 1)
-            width, height, alpha = bits & 0x3FFF, bits >> 14 & 0x3FFF, bits >> 28 & 1
-        else:
-            width, height = ((side & 0x3FFF) - 1 for side in struct.unpack_from("<HH", body, 6))
-            alpha = 0
-        header = bytes((flags | alpha << 4, 0, 0, 0)) + width.to_bytes(3, "little") + height.to_bytes(3, "little")
-        chunks = [(b"VP8X", header), *chunks]
-    content = b"".join(kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for kind, body in chunks)
-    return b"RIFF" + struct.pack("<I", len(content) + 4) + b"WEBP" + content + data[picture_end(data, "WEBP") :]
-
-
-def replace_exif(chunks: list[tuple[bytes, bytes]], exif: bytes) -> list[tuple[bytes, bytes]]:
-    """Chunks of a WebP with one block of EXIF data, behind the pixels and before XMP."""
-    kept = [chunk for chunk in chunks if chunk[0] != b"EXIF"]
-    at = next((number for number, (kind, _) in enumerate(kept) if kind[:3] == b"XMP"), len(kept))
-    return [*kept[:at], *([(b"EXIF", exif)] if exif else []), *kept[at:]]
 
 
 # --- HEIC, AVIF and videos ------------------------------------------------------------------------
@@ -246,6 +179,7 @@ def replace_exif(chunks: list[tuple[bytes, bytes]], exif: bytes) -> list[tuple[b
 _DEPTH = 12
 _HOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"udta", b"mpvd", b"meta", b"ilst"})
 _PLACES = frozenset({b"\xa9xyz", b"loci", b"@xyz", b"gps ", b"gps0", b"GPS ", b"udat", b"\xa9gps", b"\xa9GPS"})
+_NAMED = {b"----": rb"(?s)name.{4}([^\0]+)", b"Xtra": rb"(?:WM/|System\.\w+\.|\0)(\w+)\0\0\0"}  # Apple's, Microsoft's
 
 
 def boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[Span]:
@@ -275,7 +209,8 @@ def _blank_boxes(data: bytearray, start: int, end: int, places: frozenset[bytes]
                 if is_location_name(name) or name.startswith("direction."):
                     places |= {struct.pack(">I", number)}
     for span in here:
-        if span.kind in places:
+        names = re.findall(_NAMED[span.kind], data[span.body : span.end]) if span.kind in _NAMED else ()
+        if span.kind in places or any(is_location_name(name.decode("latin1")) for name in names):
             data[span.start + 4 : span.start + 8] = b"free"
             data[span.body : span.end] = bytes(span.end - span.body)
         elif span.kind in _HOLDERS and depth < _DEPTH:
@@ -283,13 +218,14 @@ def _blank_boxes(data: bytearray, start: int, end: int, places: frozenset[bytes]
             _blank_boxes(data, span.body + 4 * has_version, span.end, places, depth + 1)
 
 
-# --- what stands behind a picture -----------------------------------------------------------------
+# --- what stands behind an image ------------------------------------------------------------------
 
 _FILE = re.compile(rb"(?s)\xff\xd8\xff[\xc0-\xfe]|....ftyp[\w ]{4}")
+_SAMSUNG_COUNTRY = re.compile(rb"(MCC_Data)\d{3}")  # the mobile network's
 
 
-def picture_end(data: bytes, kind: str) -> int:
-    """Where a picture ends; what follows belongs to it by no standard."""
+def image_end(data: bytes, kind: str) -> int:
+    """Where an image ends; what follows belongs to it by no standard."""
     if kind == "JPEG":
         return jpeg_segments(data)[1]
     if kind == "PNG":
@@ -306,7 +242,7 @@ def picture_end(data: bytes, kind: str) -> int:
 
 
 def embedded_files(data: bytes, kind: str) -> list[Span]:
-    """JPEGs and videos in a picture (kind ``.jpg`` or ``.mp4``): behind it, in boxes, and previews with metadata."""
+    """JPEGs and videos in an image (kind ``.jpg`` or ``.mp4``): behind it, in boxes, and previews with metadata."""
     found: list[Span] = []
     for span in jpeg_segments(data)[0] if kind == "JPEG" else ():
         if span.kind == b"\xe1" and (start := data.find(b"\xff\xd8\xff", span.body, span.end)) > 0:
@@ -316,41 +252,38 @@ def embedded_files(data: bytes, kind: str) -> list[Span]:
     if kind in ("HEIF", "AVIF"):
         top = list(boxes(data, 0, len(data)))
         starts = [span.start for span in top[1:] if span.kind == b"ftyp"]
-        found += [
-            Span(b".mp4", start, start, end) for start, end in zip(starts, [*starts[1:], len(data)], strict=False)
-        ]
-        found += [
-            Span(b".mp4", span.body, span.body, span.end)
-            for span in top
-            if span.kind == b"mpvd" and data[span.body + 4 : span.body + 8] == b"ftyp"
-        ]
-    at = 13 if kind == "GIF" else picture_end(data, kind)
+        ends = [*starts[1:], len(data)]
+        found += [Span(b".mp4", start, start, end) for start, end in zip(starts, ends, strict=False)]
+        inner = [span for span in top if span.kind == b"mpvd" and data[span.body + 4 : span.body + 8] == b"ftyp"]
+        found += [Span(b".mp4", span.body, span.body, span.end) for span in inner]
+    at = 13 if kind == "GIF" else image_end(data, kind)
     while match := _FILE.search(data, at):
         start = match.start()
         if match.group()[:2] == b"\xff\xd8":
-            end = jpeg_segments(data, start)[1]
-            found.append(Span(b".jpg", start, start, end))
+            found.append(Span(b".jpg", start, start, jpeg_segments(data, start)[1]))
         else:
             end = max((span.end for span in boxes(data, start, len(data))), default=start + 8)
             found.append(Span(b".mp4", start, start, end))
-        at = max(end, start + 4)
+        at = max(found[-1].end, start + 4)
     return found
 
 
 def blank_locations(data: bytearray, kind: str) -> None:
-    """Blank the boxes that hold a place, in a HEIC or AVIF and in the videos in or behind any picture."""
+    """Blank what holds a place in the boxes of a HEIC or AVIF, and in the videos in or behind any image."""
     if kind in ("HEIF", "AVIF"):
         _blank_boxes(data, 0, len(data))
     for span in embedded_files(bytes(data), kind):
         if span.kind == b".mp4":
             _blank_boxes(data, span.start, span.end)
+    if data.endswith(b"SEFT"):
+        data[:] = _SAMSUNG_COUNTRY.sub(rb"\g<1>000", data)
 
 
 def xmp_regions(data: bytes, kind: str) -> list[tuple[int, int]]:
     """The parts of a file in which packets of XMP are edited in place: whole segments, and no checksum over them."""
-    embedded = embedded_files(data, kind)
     if kind == "JPEG":
+        embedded = embedded_files(data, kind)
         jpegs = [0, *(span.start for span in embedded if span.kind == b".jpg")]
         segments = [(span.body, span.end) for start in jpegs for span in jpeg_segments(data, start)[0]]
         return segments + [(span.start, span.end) for span in embedded if span.kind != b".jpg"]
-    return [(picture_end(data, kind) if kind == "PNG" else 0, len(data))]
+    return [(image_end(data, kind) if kind == "PNG" else 0, len(data))]

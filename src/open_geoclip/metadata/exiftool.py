@@ -5,14 +5,13 @@ each photo is written into a private folder under a fixed name, so names with ne
 encoding cannot change a command. The user's configuration file, which is Perl code, is not run.
 """
 
+import base64
 import json
-import math
 import os
 import re
 import subprocess
 import tempfile
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from open_geoclip.errors import MetadataError, MissingProgramError
 
 __all__ = ["ExifTool", "Tag"]
 
-_MIN_VERSION = (12, 24)  # older versions run code that is hidden in a picture: CVE-2021-22204
-_TIMEOUT_S = 120.0
-_WATCH_S = 0.5
+_MIN_VERSION = (12, 24)  # older versions run code that is hidden in an image: CVE-2021-22204
 _READ = ("-json", "-all", "-a", "-ee", "-n", "-G0:1:3:4", "-e", "-api", "largefilesupport=1", "-charset", "utf8")
+# Maker notes of an unknown format are copied; a block of EXIF data that a PNG holds twice is edited in both.
+_HARMLESS = re.compile(r"Error: \[minor\] (Maker notes|Bad CRC|\w+ pointer references previous)")
 _INSTALL = (
     "install it: apt-get install libimage-exiftool-perl (Debian, Ubuntu), brew install exiftool (macOS), "
     "or https://exiftool.org (Windows)"
@@ -61,25 +60,21 @@ class ExifTool:
         MissingProgramError: ExifTool is not installed, or older than 12.24.
     """
 
-    def __init__(self, program: str = "exiftool", *, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, program: str = "exiftool", *, timeout_s: float = 120.0) -> None:
         self._timeout_s = timeout_s
         self._command = [program, "-config", "", "-stay_open", "True", "-@", "-"]
         self._folder = tempfile.TemporaryDirectory(prefix="geoclip-")
         self._process: subprocess.Popen[bytes] | None = None
-        self._deadline, self._is_closed = math.inf, threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
         try:
-            text, _ = self._execute("-ver")
+            version = self._execute("-ver")[0].strip()[:20]
         except OSError as error:
             self.close()
             raise MissingProgramError(f"ExifTool is not installed; {_INSTALL}") from error
-        match = re.match(r"(\d+)\.(\d+)", text)
+        match = re.match(r"(\d+)\.(\d+)", version)
         if match is None or (int(match[1]), int(match[2])) < _MIN_VERSION:
             self.close()
             needed = ".".join(map(str, _MIN_VERSION))
-            raise MissingProgramError(
-                f"ExifTool {text.strip()[:20] or '?'} is too old: {needed} or newer is needed; {_INSTALL}"
-            )
+            raise MissingProgramError(f"ExifTool {version or '?'} is too old: {needed} or newer is needed; {_INSTALL}")
 
     def __enter__(self) -> "ExifTool":
         return self
@@ -91,7 +86,6 @@ class ExifTool:
 
     def close(self) -> None:
         """End the process and remove its folder."""
-        self._is_closed.set()
         self._kill()
         self._folder.cleanup()
 
@@ -102,54 +96,55 @@ class ExifTool:
             data: the file.
             suffix: the ending of its name, which tells ExifTool the kind of the file.
         """
-        photo = self._put(f"photo{suffix}", data)
-        text, warnings = self._execute(*_READ, photo.name)
-        photo.unlink()
+        output, warnings = self._execute(*_READ, self._put(f"photo{suffix}", data).name)
         try:
-            [found] = json.loads(text)
+            [found] = json.loads(output)
         except ValueError as error:
-            raise MetadataError(f"ExifTool cannot read it: {warnings or text[:200] or error}") from error
+            raise MetadataError(f"ExifTool cannot read it: {warnings or output[:200]}") from error
         tags = []
+        found.pop("SourceFile", None)
         for key, value in found.items():
-            if key == "SourceFile":
-                continue
             family, *others, name = key.split(":")
-            is_message = name in ("Error", "Warning", "Comment")
-            if others and (family not in ("File", "ExifTool") or is_message):
+            if others and (family not in ("File", "ExifTool") or name in ("Error", "Warning", "Comment")):
                 # A group that repeats its family is left out; Main is the document itself.
                 group = family if re.fullmatch(r"Main|Doc\d.*|Copy\d+", others[0]) else others[0]
                 tags.append(Tag(family, group, name, value))
         return tags
 
-    def write(self, data: bytes, suffix: str, *arguments: str, block: bytes = b"") -> bytes:
+    def read_xmp(self, data: bytes, suffix: str) -> bytes:
+        """The first XMP packet of a file; empty when there is none."""
+        output, _ = self._execute("-json", "-b", "-XMP", self._put(f"photo{suffix}", data).name)
+        packet = json.loads(output or "[{}]")[0].get("XMP", "")
+        return base64.b64decode(packet[7:]) if packet.startswith("base64:") else packet.encode()
+
+    def write(self, data: bytes, suffix: str, *arguments: str, xmp: bytes = b"") -> bytes:
         """A file with tags changed; the file itself when there was nothing to change.
 
         Args:
             data: the file.
             suffix: the ending of its name.
             arguments: assignments in ExifTool's syntax, each on one line.
-            block: the content of the file ``block``, for arguments such as ``-XMP<=block``.
+            xmp: a packet that replaces the file's, unchanged; empty to keep that.
 
         Raises:
             MetadataError: ExifTool cannot write it.
         """
-        photo, changed = self._put(f"photo{suffix}", data), Path(self._folder.name, f"changed{suffix}")
-        self._put("block", block)
-        try:
-            text, warnings = self._execute(*arguments, "-o", changed.name, photo.name)
-            if "Error: [minor] Maker notes" in warnings:  # of an unknown format: they are copied as they are
-                text, warnings = self._execute("-m", *arguments, "-o", changed.name, photo.name)
-            if changed.exists():
-                return changed.read_bytes()
-        finally:
-            for path in (photo, changed):
-                path.unlink(missing_ok=True)
-        if "unchanged" in text or "Nothing to do" in warnings:
+        photo = self._put(f"photo{suffix}", data)
+        if xmp:
+            arguments = (f"-XMP<={self._put('packet', xmp).name}", *arguments)
+        arguments = (*arguments, "-overwrite_original", photo.name)  # with -o it writes no WebP
+        output, warnings = self._execute(*arguments)
+        if _HARMLESS.search(warnings):
+            output, warnings = self._execute("-m", *arguments)
+        if "1 image files updated" in output:
+            return photo.read_bytes()
+        if "1 image files unchanged" in output or "Nothing to do" in warnings:
             return data
-        raise MetadataError(f"ExifTool cannot write it: {warnings or text.strip()}")
+        raise MetadataError(f"ExifTool cannot write it: {warnings or output.strip()}")
 
     def _put(self, name: str, data: bytes) -> Path:
         path = Path(self._folder.name, name)
+        path.with_name(f"{name}_exiftool_tmp").unlink(missing_ok=True)  # of a process that was ended
         path.write_bytes(data)
         return path
 
@@ -169,37 +164,30 @@ class ExifTool:
                     cwd=self._folder.name,
                     env={**os.environ, "LC_ALL": "C"},
                 )
-        process = self._process
+        process, start = self._process, log.stat().st_size
         assert process.stdin is not None
         assert process.stdout is not None
-        start = log.stat().st_size
-        self._deadline = time.monotonic() + self._timeout_s
+        timer = threading.Timer(self._timeout_s, process.kill)
+        timer.start()
         try:
             process.stdin.write(("\n".join([*arguments, "-execute"]) + "\n").encode())
             process.stdin.flush()
-            lines = []
+            output = []
             for line in process.stdout:
                 if line.rstrip(b"\r\n") == b"{ready}":
                     break
-                lines.append(line)
+                output.append(line.decode(errors="replace"))
             else:
                 raise MetadataError(f"ExifTool ended, or took longer than {self._timeout_s:g} s")
-        except BrokenPipeError as error:
+        except BaseException as error:  # also an interrupt: what is still printed belongs to no later command
             self._kill()
-            raise MetadataError("ExifTool ended unexpectedly") from error
-        except BaseException:  # an interrupt: what the process still prints belongs to no later command
-            self._kill()
+            if isinstance(error, BrokenPipeError):
+                raise MetadataError("ExifTool ended unexpectedly") from error
             raise
         finally:
-            self._deadline = math.inf
+            timer.cancel()
         warnings = log.read_bytes()[start:].decode(errors="replace")
-        return b"".join(lines).decode(errors="replace"), " ".join(warnings.split())
-
-    def _watch(self) -> None:
-        """Kill the process when a file takes too long; the command that waits for it then fails."""
-        while not self._is_closed.wait(_WATCH_S):
-            if time.monotonic() > self._deadline and (process := self._process) is not None:
-                process.kill()
+        return "".join(output), " ".join(warnings.split())
 
     def _kill(self) -> None:
         if self._process is None:

@@ -7,16 +7,28 @@ from open_geoclip.metadata.exiftool import Tag
 __all__ = ["has_coordinates", "has_value", "is_coordinate_name", "is_location_name", "label"]
 
 _COORDINATES = re.compile(
-    r"(?i)gps(?!versionid)|(?<!speed)latitude|long?t?itude|geotag|georss|geohash|geo(tiff|key|double|ascii)|6709"
-    r"|^(geo)?:?(lat|lon|long|lng|lat_?lon|lat_?long|lat_?lng)$|coordinates?$|^geo$|model(tiepoint|transform)|^pixelscale$|^locationinformation$"
-)
-_TEXT = re.compile(
-    r"(?i)\bgeo:(lat|lon)\w*=|\bgeo:-?\d|[+-]\d{2}(\.\d+)?[+-]\d{3}(\.\d+)?/|\b(lat|latitude)\s*[=:]\s*-?\d"
+    r"(?i)gps(?!versionid)|(?<!speed)latitude|long?t?itude|georss|6709|^geo(?!metr|logic|desy)|geo(tag|hash|location)"
+    r"|^(lat|lon|long|lng|lat_?lon|lat_?long|lat_?lng)$|coordinates?$|^model(tiepoint|transform)|^pixelscale$"
+    r"|^locationinformation$|^utm(easting|northing|zone|mapdatum)$|^cell(towerid|globalid)$"
 )
 _NAMES = re.compile(
-    r"(?i)^(sub-?)?location|^contentlocation|^city\d?$|^country|^(province-?)?state$|^province|^state_?province$"
-    r"|coverage$|^landmark$|^municipality$|^county$|^locality$|^place(_?name|_?taken)?$|^shotlocation$|^(street_?)?address$|^(town|village|street|postal_?code|zip_?code)$"
+    r"(?i)^(sub-?)?location|^contentlocation|^country|coverage$|^(shot|local)location(name)?$|^mobilecountrycode$|^mccdata$"
+    r"|^(dc(verbatim)?|\w*region)?(city\d?|country(code|name)|(province|state)[-_]?(state|province)?|municipality|county"
+    r"|continent|island(group)?|waterbody|locality|(higher)?geography|world_?region|sublocation|locationname|landmark"
+    r"|places?(_?name|_?taken)?|(street_?)?address|town|village|suburb|street|postal_?code|zip_?code)$"
 )
+_TEXT = re.compile(
+    r"(?i)\bgeo:(lat|lon)\w*=|\bgeo:-?\d|[+-]\d{2}(\.\d+)?[+-]\d{3}(\.\d+)?/|\b(lat|latitude)\W{0,3}[=:]\s*-?\d"
+)
+_IPTC = {
+    "City": "city",
+    "Sub-location": "sublocation",
+    "Province-State": "province or state",
+    "Country-PrimaryLocationCode": "country code",
+    "Country-PrimaryLocationName": "country",
+    "ContentLocationCode": "content location code",
+    "ContentLocationName": "content location name",
+}
 
 
 def is_coordinate_name(name: str) -> bool:
@@ -37,17 +49,6 @@ def has_coordinates(text: str) -> bool:
 def has_value(value: object) -> bool:
     """Whether a value says something: cameras fill what they do not know with zeros, spaces or dashes."""
     return bool(re.sub(r"(?i)[\s0.,:/+\-]|\bn/?a\b|undef|unknown", "", str(value)))
-
-
-_IPTC = {
-    "City": "city",
-    "Sub-location": "sublocation",
-    "Province-State": "province or state",
-    "Country-PrimaryLocationCode": "country code",
-    "Country-PrimaryLocationName": "country",
-    "ContentLocationCode": "content location code",
-    "ContentLocationName": "content location name",
-}
 
 
 def label(tag: Tag) -> str:

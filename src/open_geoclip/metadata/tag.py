@@ -8,9 +8,9 @@ from open_geoclip.errors import ImageError, MetadataError
 from open_geoclip.images import sniff
 from open_geoclip.metadata import containers, gps, xmp
 from open_geoclip.metadata.exiftool import ExifTool
-from open_geoclip.metadata.inspection import SUFFIXES, inspect
+from open_geoclip.metadata.inspection import inspect
 from open_geoclip.metadata.read import ESTIMATED, read_metadata
-from open_geoclip.metadata.strip import check_pixels, remove_locations
+from open_geoclip.metadata.strip import check_pixels, remove_locations, write_tags
 
 __all__ = ["Estimate", "sidecar_packet", "write_place"]
 
@@ -80,20 +80,14 @@ def write_place(data: bytes, estimate: Estimate, name: str, exiftool: ExifTool) 
     try:
         before = inspect(data, name, exiftool, names=False)
         changed = remove_locations(data, name, exiftool, before, names=False)[0] if before.places else data
-        if kind == "WEBP":
-            chunks = containers.webp_chunks(changed)
-            exif = next((body.removeprefix(b"Exif\0\0") for kind_, body in chunks if kind_ == b"EXIF"), b"")
-            exif = exiftool.write(exif, ".exif", *arguments)
-            changed = containers.write_webp(changed, containers.replace_exif(chunks, exif))
-        else:
-            changed = containers.normalized_jpeg(changed) if kind == "JPEG" else changed
-            changed = exiftool.write(changed, SUFFIXES[kind], *arguments)
-            changed = containers.with_moved_pictures(data, changed) if kind == "JPEG" else changed
+        changed = containers.normalized_jpeg(changed) if kind == "JPEG" else changed
+        changed = write_tags(changed, kind, exiftool, *arguments)
+        changed = containers.with_moved_images(data, changed) if kind == "JPEG" else changed
         _check_places(changed, estimate, name, exiftool)
-    except ImageError as error:
-        raise ImageError(name, f"{error.reason}; use a sidecar") from error
     except MetadataError as error:
         raise ImageError(name, f"{error}; use a sidecar") from error
+    except ImageError as error:
+        raise ImageError(name, f"{error.reason}; use a sidecar") from error
     check_pixels(data, changed, name)
     return changed
 
@@ -137,9 +131,7 @@ def sidecar_packet(packet: bytes | None, estimate: Estimate) -> bytes:
         "Sure": {True: "True", False: "False", None: "not calibrated"}[estimate.sure],
     }
     groups = [("exif", xmp.EXIF_NS, place), ("geoclip", xmp.ESTIMATE_NS, source)]
-    if packet is None:
-        return xmp.new_packet(groups)
     try:
-        return xmp.add_properties(xmp.remove_properties(packet, xmp.is_coordinate)[0], groups)
+        return xmp.add_properties(packet and xmp.remove_properties(packet, xmp.is_coordinate)[0], groups)
     except xmp.XmpError as error:
         raise MetadataError(f"the sidecar cannot be written to: {error}") from error

@@ -1,14 +1,14 @@
-"""XMP packets: properties read, removed and added, everything else left letter for letter.
+"""XMP packets (ISO 16684-1): properties read, removed and added, everything else left letter for letter.
 
-ISO 16684-1. The XML is parsed, never searched: a namespace may have any prefix, and a property may be an attribute or
-an element. A packet is changed by cutting its text at the positions that the parser reports, so what other programs
-wrote stays as it is. Entities and document types are refused: no XMP has them, and they can grow without end.
+The XML is parsed, so a namespace may have any prefix and a property may be an attribute or an element. A packet is
+changed by cutting its text at the positions that the parser reports.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeAlias
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
@@ -18,6 +18,9 @@ from open_geoclip.metadata.locations import is_coordinate_name, is_location_name
 __all__ = [
     "ESTIMATE_NS",
     "EXIF_NS",
+    "PHOTOSHOP_NS",
+    "XMP_NS",
+    "Filter",
     "Property",
     "XmpError",
     "add_properties",
@@ -26,7 +29,6 @@ __all__ = [
     "find_packets",
     "is_coordinate",
     "is_location",
-    "new_packet",
     "properties",
     "remove_properties",
 ]
@@ -36,9 +38,21 @@ XMP_NS = "http://ns.adobe.com/xap/1.0/"
 PHOTOSHOP_NS = "http://ns.adobe.com/photoshop/1.0/"
 ESTIMATE_NS = "urn:open-geoclip:estimate/1.0/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_GEO_NS = "http://www.w3.org/2003/01/geo/wgs84_pos#"
+_LOCATION_SPACES = (
+    ESTIMATE_NS,
+    "http://www.w3.org/2003/01/geo/wgs84_pos#",
+    "http://developer.sonyericsson.com/cell/1.0/",
+)
 _MAX_BYTES = 2**24
 _MAX_DEPTH = 100
+_MAX_PACKETS = 1000
+_PACKET = re.compile(rb"<((?:[\w.-]{1,40}:)?(?:xmpmeta|xapmeta|RDF))[\s>]")
+_TAG = re.compile(rb"""<(?:[^"'>]|"[^"]*"|'[^']*')*>""")  # a > within quotes ends no tag
+_ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
+_EMPTY = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
+    f' <rdf:RDF xmlns:rdf="{_RDF}">\n </rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>\n'
+).encode()
 
 
 class XmpError(MetadataError):
@@ -66,15 +80,18 @@ class Property:
     inner: frozenset[str] = frozenset()
 
 
+Filter: TypeAlias = Callable[[Property], bool]
+"""Chooses properties."""
+
+
 def is_coordinate(found: Property) -> bool:
     """Whether a property holds coordinates, or belongs to them."""
-    own = found.namespace in (ESTIMATE_NS, _GEO_NS) or is_coordinate_name(found.name)
-    return own or any(map(is_coordinate_name, found.inner))
+    return found.namespace in _LOCATION_SPACES or any(map(is_coordinate_name, (found.name, *found.inner)))
 
 
 def is_location(found: Property) -> bool:
     """Whether a property holds coordinates or the name of a place."""
-    return is_coordinate(found) or is_location_name(found.name)
+    return found.namespace in _LOCATION_SPACES or any(map(is_location_name, (found.name, *found.inner)))
 
 
 def decode(packet: bytes) -> tuple[str, str]:
@@ -94,7 +111,9 @@ def decode(packet: bytes) -> tuple[str, str]:
         encodings = ["utf-16-le" if packet[1:2] == b"\0" else "utf-16-be"]
     for encoding in encodings:
         with suppress(UnicodeDecodeError, LookupError):
-            return packet.decode(encoding).rstrip("\0"), encoding
+            text = packet.decode(encoding).rstrip("\0")
+            if "\0" not in text:
+                return text, encoding
     raise XmpError(f"XMP that is not in {encodings[0]}")
 
 
@@ -102,109 +121,79 @@ def properties(text: str) -> list[Property]:
     """All properties of a packet, the outermost of each structure.
 
     Raises:
-        XmpError: it is no XML, or none that XMP may be.
+        XmpError: it is not XML, or has entities, a document type or too many levels.
     """
-    return _Reader(text).found
+    return _Reader(text.encode()).found
 
 
 class _Reader:
-    """Collects properties with their places; expat counts bytes, so the text is given to it in one known encoding."""
+    """Collects properties and their positions; expat counts the bytes of the UTF-8 text."""
 
-    def __init__(self, text: str) -> None:
-        self.bytes = re.sub(r"""(<\?xml[^>]*?)\s+encoding=["'][^"']*["']""", r"\1", text, count=1).encode()
-        self.skipped = len(text.encode()) - len(self.bytes)
-        self.text = text.encode()
+    def __init__(self, text: bytes) -> None:
+        self.text = text
         self.found: list[Property] = []
         self.stack: list[tuple[str, str]] = []
-        self.open: tuple[int, int] | None = None  # depth and start of the property that is being read
-        self.words: list[str] = []
+        self.open: tuple[int, int, int] | None = None  # depth, start and end of first tag of the property being read
+        self.values: list[str] = []
         self.inner: set[str] = set()
-        parser = expat.ParserCreate(namespace_separator="\n")
-        self.parser = parser
-        parser.buffer_text = True
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._words
-        parser.StartDoctypeDeclHandler = self._refuse
-        parser.EntityDeclHandler = self._refuse
+        self.parser = expat.ParserCreate("utf-8", "\n")  # whatever encoding the XML declares
+        self.parser.namespace_prefixes = True
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = lambda text: self.values.append(text)
+        self.parser.StartDoctypeDeclHandler = self.parser.EntityDeclHandler = self._refuse
         try:
-            parser.Parse(self.bytes, True)
+            self.parser.Parse(text, True)
         except expat.ExpatError as error:
-            raise XmpError(f"XMP that is no XML: {error}") from error
+            raise XmpError(f"XMP that is not XML: {error}") from error
 
     def _refuse(self, *_: object) -> None:
-        raise XmpError("XMP with a document type or entities, which may be made to do harm")
-
-    def _at(self) -> int:
-        return self.parser.CurrentByteIndex + self.skipped
+        raise XmpError("XMP with a document type or entities, which can expand without end")
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
-        namespace, _, local = name.rpartition("\n")
         if len(self.stack) >= _MAX_DEPTH:
-            raise XmpError("XMP that is nested deeper than any")
-        description = (namespace, local) == (_RDF, "Description")
-        if self.open is None and self.stack and self.stack[-1] == (_RDF, "Description"):
-            self.open, self.words, self.inner = (len(self.stack), self._at()), list(attributes.values()), set()
-            self.inner.update(key.rpartition("\n")[2] for key in attributes)
-        elif self.open is not None:
-            self.words += attributes.values()
-            self.inner.update([local, *(key.rpartition("\n")[2] for key in attributes)])
-        elif description:
-            self._attributes(attributes)
-        self.stack.append((namespace, local))
-
-    def _attributes(self, attributes: Mapping[str, str]) -> None:
-        start = self._at()
-        end = _tag_end(self.text, start)
-        prefixes = None
-        for key, value in attributes.items():
-            namespace, _, local = key.rpartition("\n")
-            if not namespace or namespace == _RDF:
-                continue
-            prefixes = prefixes or re.compile(rb"""\s+([\w.-]+):([\w.-]+)\s*=\s*("[^"]*"|'[^']*')""")
-            for match in prefixes.finditer(self.text, start, end):
-                if match[2].decode() == local and match[1] != b"xmlns" and _unescaped(match[3][1:-1]) == value:
-                    self.found.append(Property(namespace, local, value, match.start(), match.end()))
-                    break
-            else:
-                raise XmpError(f"XMP with an attribute that cannot be told apart ({local})")
-
-    def _words(self, words: str) -> None:
+            raise XmpError(f"XMP of more than {_MAX_DEPTH} levels")
+        start, names = self.parser.CurrentByteIndex, [_split(key) for key in attributes]
+        element = _split(name)[:2]
         if self.open is not None:
-            self.words.append(words)
+            self.values += attributes.values()
+            self.inner.update([element[1], *(local for _, local, _ in names)])
+        elif self.stack and self.stack[-1] == (_RDF, "Description"):
+            self.open, self.values = (len(self.stack), start, self._tag_end(start)), list(attributes.values())
+            self.inner = {local for _, local, _ in names}
+        elif element == (_RDF, "Description"):
+            written = {match[1]: match.span() for match in _ATTRIBUTE.finditer(self.text, start, self._tag_end(start))}
+            for (namespace, local, prefix), value in zip(names, attributes.values(), strict=True):
+                if namespace not in ("", _RDF):
+                    self.found.append(Property(namespace, local, value, *written[f"{prefix}:{local}".encode()]))
+        self.stack.append(element)
 
     def _end(self, name: str) -> None:
         self.stack.pop()
-        if self.open is not None and len(self.stack) == self.open[0]:
-            namespace, _, local = name.rpartition("\n")
-            start = self.open[1]
-            at = self._at()
-            end = at if self.text[at - 2 : at] == b"/>" else _tag_end(self.text, at)
-            if self.text[at : at + 2] != b"</":  # an empty element, <a/>: both events have its start
-                end = _tag_end(self.text, start)
-            value = " ".join(filter(None, (" ".join(word.split()) for word in self.words)))
-            self.found.append(Property(namespace, local, value, start, end, frozenset(self.inner)))
-            self.open = None
+        if self.open is None or len(self.stack) != self.open[0]:
+            return
+        namespace, local, _ = _split(name)
+        _, start, end = self.open
+        if self.text[end - 2 : end] != b"/>":  # of an empty element, expat reports the start or the end
+            end = self._tag_end(self.parser.CurrentByteIndex)
+        value = " ".join(" ".join(self.values).split())
+        self.found.append(Property(namespace, local, value, start, end, frozenset(self.inner)))
+        self.open = None
+
+    def _tag_end(self, start: int) -> int:
+        match = _TAG.match(self.text, start)
+        assert match is not None
+        return match.end()
 
 
-def _unescaped(raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace")
-    for entity, letter in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'")):
-        text = text.replace(entity, letter)
-    text = re.sub(r"&#(\d{1,7});", lambda m: chr(min(int(m[1]), 0x10FFFF)), text)
-    text = re.sub(r"&#x([0-9a-fA-F]{1,6});", lambda m: chr(min(int(m[1], 16), 0x10FFFF)), text)
-    return re.sub(r"[\t\r\n]", " ", text.replace("&amp;", "&"))
+def _split(name: str) -> tuple[str, str, str]:
+    """Namespace, local name and prefix of a name as expat gives it."""
+    namespace, local, prefix = (*("\n" * ("\n" not in name) + name).split("\n"), "")[:3]
+    return namespace, local, prefix
 
 
-def _tag_end(text: bytes, start: int) -> int:
-    """Where a tag ends that is known to be whole; a > within quotes ends none."""
-    match = re.compile(rb"""<(?:[^"'>]|"[^"]*"|'[^']*')*>""").match(text, start)
-    if match is None:
-        raise XmpError("XMP with a tag that does not end")
-    return match.end()
-
-
-def remove_properties(packet: bytes, unwanted: Callable[[Property], bool]) -> tuple[bytes, list[Property]]:
+def remove_properties(packet: bytes, unwanted: Filter) -> tuple[bytes, list[Property]]:
     """A packet without some properties, and these; the packet itself when there are none of them.
 
     Raises:
@@ -221,10 +210,6 @@ def remove_properties(packet: bytes, unwanted: Callable[[Property], bool]) -> tu
     return b"".join([*pieces, raw[at:]]).decode().encode(encoding), removed
 
 
-_PACKET = re.compile(rb"<((?:[\w.-]{1,40}:)?(?:xmpmeta|xapmeta|RDF))[\s>]")
-_MAX_PACKETS = 1000
-
-
 def find_packets(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where packets begin and end in a part of a file; they are found by their text, as ISO 16684-1 intends."""
     for _ in range(_MAX_PACKETS):
@@ -237,7 +222,7 @@ def find_packets(data: bytes | bytearray, start: int, end: int) -> Iterator[tupl
             yield first, start
 
 
-def blank_properties(data: bytearray, start: int, end: int, unwanted: Callable[[Property], bool]) -> list[str]:
+def blank_properties(data: bytearray, start: int, end: int, unwanted: Filter) -> list[str]:
     """Remove properties from all packets in a part of a file; what that makes shorter is filled with spaces.
 
     A packet that cannot be understood is replaced by spaces as a whole.
@@ -253,48 +238,34 @@ def blank_properties(data: bytearray, start: int, end: int, unwanted: Callable[[
         except XmpError as error:
             changed = b""
             lost.append(f"all XMP, which could not be understood ({error})")
-        if changed != packet and len(changed) <= len(packet):
+        if len(changed) <= len(packet):
             data[first:last] = changed.ljust(len(packet))
     return lost
 
 
-def add_properties(packet: bytes, groups: Sequence[tuple[str, str, Mapping[str, str]]]) -> bytes:
+def add_properties(packet: bytes | None, groups: Sequence[tuple[str, str, Mapping[str, str]]]) -> bytes:
     """A packet with more properties, in a description of their own.
 
     Args:
-        packet: XMP.
+        packet: XMP; None stands for an empty packet.
         groups: of prefix, namespace, and values by name.
 
     Raises:
         XmpError: it is none.
     """
-    text, encoding = decode(packet)
+    text, encoding = decode(_EMPTY if packet is None else packet)
     properties(text)
     ends = list(re.finditer(r"</([\w.-]+):RDF\s*>", text))
     if not ends:
         raise XmpError("XMP without rdf:RDF")
     about = re.search(r"""[\w.-]+:about\s*=\s*("[^"]*"|'[^']*')""", text)
-    description = _description(groups, ends[-1][1], about[1] if about else '""')
-    at = ends[-1].start()
-    return (text[:at] + description + text[at:]).encode(encoding, "xmlcharrefreplace")
-
-
-def new_packet(groups: Sequence[tuple[str, str, Mapping[str, str]]]) -> bytes:
-    """A sidecar's text with these properties alone."""
-    return (
-        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
-        f' <rdf:RDF xmlns:rdf="{_RDF}">\n'
-        + _description(groups, "rdf", '""')
-        + ' </rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>\n'
-    ).encode()
-
-
-def _description(groups: Sequence[tuple[str, str, Mapping[str, str]]], rdf: str, about: str) -> str:
+    at, rdf = ends[-1].start(), ends[-1][1]
     spaces = "".join(f"\n    xmlns:{prefix}={quoteattr(namespace)}" for prefix, namespace, _ in groups)
     values = "".join(
         f"   <{prefix}:{name}>{escape(value)}</{prefix}:{name}>\n"
         for prefix, _, group in groups
         for name, value in group.items()
     )
-    return f"  <{rdf}:Description {rdf}:about={about}{spaces}>\n{values}  </{rdf}:Description>\n"
+    subject = about[1] if about else '""'
+    description = f"  <{rdf}:Description {rdf}:about={subject}{spaces}>\n{values}  </{rdf}:Description>\n"
+    return (text[:at] + description + text[at:]).encode(encoding, "xmlcharrefreplace")
