@@ -1,6 +1,6 @@
 # geoclip serve in a container: no root, no writing but to its volumes. Weights and caches lie in /data.
 #   docker build -t open-geoclip . && docker compose up
-# Each step is a target of the Makefile; `make container` does them without an engine, and asks what comes of it.
+# Each step is a target of the Makefile; `make container` runs them without an engine and checks the result.
 FROM node:22-bookworm AS page
 WORKDIR /src
 COPY Makefile ./
@@ -9,13 +9,12 @@ RUN make node-modules
 
 FROM python:3.11-bookworm AS build
 WORKDIR /src
-COPY Makefile constraints.txt pyproject.toml README.md LICENSE ./
+COPY --from=page /usr/local/bin/node /usr/local/bin/node
+COPY --from=page /src/web/node_modules web/node_modules
+COPY Makefile constraints.txt pyproject.toml hatch_build.py README.md LICENSE ./
+COPY web web
 COPY src src
 RUN make container-venv PREFIX=/opt/geoclip
-COPY --from=page /usr/local/bin/node /usr/local/bin/node
-COPY web web
-COPY --from=page /src/web/node_modules web/node_modules
-RUN make container-page PREFIX=/opt/geoclip
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin geoclip && install -d -o 10001 -g 10001 /data

