@@ -17,7 +17,7 @@ Building a wheel or source distribution builds the page of `geoclip serve`, whic
 Install Node, or run `make web` first, or set HATCH_BUILD_NO_HOOKS=true to build without the page."""
 
 
-class PageBuildHook(BuildHookInterface):
+class PageBuildHook(BuildHookInterface[Any]):
     """Run ``npm ci`` and ``web/build.mjs`` if the page is missing."""
 
     def dependencies(self) -> list[str]:

@@ -29,7 +29,7 @@ def health_check(port: int) -> list[str]:
 
 
 def check_server(geoclip: Path, options: Sequence[str] = ()) -> str:
-    """Serve from an installed environment; return what the page and the API answer, or exit with an error."""
+    """Serve from an installed environment; return what the page and the API answer."""
     geoclip = geoclip.absolute()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,14 +48,14 @@ def check_server(geoclip: Path, options: Sequence[str] = ()) -> str:
             deadline = time.monotonic() + 300
             while subprocess.run(health_check(port), env=env, stderr=subprocess.DEVNULL).returncode:
                 if server.poll() is not None or time.monotonic() > deadline:
-                    sys.exit("the server did not become healthy: see above")
+                    raise RuntimeError("the server did not become healthy: see above")
                 time.sleep(0.5)
             for path in ("/", "/readyz", "/v1/models"):
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
                         found.append(f"{path}: {answer.status}, {len(answer.read()):,} bytes")
                 except urllib.error.HTTPError as error:
-                    sys.exit(f"{path}: {error.code} {error.read()[:300]!r}")
+                    raise RuntimeError(f"{path}: {error.code} {error.read()[:300]!r}") from error
         finally:
             server.terminate()
             server.wait(90)

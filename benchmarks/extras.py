@@ -85,11 +85,7 @@ def main() -> None:
         without = _run(line, base, data)
         named = without.returncode != 0 and f"open-geoclip[{extra}]" in without.stdout + without.stderr
         environment = _create_environment(WORK / extra, f"{wheel}[{extra}]", base)
-        if extra == "server":
-            found = check_server(environment / "bin" / "geoclip", ["--model", f"dir:{data}/runs/first/model"])
-            done = subprocess.CompletedProcess(line, 0, found, "")
-        else:
-            done = _run(line, environment, data)
+        done = _serve(environment, data) if extra == "server" else _run(line, environment, data)
         if not (_check(f"without {extra}", line, without, as_wanted=named) & _check(extra, line, done)):
             failures.append(line)
         shutil.rmtree(environment)
@@ -129,7 +125,7 @@ def _create_environment(folder: Path, requirement: str, base: Path | None = None
     [packages] = folder.glob("lib/python*/site-packages")
     if base is not None:
         (packages / "base.pth").write_text(f"{base / packages.relative_to(folder)}\n")
-    install = ["install", "--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt"]
+    install = ["install", "--quiet", "--disable-pip-version-check", "--constraint", str(ROOT / "constraints.txt")]
     subprocess.run([folder / "bin" / "python", "-m", "pip", *install, requirement], check=True)
     if base is not None:  # the package again, so that its command is that of this environment
         again = ["--no-deps", "--ignore-installed", requirement.partition("[")[0]]
@@ -147,6 +143,15 @@ def _run(line: str, environment: Path, folder: Path) -> "subprocess.CompletedPro
     }
     line = line.replace("PYTHON", "python -P -c")
     return subprocess.run(line, shell=True, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+def _serve(environment: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Start the server, which does not end by itself, and check its page and API."""
+    try:
+        found = check_server(environment / "bin" / "geoclip", ["--model", f"dir:{folder / 'runs/first/model'}"])
+    except RuntimeError as error:
+        return subprocess.CompletedProcess("geoclip serve", 1, "", str(error))
+    return subprocess.CompletedProcess("geoclip serve", 0, found, "")
 
 
 def _check(extra: str, line: str, done: "subprocess.CompletedProcess[str]", *, as_wanted: bool | None = None) -> bool:

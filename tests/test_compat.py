@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from open_geoclip import compat
-from open_geoclip.errors import CoordinateError, MissingWeightsError, SettingsError
+from open_geoclip.errors import CoordinateError, ImageError, MissingWeightsError, SettingsError
 
 ROWS = 6000  # of the released gallery: it is encoded anew for each photo by the released package
 
@@ -148,16 +148,133 @@ def test_new_weights_and_a_new_gallery_are_noticed(ours: compat.GeoCLIP, photos:
         model.predict(photos[0], 2)
 
 
-def test_what_people_do_with_a_module(ours: compat.GeoCLIP, photos: list[Path]) -> None:
-    again = pickle.loads(pickle.dumps(ours))
-    assert torch.equal(again.predict(photos[0], 3)[0], ours.predict(photos[0], 3)[0])
-    assert torch.equal(ours.to("cpu").predict(photos[0], 3)[0], again.predict(photos[0], 3)[0])
-    places = torch.tensor([[48.8584, 2.2945]])
-    assert torch.nn.DataParallel(ours.location_encoder)(places).shape == (1, 512)
-    half = copy.deepcopy(ours.location_encoder).half()
-    assert torch.nn.functional.cosine_similarity(half(places).float(), ours.location_encoder(places)) > 0.9999
+PLACES = [[48.8584, 2.2945], [-33.0, 151.0]]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        PLACES,
+        [(48.8584, 2.2945), (-33.0, 151.0)],
+        np.array(PLACES),
+        np.array(PLACES, np.float32),
+        np.array(PLACES, np.float32)[::-1][::-1],
+        torch.tensor(PLACES, dtype=torch.float64),
+    ],
+    ids=["lists", "tuples", "float64", "float32", "view", "tensor"],
+)
+def test_coordinates_of_every_kind(ours: compat.GeoCLIP, theirs: Any, given: Any) -> None:
+    with torch.no_grad():
+        expected = theirs.location_encoder(torch.tensor(PLACES))  # the only kind that the released package takes
+        # Phases of float64 coordinates are more precise.
+        torch.testing.assert_close(ours.location_encoder(given).float(), expected, rtol=0, atol=1e-4)
+        whole = torch.tensor([[48, 2]])
+        torch.testing.assert_close(ours.location_encoder(whole), theirs.location_encoder(whole), rtol=0, atol=1e-6)
+    assert ours.location_encoder(torch.zeros(0, 2)).shape == (0, 512)
+
+
+@pytest.mark.parametrize("given", [[[48, 2], [1]], [[float("nan"), 0.0]], [[200.0, 0.0]]])
+def test_what_is_no_coordinate_is_a_clear_error(ours: compat.GeoCLIP, given: Any) -> None:
+    with pytest.raises(CoordinateError, match=r"pairs \(lat, lon\) in degrees|not a place on Earth"):
+        ours.location_encoder.forward(given)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_predict_the_same(
+    ours: compat.GeoCLIP, photos: list[Path], copied: Callable[[compat.GeoCLIP], compat.GeoCLIP]
+) -> None:
+    expected = ours.predict(photos[0], 3)
+    model = copied(ours)
+    found = model.predict(photos[0], 3)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=0)
+    assert copied(model)._index is None  # the gallery's embeddings stay on disk
+
+
+def test_devices_before_and_after_predict(ours: compat.GeoCLIP, photos: list[Path]) -> None:
+    model = copy.deepcopy(ours)
+    before = model.to("cpu").predict(photos[0], 3)
+    assert torch.equal(model.to("cpu").predict(photos[0], 3)[0], before[0])
+    if not torch.cuda.is_available():
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
+            model.to("cuda")
+        assert torch.equal(model.predict(photos[0], 3)[0], before[0])
+    model = model.to("meta")  # a device that shows what is left behind on another one
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_predicts_the_same(ours: compat.GeoCLIP, photos: list[Path]) -> None:
+    model = copy.deepcopy(ours)
+    expected, probabilities = model.predict(photos[0], 3)
+    for device in ("cuda", "cpu"):
+        found = model.to(device).predict(photos[0], 3)
+        assert torch.equal(found[0], expected)
+        torch.testing.assert_close(found[1], probabilities, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_round_no_coordinate(ours: compat.GeoCLIP, photos: list[Path], dtype: torch.dtype) -> None:
+    ours = copy.deepcopy(ours)
+    ours.gps_gallery = ours.gps_gallery[:300]
+    model = copy.deepcopy(ours).to(dtype)
+    assert torch.equal(model.gps_gallery, ours.gps_gallery)  # float16 would move places by kilometres
+    assert model.gps_queue.dtype == torch.float32
+    gps, prob = model.predict(photos[0], 3)
+    expected = ours.predict(photos[0], 3)
+    assert torch.equal(gps[0], expected[0][0])
+    torch.testing.assert_close(prob[:1], expected[1][:1], rtol=0.1, atol=0)
+    places = torch.tensor(PLACES)
+    found = model.location_encoder(places).float()
+    assert (torch.nn.functional.cosine_similarity(found, ours.location_encoder(places)) > 0.999).all()
     with pytest.raises(CoordinateError, match="16 bits move a place by kilometres"):
-        half(places.half())
+        model.location_encoder(places.half())
+
+
+def test_data_parallel(ours: compat.GeoCLIP, theirs: Any) -> None:
+    pixels, places = torch.randn(2, 3, 56, 56), torch.tensor(PLACES)
+    assert torch.nn.DataParallel(ours.location_encoder)(places).shape == (2, 512)
+    with torch.no_grad():
+        found, expected = (torch.nn.DataParallel(model)(pixels, places) for model in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_released_files_and_state_dicts_are_loaded(
+    ours: compat.GeoCLIP, theirs: Any, released: Path, clip: Path
+) -> None:
+    model = compat.GeoCLIP(from_pretrained=False, clip_path=clip)
+    for name, part in (("location_encoder", model.location_encoder), ("image_encoder_mlp", model.image_encoder.mlp)):
+        tensors = torch.load(released / "model" / "weights" / f"{name}_weights.pth", weights_only=True)
+        assert str(part.load_state_dict(tensors)) == "<All keys matched successfully>"
+    state = theirs.state_dict()  # of a model that was fine-tuned in the released package, with its CLIP
+    model = compat.GeoCLIP(from_pretrained=False, clip_path=clip)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert str(model.load_state_dict(state)) == "<All keys matched successfully>"
+        pixels = torch.randn(2, 3, 56, 56)
+        torch.testing.assert_close(model(pixels, PLACES), theirs(pixels, torch.tensor(PLACES)), rtol=1e-3, atol=1e-3)
+    assert state.keys() == theirs.state_dict().keys()
+    again = compat.GeoCLIP(from_pretrained=False, clip_path=clip)
+    assert str(again.load_state_dict(ours.state_dict())) == "<All keys matched successfully>"
+
+
+def test_predict_takes_images_of_every_kind(ours: compat.GeoCLIP, photos: list[Path]) -> None:
+    expected = ours.predict(str(photos[0]), 3)[0]
+    with Image.open(photos[0]) as image, photos[0].open("rb") as file:
+        for given in (photos[0], image, np.array(image), photos[0].read_bytes(), file):
+            assert torch.equal(ours.predict(given, 3)[0], expected)
+    with pytest.raises(ImageError, match=r"nothing.jpg: there is no such file"):
+        ours.predict("nothing.jpg", 3)
+
+
+def test_images_of_every_mode_and_several_at_a_time(ours: compat.GeoCLIP, theirs: Any, photos: list[Path]) -> None:
+    with Image.open(photos[0]) as image:
+        images = [image.convert(mode) for mode in ("RGB", "L", "RGBA", "P")]
+    given: Any
+    for given in (*images, images[:3]):
+        found, expected = (model.image_encoder.preprocess_image(given) for model in (ours, theirs))
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 10**6])

@@ -13,8 +13,9 @@ that the second photo does not wait for them; the image encoder's CLIP is ``back
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from jaxtyping import Float, Float32
 from PIL import Image
 from torch import Tensor, nn
 
-from open_geoclip.errors import SettingsError
+from open_geoclip.errors import CoordinateError, SettingsError
 from open_geoclip.images import ImageSource, load_image
 from open_geoclip.model import geoclip, image_encoder, location_encoder
 from open_geoclip.model.backbones.clip import ClipVision, ClipVisionSettings
@@ -66,9 +67,7 @@ class LocationEncoder(location_encoder.LocationEncoder):
         Raises:
             CoordinateError: a coordinate is not on Earth, or half precision, which moves a place by kilometres.
         """
-        if not isinstance(location, Tensor):
-            location = torch.as_tensor(np.asarray(location, np.float32))
-        return super().forward(location.to(next(self.parameters()).device))
+        return super().forward(_read_coordinates(location).to(next(self.parameters()).device))
 
 
 class ImageEncoder(image_encoder.ImageEncoder):
@@ -100,9 +99,20 @@ class ImageEncoder(image_encoder.ImageEncoder):
         """Return embeddings of preprocessed images, not normalised."""
         return super().forward(x)
 
-    def preprocess_image(self, image: Image.Image) -> Float32[Tensor, "1 3 h w"]:
-        """Return the pixels of an RGB image, resized, cropped and normalised as CLIP expects them."""
-        return self.preprocessing(image)[None]
+    def preprocess_image(self, image: Image.Image | Sequence[Image.Image]) -> Float32[Tensor, "n 3 h w"]:
+        """Return the pixels of one image or of several, resized, cropped and normalised as CLIP expects them."""
+        images = [image] if isinstance(image, Image.Image) else image
+        return torch.stack([self.preprocessing(one.convert("RGB")) for one in images])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        """Take CLIP's tensors by the names that they have in a state dict of the released package."""
+        clip = f"{prefix}CLIP."
+        published = {name.removeprefix(clip): state_dict.pop(name) for name in [*state_dict] if name.startswith(clip)}
+        if published:
+            assert isinstance(self.backbone, ClipVision)
+            self.backbone.load_published(published)
+            state_dict |= {f"{prefix}backbone.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class GeoCLIP(geoclip.GeoCLIP):
@@ -144,10 +154,17 @@ class GeoCLIP(geoclip.GeoCLIP):
         self.queue_size = queue_size
         self.register_buffer("gps_queue", nn.functional.normalize(torch.randn(2, queue_size), dim=0))
         self.register_buffer("gps_queue_ptr", torch.zeros(1, dtype=torch.long))
-        self._index: tuple[tuple[object, ...], GalleryIndex] | None = None
+        self._index: tuple[Tensor, list[int], GalleryIndex] | None = None
         if from_pretrained:
             self.image_encoder.mlp.load_state_dict(_released_state("image_encoder.mlp."))
             self.logit_scale = nn.Parameter(_released_state("logit_scale")[""])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GeoCLIP":
+        # Coordinates keep their precision when the network is cast: .half(), .to(torch.bfloat16).
+        gallery, queue = self.gps_gallery, self.gps_queue
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.gps_gallery, self.gps_queue = gallery.to(self.gps_gallery.device), queue.to(self.gps_queue.device)
+        return self
 
     @torch.no_grad()
     def dequeue_and_enqueue(self, gps: Float[Tensor, "n 2"]) -> None:
@@ -162,9 +179,11 @@ class GeoCLIP(geoclip.GeoCLIP):
         """Return the coordinates in the queue, (queue_size, 2)."""
         return self.gps_queue.t()
 
-    def forward(self, image: Float[Tensor, "n 3 h w"], location: Float[Tensor, "m 2"]) -> Float[Tensor, "n m"]:
+    def forward(
+        self, image: Float[Tensor, "n 3 h w"], location: Float[Tensor, "m 2"] | np.ndarray | Sequence[Sequence[float]]
+    ) -> Float[Tensor, "n m"]:
         """Return logits of each image for each place."""
-        return super().forward(image, location)
+        return super().forward(image, _read_coordinates(location))
 
     @torch.no_grad()
     def predict(self, image_path: ImageSource, top_k: int) -> tuple[Float32[Tensor, "k 2"], Float32[Tensor, " k"]]:
@@ -197,12 +216,24 @@ class GeoCLIP(geoclip.GeoCLIP):
 
     def _gallery_index(self) -> GalleryIndex:
         """Return the gallery's embeddings, computed again when the weights or the gallery have changed."""
-        tensors = (self.gps_gallery, *self.location_encoder.parameters())
-        state = tuple((id(tensor), tensor._version) for tensor in tensors)
-        if self._index is None or self._index[0] != state:
+        versions = [tensor._version for tensor in (self.gps_gallery, *self.location_encoder.parameters())]
+        if self._index is None or self._index[0] is not self.gps_gallery or self._index[1] != versions:
             gallery = Gallery.from_coordinates(self.gps_gallery.cpu().numpy(), name="gps_gallery")
-            self._index = state, GalleryIndex.build(self.location_encoder, gallery)
-        return self._index[1]
+            self._index = self.gps_gallery, versions, GalleryIndex.build(self.location_encoder, gallery)
+        return self._index[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_index": None}  # read from disk again: not 100 MB in each pickle
+
+
+def _read_coordinates(location: Tensor | np.ndarray | Sequence[Sequence[float]]) -> Tensor:
+    """Return coordinates as a tensor of floating-point numbers."""
+    if not isinstance(location, Tensor):
+        try:
+            location = torch.from_numpy(np.array(location, np.float32))
+        except (TypeError, ValueError) as error:
+            raise CoordinateError("coordinates must be pairs (lat, lon) in degrees") from error
+    return location if location.is_floating_point() else location.float()
 
 
 def _released_state(prefix: str) -> dict[str, Tensor]:

@@ -184,7 +184,7 @@ class Locator:
 
         Args:
             images: paths, bytes, binary files, PIL images or uint8 arrays (h, w, 3); one or many.
-            top_k: candidates per answer.
+            top_k: candidates per answer, or fewer if the gallery has fewer places.
             text: what is known about the images, in words. Logits are the weighted mean of those of image and text.
             text_weight: weight of the text, from 0 (images alone) to 1 (text alone).
             detail: whether answers have regions and heat, for maps; see :mod:`open_geoclip.search.regions`.
@@ -193,7 +193,7 @@ class Locator:
             One answer per image. An image that cannot be read has ``error`` set; the others are located.
 
         Raises:
-            SettingsError: top_k is below 1 or above the size of the gallery, or text_weight is not within 0 and 1.
+            SettingsError: top_k is below 1, or text_weight is not within 0 and 1.
             TextError: the text is empty or too long.
             WeightsError: a text, and the model has no text encoder.
             MissingExtraError: detail, and the extra ``places`` is not installed.
@@ -217,7 +217,7 @@ class Locator:
         """Locate texts, such as "a hot desert": one answer each, in order.
 
         Raises:
-            SettingsError: top_k is below 1 or above the size of the gallery.
+            SettingsError: top_k is below 1.
             TextError: a text is empty or too long.
             WeightsError: the model has no text encoder.
             MissingExtraError: the extra ``text`` is not installed.
@@ -265,18 +265,15 @@ class Locator:
 
         Args:
             queries: from the ``query_`` methods.
-            top_k: candidates per answer.
+            top_k: candidates per answer, or fewer if the gallery has fewer places.
             detail: whether answers have regions and heat.
 
         Raises:
-            SettingsError: top_k is below 1 or above the size of the gallery.
+            SettingsError: top_k is below 1.
         """
         space = self.search_space
-        most = (
-            top_k if space.area.is_limited else len(self.gallery)
-        )  # an area may have fewer places: then there are fewer
-        if not 1 <= top_k <= most:
-            raise SettingsError(f"top_k: from 1 to the gallery's {len(self.gallery):,} places, not {top_k}")
+        if top_k < 1:
+            raise SettingsError(f"top_k: at least 1, not {top_k}")
         top_k = min(top_k, len(self.gallery))
         gallery = space.name + (", refined" if self.refine else "")
         hashes = {"weights": self.weights_sha256, "gallery": self.gallery.fingerprint}
