@@ -1,10 +1,10 @@
-"""What of a source can be used, and what cannot and why."""
+"""Check which photos of a source can be used."""
 
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,48 +26,36 @@ class Check:
     Attributes:
         source: its name.
         fingerprint: its fingerprint.
-        entries: how many photos it speaks of.
-        usable: how many of them can be used.
-        faults: the others, in order.
-        places: how many different coordinates the usable ones have.
-        sharing_a_place: how many of the usable ones have another one's very coordinates; that is no fault.
-        groups: how many groups the usable ones are in.
-        bounds: south, west, north, east of the usable ones, in degrees; None where there are none.
-        decoded: whether pictures were decoded; else only looked for.
+        entries: number of photos, usable or not.
+        usable: number of those that can be used.
+        places: number of their different coordinates.
+        sharing_a_place: number of usable photos with the coordinates of another; that is no fault.
+        groups: number of groups of the usable photos.
+        bounds: south, west, north, east of the usable photos, in degrees; None without any.
+        decoded: whether images were decoded, or only looked for.
+        faults: the photos that cannot be used, in order.
     """
 
     source: str
     fingerprint: str
     entries: int
     usable: int
-    faults: tuple[Fault, ...]
     places: int
     sharing_a_place: int
     groups: int
     bounds: tuple[float, float, float, float] | None
     decoded: bool
+    faults: tuple[Fault, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many faults of each kind there are."""
+        """Number of faults of each kind."""
         found = Counter(fault.kind for fault in self.faults)
         return {kind: found[kind] for kind in FAULT_KINDS if found[kind]}
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return {
-            "source": self.source,
-            "fingerprint": self.fingerprint,
-            "entries": self.entries,
-            "usable": self.usable,
-            "unusable": self.counts,
-            "places": self.places,
-            "sharing_a_place": self.sharing_a_place,
-            "groups": self.groups,
-            "bounds": self.bounds,
-            "decoded": self.decoded,
-            "faults": [{"key": fault.key, "kind": fault.kind, "reason": fault.reason} for fault in self.faults],
-        }
+        """Return all of it for JSON, with ``counts`` as ``unusable``."""
+        return asdict(self) | {"unusable": self.counts}
 
 
 def check_source(
@@ -77,15 +65,15 @@ def check_source(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Check:
-    """Go through a source once.
+    """Read a source once.
 
-    A photo with the same pixels as one before it is a duplicate, whatever its name, its metadata and its coordinates.
+    A photo with the pixels of one before it is a duplicate, whatever its name, metadata and coordinates.
 
     Args:
         source: the photos.
-        decode: decode each picture. Else it is only seen whether files are there, and duplicates are not found.
+        decode: decode each image; without, files are only looked for, and duplicates are not found.
         workers: threads that decode.
-        progress: called with how many entries are done, and of how many, if that is known beforehand.
+        progress: called with (done, total) entries, if the total is known.
     """
     faults: list[Fault] = []
     first: dict[bytes, str] = {}
@@ -121,12 +109,12 @@ def check_source(
         fingerprint=source.fingerprint,
         entries=entries,
         usable=coordinates.total(),
-        faults=tuple(faults),
         places=len(coordinates),
         sharing_a_place=sum(count for count in coordinates.values() if count > 1),
         groups=len(groups),
         bounds=bounds,
         decoded=decode,
+        faults=tuple(faults),
     )
 
 

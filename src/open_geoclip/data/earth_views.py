@@ -6,12 +6,12 @@ to the metre, views are unlimited in number, and views of a split are the same o
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
+from scipy.spatial import cKDTree
 
 from open_geoclip.data.earth import Earth, Light, is_land
 from open_geoclip.errors import SettingsError
@@ -57,27 +57,17 @@ def _drawn_centres(generator: np.random.Generator) -> Iterator[Float[np.ndarray,
     """Centres on land, even over the sphere, without end."""
     low, high = np.sin(np.deg2rad(_LAT_RANGE))
     while True:
-        points = np.stack(
-            [
-                np.rad2deg(np.arcsin(generator.uniform(low, high, _BLOCK))),
-                generator.uniform(-180, 180, _BLOCK),
-            ],
-            axis=1,
-        )
+        lat = np.rad2deg(np.arcsin(generator.uniform(low, high, _BLOCK)))
+        points = np.stack([lat, generator.uniform(-180, 180, _BLOCK)], axis=1)
         yield points[is_land(points)]
 
 
 def near_any(points: Float[np.ndarray, "n 2"], others: Float[np.ndarray, "m 2"]) -> Bool[np.ndarray, " n"]:
-    """Which points lie within 10 km of any of the others, and so too near to stand on another side of a split."""
+    """Return which points lie within 10 km of any of the others, too near for another side of a split."""
     if len(others) == 0:
         return np.zeros(len(points), bool)
-    chord = 2 * np.sin(_APART_KM / EARTH_RADIUS_KM / 2)
-    difference = torch.cdist(
-        torch.from_numpy(unit_vectors(points)),
-        torch.from_numpy(unit_vectors(others)),
-        compute_mode="donot_use_mm_for_euclid_dist",
-    )
-    return np.asarray((difference.min(dim=1).values < chord).numpy())
+    chord, _ = cKDTree(unit_vectors(others)).query(unit_vectors(points))
+    return np.asarray(chord < 2 * np.sin(_APART_KM / EARTH_RADIUS_KM / 2))
 
 
 def view_centres(split: Split, n: int | None = None) -> Float[np.ndarray, "n 2"]:
@@ -170,10 +160,5 @@ def sample_cameras(
         turns.append(generator.uniform(-_TURN_DEG, _TURN_DEG, _BLOCK))
         lights.append(Light.sample(_BLOCK, generator))
     rows = slice(first % _BLOCK, first % _BLOCK + last - first)
-    light = Light(
-        *(
-            np.concatenate([getattr(part, field) for part in lights])[rows]
-            for field in ("gain", "gamma", "saturation", "haze", "slope")
-        )
-    )
+    light = Light(*(np.concatenate(parts)[rows] for parts in zip(*map(astuple, lights), strict=True)))
     return np.concatenate(widths)[rows], np.concatenate(turns)[rows], light

@@ -18,9 +18,9 @@ from PIL import Image
 from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Fault, Photo, PhotoSource
 from open_geoclip.data.shards import INDEX
-from open_geoclip.errors import DataError, ImageError, SettingsError
+from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.files import atomic_file, atomic_write
-from open_geoclip.images import load_image, sniff
+from open_geoclip.images import load_image, read_bytes, sniff
 
 __all__ = ["PackSettings", "Packed", "pack"]
 
@@ -190,7 +190,7 @@ class _Packing:
     def __call__(self, photo: Photo) -> tuple[str, bytes]:
         settings = self.settings
         if isinstance(photo.image, (str, os.PathLike, bytes)):
-            data = photo.image if isinstance(photo.image, bytes) else _bytes_of(Path(photo.image), photo.key)
+            data = read_bytes(photo.image, photo.key)
             kind = sniff(data, photo.key)
             if settings.resize is None and not settings.verify:
                 return _SUFFIXES.get(kind, kind.lower()), data
@@ -209,15 +209,6 @@ class _Packing:
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         picture.save(out, "JPEG", quality=settings.quality, subsampling=0)
         return "jpg", out.getvalue()
-
-
-def _bytes_of(path: Path, key: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError(key, "there is no such file") from error
-    except OSError as error:
-        raise ImageError(key, f"cannot be read: {error.strerror or error}") from error
 
 
 class _Hashing:

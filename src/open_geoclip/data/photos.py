@@ -1,15 +1,14 @@
-"""One record, and what every source of photos can do.
+"""A photo, and the interface of all sources of photos.
 
-A source gives *entries*, each a `Photo` or a `Fault`: what cannot be used is named and counted, never dropped in
-silence. Pictures are not decoded here; see `decoding.decoded`.
-
-Sources are values: `shard` and `shuffled` give new ones and change nothing. They hold no open files, so that they can
-be sent to another process. Any chain of the two, in any order, keeps the parts disjoint and complete.
+A source yields *entries*, each a `Photo` or a `Fault`: what cannot be used is named and counted. Images are decoded by
+`open_geoclip.data.decoding`. Sources are immutable and hold no open files, so they can be sent to another process.
+`shard` and `shuffled` return new ones; any chain of the two keeps the parts disjoint and complete.
 """
 
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
@@ -43,14 +42,14 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture and where it was taken.
+    """An image and where it was taken.
 
     Attributes:
         key: its name within the source.
         image: what `images.load_image` takes; not decoded yet.
         lat: latitude in degrees, WGS84; NaN in a source that was opened without places.
         lon: longitude in degrees, -180 to 180; likewise.
-        group: what it belongs to, such as its photographer; nobody's photos may stand on both sides of a split.
+        group: such as its photographer; a split keeps the photos of a group together.
     """
 
     key: str
@@ -67,7 +66,7 @@ class Fault:
     Attributes:
         key: its name within the source; for a shard that ends early, the shard's.
         kind: one of `FAULT_KINDS`.
-        reason: a sentence for people.
+        reason: for messages.
     """
 
     key: str
@@ -83,72 +82,63 @@ Entry: TypeAlias = Photo | Fault
 
 @runtime_checkable
 class PhotoSource(Protocol):
-    """Photos with coordinates, from wherever they are kept. Iterating again gives the same ones in the same order."""
+    """Photos with coordinates. Iterating again yields the same ones in the same order."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when what it gives changes. Cheap: pixels may be left out, each source says what it covers."""
+        """Changes when the entries change; it need not cover the pixels."""
         ...
 
     @property
     def count(self) -> int | None:
-        """How many entries it gives, or None when nobody knows before the end. Photos are as many at most."""
+        """The number of entries; None if it is not known before the end."""
         ...
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, those that cannot be used as well."""
+        """Yield all entries, also those that cannot be used."""
         ...
 
     def __iter__(self) -> Iterator[Photo]:
-        """The photos. What was left out is told in the log."""
+        """Yield the photos; the log says what is left out."""
         ...
 
     def shard(self, rank: int, world: int) -> "PhotoSource":
-        """Part ``rank`` of ``world`` parts that have nothing in common and are everything together."""
+        """Return part ``rank`` of ``world`` disjoint parts."""
         ...
 
     def shuffled(self, seed: int, epoch: int = 0) -> "PhotoSource":
-        """The same entries in another order, the same for the same seed and epoch."""
+        """Return the same entries in an order that depends on seed and epoch."""
         ...
 
 
 class FaultLog:
-    """Tells the first faults in the log, each in a line, and how many there were when it is closed.
-
-    Attributes:
-        counts: how many of each kind.
-    """
+    """Logs the first faults, each in a line, and their number when it is closed; ``counts`` has that of each kind."""
 
     def __init__(self, name: str, shown: int = 10) -> None:
         self.name = name
-        self.counts: dict[FaultKind, int] = {}
+        self.counts: Counter[FaultKind] = Counter()
         self._shown = shown
 
     def __call__(self, fault: Fault) -> None:
         """Count a fault."""
-        self.counts[fault.kind] = self.counts.get(fault.kind, 0) + 1
-        if self.total <= self._shown:
+        self.counts[fault.kind] += 1
+        if self.counts.total() <= self._shown:
             _log.warning("left out: %s", fault)
 
-    @property
-    def total(self) -> int:
-        """How many faults there were."""
-        return sum(self.counts.values())
-
     def close(self) -> None:
-        """Say how many there were, if more than were shown."""
-        if self.total > self._shown:
+        """Log how many there were, if more than were shown."""
+        if (total := self.counts.total()) > self._shown:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
-            _log.warning("%s: %s entries were left out (%s)", self.name, f"{self.total:,}", kinds)
+            _log.warning("%s: %s entries were left out (%s)", self.name, f"{total:,}", kinds)
 
 
 def usable(entries: Iterable[Entry], name: str) -> Iterator[Photo]:
-    """The photos among entries; the rest is told in the log."""
+    """Yield the photos among entries; the log says what is left out."""
     log = FaultLog(name)
     try:
         for entry in entries:
@@ -161,15 +151,7 @@ def usable(entries: Iterable[Entry], name: str) -> Iterator[Photo]:
 
 
 def photo_or_fault(key: str, image: ImageSource, lat: float, lon: float, group: str | None = None) -> Entry:
-    """A photo, or the fault of its coordinates. Longitudes from 180 to 540 degrees are wrapped.
-
-    Args:
-        key: its name.
-        image: the picture.
-        lat: latitude in degrees; NaN where there is none.
-        lon: longitude in degrees; NaN where there is none.
-        group: what it belongs to.
-    """
+    """Return a photo, or the fault of its coordinates (NaN: none). Longitudes up to 540 degrees are wrapped."""
     if math.isnan(lat) or math.isnan(lon):
         return Fault(key, "no coordinates", "it has no coordinates")
     if lat == 0 and lon == 0:
@@ -185,11 +167,7 @@ def photo_or_fault(key: str, image: ImageSource, lat: float, lon: float, group: 
 
 
 def check_part(rank: int, world: int) -> None:
-    """Refuse a part that does not exist.
-
-    Raises:
-        SettingsError: ``rank`` is not one of 0 to ``world - 1``.
-    """
+    """Raise `SettingsError` unless ``rank`` is one of 0 to ``world - 1``."""
     if world < 1 or not 0 <= rank < world:
         raise SettingsError(f"part {rank} of {world}: parts are counted from 0 to one less than their number")
 
@@ -199,10 +177,10 @@ _Source = TypeVar("_Source", bound="IndexedPhotos")
 
 @dataclass(frozen=True, eq=False)
 class IndexedPhotos:
-    """A source that can give any entry at any time; the base of those that can.
+    """Base of sources with random access.
 
     Attributes:
-        name: what messages call it.
+        name: the name in messages.
         whole_fingerprint: of the whole source, in its own order.
         rows: which of its rows, in which order.
     """
@@ -213,44 +191,44 @@ class IndexedPhotos:
 
     @property
     def fingerprint(self) -> str:
-        """Of what this gives: which rows of what, in which order."""
+        """Changes with the whole source, the rows and their order."""
         digest = hashlib.sha256(self.whole_fingerprint.encode())
         digest.update(np.ascontiguousarray(self.rows).tobytes())
         return digest.hexdigest()
 
     @property
     def count(self) -> int:
-        """How many entries."""
+        """The number of entries."""
         return len(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def entry(self, row: int) -> Entry:
-        """The entry of a row of the whole source."""
+        """Return the entry of a row of the whole source."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Entry:
         return self.entry(int(self.rows[index]))
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, in order."""
+        """Yield all entries, in order."""
         return (self.entry(row) for row in self.rows.tolist())
 
     def __iter__(self) -> Iterator[Photo]:
         return usable(self.entries(), self.name)
 
     def select(self: _Source, rows: Int64[np.ndarray, " m"]) -> _Source:
-        """Some of the entries, by position in this source, in the order given."""
+        """Return some entries, by their positions in this source."""
         return replace(self, rows=self.rows[rows])
 
     def shard(self: _Source, rank: int, world: int) -> _Source:
-        """Every ``world``-th entry, from ``rank`` on."""
+        """Return every ``world``-th entry, from ``rank`` on."""
         check_part(rank, world)
         return replace(self, rows=self.rows[rank::world])
 
     def shuffled(self: _Source, seed: int, epoch: int = 0) -> _Source:
-        """An exact permutation."""
+        """Return a permutation."""
         return replace(self, rows=np.random.default_rng([seed, epoch]).permutation(self.rows))
 
 
