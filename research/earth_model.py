@@ -26,7 +26,7 @@ from torch import Tensor
 
 from open_geoclip._version import __version__
 from open_geoclip.data.earth_views import Split, even_land
-from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places, tuned_k
+from open_geoclip.evaluation.baselines import nearest_images, neighbour_places, tuned_k
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import geodesic_km
@@ -223,11 +223,11 @@ def measurements(
     accuracy = {"validation": measured(best_places(model, validation.features, gallery), validation)}
     looks: list[tuple[str, Imagery]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]
-    k = tuned_k(*nearest_pictures(seen.features, validation.features, 40), seen.coordinates, validation.coordinates)
+    k = tuned_k(*nearest_images(seen.features, validation.features, 40), seen.coordinates, validation.coordinates)
     for name, look in looks:
         asked = views.features("test", 4096, look)
         accuracy[name] = measured(best_places(model, asked.features, gallery), asked)
-        retrieved = neighbour_places(*nearest_pictures(seen.features, asked.features, k), seen.coordinates)
+        retrieved = neighbour_places(*nearest_images(seen.features, asked.features, k), seen.coordinates)
         accuracy[f"{name}, by picture retrieval (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
     return accuracy, calibration
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from open_geoclip.data.earth import Basemap
 from open_geoclip.data.earth_views import Split, even_land, near_any
 from open_geoclip.data.sources import EarthViewPhotos
-from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places, tuned_k
+from open_geoclip.evaluation.baselines import nearest_images, neighbour_places, tuned_k
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.backbones.earth import EfficientNetLite0
 from open_geoclip.model.location_encoder import LocationSettings, Projection
@@ -210,12 +210,12 @@ def _answers(
     asked = _asked(row, views)
     if row.method == "knn":
         k = tuned_k(
-            *nearest_pictures(data.features, views.validation.features, 40),
+            *nearest_images(data.features, views.validation.features, 40),
             data.coordinates,
             views.validation.coordinates,
         )
         for name, part in asked.items():
-            yield name, neighbour_places(*nearest_pictures(data.features, part.features, k), data.coordinates)
+            yield name, neighbour_places(*nearest_images(data.features, part.features, k), data.coordinates)
         return
     if row.method == "cells":
         cells = row.cells or best_cells(done)

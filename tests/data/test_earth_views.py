@@ -152,5 +152,5 @@ def test_any_picture_of_the_whole_earth_will_do(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="twice as wide"):
         Earth(tmp_path / "square.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(ImageError, match="not an image"):
         Earth(tmp_path / "text.png")

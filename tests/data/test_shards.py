@@ -172,7 +172,7 @@ def test_a_table_says_which_records_of_shards_and_where(tmp_path: Path, make_sha
         ("p007", 51.0, 7.0, None),
     ]
     assert source.fingerprint != open_source(folder).fingerprint
-    with pytest.raises(DataError, match="no such folder of pictures or shards"):
+    with pytest.raises(DataError, match="no such folder of images or shards"):
         open_source(tmp_path / "t.csv", images=tmp_path / "none")
 
 

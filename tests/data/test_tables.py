@@ -105,7 +105,7 @@ def test_many_faults_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogC
         (b"file,lat,lon\n", "holds no photo"),
         (b"file,place\n", "no column lat or lon; its columns are file, place; its first line must name the columns"),
         (b"a.jpg,48.8,2.3\n", "its columns are a.jpg, 48.8, 2.3; its first line must name"),
-        (b"lat,lon\n1,2\n", "no column that names the picture"),
+        (b"lat,lon\n1,2\n", "no column that names the image"),
         ("file,lat,lon\na.jpg,1,2\ncaf\xe9.jpg,1,2\n".encode("latin1"), "not UTF-8, line 3 holds the byte 0xe9"),
         (b"PK\x03\x04\x14\0", "an Excel workbook: save the sheet as CSV"),
         (b"file,lat,lon,lat\na.jpg,1,2,3\n", "2 columns named lat: rename all but one"),
@@ -115,7 +115,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(DataError, match=message):
         open_source(tmp_path / "t.csv")
-    with pytest.raises(DataError, match="no such folder of pictures"):
+    with pytest.raises(DataError, match="no such folder of images"):
         open_source(tmp_path / "t.csv", images=tmp_path / "none")
 
 
@@ -173,6 +173,6 @@ def test_an_image_missing_inside_parquet_is_named(tmp_path: Path, jpeg: Callable
     columns = {"image": pyarrow.array(cells, kind), "lat": [1.0, 2.0, None], "lon": [1.0, 2.0, 3.0]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
     missing, beside, nowhere = open_source(tmp_path / "t.parquet").entries()
-    assert (str(missing), str(nowhere)) == ("row 0: the table holds no picture", "row 2: it has no coordinates")
+    assert (str(missing), str(nowhere)) == ("row 0: the table holds no image", "row 2: it has no coordinates")
     assert isinstance(beside, Photo)
     assert beside.image == tmp_path / "b.jpg"

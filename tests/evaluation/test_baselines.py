@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from open_geoclip.evaluation.baselines import nearest_pictures, neighbour_places, tuned_k
+from open_geoclip.evaluation.baselines import nearest_images, neighbour_places, tuned_k
 
 PARIS, LYON, TOKYO = [48.85, 2.35], [45.76, 4.84], [35.68, 139.77]
 VERSAILLES = [48.80, 2.13]
@@ -15,36 +15,36 @@ class TestNearestPictures:
         mean, std = known.mean(dim=0), known.std(dim=0) + 1e-3
         cosine = torch.cosine_similarity(((queries - mean) / std)[:, None], ((known - mean) / std)[None], dim=2)
         expected, order = cosine.sort(dim=1, descending=True)
-        cosines, rows = nearest_pictures(known, queries, 5)
+        cosines, rows = nearest_images(known, queries, 5)
         torch.testing.assert_close(cosines, expected[:, :5])
         assert torch.equal(rows, order[:, :5])
 
     @pytest.mark.parametrize("chunk", [1, 7, 30, 64])
     def test_chunks_change_nothing(self, chunk: int) -> None:
         known, queries = torch.randn(30, 5), torch.randn(3, 5)
-        cosines, rows = nearest_pictures(known, queries, 8)
-        again = nearest_pictures(known, queries, 8, chunk=chunk)
+        cosines, rows = nearest_images(known, queries, 8)
+        again = nearest_images(known, queries, 8, chunk=chunk)
         torch.testing.assert_close(again[0], cosines)
         assert torch.equal(again[1], rows)
 
     def test_a_loud_channel_does_not_decide(self) -> None:
         known = torch.tensor([[1.0, 1000.0], [-1.0, 1010.0], [1.0, 990.0], [-1.0, 1000.0]])
-        _, rows = nearest_pictures(known, torch.tensor([[-1.0, 1000.0]]), 1)
+        _, rows = nearest_images(known, torch.tensor([[-1.0, 1000.0]]), 1)
         assert rows.item() == 3
 
     def test_a_single_known_picture_is_the_answer(self) -> None:
-        cosines, rows = nearest_pictures(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0], [1.0, 2.0]]), 1)
+        cosines, rows = nearest_images(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0], [1.0, 2.0]]), 1)
         assert rows.tolist() == [[0], [0]]
         assert torch.isfinite(cosines).all()
 
     def test_a_picture_finds_itself_among_half_precision_features(self) -> None:
         known = torch.randn(20, 8).half()
-        cosines, rows = nearest_pictures(known, known, 1)
+        cosines, rows = nearest_images(known, known, 1)
         assert torch.equal(rows[:, 0], torch.arange(20))
         torch.testing.assert_close(cosines[:, 0], torch.ones(20))
 
     def test_no_more_neighbours_than_pictures(self) -> None:
-        cosines, rows = nearest_pictures(torch.randn(3, 4), torch.randn(2, 4), 10)
+        cosines, rows = nearest_images(torch.randn(3, 4), torch.randn(2, 4), 10)
         assert cosines.shape == rows.shape == (2, 3)
         assert rows.sort(dim=1).values.tolist() == [[0, 1, 2]] * 2
 

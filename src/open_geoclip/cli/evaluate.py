@@ -158,10 +158,10 @@ def write_results(found: "Evaluation", folder: Path) -> None:
     write_output(format_csv(found.table, zip(*found.table.values(), strict=True)), folder / "predictions.csv")
     _write_parquet(found.table, folder / "predictions.parquet")
     command = shlex.join(["geoclip", *sys.argv[1:]])
-    write_output(markdown(found.figures, command=command, pictures=_pictures(found, folder)), folder / "report.md")
+    write_output(markdown(found.figures, command=command, images=_draw_figures(found, folder)), folder / "report.md")
 
 
-def _pictures(found: "Evaluation", folder: Path) -> list[tuple[str, str]]:
+def _draw_figures(found: "Evaluation", folder: Path) -> list[tuple[str, str]]:
     import numpy as np
 
     from open_geoclip.export.figures import draw_error_curve, draw_error_map

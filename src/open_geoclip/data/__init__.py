@@ -1,1 +1,1 @@
-"""Data: pictures with coordinates, and what is made from them."""
+"""Data: images with coordinates, and what is made from them."""

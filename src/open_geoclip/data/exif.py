@@ -32,7 +32,7 @@ def read_position(image: ImageSource, *, name: str | None = None) -> tuple[float
 
     Raises:
         NoPositionError: it has no such record, or one that is damaged or says neither north nor south.
-        ImageError: it is no picture.
+        ImageError: it is no image.
     """
     facts = read_metadata(image, name=name, with_sidecars=False)
     label, place = name or "the photo", facts.place
@@ -53,7 +53,7 @@ class ExifPhotos(IndexedPhotos):
 
     Attributes:
         folder: the folder; folders below it are searched too. A photo's group is the folder it lies in.
-        paths: the pictures, sorted.
+        paths: the images, sorted.
         places: whether their coordinates are read; otherwise all are NaN.
     """
 
@@ -66,7 +66,7 @@ class ExifPhotos(IndexedPhotos):
         """List a folder.
 
         Raises:
-            DataError: the folder cannot be read or holds no picture.
+            DataError: the folder cannot be read or holds no image.
         """
         try:
             paths = tuple(find_images(folder))

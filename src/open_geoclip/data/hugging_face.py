@@ -1,4 +1,4 @@
-"""Hugging Face datasets with pictures and coordinates, from the hub, a folder, or as a stream."""
+"""Hugging Face datasets with images and coordinates, from the hub, a folder, or as a stream."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ def open_dataset(spec: str, *, places: bool = True) -> PhotoSource:
     names = data.column_names
     columns = photo_columns(names if names is not None else list(next(iter(data))), spec, places=places)
     if isinstance((data.features or {}).get(columns["file"]), datasets.Image):
-        data = data.cast_column(columns["file"], datasets.Image(decode=False))  # pictures are decoded by us
+        data = data.cast_column(columns["file"], datasets.Image(decode=False))  # images are decoded by us
     if streaming:
         fingerprint = hashlib.sha256(f"{spec}{data.info.version}{data.info.dataset_size}".encode()).hexdigest()
         return DatasetStream(spec, fingerprint, data, columns)
@@ -62,18 +62,18 @@ def open_dataset(spec: str, *, places: bool = True) -> PhotoSource:
 def _entry(record: Mapping[str, Any], columns: dict[str, str], row: int | str) -> Entry:
     key = record[columns["key"]]
     key = f"{row}" if columns["key"] == columns["file"] and not isinstance(key, str) else str(key)
-    picture = record[columns["file"]]
-    if isinstance(picture, Mapping):
-        picture = picture.get("bytes") or picture.get("path")
-    if picture is None:
-        return Fault(key, "missing", "the record holds no picture")
+    image = record[columns["file"]]
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if image is None:
+        return Fault(key, "missing", "the record holds no image")
     if "lat" not in columns:
-        return Photo(key, picture, float("nan"), float("nan"))
+        return Photo(key, image, float("nan"), float("nan"))
     lat, lon = (
         float("nan") if record[name] is None else float(record[name]) for name in (columns["lat"], columns["lon"])
     )
     group = record[columns["group"]] if "group" in columns else None
-    return photo_or_fault(key, picture, lat, lon, None if group is None else str(group))
+    return photo_or_fault(key, image, lat, lon, None if group is None else str(group))
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,20 +194,20 @@ class _Packing:
             kind = sniff(data, photo.key)
             if settings.resize is None and not settings.verify:
                 return _SUFFIXES.get(kind, kind.lower()), data
-            picture = load_image(data, name=photo.key)
-            if settings.resize is None or min(picture.size) <= settings.resize:
+            image = load_image(data, name=photo.key)
+            if settings.resize is None or min(image.size) <= settings.resize:
                 return _SUFFIXES.get(kind, kind.lower()), data
         else:
-            picture = load_image(photo.image, name=photo.key)
+            image = load_image(photo.image, name=photo.key)
         out = io.BytesIO()
         if settings.resize is None:
-            picture.save(out, "PNG", compress_level=1)  # a picture that was rendered is kept to the last bit
+            image.save(out, "PNG", compress_level=1)  # an image that was rendered is kept to the last bit
             return "png", out.getvalue()
-        factor = min(1.0, settings.resize / min(picture.size))
-        width, height = (max(settings.resize, round(side * factor)) for side in picture.size)
+        factor = min(1.0, settings.resize / min(image.size))
+        width, height = (max(settings.resize, round(side * factor)) for side in image.size)
         if factor < 1:
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        picture.save(out, "JPEG", quality=settings.quality, subsampling=0)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image.save(out, "JPEG", quality=settings.quality, subsampling=0)
         return "jpg", out.getvalue()
 
 

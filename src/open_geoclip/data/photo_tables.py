@@ -1,4 +1,4 @@
-"""Tables of photos: files in a folder, or pictures inside a Parquet file."""
+"""Tables of photos: files in a folder, or images inside a Parquet file."""
 
 import math
 from collections.abc import Sequence
@@ -59,19 +59,16 @@ def photo_columns(names: Sequence[str], what: str, *, places: bool = True) -> di
         places: refuse a table without coordinates.
 
     Raises:
-        DataError: there are no coordinates, or nothing that names the picture.
+        DataError: there are no coordinates, or nothing that names the image.
     """
-    found = {
-        column: names[at]
-        for column, at in find_columns(names, {name: column.names for name, column in PHOTO_COLUMNS.items()}).items()
-    }
+    found = {column: names[at] for column, at in find_columns(names, PHOTO_COLUMNS).items()}
     listed = ", ".join(names[:20]) or "none"
     if not places:
         found = {column: name for column, name in found.items() if column not in COORDINATES}
     elif "lat" not in found or "lon" not in found:
         raise DataError(f"{what} has no columns of latitude and longitude (LAT and LON, for one), only {listed}")
     if "file" not in found and "key" not in found:
-        raise DataError(f"{what} has no column that names the picture (IMG_FILE, for one), only {listed}")
+        raise DataError(f"{what} has no column that names the image (IMG_FILE, for one), only {listed}")
     return {"file": found.get("key", ""), "key": found.get("file", "")} | found
 
 
@@ -82,12 +79,12 @@ class PhotoTable:
     Attributes:
         path: the table.
         fingerprint: sha256 of the file.
-        files: what each row names as its picture.
+        files: what each row names as its image.
         keys: the name of each row; ``files`` itself where there is no other.
         coordinates: (lat, lon) in degrees, not checked; NaN where a row has none.
         groups: what each row belongs to; empty where it says nothing.
         invalid: what is wrong with damaged rows, by row.
-        pictures: the Parquet column that holds the pictures themselves, if there is one.
+        image_column: the Parquet column that holds the images themselves, if there is one.
         places: whether coordinates were read.
     """
 
@@ -98,7 +95,7 @@ class PhotoTable:
     coordinates: Float64[np.ndarray, "n 2"]
     groups: Texts | None
     invalid: dict[int, str]
-    pictures: str | None = None
+    image_column: str | None = None
     places: bool = True
 
     def __len__(self) -> int:
@@ -125,20 +122,21 @@ def read_photo_table(path: Path, *, places: bool = True) -> PhotoTable:
     if not len(table):
         raise DataError(f"{path}: it holds no photo, only the names of columns")
     if "file" not in table.names and "key" not in table.names:
-        raise DataError(f"{path} has no column that names the picture (IMG_FILE, for one)")
+        raise DataError(f"{path} has no column that names the image (IMG_FILE, for one)")
     files = table.texts.get("file") or table.texts["key"]
-    pictures = None
+    image_column = None
     if TABLE_SUFFIXES[path.suffix.lower()] == "parquet":
         from pyarrow import parquet, types
 
         name = table.names.get("file", "")
         kind = parquet.read_schema(path).field(name).type if name else None
         if kind is not None and (types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind)):
-            pictures = name
+            image_column = name
     invalid = {row: f"{table.where(row)}: {text}" for row, text in table.invalid.items()}
     keys = table.texts.get("key") or files
     coordinates = table.coordinates() if places else np.full((len(table), 2), np.nan)
-    return PhotoTable(path, sha256(path), files, keys, coordinates, table.texts.get("group"), invalid, pictures, places)
+    groups = table.texts.get("group")
+    return PhotoTable(path, sha256(path), files, keys, coordinates, groups, invalid, image_column, places)
 
 
 def open_table(path: Path, folder: Path | None = None, *, places: bool = True) -> "TablePhotos | ParquetPhotos":
@@ -154,19 +152,19 @@ def open_table(path: Path, folder: Path | None = None, *, places: bool = True) -
         MissingExtraError: a Parquet file without the extra ``parquet``.
     """
     if folder is not None and not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of pictures")
+        raise DataError(f"{folder}: there is no such folder of images")
     table = read_photo_table(path, places=places)
     rows = np.arange(len(table))
-    if table.pictures is not None and folder is None:
-        return ParquetPhotos(str(path), table.fingerprint, rows, table, _row_group_starts(path, table.pictures))
+    if table.image_column is not None and folder is None:
+        return ParquetPhotos(str(path), table.fingerprint, rows, table, _row_group_starts(path, table.image_column))
     return TablePhotos(str(path), table.fingerprint, rows, table, path.parent if folder is None else folder)
 
 
 @dataclass(frozen=True, eq=False)
 class TablePhotos(IndexedPhotos):
-    """Photos that a table names. Whether a picture is there is known once it is decoded.
+    """Photos that a table names. Whether an image is there is known once it is decoded.
 
-    The fingerprint covers the table, not the pixels: after changing pictures under the same names, change the table.
+    The fingerprint covers the table, not the pixels: after changing images under the same names, change the table.
 
     Attributes:
         table: the rows.
@@ -180,7 +178,7 @@ class TablePhotos(IndexedPhotos):
         """The photo of a row, or what is wrong with it."""
         key, name = self.table.keys[row], self.table.files[row]
         if not name and row not in self.table.invalid:
-            return Fault(key or f"row {row}", "missing", "the table names no picture")
+            return Fault(key or f"row {row}", "missing", "the table names no image")
         return _entry(self.table, row, key or name, self._path(name))
 
     def names_files(self) -> bool:
@@ -210,7 +208,7 @@ def _entry(table: PhotoTable, row: int, key: str, image: ImageSource) -> Entry:
 
 @dataclass(frozen=True, eq=False)
 class ParquetPhotos(IndexedPhotos):
-    """Photos whose pictures are in the Parquet file: bytes, or a struct of bytes and path as `datasets` writes it.
+    """Photos whose images are in the Parquet file: bytes, or a struct of bytes and path as `datasets` writes it.
 
     A row group is read at a time, so `shuffled` keeps the rows of one together.
 
@@ -226,13 +224,13 @@ class ParquetPhotos(IndexedPhotos):
         """The photo of a row, or what is wrong with it."""
         key = self.table.keys[row] or f"row {row}"
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        picture = _read_row_group(self.table, group)[row - int(self.starts[group])]
-        if picture is None and row not in self.table.invalid:
+        image = _read_row_group(self.table, group)[row - int(self.starts[group])]
+        if image is None and row not in self.table.invalid:
             name = self.table.files[row]
             if not name:
-                return Fault(key, "missing", "the table holds no picture")
+                return Fault(key, "missing", "the table holds no image")
             return _entry(self.table, row, key, self.table.path.parent / name)
-        return _entry(self.table, row, key, picture or b"")
+        return _entry(self.table, row, key, image or b"")
 
     def shuffled(self, seed: int, epoch: int = 0) -> "ParquetPhotos":
         """A permutation of the row groups and of the rows within each."""
@@ -251,7 +249,7 @@ def _row_group_starts(path: Path, column: str) -> Int64[np.ndarray, " groups"]:
         size = sum(part.total_uncompressed_size for part in columns if part.path_in_schema.split(".")[0] == column)
         if size > _MAX_ROW_GROUP_BYTES:
             raise DataError(
-                f"{path}: a row group holds {size / 1e9:.1f} GB of pictures, and is read at once: write it with "
+                f"{path}: a row group holds {size / 1e9:.1f} GB of images, and is read at once: write it with "
                 f"row_group_size={max(1, group.num_rows * (_MAX_ROW_GROUP_BYTES // 4) // size)} or less"
             )
     return np.cumsum([0, *(group.num_rows for group in groups)])
@@ -262,8 +260,8 @@ def _read_row_group(table: PhotoTable, group: int) -> "list[bytes | None]":
     from pyarrow import parquet, types
 
     with parquet.ParquetFile(table.path) as file:
-        pictures = file.read_row_group(group, columns=[table.pictures])[table.pictures].combine_chunks()
-    if types.is_struct(pictures.type):
-        pictures = pictures.field("bytes")
-    found: list[bytes | None] = pictures.to_pylist()
+        images = file.read_row_group(group, columns=[table.image_column])[table.image_column].combine_chunks()
+    if types.is_struct(images.type):
+        images = images.field("bytes")
+    found: list[bytes | None] = images.to_pylist()
     return found

@@ -1,8 +1,8 @@
-"""Tar shards in WebDataset's format: ``000001.jpg`` and ``000001.json`` beside each other, one after the other.
+"""Tar shards in WebDataset's format: ``000001.jpg`` and ``000001.json``, one after the other.
 
-Files of one record follow each other and share their name up to the first dot. The picture is the file with a
-picture's suffix. The coordinates come from a table, where one is given; else from ``.json`` (columns as in a
-table); else from the picture's own EXIF data.
+Files of one record follow each other and share their name up to the first dot. The image is the file with an
+image's suffix. The coordinates come from a table, where one is given, else from ``.json`` (names as in a table), else
+from the image's own EXIF data.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ __all__ = ["INDEX", "SHARD_SUFFIXES", "TarPhotos", "expand_braces", "find_shards
 INDEX = "index.json"
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BUFFER = 2048
-"""Photos held while a shard is shuffled: about 100 MB of pictures of 50 kB."""
+"""Photos in memory while a shard is shuffled: about 100 MB of images of 50 kB."""
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -81,17 +81,17 @@ def find_shards(pattern: str | Path) -> tuple[Path, ...]:
 class TarPhotos:
     """Photos in tar shards, read as a stream.
 
-    ``shard`` gives out whole shards as long as there is one for each part, and every n-th record when there is not.
-    ``shuffled`` shuffles the shards, and the photos through a buffer of ``BUFFER``. The fingerprint covers the names,
-    sizes and times of change of the shards, or what ``index.json`` says of them, and the table.
+    ``shard`` returns whole shards, or every n-th record if there are fewer shards than parts. ``shuffled`` shuffles the
+    shards, and the photos through a buffer of ``BUFFER``. The fingerprint covers the names, sizes and times of change
+    of the shards, or their entries in ``index.json``, and the table.
 
     Attributes:
-        name: what messages call it.
+        name: the name in messages.
         paths: the shards.
-        table: rows that say which records to take and where they were taken; all records when there is none.
-        lookup: the row of each name a record may go by.
+        table: which records to take and where they were taken; default: all records.
+        lookup: the row of the table by each name of a record.
         stride: (i, n): of each shard, records i, i + n, i + 2n...
-        order: seeds that the order is drawn with; as stored when empty.
+        order: seeds of the order; as stored if empty.
         places: whether coordinates are read; otherwise all are NaN, and keys begin with the name of the shard.
     """
 
@@ -111,7 +111,7 @@ class TarPhotos:
 
         Args:
             pattern: a folder, a file, or a pattern such as ``shards/{000..012}.tar``.
-            table: which photos to take, and where they were taken, by key or by file name.
+            table: which photos to take and where they were taken, by key or file name.
             places: read coordinates.
 
         Raises:
@@ -143,20 +143,20 @@ class TarPhotos:
 
     @property
     def fingerprint(self) -> str:
-        """Of what this gives: which records of which shards, in which order."""
+        """Changes with the shards, the records of them and their order."""
         names = "\n".join(path.name for path in self.paths)
         return hashlib.sha256(f"{self.whole_fingerprint}{names}{self.stride}{self.order}".encode()).hexdigest()
 
     @property
     def count(self) -> int | None:
-        """How many photos there are, if ``index.json`` tells and nothing was taken away."""
+        """The number of photos, if ``index.json`` has it and this is the whole source."""
         return self.whole_count
 
     def __iter__(self) -> Iterator[Photo]:
         return usable(self.entries(), self.name)
 
     def shard(self, rank: int, world: int) -> "TarPhotos":
-        """Part ``rank`` of ``world``: whole shards, or every ``world``-th record where there are too few."""
+        """Return part ``rank`` of ``world``: whole shards, or every ``world``-th record if there are too few."""
         check_part(rank, world)
         if world == 1:
             return self
@@ -166,13 +166,13 @@ class TarPhotos:
         return replace(self, stride=(first + step * rank, step * world), whole_count=None)
 
     def shuffled(self, seed: int, epoch: int = 0) -> "TarPhotos":
-        """Shards in another order, photos shuffled through a buffer."""
+        """Return the shards in another order, with photos shuffled through a buffer."""
         order = (*self.order, seed, epoch)
         paths = [self.paths[i] for i in np.random.default_rng(order).permutation(len(self.paths))]
         return replace(self, paths=tuple(paths), order=order)
 
     def entries(self) -> Iterator[Entry]:
-        """All entries; a shard that breaks gives a fault after what is whole before the break."""
+        """Yield all entries; for a shard that breaks, a fault after what is whole before the break."""
         stored = (entry for path in self.paths for entry in self._shard_entries(path))
         return _buffered(stored, np.random.default_rng((*self.order, 1))) if self.order else stored
 
@@ -212,24 +212,23 @@ class TarPhotos:
             return
         stem = _stem(record[0].name)
         place = f"{path.name}/{stem} (byte {record[0].offset:,})"
-        picture = next((member for member in record if Path(member.name).suffix.lower() in SUFFIXES), None)
+        image = next((member.data for member in record if Path(member.name).suffix.lower() in SUFFIXES), None)
         if not self.places:
             key = f"{path.name}/{stem}"
-            if picture is None:
-                yield Fault(key, "missing", f"there is no picture among {', '.join(m.name for m in record)}")
+            if image is None:
+                yield Fault(key, "missing", f"there is no image among {', '.join(m.name for m in record)}")
             else:
-                yield Photo(key, picture.data, math.nan, math.nan)
+                yield Photo(key, image, math.nan, math.nan)
             return
-        told = next((member for member in record if member.name.endswith(".json")), None)
+        text = next((member.data for member in record if member.name.endswith(".json")), b"{}")
         try:
-            facts = json.loads(told.data) if told is not None else {}
-        except ValueError as error:
-            yield Fault(stem, "no coordinates", f"{place}: its JSON is damaged ({error})")
-            return
-        try:
+            facts = json.loads(text)
             facts = _by_column(facts if isinstance(facts, dict) else {})
         except DataError as error:
             yield Fault(stem, "no coordinates", f"{place}: {error}")
+            return
+        except ValueError as error:
+            yield Fault(stem, "no coordinates", f"{place}: its JSON is damaged ({error})")
             return
         key = str(facts["key"]) if facts.get("key") not in (None, "") else stem
         if self.table is not None:
@@ -240,12 +239,12 @@ class TarPhotos:
             key = self.table.keys[row]
             lat, lon = self.table.coordinates[row].tolist()
             group = self.table.group(row)
-        if picture is None:
-            yield Fault(key, "missing", f"{place}: there is no picture among {', '.join(m.name for m in record)}")
+        if image is None:
+            yield Fault(key, "missing", f"{place}: there is no image among {', '.join(m.name for m in record)}")
             return
         if self.table is None:
             try:
-                lat, lon = _place(facts) or read_position(picture.data, name=key)
+                lat, lon = _place(facts) or read_position(image, name=key)
             except NoPositionError as error:
                 yield Fault(key, error.kind, f"{place}: {error.reason}")
                 return
@@ -256,12 +255,12 @@ class TarPhotos:
                 yield Fault(key, "no coordinates", f"{place}: its coordinates are no numbers")
                 return
             group = None if facts.get("group") is None else str(facts["group"])
-        entry = photo_or_fault(key, picture.data, lat, lon, group)
+        entry = photo_or_fault(key, image, lat, lon, group)
         yield Fault(key, entry.kind, f"{place}: {entry.reason}") if isinstance(entry, Fault) else entry
 
 
 def _stem(name: str) -> str:
-    """What the files of a record share: the name up to the first dot after the last slash."""
+    """Return what the files of a record share: the name up to the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -271,10 +270,9 @@ def _is_wanted(name: str) -> bool:
 
 
 def _by_column(facts: dict[str, Any]) -> dict[str, Any]:
-    """The values of a record's JSON by our names for them."""
+    """Return the values of a record's JSON by our names for them."""
     names = list(facts)
-    found = find_columns(names, {name: column.names for name, column in PHOTO_COLUMNS.items()})
-    return {name: facts[names[at]] for name, at in found.items()}
+    return {name: facts[names[at]] for name, at in find_columns(names, PHOTO_COLUMNS).items()}
 
 
 def _place(facts: dict[str, Any]) -> tuple[float, float] | None:
@@ -297,7 +295,7 @@ def _buffered(entries: Iterable[Entry], rng: np.random.Generator) -> Iterator[En
 
 
 def _index(paths: tuple[Path, ...]) -> dict[Path, dict[str, Any]]:
-    """What the index beside each shard says of it."""
+    """Return the entry of each shard in the index beside it."""
     known: dict[Path, dict[str, Any]] = {}
     for folder in {path.parent for path in paths}:
         path = folder / INDEX

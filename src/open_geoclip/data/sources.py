@@ -40,7 +40,7 @@ def open_source(spec: str | Path, *, images: str | Path | None = None, places: b
 
     Args:
         spec: the name.
-        images: for a table, where its pictures lie when not beside it: a folder, or tar shards.
+        images: for a table, where its images lie when not beside it: a folder, or tar shards.
         places: read where photos were taken, and leave out those that do not say it. Otherwise photos need no
             coordinates, and all are NaN.
 
@@ -68,7 +68,7 @@ def open_source(spec: str | Path, *, images: str | Path | None = None, places: b
     else:
         raise DataError(f"{text}: there is no such file or folder; photos are named as {_HOW}")
     if images is not None:
-        raise SettingsError(f"{text} brings its own pictures; only a table has them elsewhere ({images})")
+        raise SettingsError(f"{text} brings its own images; only a table has them elsewhere ({images})")
     return source
 
 
@@ -79,11 +79,11 @@ def _table(path: Path, images: str | Path | None, places: bool) -> PhotoSource:
         if not str(images).lower().endswith(SHARD_SUFFIXES) and not any(
             Path(name).exists() for name in expand_braces(str(images))
         ):
-            raise DataError(f"{images}: there is no such folder of pictures or shards")
+            raise DataError(f"{images}: there is no such folder of images or shards")
         return TarPhotos.opened(images, read_photo_table(path))
     photos = open_table(path, Path(images), places=places)
     assert isinstance(photos, TablePhotos)
-    # An archive among the pictures says nothing: what counts is whether the table names files of the folder.
+    # An archive among the images says nothing: what counts is whether the table names files of the folder.
     if _shards_in(Path(images)) and not photos.names_files():
         return TarPhotos.opened(images, photos.table)
     return photos
@@ -137,11 +137,11 @@ class EarthViewPhotos(IndexedPhotos):
         return EarthViewPhotos(name, f"{name}:v{_VERSION}", np.arange(len(centres)), split, basemap, centres)
 
     def entry(self, row: int) -> Photo:
-        """A view; its picture is an array."""
+        """A view; its image is an array."""
         width, turn, light = sample_cameras(self.split, row, row + 1)
-        (picture,) = _earth(self.basemap).render(self.centres[row : row + 1], width, turn, light)
+        (image,) = _earth(self.basemap).render(self.centres[row : row + 1], width, turn, light)
         lat, lon = self.centres[row].tolist()
-        return Photo(f"{self.basemap}-{self.split}-{row:07d}", picture, lat, lon)
+        return Photo(f"{self.basemap}-{self.split}-{row:07d}", image, lat, lon)
 
 
 def _earth_views(spec: str) -> EarthViewPhotos:

@@ -51,12 +51,12 @@ class Table:
 
     Attributes:
         path: the file.
-        unit: what rows are counted in: ``line`` (CSV, the header is line 1), ``row`` or ``feature`` (from 0).
-        names: what the file calls each column; optional ones that it lacks are absent here and below.
+        unit: of the positions: ``line`` (CSV, the header is line 1), ``row`` or ``feature`` (from 0).
+        names: of the columns in the file; optional ones that it lacks are absent here and below.
         numbers: columns of numbers and degrees.
         texts: columns of text.
         positions: the line, row or feature of each row.
-        invalid: what is wrong with damaged rows, by row. All their numbers, or those in question, are NaN.
+        invalid: what is wrong with damaged rows, by row; numbers of theirs are NaN.
     """
 
     path: Path
@@ -71,11 +71,11 @@ class Table:
         return len(self.positions)
 
     def where(self, row: int) -> str:
-        """The place of a row in the file, such as ``line 17``."""
+        """Return the place of a row in the file, such as ``line 17``."""
         return f"{self.unit} {self.positions[row]}"
 
     def coordinates(self, lat: str = "lat", lon: str = "lon") -> Float64[np.ndarray, "n 2"]:
-        """(lat, lon) in degrees; NaN where a row has none."""
+        """Return (lat, lon) in degrees; NaN where a row has none."""
         return np.stack([self.numbers[lat], self.numbers[lon]], axis=1)
 
 
@@ -146,9 +146,9 @@ class _Builder:
         self.invalid: dict[int, str] = {}
 
     def find(self, names: Sequence[str], *, hint: str = "") -> dict[str, int]:
-        """The positions of the columns; says which ones are missing."""
+        """Return the positions of the columns; raise an error that names the missing ones."""
         try:
-            found = find_columns(names, {name: column.names for name, column in self.columns.items()})
+            found = find_columns(names, self.columns)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
         self.names |= {name: names[at].strip() for name, at in found.items()}
@@ -164,13 +164,7 @@ class _Builder:
             raise DataError(f"{self.path}: it has no column {' or '.join(absent)}; its columns are {present}{hint}")
 
     def add(self, cells: Mapping[str, Any], positions: Iterable[int], invalid: Mapping[int, str] | None = None) -> None:
-        """Add a block of rows.
-
-        Args:
-            cells: one sequence per column that is there.
-            positions: the line, row or feature of each row.
-            invalid: what is wrong with rows that are damaged as a whole, by row of the block.
-        """
+        """Add a block of rows: the cells of each column, and what is wrong with damaged rows, by row of the block."""
         start = len(self.positions)
         self.positions.extend(positions)
         self.invalid |= {start + row: text for row, text in (invalid or {}).items()}
@@ -202,7 +196,6 @@ class _Builder:
         return numbers
 
     def table(self, unit: str) -> Table:
-        """The whole table."""
         numbers = {
             name: np.frombuffer(values, np.float64) for name, values in self.numbers.items() if name in self.names
         }
@@ -281,7 +274,7 @@ def _blocks(rows: Iterator[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]
 
 
 def _decoded(file: io.BufferedReader, path: Path) -> io.TextIOWrapper:
-    """The file as text, in the encoding that its first bytes show."""
+    """Return the file as text, in the encoding that its first bytes show."""
     head = file.peek(4096)[:4096]  # which takes nothing from a pipe
     if head.startswith(b"PK\x03\x04"):
         raise DataError(f"{path}: it is a zip archive or an Excel workbook: save the sheet as CSV")
@@ -306,7 +299,7 @@ def _checked_lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
 
 
 def _fit(rows: list[list[str]], width: int) -> dict[int, str]:
-    """Give all rows the width of the header; says which ones had another."""
+    """Give all rows the width of the header; return which ones had another."""
     if set(map(len, rows)) == {width}:
         return {}
     invalid = {}
@@ -335,7 +328,7 @@ def _read_parquet(builder: _Builder) -> Table:
             schema = file.schema_arrow
             found = builder.find(schema.names)
             wanted = {schema.names[at]: schema.names[at] for at in found.values()}
-            for name in list(wanted):  # of a picture in the table only its path is read here
+            for name in list(wanted):  # of an image in the table only its path is read here
                 kind = schema.field(name).type
                 if types.is_struct(kind) and kind.get_field_index("path") >= 0:
                     wanted[name] += ".path"
@@ -365,7 +358,7 @@ def _read_parquet(builder: _Builder) -> Table:
 
 def _read_geojson(builder: _Builder) -> Table:
     path, columns = builder.path, builder.columns
-    usual = {name: column.names for name, column in columns.items() if name not in COORDINATES}
+    usual = {name: column for name, column in columns.items() if name not in COORDINATES}
     builder.names |= {name: name for name in COORDINATES if name in columns}
     found_in: dict[tuple[str, ...], dict[str, int]] = {}  # by the names of a feature's properties
 

@@ -1,7 +1,7 @@
-"""The picture-to-picture baseline: a photo was taken where the photos that look most like it were taken.
+"""The image-to-image baseline: a photo was taken where the photos that look most like it were taken.
 
 Im2GPS (Hays and Efros, CVPR 2008) on the features of a frozen backbone. It shares data and features with the
-model it is held against, and its one setting is chosen on validation pictures.
+model it is held against, and its one setting is chosen on validation images.
 """
 
 import torch
@@ -11,28 +11,28 @@ from torch import Tensor
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 
-__all__ = ["nearest_pictures", "neighbour_places", "tuned_k"]
+__all__ = ["nearest_images", "neighbour_places", "tuned_k"]
 
 _RADIUS_KM = 200.0
 
 
 @torch.inference_mode()
-def nearest_pictures(
+def nearest_images(
     known: Float[Tensor, "m d"], queries: Float[Tensor, "n d"], k: int, *, chunk: int = 8192
 ) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
-    """Cosines and rows of the k most alike pictures, best first.
+    """Cosines and rows of the k most alike images, best first.
 
-    Features are standardised by the known pictures, without which a few loud channels decide.
+    Features are standardised by the known images, without which a few loud channels decide.
 
     Args:
-        known: features of pictures whose places are known.
-        queries: features of pictures to locate.
-        k: neighbours a picture.
-        chunk: known pictures at a time.
+        known: features of images whose places are known.
+        queries: features of images to locate.
+        k: neighbours an image.
+        chunk: known images at a time.
     """
     sample = known[:4096].float()
     mean = sample.mean(dim=0)
-    # A single picture has no spread: its channels stay as they are.
+    # A single image has no spread: its channels stay as they are.
     std = sample.std(dim=0) + 1e-3 if len(sample) > 1 else torch.ones_like(mean)
 
     def unit(features: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
@@ -51,11 +51,11 @@ def nearest_pictures(
 def neighbour_places(
     cosines: Float[Tensor, "n k"], rows: Int64[Tensor, "n k"], coordinates: Float64[Tensor, "m 2"]
 ) -> Float64[Tensor, "n 2"]:
-    """For each picture the neighbour's place that has the most likeness within 200 km of it."""
+    """For each image the neighbour's place that has the most likeness within 200 km of it."""
     vectors = unit_vectors(coordinates)[rows]
     near = vectors @ vectors.transpose(1, 2) > torch.cos(torch.tensor(_RADIUS_KM / EARTH_RADIUS_KM))
     support = (near * cosines.clamp_min(0)[:, None, :]).sum(dim=2)
-    # Among equals the most alike picture, which stands first.
+    # Among equals the most alike image, which stands first.
     return coordinates[rows.gather(1, support.argmax(dim=1, keepdim=True))[:, 0]]
 
 
@@ -65,7 +65,7 @@ def tuned_k(
     coordinates: Float64[Tensor, "m 2"],
     truth: Float64[Tensor, "n 2"],
 ) -> int:
-    """How many neighbours place validation pictures best, by the share within 200 km."""
+    """How many neighbours place validation images best, by the share within 200 km."""
 
     def share(k: int) -> float:
         places = neighbour_places(cosines[:, :k], rows[:, :k], coordinates)

@@ -235,10 +235,10 @@ def _settings(locator: Locator) -> dict[str, Any]:
 
 
 def _probe(locator: Locator) -> Float[np.ndarray, " k"]:
-    """The vector of a picture of coloured blocks, the same on every machine."""
+    """The vector of an image of coloured blocks, the same on every machine."""
     blocks = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    picture = Image.fromarray(blocks).resize((224, 224), Image.Resampling.NEAREST)
-    return np.asarray(locator.encode([picture])[0])
+    image = Image.fromarray(blocks).resize((224, 224), Image.Resampling.NEAREST)
+    return np.asarray(locator.encode([image])[0])
 
 
 def _photos_sha256(lines: Sequence[dict[str, Any]]) -> str:

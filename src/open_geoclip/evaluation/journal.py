@@ -16,7 +16,7 @@ from open_geoclip.files import sha256
 
 __all__ = ["Journal"]
 
-_SAME = 0.9999  # cosine of two vectors of one picture by one model; another model is far below
+_SAME = 0.9999  # cosine of two vectors of one image by one model; another model is far below
 
 
 class Journal:
@@ -27,7 +27,7 @@ class Journal:
     Args:
         path: the file.
         settings: what all its answers depend on.
-        probe: the vector of a picture that is the same for everybody: it tells another backbone of the same name.
+        probe: the vector of an image that is the same for everybody: it tells another backbone of the same name.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], probe: Float[np.ndarray, " k"]) -> None:

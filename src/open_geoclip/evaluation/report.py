@@ -36,19 +36,19 @@ def text_rows(found: Mapping[str, Any], *others: str) -> list[list[str]]:
     return rows
 
 
-def markdown(found: Mapping[str, Any], *, command: str, pictures: Sequence[tuple[str, str]] = ()) -> str:
+def markdown(found: Mapping[str, Any], *, command: str, images: Sequence[tuple[str, str]] = ()) -> str:
     """The report.
 
     Args:
         found: the figures of an :class:`~.evaluate.Evaluation`.
         command: what made it.
-        pictures: files of figures beside the report, and what they show.
+        images: files of figures beside the report, and what they show.
     """
     loud = [note for note in found["notes"] if note.startswith("LEAK")]
     lines = [f"# {found['model']} on {found['data']}", ""]
     lines += [f"> **{note}**\n" for note in loud]
     lines += [*_figures(found), "", *_notes(found, loud), ""]
-    for file, text in pictures:
+    for file, text in images:
         lines += [f"![{text}]({file})", ""]
     for name, title in (("continent", "By continent"), ("country", "By country")):
         if name in found:

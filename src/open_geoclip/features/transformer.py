@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from open_geoclip.data.columns import LATITUDE, LONGITUDE, find_columns
+from open_geoclip.data.columns import LATITUDE, LONGITUDE, Column, find_columns
 from open_geoclip.errors import CoordinateError, MissingExtraError, SettingsError, WeightsError
 
 try:
@@ -247,8 +247,7 @@ def _coordinate_columns(names: Sequence[Any], given: tuple[Any, Any] | None) -> 
             raise CoordinateError(f"the DataFrame has no column {absent[0]!r}; its columns are {present}")
         return list(given)
     # x and y of a DataFrame may be anything; in a file of places they are what map software writes.
-    usual = {"lat": [name for name in LATITUDE if name != "y"], "lon": [name for name in LONGITUDE if name != "x"]}
-    found = find_columns([str(name) for name in names], usual)
+    found = find_columns([str(name) for name in names], {"lat": Column(LATITUDE[:-1]), "lon": Column(LONGITUDE[:-1])})
     if len(found) < 2:
         raise CoordinateError(f"the DataFrame has no columns lat and lon, only {present}; name them with columns=")
     return [names[found["lat"]], names[found["lon"]]]
