@@ -180,22 +180,39 @@ class TestLeftOut:
 
 
 class TestLeak:
-    def test_a_gallery_that_knows_the_answers_is_refused(self, labelled: Labelled, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("leaked", [2, 7, 12])
+    def test_figures_with_and_without_photos_whose_coordinates_are_in_the_gallery(
+        self, labelled: Labelled, tmp_path: Path, leaked: int
+    ) -> None:
         plain = colour_locator(tmp_path)
-        known = Gallery.from_coordinates(np.concatenate([plain.gallery.coordinates, labelled.truth[:2]]), name="known")
-        knowing = Locator(plain.model, known, cache=tmp_path)
-        with pytest.raises(BenchmarkError, match="known holds the very coordinates of 2 of the 12 test photos"):
-            run(knowing, labelled, tmp_path / "out")
-        found = run(knowing, labelled, tmp_path / "out", allow_leak=True).figures
-        assert found["leak"] == {"photos": 2, "percent": pytest.approx(100 / 6), "within_m": 1.0, "allowed": True}
-        assert "> **LEAK: the gallery holds" in markdown(found, command="")
+        places = np.concatenate([plain.gallery.coordinates, labelled.truth[:leaked]])
+        knowing = Locator(plain.model, Gallery.from_coordinates(places, name="known"), cache=tmp_path)
+        if leaked > 6:
+            with pytest.raises(BenchmarkError, match=f"known holds the coordinates of {leaked} of the 12 test photos"):
+                run(knowing, labelled, tmp_path / "out")
+        evaluation = run(knowing, labelled, tmp_path / "out", allow_leak=leaked > 6)
+        found, text = evaluation.figures, markdown(evaluation.figures, command="")
+        assert (found["leak"]["photos"], found["leak"]["percent"]) == (leaked, pytest.approx(100 * leaked / 12))
+        assert found["n"] == 12
+        assert "> **LEAK: the gallery holds" in text
+        rest = labelled.truth[leaked:]
+        if len(rest):
+            groups = labelled.groups and labelled.groups[leaked:]
+            expected = score(rest, evaluation.predicted[leaked:], resamples=100, groups=groups)
+            assert found["leak"]["without"] == expected
+            assert f"## Without the {leaked} photos whose coordinates are in the gallery" in text
+        else:
+            assert found["leak"]["without"] is None
+            assert "must not be quoted" in text
 
     def test_where_the_line_is(self) -> None:
         near = np.full(1000, 0.0011)
         assert leaks(near, "g")["photos"] == 0
         near[:10] = 0.001
         assert leaks(near, "g")["percent"] == 1.0  # landmarks
-        near[10] = 0.0
+        near[:500] = 0.0
+        assert leaks(near, "g")["percent"] == 50.0
+        near[500] = 0.0
         with pytest.raises(BenchmarkError, match="--allow-leak"):
             leaks(near, "g")
 

@@ -52,7 +52,7 @@ def evaluate(
             given.
         output: The folder of results; evaluation-NAME when not given.
         group: The column of what is resampled together; the author's when the table has one.
-        allow_leak: Go on with a gallery that holds the test's coordinates; the report says so.
+        allow_leak: Go on although the gallery holds the coordinates of more than half of the photos.
     """
     from open_geoclip.evaluation.benchmarks import read_labelled
 

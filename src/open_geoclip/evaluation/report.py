@@ -48,6 +48,11 @@ def markdown(found: Mapping[str, Any], *, command: str, images: Sequence[tuple[s
     lines = [f"# {found['model']} on {found['data']}", ""]
     lines += [f"> **{note}**\n" for note in loud]
     lines += [*_figures(found), "", *_notes(found, loud), ""]
+    if rest := found["leak"]["without"]:
+        lines += [f"## Without the {found['leak']['photos']:,} photos whose coordinates are in the gallery", ""]
+        lines += [f"{rest['n']:,} photos.", "", "| | answers | 95 % interval |", "| --- | ---: | :---: |"]
+        lines += [f"| {' | '.join(row)} |" for row in text_rows(rest)]
+        lines.append("")
     for file, text in images:
         lines += [f"![{text}]({file})", ""]
     for name, title in (("continent", "By continent"), ("country", "By country")):
