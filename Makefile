@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -86,6 +86,12 @@ exiftool:
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends libimage-exiftool-perl >/dev/null; } || \
 		echo "no ExifTool: geoclip strip and tag --into exif will not work, and their tests will be skipped" >&2
 
+# The tests run the configurations of docs/guides/deploy.md. Where a proxy cannot be installed, its tests are skipped.
+proxies:
+	@{ command -v nginx && command -v caddy; } >/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light caddy >/dev/null; } || \
+		echo "no nginx or no Caddy: the tests of docs/guides/deploy.md will be skipped" >&2
+
 page-pictures: $(STAMP) $(PAGE) chromium
 	$(BIN)/geoclip serve --port 8917 & server=$$!; trap "kill $$server" EXIT; \
 		until $(BIN)/python -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:8917/readyz")' 2>/dev/null; do \
@@ -95,7 +101,7 @@ page-pictures: $(STAMP) $(PAGE) chromium
 demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo
 
-test: $(STAMP) $(PAGE) chromium exiftool
+test: $(STAMP) $(PAGE) chromium exiftool proxies
 	cd web && npm test --silent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

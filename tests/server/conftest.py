@@ -3,13 +3,20 @@
 import asyncio
 import importlib.util
 import io
+import os
+import re
+import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import httpx2
 import numpy as np
 import pytest
 from fastapi import FastAPI
@@ -67,6 +74,73 @@ class NamesAsPixels:
     async def run(self, message: Message, timeout_s: float) -> Message:
         name = message[0]["name"]
         return {"pixels": (1, 1), "error": None, "sha256": "", "exif": None, "thumbnail": None}, [name.encode()]
+
+
+class Server:
+    """`geoclip serve` in a process, with a client that sends its token."""
+
+    token = "0123456789abcdef"
+
+    def __init__(self, *arguments: str, log: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "open_geoclip.cli", "serve", "--port", str(self.port), *arguments]
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command,
+                stderr=file,
+                env=os.environ | {"OPEN_GEOCLIP_SERVE_TOKENS": Server.token, "OMP_NUM_THREADS": "1"},
+            )
+        headers = {"Authorization": f"Bearer {Server.token}"}
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=60)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
+
+    def is_ready(self) -> bool:
+        return self.client.get("/readyz").status_code == 200
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
+        """Wait for something; returns how long it took."""
+        start = time.monotonic()
+        while True:
+            with suppress(httpx2.TransportError):
+                if condition():
+                    return time.monotonic() - start
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() - start < seconds, f"{what}: {self.log.read_text()[-2000:]}"
+            time.sleep(0.02)
+
+    def children(self) -> list[int]:
+        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in listed.split()]
+
+    def restarts(self, model: str = "") -> int:
+        text = self.client.get("/metrics").text
+        found = re.findall(r'^geoclip_worker_restarts_total{model="(.*)"} ([\d.]+)$', text, flags=re.MULTILINE)
+        return sum(int(float(count)) for name, count in found if model in name)
+
+    def locate(self, *files: tuple[str, bytes], **fields: Any) -> httpx2.Response:
+        return self.client.post("/v1/locate", files=[("images", file) for file in files], data=fields)
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Return a function that starts a server with arguments of ``geoclip serve`` and waits until it is ready."""
+    servers = []
+
+    def start(*arguments: str) -> Server:
+        servers.append(Server(*arguments, log=tmp_path_factory.mktemp("serve") / "log"))
+        servers[-1].wait_until(servers[-1].is_ready, 120, "start")
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture

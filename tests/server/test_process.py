@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,61 +18,11 @@ import httpx2
 import pytest
 
 Png = Callable[[int], bytes]
-TOKEN = "0123456789abcdef"
+TOKEN = "0123456789abcdef"  # of the servers that conftest.py starts
+Server = Any  # that of conftest.py, which cannot be imported
 ORIGIN = "https://maps.example"
 IMAGE_TIMEOUT_S, READ_TIMEOUT_S, TIMEOUT_S = 2.0, 2.0, 30.0
 QUICK_S = 5.0  # for an image of another client, on a busy machine
-
-
-class Server:
-    """A running server; ``pid`` is that of its main process."""
-
-    def __init__(self, *arguments: str, log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "open_geoclip.cli", "serve", "--port", str(self.port), *arguments]
-        self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                command, stderr=file, env=os.environ | {"OPEN_GEOCLIP_SERVE_TOKENS": TOKEN, "OMP_NUM_THREADS": "1"}
-            )
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=60)
-
-    def stop(self) -> None:
-        self.client.close()
-        self.process.kill()
-        self.process.wait()
-
-    def is_ready(self) -> bool:
-        return self.client.get("/readyz").status_code == 200
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
-        """Wait for something; returns how long it took."""
-        start = time.monotonic()
-        while True:
-            with suppress(httpx2.TransportError):
-                if condition():
-                    return time.monotonic() - start
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() - start < seconds, f"{what}: {self.log.read_text()[-2000:]}"
-            time.sleep(0.02)
-
-    def children(self) -> list[int]:
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in listed.split()]
-
-    def model_worker(self) -> int:
-        return max(self.children(), key=lambda pid: memory_mb(pid, "VmRSS"))
-
-    def restarts(self, model: str = "") -> int:
-        text = self.client.get("/metrics").text
-        found = re.findall(r'^geoclip_worker_restarts_total{model="(.*)"} ([\d.]+)$', text, flags=re.MULTILINE)
-        return sum(int(float(count)) for name, count in found if model in name)
-
-    def locate(self, *files: tuple[str, bytes], **fields: Any) -> httpx2.Response:
-        return self.client.post("/v1/locate", files=[("images", file) for file in files], data=fields)
 
 
 def memory_mb(pid: int, field: str) -> float:
@@ -83,18 +31,19 @@ def memory_mb(pid: int, field: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(release: Path, start_server: Callable[..., Server]) -> Iterator[Server]:
+    """Return a server that allows a page of another origin, with short time-outs."""
     if not Path("/proc/self/task").exists():
         pytest.skip("these tests look at processes through /proc")
     timeouts = {"image-timeout-s": IMAGE_TIMEOUT_S, "read-timeout-s": READ_TIMEOUT_S, "timeout-s": TIMEOUT_S}
     options = [part for name, value in timeouts.items() for part in (f"--{name}", str(value))]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    server = Server("--model", f"dir:{release}", "--cors-origin", ORIGIN, *options, log=log)
-    try:
-        server.wait_until(server.is_ready, 120, "start")
-        yield server
-    finally:
-        server.stop()
+    server = start_server("--model", f"dir:{release}", "--cors-origin", ORIGIN, *options)
+    yield server
+    server.stop()
+
+
+def model_worker(server: Server) -> int:
+    return max(server.children(), key=lambda pid: memory_mb(pid, "VmRSS"))
 
 
 def test_an_expensive_image_costs_its_own_client_only(server: Server, png: Png, fuzzing: ModuleType) -> None:
@@ -163,7 +112,7 @@ def test_countries_take_no_memory_in_the_main_process(server: Server) -> None:
 
 
 def test_an_idle_worker_that_dies_is_replaced_at_once_and_counted(server: Server) -> None:
-    model, children = server.model_worker(), server.children()
+    model, children = model_worker(server), server.children()
     for pid in (model, *(pid for pid in children if pid != model)):
         before, counted = set(server.children()), server.restarts()
         os.kill(pid, signal.SIGKILL)
@@ -178,7 +127,7 @@ def test_an_idle_worker_that_dies_is_replaced_at_once_and_counted(server: Server
 
 def test_readiness_follows_a_worker_that_is_stuck(server: Server) -> None:
     counted = server.restarts()
-    os.kill(server.model_worker(), signal.SIGSTOP)
+    os.kill(model_worker(server), signal.SIGSTOP)
     server.wait_until(lambda: not server.is_ready(), 15, "not ready")
     server.wait_until(server.is_ready, 60, "ready again")
     assert server.restarts() == counted + 1
@@ -190,7 +139,12 @@ def connection(server: Server) -> socket.socket:
 
 
 def head(length: int, kind: str = "multipart/form-data; boundary=b", path: str = "/v1/locate") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {TOKEN}", f"Content-Type: {kind}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {TOKEN}",
+        f"Content-Type: {kind}",
+    ]
     return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
@@ -285,14 +239,13 @@ def test_browsers_of_allowed_and_other_origins(server: Server) -> None:
 
 
 @pytest.mark.parametrize("token", [(), ("--no-token",)])
-def test_the_host_is_checked_on_other_addresses_too(release: Path, tmp_path: Path, token: tuple[str, ...]) -> None:
-    server = Server("--model", f"dir:{release}", "--host", "0.0.0.0", *token, log=tmp_path / "log")
-    try:
-        server.wait_until(server.is_ready, 120, "start")
-        for host, status in {"other.example": 400, "127.0.0.1": 200, socket.gethostname(): 200}.items():
-            assert server.client.get("/v1/models", headers={"Host": host}).status_code == status
-    finally:
-        server.stop()
+def test_the_host_is_checked_on_other_addresses_too(
+    release: Path, start_server: Callable[..., Server], token: tuple[str, ...]
+) -> None:
+    server = start_server("--model", f"dir:{release}", "--host", "0.0.0.0", *token)
+    for host, status in {"other.example": 400, "127.0.0.1": 200, socket.gethostname(): 200}.items():
+        assert server.client.get("/v1/models", headers={"Host": host}).status_code == status
+    server.stop()
 
 
 def test_embeddings_as_clients_send_them(server: Server, png: Png) -> None:
