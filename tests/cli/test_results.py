@@ -30,7 +30,7 @@ def test_a_job_and_its_results(command: Command, tmp_path: Path) -> None:
     summary = json.loads(command("results", results, "--format", "json").out)
     assert (summary["photos"], summary["located"]) == (N, N - 2)
     assert summary["settings"]["top_k"] == 5
-    for suffix in ("json", "csv", "geojson", "kml", "kmz", "parquet", "html"):
+    for suffix in ("json", "csv", "geojson", "kml", "kmz", "parquet", "gpkg", "html"):
         command("results", results, "-o", tmp_path / f"out.{suffix}")
         assert (tmp_path / f"out.{suffix}").stat().st_size > 1000
     assert len(json.loads((tmp_path / "out.json").read_text())) == N

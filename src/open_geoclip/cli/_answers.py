@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_answers", "has_detail", "write_answers"]
 
-_DRAWN = ("geojson", "kml", "kmz", "html")  # formats that show regions on a map
+_DRAWN = ("geojson", "kml", "kmz", "gpkg", "html")  # formats that show regions on a map
 
 
 def has_detail(detail: bool | None, format_: str) -> bool:

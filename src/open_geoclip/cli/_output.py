@@ -45,13 +45,13 @@ TextFormat = Annotated[Literal["table", "json"] | None, _FORMAT]
 RowFormat = Annotated[Literal["table", "json", "csv", "csv-bom", "parquet"] | None, _FORMAT]
 PointFormat = Annotated[Literal["table", "json", "csv", "csv-bom", "geojson", "parquet"] | None, _FORMAT]
 AnswerFormat = Annotated[
-    Literal["table", "json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "html"] | None, _FORMAT
+    Literal["table", "json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html"] | None, _FORMAT
 ]
 
 TEXT_FORMATS = ("table", "json")
 ROW_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "parquet")
 POINT_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "geojson", "parquet")
-ANSWER_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "html")
+ANSWER_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html")
 
 _SUFFIXES = {
     ".txt": "table",
@@ -61,10 +61,11 @@ _SUFFIXES = {
     ".kml": "kml",
     ".kmz": "kmz",
     ".parquet": "parquet",
+    ".gpkg": "gpkg",
     ".html": "html",
     ".htm": "html",
 }
-_BINARY = {"kmz", "parquet"}
+_BINARY = {"kmz", "parquet", "gpkg"}
 
 
 # --- formats --------------------------------------------------------------------------------------

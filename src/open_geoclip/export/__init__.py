@@ -1,1 +1,5 @@
-"""Answers shown to people and to other programs; here nothing is computed that search has not answered."""
+"""Answers as files and maps; here nothing is computed that search has not answered."""
+
+from open_geoclip.export.geopackage import to_geodataframe
+
+__all__ = ["to_geodataframe"]

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from open_geoclip._version import __version__
 from open_geoclip.errors import DataError, OpenGeoCLIPError, SettingsError
 from open_geoclip.export import kml, tables
+from open_geoclip.export.geopackage import to_geopackage
+from open_geoclip.export.tables import CAUTION
 from open_geoclip.export.thumbnails import decode_thumbnail
 from open_geoclip.metadata.read import PhotoPlace
 from open_geoclip.schema import from_dict, type_hints
@@ -24,8 +26,6 @@ from open_geoclip.verification import Findings
 __all__ = ["CAUTION", "FORMATS", "About", "Additions", "Format", "Record", "check_records", "render"]
 
 Record = Mapping[str, Any]
-
-CAUTION = "an estimate, not evidence"
 
 
 def _check_thumbnail(data_uri: str | None, where: str) -> None:
@@ -183,6 +183,7 @@ FORMATS: dict[str, Format] = {
     "kml": Format(".kml", "application/vnd.google-earth.kml+xml", kml.to_kml),
     "kmz": Format(".kmz", "application/vnd.google-earth.kmz", kml.to_kmz),
     "parquet": Format(".parquet", "application/vnd.apache.parquet", tables.to_parquet),
+    "gpkg": Format(".gpkg", "application/geopackage+sqlite3", to_geopackage),
     "html": Format(".html", "text/html; charset=utf-8", _to_html),
 }
 """By the name that ``--format`` takes."""

@@ -17,7 +17,19 @@ from open_geoclip.search.answer import Answer, Candidate, Columns
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COLUMNS", "add_geometry", "arrow_table", "escape", "rows", "to_csv", "to_csv_with_bom", "to_parquet"]
+__all__ = [
+    "CAUTION",
+    "COLUMNS",
+    "add_geometry",
+    "arrow_table",
+    "escape",
+    "rows",
+    "to_csv",
+    "to_csv_with_bom",
+    "to_parquet",
+]
+
+CAUTION = "an estimate, not evidence"
 
 _KINDS = {str: "string", float: "float64", bool: "bool"}
 

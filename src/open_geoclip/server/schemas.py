@@ -31,13 +31,13 @@ __all__ = [
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
-FORMATS = ("json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "html")
+FORMATS = ("json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html")
 """The keys of :data:`open_geoclip.export.formats.FORMATS`, which is slow to import."""
 
 FORMATS_WITH_IMAGES = ("kmz", "html")
 """Formats that contain thumbnails."""
 
-FormatName = Literal["json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "html"]
+FormatName = Literal["json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html"]
 Decode = Literal["mass", "distance", "geoscore", "max"]
 AreaText = Annotated[str, StringConstraints(min_length=1, max_length=2**20)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
