@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies page-pictures demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -92,11 +92,15 @@ proxies:
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light caddy >/dev/null; } || \
 		echo "no nginx or no Caddy: the tests of docs/guides/deploy.md will be skipped" >&2
 
-page-pictures: $(STAMP) $(PAGE) chromium
+# The images of docs/page.md; and every case at 360, 900, 1360 and 1920 pixels, dark and light, to look at.
+page-pictures: PICTURES := docs
+page-screenshots: PICTURES := build/screenshots --all
+
+page-pictures page-screenshots: $(STAMP) $(PAGE) chromium
 	$(BIN)/geoclip serve --port 8917 & server=$$!; trap "kill $$server" EXIT; \
 		until $(BIN)/python -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:8917/readyz")' 2>/dev/null; do \
 			kill -0 $$server || exit 1; sleep 1; done; \
-		$(BIN)/python web/pictures.py http://127.0.0.1:8917 docs
+		$(BIN)/python web/pictures.py http://127.0.0.1:8917 $(PICTURES)
 
 demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo

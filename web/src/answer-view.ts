@@ -3,14 +3,18 @@ import { announce, fill, h, icon, unique } from "./dom";
 import { comparison, coordinates, countryName, disagreementKm, exifConflict, kilometres, percent, placeName, decimalDegrees, verdict } from "./format";
 import { services } from "./map-links";
 import type { Store } from "./store";
-import type { Candidate, Item, Result } from "./types";
+import type { Candidate, Decision, Item, Result } from "./types";
 
 export class AnswerView {
   readonly element = h("section", { class: "answer", "aria-label": "Answer", tabindex: "-1" });
   private shown: { item: Item | null; candidate: number } = { item: null, candidate: -1 };
   private preview: { file: File; url: string } | null = null;
 
-  constructor(private readonly store: Store) {
+  /** Without `canReview`, as in a report, decision and note are read-only. */
+  constructor(
+    private readonly store: Store,
+    private readonly canReview: boolean,
+  ) {
     store.subscribe(["items", "selected", "candidate"], () => this.update());
     addEventListener("beforeprint", () => this.element.querySelectorAll("details").forEach((details) => (details.open = true)));
     this.update();
@@ -19,7 +23,9 @@ export class AnswerView {
   private update(): void {
     const item = this.store.selected;
     const { candidate } = this.store.state;
-    if (item === this.shown.item && candidate === this.shown.candidate) return;
+    if (isSameButNote(item, this.shown.item) && candidate === this.shown.candidate) return;
+    const note = this.element.querySelector("textarea");
+    const isTyping = note !== null && note === document.activeElement;
     const focused = document.activeElement?.closest<HTMLElement>("[data-candidate]")?.dataset["candidate"];
     const same = item?.id === this.shown.item?.id;
     this.shown = { item, candidate };
@@ -27,7 +33,11 @@ export class AnswerView {
     if (item === null) fill(this.element, this.empty());
     else fill(this.element, ...this.content(item));
     this.element.scrollTop = same ? scroll : 0;
-    if (same && focused !== undefined) this.element.querySelector<HTMLElement>(`[data-candidate="${focused}"]`)?.focus();
+    if (same && isTyping) {
+      const again = this.element.querySelector("textarea")!;
+      again.focus();
+      again.setSelectionRange(note.selectionStart, note.selectionEnd);
+    } else if (same && focused !== undefined) this.element.querySelector<HTMLElement>(`[data-candidate="${focused}"]`)?.focus();
   }
 
   private empty(): HTMLElement {
@@ -43,7 +53,7 @@ export class AnswerView {
   private content(item: Item): (HTMLElement | null)[] {
     const name = h("h2", { class: "answer-name" }, item.name);
     const picture = this.picture(item);
-    if (item.status === "failed") return [name, h("p", { class: "error", role: "alert" }, item.error ?? "It failed."), picture];
+    if (item.status === "failed") return [name, h("p", { class: "error", role: "alert" }, item.error ?? "It failed."), picture, this.review(item)];
     if (item.result === null) return [name, h("p", { class: "quiet" }, item.status === "sending" ? "Locating…" : "Waiting"), picture];
     const { result } = item;
     return [
@@ -51,6 +61,7 @@ export class AnswerView {
       this.verdict(result),
       this.warnings(item, result),
       picture,
+      this.review(item),
       this.candidates(result),
       this.exif(result),
       this.probabilities(result),
@@ -70,10 +81,46 @@ export class AnswerView {
     if (!src) return h("div", { class: "answer-picture blank" }, icon("photo"));
     const image = h("img", { class: "answer-picture", src, alt: `The photo ${item.name}` });
     image.addEventListener("error", () => {
-      const blank = h("div", { class: "answer-picture blank" }, icon("photo"), h("span", {}, "This browser cannot show this kind of picture."));
-      image.replaceWith(blank);
+      if (item.thumbnail !== null && image.src !== item.thumbnail) image.src = item.thumbnail; // the server's
+      else image.replaceWith(h("div", { class: "answer-picture blank" }, icon("photo"), h("span", {}, "This browser cannot show this kind of image.")));
     });
     return image;
+  }
+
+  /** Accept, reject, and a note. */
+  private review({ id, decision, note }: Item): HTMLElement | null {
+    if (!this.canReview) {
+      const words = [decision && (decision === "accepted" ? "Accepted" : "Rejected"), note].filter(Boolean);
+      return words.length > 0 ? h("p", { class: "review-words" }, words.join(": ")) : null;
+    }
+    const choice = (value: Decision, label: string): HTMLElement =>
+      h(
+        "button",
+        {
+          type: "button",
+          class: `button small ${value}`,
+          "aria-pressed": String(decision === value),
+          onclick: () => this.decide(id, decision === value ? null : value),
+        },
+        icon(value === "accepted" ? "accept" : "close"),
+        label,
+      );
+    const text = h("textarea", {
+      rows: 1,
+      "aria-label": "Note",
+      placeholder: "Note",
+      maxlength: 5000,
+      oninput: () => this.store.update(id, { note: text.value }),
+    });
+    text.value = note;
+    return h("div", { class: "review" }, h("div", { class: "pair" }, choice("accepted", "Accept"), choice("rejected", "Reject")), text);
+  }
+
+  private decide(id: string, decision: Decision | null): void {
+    const item = this.store.state.items.find((each) => each.id === id);
+    if (!item) return;
+    this.store.decide([item], decision);
+    queueMicrotask(() => this.element.querySelector<HTMLElement>(`.review .${decision ?? item.decision}`)?.focus());
   }
 
   private verdict(result: Result): HTMLElement {
@@ -102,7 +149,8 @@ export class AnswerView {
     const list = h("ol", { class: "candidates", "aria-label": "Candidates" });
     const most = Math.max(...(result.candidates ?? []).map(({ probability }) => probability), 1e-9);
     (result.candidates ?? []).forEach((each, index) => list.append(this.candidate(each, index, most)));
-    return list;
+    if (list.children.length === 0) return list;
+    return h("div", {}, list, h("p", { class: "candidates-note" }, "90 % of a candidate's probability lies within its radius."));
   }
 
   private candidate(each: Candidate, index: number, most: number): HTMLElement {
@@ -126,7 +174,7 @@ export class AnswerView {
         "span",
         { class: "candidate-numbers" },
         h("span", {}, coordinates(each.lat, each.lon)),
-        h("span", { title: "90 % of this candidate's probability lies within this distance" }, `± ${kilometres(each.radius_km)}`),
+        h("span", {}, `radius ${kilometres(each.radius_km)}`),
       ),
     );
     return h("li", { class: chosen ? "chosen" : "" }, button, chosen && this.links(each));
@@ -188,11 +236,13 @@ export class AnswerView {
   private probabilities(result: Result): HTMLElement | null {
     const entries = Object.entries(result.within_km ?? {}).sort(([a], [b]) => Number(a) - Number(b));
     if (entries.length === 0) return null;
+    const radius = result.credible_radius_km?.["90"];
     return h(
       "section",
       { class: "block" },
       h("h3", {}, result.sure === null || result.sure === undefined ? "Share of probability around candidate 1" : "Chance that candidate 1 is right within"),
       shares(entries.map(([km, share]) => [kilometres(Number(km)), share])),
+      radius !== undefined && h("p", { class: "quiet" }, `90 % of all probability lies within ${kilometres(radius)} of candidate 1.`),
     );
   }
 
@@ -226,6 +276,11 @@ export class AnswerView {
       h("p", { class: "quiet" }, "An estimate, not evidence. Check it against what the photo shows."),
     );
   }
+}
+
+function isSameButNote(a: Item | null, b: Item | null): boolean {
+  if (a === b) return true;
+  return a !== null && b !== null && (Object.keys(a) as (keyof Item)[]).every((key) => key === "note" || a[key] === b[key]);
 }
 
 /** Names with a bar and a percentage each. */

@@ -1,5 +1,6 @@
 /** Requests to `geoclip serve`. */
 import { SendError } from "./queue";
+import { currentToken, replaceToken } from "./token";
 import type { Country, Model, Options, PageSettings, Result } from "./types";
 
 interface ErrorBody {
@@ -11,18 +12,12 @@ interface Answers {
   data: Result[];
 }
 
-let token: string | null = null;
-
-/** Sets the token that later requests send. */
-export function setToken(value: string): void {
-  token = value;
-}
-
-/** The server's response.
+/** The server's response; asks the user for a token if the server needs another one.
  *
  * @throws SendError with a message for the user.
  */
 async function request(path: string, init: RequestInit = {}): Promise<Response> {
+  const token = currentToken();
   let response: Response;
   try {
     const headers = new Headers(init.headers);
@@ -33,6 +28,10 @@ async function request(path: string, init: RequestInit = {}): Promise<Response> 
     throw new SendError("The server cannot be reached. Is geoclip serve still running?", 0);
   }
   if (response.ok) return response;
+  if (response.status === 401) {
+    await replaceToken(token);
+    return request(path, init);
+  }
   const retry = Number(response.headers.get("Retry-After"));
   const body = (await response.json().catch(() => ({}))) as ErrorBody;
   const message = body.error?.message ?? `The server answered ${response.status} ${response.statusText}.`;
@@ -59,11 +58,11 @@ export async function countries(): Promise<Country[]> {
 const areas = (options: Options, inside: boolean): string[] =>
   options.limits.filter((limit) => limit.inside === inside).map(({ grammar }) => grammar);
 
-/** One answer per photo, in order; with `together`, one answer for all. */
+/** One answer per photo, in order; with `together`, one answer for all; with `thumbnail`, small images beside them. */
 export async function locate(
   files: readonly File[],
   options: Options,
-  together: boolean,
+  { together, thumbnail }: { together: boolean; thumbnail: boolean },
   signal: AbortSignal,
 ): Promise<Result[]> {
   const form = new FormData();
@@ -72,6 +71,7 @@ export async function locate(
   form.append("top_k", String(options.topK));
   form.append("detail", "true");
   form.append("exif", "true");
+  if (thumbnail) form.append("thumbnail", "true");
   for (const area of areas(options, true)) form.append("within", area);
   for (const area of areas(options, false)) form.append("not_within", area);
   if (together) form.append("together", "true");

@@ -50,6 +50,8 @@ const ICONS = {
   photo: "M3 4.500h14v11H3zM3 13l4-4 3.500 3.500L13 10l4 4M12.800 7.500h.1",
   text: "M4 5h12M4 9h12M4 13h8",
   together: "M6 3h11v9h-11zM3 7v9.500h11",
+  accept: "M4 10.500l4 4 8-9",
+  remove: "M4 6h12M8 6V4h4v2M5.500 6l.800 10.500h7.400L14.500 6M8.500 9v5M11.500 9v5",
   close: "M5 5l10 10M15 5L5 15",
   plus: "M10 4v12M4 10h12",
   minus: "M4 10h12",

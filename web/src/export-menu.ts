@@ -8,19 +8,24 @@ import type { Item, Result } from "./types";
 export const FORMATS: [id: string, name: string, use: string][] = [
   ["html", "HTML report", "this page as one file; opens without a network"],
   ["geojson", "GeoJSON", "for GIS: candidates and regions"],
-  ["kml", "KML", "for Google Earth"],
-  ["csv", "CSV", "one row per candidate, for spreadsheets"],
+  ["kmz", "KMZ", "for Google Earth, with the photos"],
+  ["kml", "KML", "for Google Earth, without photos"],
+  ["csv", "CSV", "one row per candidate"],
+  ["csv-bom", "CSV for Excel", "the same after a byte order mark"],
   ["parquet", "Parquet", "for data frames"],
   ["json", "JSON", "complete answers"],
 ];
 
-/** An item as a record: the answer, the thumbnail, the place in EXIF. */
+/** An item as a record: the answer, the thumbnail, the place in EXIF, decision and note. */
 export function toRecord(item: Item): Result {
-  const result: Result = item.status === "done" && item.result ? { ...item.result } : { error: item.error ?? "not located" };
-  if (item.kind === "text") result.text = item.name;
-  else if (item.kind === "photo") result.image = item.name;
-  else result.image ??= item.files.map(({ name }) => name).join(", ");
-  if (item.thumbnail !== null) result.thumbnail = item.thumbnail;
+  const { kind, name, files, thumbnail, decision, note } = item;
+  const result: Result = item.status === "done" && item.result ? { ...item.result } : { image: name, error: item.error ?? "not located" };
+  if (kind === "photo") result.image = name;
+  else if (result.error === undefined && kind === "text") result.text = name;
+  else result.image ??= files.map((file) => file.name).join(", ");
+  if (thumbnail !== null) result.thumbnail = thumbnail;
+  if (decision !== null) result.decision = decision;
+  if (note !== "") result.note = note;
   return result;
 }
 
@@ -38,7 +43,7 @@ export function exportMenu(store: Store, serverFormats: readonly string[] | null
   const problem = h("p", { class: "error small", role: "alert", hidden: true });
   const formats = FORMATS.filter(([id]) => (serverFormats ?? ["json"]).includes(id));
   const exportable = (): Item[] => {
-    const finished = store.state.items.filter(({ status }) => status === "done" || status === "failed");
+    const finished = store.shown.filter(({ status }) => status === "done" || status === "failed");
     const checked = finished.filter(({ checked }) => checked);
     return checked.length > 0 ? checked : finished;
   };
@@ -49,7 +54,7 @@ export function exportMenu(store: Store, serverFormats: readonly string[] | null
     try {
       const records = items.map(toRecord);
       const blob = live ? await exportRecords(records, format) : new Blob([JSON.stringify(records, null, 1)], { type: "application/json" });
-      saveFile(blob, `geoclip.${format}`);
+      saveFile(blob, `geoclip.${format.split("-")[0]}`);
       announce(`${count(items.length, "answer")} downloaded as ${format}.`);
       menu.open = false;
     } catch (error) {
@@ -62,7 +67,7 @@ export function exportMenu(store: Store, serverFormats: readonly string[] | null
   const what = h("p", { class: "quiet small" });
   const menu = h(
     "details",
-    { class: "menu", ontoggle: () => (what.textContent = `${count(exportable().length, "answer")}: the selected ones, or all.`) },
+    { class: "menu", ontoggle: () => (what.textContent = `${count(exportable().length, "answer")}: selected or all that the list shows.`) },
     h("summary", { class: "button" }, icon("download"), "Export"),
     h(
       "div",
@@ -88,7 +93,7 @@ export function exportMenu(store: Store, serverFormats: readonly string[] | null
   document.addEventListener("pointerdown", (event) => {
     if (!menu.contains(event.target as Node)) menu.open = false;
   });
-  store.subscribe(["items"], () => (menu.hidden = exportable().length === 0));
+  store.subscribe(["items", "arrangement"], () => (menu.hidden = exportable().length === 0));
   menu.hidden = true;
   return menu;
 }

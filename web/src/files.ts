@@ -1,7 +1,11 @@
 /** Image files from drag and drop, the clipboard, a file dialog or a folder; and their thumbnails. */
 
 const IMAGE_NAME = /\.(jpe?g|jpe|png|webp|gif|tiff?|bmp|heic|heif|avif|jp2|jxl|ppm|pgm)$/i;
+/** Kinds that most browsers cannot show: the server makes their thumbnails. */
+const UNSHOWABLE_NAME = /\.(tiff?|heic|heif|jp2|jxl|ppm|pgm)$/i;
 const THUMBNAIL_PX = 160;
+
+export const isShowable = (file: File): boolean => !UNSHOWABLE_NAME.test(file.name);
 
 /** Files that were dropped. In folders, other files than images are skipped; single files are kept, so that their errors are shown. */
 export async function filesFromTransfer(data: DataTransfer): Promise<{ files: File[]; skipped: number }> {
@@ -46,15 +50,21 @@ async function walk(folder: FileSystemDirectoryEntry, found: File[]): Promise<nu
 const fileOf = (entry: FileSystemFileEntry): Promise<File> =>
   new Promise((resolve, reject) => entry.file(resolve, reject));
 
-/** A small upright JPEG as a data URI; null if the browser cannot decode the image (HEIC in most browsers). */
+/** A small upright JPEG as a data URI; null if the browser cannot decode the image. */
 export async function createThumbnail(file: File): Promise<string | null> {
+  const canvas = await drawScaled(file, ({ width, height }) => THUMBNAIL_PX / Math.max(width, height));
+  return canvas?.toDataURL("image/jpeg", 0.8) ?? null;
+}
+
+/** The upright image on a canvas, scaled down; null if the browser cannot decode it. */
+export async function drawScaled(file: File, scaleOf: (bitmap: ImageBitmap) => number): Promise<HTMLCanvasElement | null> {
   let bitmap: ImageBitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    return null; // the server may be able to read it
+    return null;
   }
-  const scale = Math.min(1, THUMBNAIL_PX / Math.max(bitmap.width, bitmap.height));
+  const scale = Math.min(1, scaleOf(bitmap));
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));
@@ -62,5 +72,5 @@ export async function createThumbnail(file: File): Promise<string | null> {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
-  return canvas.toDataURL("image/jpeg", 0.8);
+  return canvas;
 }

@@ -24,6 +24,7 @@ export class List {
   readonly element = h("ol", { class: "list", "aria-label": "Photos and texts" });
   private readonly rows = new Map<string, Row>();
   private current: string | null = null;
+  private lastChecked = "";
 
   /** Without actions the list is read-only, as in a report. */
   constructor(
@@ -31,13 +32,13 @@ export class List {
     private readonly actions: ListActions | null,
   ) {
     this.element.addEventListener("keydown", (event) => this.key(event));
-    store.subscribe(["items", "limits", "model", "topK", "text", "textWeight"], () => this.sync());
+    store.subscribe(["items", "arrangement", "limits", "model", "topK", "text", "textWeight"], () => this.sync());
     store.subscribe(["selected"], () => this.highlightSelected());
   }
 
-  /** Updates the rows to the items. */
+  /** Updates the rows to the items that are shown. */
   sync(): void {
-    const { items } = this.store.state;
+    const items = this.store.shown;
     const left = new Set(this.rows.keys());
     let before: Element | null = null;
     const prints = new Map<Item["kind"], string>();
@@ -70,7 +71,7 @@ export class List {
     const check = h("input", {
       type: "checkbox",
       "aria-label": `Choose ${item.name}`,
-      onchange: () => this.store.update(item.id, { checked: check.checked }),
+      onclick: (event: MouseEvent) => this.check(item.id, check.checked, event.shiftKey),
     });
     const button = h("button", {
       type: "button",
@@ -85,6 +86,15 @@ export class List {
     return { element, button, check, item: null, stale: false };
   }
 
+  /** Checks a row; with the shift key, all rows from the last one that was checked. */
+  private check(id: string, checked: boolean, isRange: boolean): void {
+    const ids = this.store.shown.map((item) => item.id);
+    const [from, to] = [isRange ? ids.indexOf(this.lastChecked) : -1, ids.indexOf(id)];
+    const range = from < 0 ? [id] : ids.slice(Math.min(from, to), Math.max(from, to) + 1);
+    this.store.updateAll(new Set(range), { checked });
+    this.lastChecked = id;
+  }
+
   private paint(row: Row, item: Item, stale: boolean): void {
     row.item = item;
     row.stale = stale;
@@ -95,7 +105,7 @@ export class List {
         ? h("span", { class: "thumb blank" }, icon(item.kind === "text" ? "text" : "photo"))
         : h("img", { class: "thumb", src: item.thumbnail, alt: "", width: 48, height: 48 });
     if (item.kind === "together") picture.classList.add("several");
-    fill(row.button, picture, h("span", { class: "row-words" }, h("span", { class: "row-name" }, item.name), this.summary(item)));
+    fill(row.button, picture, h("span", { class: "row-words" }, h("span", { class: "row-name" }, item.name), this.summary(item), this.review(item)));
     row.element.querySelectorAll(".row-side").forEach((side) => side.remove());
     row.element.append(this.side(item, stale));
   }
@@ -121,6 +131,18 @@ export class List {
         radius === undefined ? null : ` · 90 % within ${kilometres(radius)}`,
       ),
       conflict !== null && h("span", { class: "row-conflict" }, conflict),
+    );
+  }
+
+  /** What the user decided and wrote. */
+  private review({ decision, note }: Item): HTMLElement | null {
+    if (decision === null && note === "") return null;
+    return h(
+      "span",
+      { class: "row-review" },
+      decision !== null && h("strong", { class: decision }, decision === "accepted" ? "Accepted" : "Rejected"),
+      decision !== null && note !== "" && ": ",
+      note,
     );
   }
 
@@ -169,8 +191,8 @@ export class List {
   private key(event: KeyboardEvent): void {
     const target = event.target as HTMLElement;
     if (!target.classList.contains("row-main")) return;
-    const { items, selected } = this.store.state;
-    const at = items.findIndex(({ id }) => id === selected);
+    const items = this.store.shown;
+    const at = items.findIndex(({ id }) => id === this.store.state.selected);
     const moves: Record<string, number> = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: items.length - 1 };
     const to = moves[event.key];
     if (to !== undefined) {
@@ -180,10 +202,17 @@ export class List {
         this.store.select(next.id);
         this.rows.get(next.id)?.button.focus();
       }
-    } else if (event.key === "Delete" && this.actions !== null && items[at]) {
+      return;
+    }
+    const item = items[at];
+    if (this.actions === null || item === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Delete") {
       event.preventDefault();
-      this.actions.remove(items[at]);
+      this.actions.remove(item);
       queueMicrotask(() => this.focus());
+    } else if (event.key === "a" || event.key === "r") {
+      const decision = event.key === "a" ? "accepted" : "rejected";
+      this.store.decide([item], item.decision === decision ? null : decision);
     }
   }
 }

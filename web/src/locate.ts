@@ -2,11 +2,12 @@
 import * as api from "./api";
 import { announce } from "./dom";
 import { count } from "./format";
-import { createThumbnail } from "./files";
+import { createThumbnail, isShowable } from "./files";
 import { DEFAULT_SETTINGS, runQueue, sleep, type Job, type QueueSettings } from "./queue";
 import type { Session } from "./session";
+import { shrink } from "./shrink";
 import { optionsKey, type Store } from "./store";
-import type { Item, PageSettings, Result } from "./types";
+import { createItem, type Item, type Options, type PageSettings, type Result } from "./types";
 
 export class Locating {
   private readonly settings: QueueSettings;
@@ -32,7 +33,7 @@ export class Locating {
   addPhotos(files: readonly File[]): void {
     const added = files.map((file) => this.item("photo", file.name, [file]));
     this.add(added);
-    this.withoutThumbnail.push(...added);
+    this.withoutThumbnail.push(...added.filter(({ files }) => isShowable(files[0]!)));
     void this.makeThumbnails();
   }
 
@@ -59,13 +60,9 @@ export class Locating {
   }
 
   remove(ids: ReadonlySet<string>): void {
-    const { items, selected } = this.store.state;
-    const removed = items.flatMap((item, index) => (ids.has(item.id) ? [{ item, index }] : []));
+    const removed = this.store.state.items.flatMap((item, index) => (ids.has(item.id) ? [{ item, index }] : []));
     if (removed.length === 0) return;
-    const left = items.filter(({ id }) => !ids.has(id));
-    const at = items.findIndex(({ id }) => id === selected);
-    this.store.set({ items: left });
-    if (selected !== null && ids.has(selected)) this.store.select(left[Math.min(at, left.length - 1)]?.id ?? null);
+    this.drop(removed.map(({ item }) => item));
     this.store.recordUndo(`remove ${removed.length === 1 ? removed[0]!.item.name : count(removed.length, "item")}`, () => {
       const restored = [...this.store.state.items];
       for (const { item, index } of removed) restored.splice(index, 0, item);
@@ -75,29 +72,41 @@ export class Locating {
     });
   }
 
+  private drop(dropped: readonly Item[]): void {
+    const ids = new Set(dropped.map(({ id }) => id));
+    const { items, selected } = this.store.state;
+    const { shown } = this.store;
+    const left = shown.filter(({ id }) => !ids.has(id));
+    const at = shown.findIndex(({ id }) => id === selected);
+    this.store.set({ items: items.filter(({ id }) => !ids.has(id)) });
+    if (selected !== null && ids.has(selected)) this.store.select(left[Math.min(Math.max(at, 0), left.length - 1)]?.id ?? null);
+  }
+
   /** Replaces the work by a loaded one, and goes on with what was not located yet. */
   load(session: Session): void {
     const { models, model } = this.store.state;
-    this.store.set({ ...session, model: models.some(({ id }) => id === session.model) ? session.model : model });
-    this.resume(session.items);
+    // Work that was saved before items could be reviewed has no decisions and notes.
+    const items = session.items.map((item) => ({ ...createItem(item.id, item.kind, item.name, item.files), ...item }));
+    this.store.set({ ...session, items, model: models.some(({ id }) => id === session.model) ? session.model : model });
+    this.resume(items);
   }
 
   private resume(items: readonly Item[]): void {
     const open = items.filter(({ status }) => status === "waiting" || status === "sending");
     if (open.length > 0) this.retry(open);
-    this.withoutThumbnail.push(...items.filter(({ kind, thumbnail }) => kind === "photo" && thumbnail === null));
+    this.withoutThumbnail.push(...items.filter(({ kind, thumbnail, files: [file] }) => kind === "photo" && thumbnail === null && file && isShowable(file)));
     void this.makeThumbnails();
   }
 
   private item(kind: Item["kind"], name: string, files: readonly File[]): Item {
-    const id = `${this.idPrefix}-${++this.number}`;
-    return { id, kind, name, files, status: "waiting", error: null, result: null, thumbnail: null, optionsKey: "", checked: false };
+    return createItem(`${this.idPrefix}-${++this.number}`, kind, name, files);
   }
 
   private add(items: Item[]): void {
     if (items.length === 0) return;
     this.store.set({ items: [...this.store.state.items, ...items] });
     if (this.store.state.selected === null) this.store.select(items[0]!.id);
+    this.store.recordUndo(`add ${items.length === 1 ? items[0]!.name : count(items.length, "photo")}`, () => this.drop(items));
     this.enqueue(items);
   }
 
@@ -140,7 +149,7 @@ export class Locating {
           const [first] = batchItems;
           if (first!.kind === "text") return [await api.locateText(first!.name, options, signal)];
           const files = batchItems.flatMap((item) => item.files);
-          return api.locate(files, options, first!.kind === "together", signal);
+          return this.locateFiles(files, options, first!.kind === "together", signal);
         },
         started: (batch) => this.store.updateAll(new Set(batch.map(({ id }) => id)), { status: "sending" }),
         done: (job, answer) => this.done(byId.get(job.id)!, answer, optionsKey(options, byId.get(job.id)!.kind)),
@@ -157,10 +166,27 @@ export class Locating {
     );
   }
 
-  private done(item: Item, result: Result, key: string): void {
+  private async locateFiles(files: readonly File[], options: Options, together: boolean, signal: AbortSignal): Promise<Result[]> {
+    const { shrink: isShrinking, models } = this.store.state;
+    const edge = models.find(({ id }) => id === options.model)?.shortest_edge;
+    const sent = await Promise.all(files.map((file) => (isShrinking && edge ? shrink(file, edge) : file)));
+    const thumbnail = !files.every(isShowable);
+    const results = await api.locate(sent, options, { together, thumbnail }, signal);
+    if (sent.every((file, index) => file === files[index])) return results;
+    // Answers name the hash of what was sent; that of the file itself is wanted.
+    const hashes = await Promise.all(files.map(sha256));
+    return results.map((result, index) => {
+      const { image: _, ...others } = result.sha256 ?? {};
+      const image = (together ? hashes : [hashes[index]!]).join(", ");
+      return { ...result, sha256: hashes.includes("") ? others : { image, ...others } };
+    });
+  }
+
+  private done(item: Item, { thumbnail, ...result }: Result, key: string): void {
     if (typeof result.error === "string") return this.failed(item.id, result.error);
     this.count({ done: 1 });
-    this.store.update(item.id, { status: "done", error: null, result, optionsKey: key });
+    const preview = thumbnail && item.files.length > 0 && !isShowable(item.files[0]!) ? { thumbnail } : {};
+    this.store.update(item.id, { status: "done", error: null, result, optionsKey: key, ...preview });
   }
 
   private failed(id: string, reason: string): void {
@@ -183,4 +209,11 @@ export class Locating {
     }
     this.isMakingThumbnails = false;
   }
+}
+
+/** SHA-256 of a file in hexadecimal; empty where the browser computes none: on pages of plain HTTP. */
+async function sha256(file: File): Promise<string> {
+  if (crypto.subtle === undefined) return "";
+  const digest = await crypto.subtle.digest("SHA-256", await file.arrayBuffer());
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -2,25 +2,25 @@
 import "./styles/index.css";
 import { AnswerView } from "./answer-view";
 import * as api from "./api";
-import { h, icon } from "./dom";
+import { announce, h, icon } from "./dom";
 import { exportMenu, FORMATS } from "./export-menu";
-import { coordinates } from "./format";
+import { coordinates, count } from "./format";
 import { inputPanel, type InputHandlers } from "./input-panel";
 import { legend } from "./legend";
 import { LimitsPanel } from "./limits-panel";
 import { List } from "./list";
+import type { Box } from "./map/drawing";
 import { WorldMap } from "./map/map";
 import { Tiles } from "./map/tiles";
 import { World } from "./map/world";
 import { modelSelect, optionsPanel } from "./options-panel";
 import { readProject } from "./project";
-import { SendError } from "./queue";
 import { metadataEntries, readReport, reportItems, type Report } from "./report";
 import { SessionDatabase, sessionOf } from "./session";
 import { createStore, type Store } from "./store";
 import { themeToggle } from "./theme";
 import { listToolbar, progressBar } from "./list-toolbar";
-import type { PageSettings } from "./types";
+import type { Candidate, PageSettings } from "./types";
 import { Locating } from "./locate";
 
 /** The compressed map data: embedded in a report, a separate file otherwise. */
@@ -33,72 +33,10 @@ async function fetchWorld(): Promise<ArrayBuffer | Uint8Array<ArrayBuffer>> {
   return response.arrayBuffer();
 }
 
-/** The server's settings; asks the user for a token if the server needs one. */
-async function fetchSettings(): Promise<PageSettings> {
-  let token = storedToken();
-  for (;;) {
-    if (token !== null) api.setToken(token);
-    try {
-      const settings = await api.settings();
-      storeToken(token);
-      return settings;
-    } catch (error) {
-      if (!(error instanceof SendError) || error.status !== 401) throw error;
-      token = await askForToken(token !== null);
-    }
-  }
-}
-
-const TOKEN_KEY = "geoclip-token"; // until the tab is closed
-
-function storedToken(): string | null {
-  try {
-    return sessionStorage.getItem(TOKEN_KEY);
-  } catch {
-    return null; // storage is not allowed
-  }
-}
-
-function storeToken(token: string | null): void {
-  try {
-    if (token !== null) sessionStorage.setItem(TOKEN_KEY, token);
-  } catch {
-    // asked for again after a reload
-  }
-}
-
-function askForToken(wasRejected: boolean): Promise<string> {
-  return new Promise((resolve) => {
-    const input = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
-    const dialog = h(
-      "dialog",
-      { class: "token", "aria-labelledby": "token-title" },
-      h(
-        "form",
-        {
-          method: "dialog",
-          onsubmit: () => {
-            resolve(input.value.trim());
-            dialog.remove();
-          },
-        },
-        h("h2", { id: "token-title" }, "This server needs a token"),
-        wasRejected && h("p", { class: "error small", role: "alert" }, "The server did not accept this token."),
-        h("label", { for: "token" }, "Token"),
-        input,
-        h("button", { type: "submit", class: "button" }, "Continue"),
-      ),
-    );
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
-    document.body.append(dialog);
-    dialog.showModal();
-  });
-}
-
 async function boot(): Promise<void> {
   const report = readReport();
   const store = createStore();
-  const [bytes, page] = await Promise.all([fetchWorld(), report ? null : fetchSettings()]);
+  const [bytes, page] = await Promise.all([fetchWorld(), report ? null : api.settings()]);
   if (page) {
     const [models, countries] = await Promise.all([api.models(), api.countries().catch(() => [])]);
     store.set({ models, countries, model: models[0]?.id ?? "" });
@@ -108,6 +46,7 @@ async function boot(): Promise<void> {
     selectCandidate: (candidate) => store.set({ candidate }),
     selectDot: (index) => store.select(dots(store)[index]?.id ?? null),
     addLimit: (limit) => limits.add(limit),
+    selectBox: (box) => selectInBox(store, box),
   });
   const locating = report ? null : new Locating(store, page);
   document.getElementById("app")!.replaceChildren(...layout(store, map, limits, locating, page, report));
@@ -122,17 +61,26 @@ async function boot(): Promise<void> {
   document.body.dataset["ready"] = "true";
 }
 
-/** The best places of all items but the selected one. */
+/** The best places of all items that are shown but the selected one. */
 function dots(store: Store): { id: string; place: [number, number] }[] {
-  return store.state.items.flatMap((item) => {
+  return store.shown.flatMap((item) => {
     const best = item.id === store.state.selected ? undefined : item.result?.candidates?.[0];
     return best ? [{ id: item.id, place: [best.lat, best.lon] as [number, number] }] : [];
   });
 }
 
+/** Checks the items whose first candidate lies in a box, and no others. */
+function selectInBox(store: Store, { south, west, north, east }: Box): void {
+  const isInside = ({ lat, lon }: Candidate): boolean =>
+    lat >= south && lat <= north && (west <= east ? lon >= west && lon <= east : lon >= west || lon <= east);
+  const inside = store.shown.filter(({ result }) => result?.candidates?.[0] && isInside(result.candidates[0]));
+  store.check(inside);
+  announce(`${count(inside.length, "photo")} selected.`);
+}
+
 /** Keeps the map in step with the selection. */
 function connectMap(store: Store, map: WorldMap): void {
-  store.subscribe(["items", "selected"], () => map.setDots(dots(store).map(({ place }) => place)));
+  store.subscribe(["items", "selected", "arrangement"], () => map.setDots(dots(store).map(({ place }) => place)));
   store.subscribe(["limits"], () => map.setLimits(store.state.limits));
   let before: unknown = null;
   store.subscribe(["items", "selected"], () => {
@@ -151,6 +99,11 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
     locating && { retry: (item) => locating.retry([item]), remove: (item) => locating.remove(new Set([item.id])) },
   );
   const formats = report ? null : (page?.formats ?? FORMATS.map(([id]) => id));
+  const problem = h("p", { class: "banner", role: "alert", hidden: true });
+  store.subscribe(["problem"], () => {
+    problem.textContent = store.state.problem;
+    problem.hidden = store.state.problem === "";
+  });
   const head = h(
     "header",
     { class: "head" },
@@ -160,15 +113,16 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
   const left = h(
     "aside",
     { class: "side", "aria-label": "Photos" },
+    problem,
     locating && inputPanel(store, inputHandlers(store, locating)),
     locating && optionsPanel(store, limits.element),
     locating && progressBar(store, locating),
-    locating && listToolbar(store, locating),
+    listToolbar(store, locating),
     list.element,
     report && about(report),
   );
-  const stage = h("main", { class: "stage" }, map.element, map.controls(), legend(map));
-  const answer = new AnswerView(store);
+  const stage = h("main", { class: "stage" }, map.element, map.controls(locating !== null), legend(map));
+  const answer = new AnswerView(store, locating !== null);
   return [head, h("div", { class: "columns" }, left, stage, answer.element), footer(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
 }
 
@@ -190,7 +144,7 @@ async function restoreSession(store: Store, locating: Locating): Promise<void> {
   if (database === null) return;
   const session = await database.load().catch(() => null);
   if (session) locating.load(session);
-  database.follow(store);
+  database.follow(store, (problem) => problem !== store.state.problem && store.set({ problem }));
 }
 
 function undoButton(store: Store): HTMLElement {
@@ -202,7 +156,7 @@ function undoButton(store: Store): HTMLElement {
     button.setAttribute("aria-label", button.title);
   });
   addEventListener("keydown", (event) => {
-    const isTyping = (event.target as Element).matches?.("input:not([type=checkbox], [type=radio], [type=range])");
+    const isTyping = (event.target as Element).matches?.("textarea, input:not([type=checkbox], [type=radio], [type=range])");
     if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey || isTyping) return;
     event.preventDefault();
     store.undo();

@@ -47,7 +47,9 @@ export function optionsPanel(store: Store, limits: HTMLElement): HTMLElement {
       store.set({ topK: Number(top.value) });
     },
   });
-  store.subscribe(["text", "textWeight", "topK"], () => {
+  const shrink = h("input", { type: "checkbox", onchange: () => store.set({ shrink: shrink.checked }) });
+  store.subscribe(["text", "textWeight", "topK", "shrink"], () => {
+    shrink.checked = store.state.shrink;
     text.value = store.state.text;
     weight.value = String(store.state.textWeight);
     share.textContent = percent(store.state.textWeight);
@@ -76,6 +78,12 @@ export function optionsPanel(store: Store, limits: HTMLElement): HTMLElement {
         h("div", { class: "weight" }, h("label", { for: weight.id }, "Their weight"), weight, share),
       ),
       h("div", { class: "line" }, h("label", { for: top.id }, "Candidates per photo"), top),
+      h(
+        "label",
+        { class: "choice" },
+        shrink,
+        h("span", {}, "Send smaller copies of large JPEG photos", h("br"), h("span", { class: "quiet small" }, "For slow connections. Metadata are sent with them; answers may differ slightly.")),
+      ),
     ),
   );
 }

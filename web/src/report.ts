@@ -1,5 +1,5 @@
 /** The static report: answers are embedded in the document, no server is needed. */
-import type { Item, Result } from "./types";
+import { createItem, type Item, type Result } from "./types";
 
 /** The embedded data. */
 export interface Report {
@@ -17,16 +17,13 @@ export function readReport(): Report | null {
 
 export function reportItems(records: readonly Result[]): Item[] {
   return records.map((result, index) => ({
-    id: `item-${index + 1}`,
-    kind: result.image ? "photo" : "text",
-    name: result.image ?? result.text ?? `Answer ${index + 1}`,
-    files: [],
+    ...createItem(`item-${index + 1}`, result.image ? "photo" : "text", result.image ?? result.text ?? `Answer ${index + 1}`, []),
     status: result.error === undefined ? "done" : "failed",
     error: result.error ?? null,
     result: result.error === undefined ? result : null,
     thumbnail: result.thumbnail ?? null,
-    optionsKey: "",
-    checked: false,
+    decision: result.decision ?? null,
+    note: result.note ?? "",
   }));
 }
 

@@ -1,5 +1,7 @@
 /** The state of the page; views subscribe to its changes. */
-import type { Country, Item, Limit, Model, Options } from "./types";
+import { arrange, DEFAULT_ARRANGEMENT, type Arrangement } from "./arrange";
+import { count } from "./format";
+import type { Country, Decision, Item, Limit, Model, Options } from "./types";
 
 export interface Progress {
   total: number;
@@ -19,7 +21,12 @@ export interface State {
   topK: number;
   text: string;
   textWeight: number;
+  arrangement: Arrangement;
+  /** Whether smaller copies of large photos are sent. */
+  shrink: boolean;
   progress: Progress | null;
+  /** Why the work is not stored; empty if it is. */
+  problem: string;
   models: Model[];
   countries: Country[];
   /** What undo() would revert, or null. */
@@ -33,6 +40,7 @@ export class Store {
   private changed = new Set<Key>();
   private isScheduled = false;
   private readonly undoStack: { label: string; revert: () => void }[] = [];
+  private arranged: { items: readonly Item[]; by: Arrangement; shown: readonly Item[] } | null = null;
 
   constructor(readonly state: State) {}
 
@@ -72,6 +80,18 @@ export class Store {
     return { model, topK, text, textWeight, limits };
   }
 
+  /** The items that the list shows, in its order. */
+  get shown(): readonly Item[] {
+    const { items, arrangement: by } = this.state;
+    if (this.arranged?.items !== items || this.arranged.by !== by) this.arranged = { items, by, shown: arrange(items, by) };
+    return this.arranged.shown;
+  }
+
+  /** The shown items whose box is checked. */
+  get checked(): readonly Item[] {
+    return this.shown.filter(({ checked }) => checked);
+  }
+
   get selected(): Item | null {
     return this.state.items.find(({ id }) => id === this.state.selected) ?? null;
   }
@@ -83,6 +103,28 @@ export class Store {
 
   updateAll(ids: ReadonlySet<string>, changes: Partial<Item>): void {
     this.set({ items: this.state.items.map((item) => (ids.has(item.id) ? { ...item, ...changes } : item)) });
+  }
+
+  /** Checks these of the items that are shown, and no others. */
+  check(items: readonly Item[]): void {
+    const ids = new Set(items.map(({ id }) => id));
+    const shown = new Set(this.shown.map(({ id }) => id));
+    this.set({
+      items: this.state.items.map((item) => {
+        const checked = shown.has(item.id) ? ids.has(item.id) : item.checked;
+        return checked === item.checked ? item : { ...item, checked };
+      }),
+    });
+  }
+
+  /** Accepts or rejects answers; null takes it back. */
+  decide(items: readonly Item[], decision: Decision | null): void {
+    const before = items.map(({ id, decision }) => ({ id, decision }));
+    this.updateAll(new Set(items.map(({ id }) => id)), { decision });
+    const name = items.length === 1 ? items[0]!.name : count(items.length, "answer");
+    this.recordUndo(decision === null ? `review of ${name}` : `${name} ${decision}`, () => {
+      for (const { id, decision } of before) this.update(id, { decision });
+    });
   }
 
   select(id: string | null, candidate = 0): void {
@@ -107,7 +149,10 @@ export function createStore(): Store {
     topK: 5,
     text: "",
     textWeight: 0.5,
+    arrangement: DEFAULT_ARRANGEMENT,
+    shrink: false,
     progress: null,
+    problem: "",
     models: [],
     countries: [],
     undoLabel: null,

@@ -27,7 +27,8 @@ export interface Options {
 
 export interface Model {
   id: string;
-  [key: string]: unknown;
+  /** Pixels that the model resizes the shortest edge of an image to. */
+  shortest_edge: number;
 }
 
 export interface Country {
@@ -47,6 +48,8 @@ export interface PageSettings {
   version?: string;
 }
 
+export type Decision = "accepted" | "rejected";
+
 export type Status = "waiting" | "sending" | "done" | "failed";
 
 /** A row of the list: one photo, one text, or several photos as one place. */
@@ -62,4 +65,13 @@ export interface Item {
   /** Key of the options that the answer was made with; see optionsKey. */
   optionsKey: string;
   checked: boolean;
+  /** What the user decided about the answer. */
+  decision: Decision | null;
+  note: string;
+}
+
+/** An item of which nothing is known yet. */
+export function createItem(id: string, kind: Item["kind"], name: string, files: readonly File[]): Item {
+  const empty = { error: null, result: null, thumbnail: null, optionsKey: "", checked: false, decision: null, note: "" };
+  return { id, kind, name, files, status: "waiting", ...empty };
 }

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { contains, densify, distanceKm, nearestLongitude, outlines, type Position } from "../src/geo";
 import { limitShape, polygonLimit } from "../src/limit-syntax";
+import { clusterPlaces } from "../src/map/clusters";
 import { flight } from "../src/map/flight";
 import { colorRamp } from "../src/map/heatmap";
 import { anchorView, clampView, fitView, minZoom, panView, Projection, zoomView, type View } from "../src/map/projection";
@@ -80,6 +81,14 @@ for (const view of [flat, globe])
     close(px, 430, 1e-6);
     close(py, 280, 1e-6);
   });
+
+test("places close to each other on the screen are one cluster, and come apart when zoomed in", () => {
+  const places: [number, number][] = [[41.9, 12.5], [42, 12.6], [48.9, 2.3], [-33.9, 151.2]];
+  const members = (view: View): number[][] => clusterPlaces(places, new Projection(view)).map((cluster) => cluster.members);
+  assert.deepEqual(members(flat(45, 8, 3)), [[0, 1], [2]]);
+  assert.deepEqual(members(flat(42, 12.5, 10)), [[0], [1]]);
+  assert.deepEqual(members(globe(45, 8, 2)).flat().length, 3, "not what is behind the globe");
+});
 
 test("a flight begins and ends where it should, and goes out between far places", () => {
   for (const view of [flat, globe]) {

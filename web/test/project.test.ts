@@ -1,18 +1,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { readProject, writeProject } from "../src/project";
-import type { Session } from "../src/session";
 import { createStore } from "../src/store";
-import type { Item } from "../src/types";
+import { sessionOf, type Session } from "../src/session";
+import { createItem, type Item } from "../src/types";
 
-const item = (id: string, files: File[]): Item => ({
-  id, kind: "photo", name: id, files, status: "done", error: null, result: { candidates: [] }, thumbnail: null, optionsKey: "", checked: false,
-});
+const item = (id: string, files: File[]): Item => ({ ...createItem(id, "photo", id, files), status: "done", result: { candidates: [] }, note: "a note" });
 const photo = (name: string, content: string): File => new File([content], name, { type: "image/jpeg", lastModified: 7 });
 
 test("a project file holds photos, answers and options", async () => {
   const [a, b] = [photo("a.jpg", "first"), photo("b.jpg", "second \n photo")];
   const session: Session = {
+    ...sessionOf(createStore().state),
     items: [item("a", [a]), item("b", [b]), item("both", [a, b])],
     selected: "b", limits: [{ inside: true, grammar: "FR", label: "France" }], model: "earth", topK: 7, text: "snow", textWeight: 0.3,
   };
@@ -29,6 +28,20 @@ test("files that are not projects, damaged or incomplete are errors with their n
   const { selected, ...state } = createStore().state;
   const whole = writeProject({ ...state, selected, items: [item("a", [photo("a.jpg", "bytes")])] });
   await assert.rejects(readProject(new File([whole.slice(0, whole.size - 1)], "x.geoclip")), /incomplete/);
+});
+
+test("decisions about shown items are taken, and undone together", () => {
+  const store = createStore();
+  store.set({ items: ["a", "b", "c"].map((id) => item(id, [])) });
+  store.check(store.shown.slice(1));
+  store.set({ arrangement: { ...store.state.arrangement, search: "b" } });
+  assert.deepEqual(store.checked.map(({ id }) => id), ["b"], "what is not shown is not acted on");
+  store.set({ arrangement: { ...store.state.arrangement, search: "" } });
+  store.decide(store.checked, "rejected");
+  assert.deepEqual(store.state.items.map(({ decision }) => decision), [null, "rejected", "rejected"]);
+  assert.equal(store.state.undoLabel, "2 answers rejected");
+  store.undo();
+  assert.deepEqual(store.state.items.map(({ decision }) => decision), [null, null, null]);
 });
 
 test("changes are undone in reverse order", () => {

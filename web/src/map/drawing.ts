@@ -1,19 +1,28 @@
 /** Draws a box or a polygon on the map, by pointer or by keyboard (the center of the map sets corners). */
-import { boxLimit, polygonLimit } from "../limit-syntax";
 import { densify, nearestLongitude, type Position } from "../geo";
-import type { Limit } from "../types";
 import { stroke } from "./canvas";
 import type { Palette } from "./palette";
 import type { Projection } from "./projection";
 
 export type Tool = "box" | "polygon";
 
+/** Degrees; the west may be east of the east, over 180 degrees. */
+export interface Box {
+  south: number;
+  west: number;
+  north: number;
+  east: number;
+}
+
+/** What was drawn: a box, or the corners of a polygon as (lat, lon). */
+export type Drawn = Box | [number, number][];
+
 export interface DrawingHost {
   element: HTMLElement;
   projection(): Projection;
   redraw(): void;
-  /** Called when drawing ends; null if it was given up. */
-  finish(limit: Limit | null): void;
+  /** Called when drawing ends. */
+  finish(): void;
   showHint(message: string): void;
 }
 
@@ -21,7 +30,8 @@ const SNAP_PX = 12;
 
 export class Drawing {
   tool: Tool | null = null;
-  private inside = true;
+  private color: "limit" | "outside" = "limit";
+  private use: (drawn: Drawn) => void = () => undefined;
   private corners: [number, number][] = [];
   private hover: [number, number] | null = null;
   private keyboard = false;
@@ -36,8 +46,9 @@ export class Drawing {
     element.addEventListener("keydown", (event) => this.key(event));
   }
 
-  start(tool: Tool, inside: boolean): void {
-    [this.tool, this.inside, this.corners, this.hover, this.keyboard, this.pressed] = [tool, inside, [], null, false, false];
+  /** @param use Called with what was drawn, unless it is given up. */
+  start(tool: Tool, color: "limit" | "outside", use: (drawn: Drawn) => void): void {
+    [this.tool, this.color, this.use, this.corners, this.hover, this.keyboard, this.pressed] = [tool, color, use, [], null, false, false];
     this.host.element.classList.add("drawing");
     this.host.element.focus();
     this.host.showHint(
@@ -48,12 +59,12 @@ export class Drawing {
     this.host.redraw();
   }
 
-  stop(limit: Limit | null = null): void {
-    if (this.tool === null) return;
+  private stop(drawn: Drawn | null = null): void {
     this.tool = null;
     this.corners = [];
     this.host.element.classList.remove("drawing");
-    this.host.finish(limit);
+    this.host.finish();
+    if (drawn) this.use(drawn);
   }
 
   private at(event: MouseEvent): [number, number] | null {
@@ -128,7 +139,7 @@ export class Drawing {
       this.host.showHint("A polygon needs three corners or more.");
       return;
     }
-    this.stop(polygonLimit(this.corners, this.inside));
+    this.stop(this.corners);
   }
 
   /** The western edge is that of the two from which the way eastwards is the shorter. */
@@ -141,7 +152,7 @@ export class Drawing {
       this.host.showHint("That box has no area: drag from one corner to the opposite one.");
       return;
     }
-    this.stop(boxLimit(south, west, north, east, this.inside));
+    this.stop({ south, west, north, east });
   }
 
   /** What is drawn so far. */
@@ -149,7 +160,7 @@ export class Drawing {
     if (this.tool === null) return;
     const { lat, lon, width, height } = at.view;
     const end = this.keyboard ? ([lat, lon] as [number, number]) : this.hover;
-    const color = this.inside ? colors.limit : colors.outside;
+    const color = colors[this.color];
     context.strokeStyle = color;
     context.lineWidth = 2;
     const first = this.corners[0];

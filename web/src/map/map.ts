@@ -2,16 +2,18 @@
 import { geoInterpolate } from "d3-geo";
 import { announce, h, icon } from "../dom";
 import { coordinates, kilometres } from "../format";
+import { boxLimit, polygonLimit } from "../limit-syntax";
 import type { Candidate, Limit, Result } from "../types";
 import type { Position } from "../geo";
 import { drawBasemap } from "./basemap";
-import { Drawing, type Tool } from "./drawing";
+import { clusterPlaces, drawClusters, type Cluster } from "./clusters";
+import { Drawing, type Box, type Tool } from "./drawing";
 import { flight } from "./flight";
 import { colorRamp, HeatLayer } from "./heatmap";
 import { Interaction } from "./interaction";
 import { drawLabels } from "./labels";
 import { Markers } from "./markers";
-import { drawDots, drawLimits, drawResult, type Layers } from "./overlay";
+import { drawLimits, drawResult, type Layers } from "./overlay";
 import { DARK, LIGHT, type Palette } from "./palette";
 import { clampView, fitView, Projection, zoomView, type Kind, type View } from "./projection";
 import type { Tiles } from "./tiles";
@@ -21,11 +23,14 @@ export interface MapEvents {
   selectCandidate(candidate: number): void;
   selectDot(index: number): void;
   addLimit(limit: Limit): void;
+  selectBox(box: Box): void;
 }
 
 const FRAME_MAX_ZOOM = 6;
+const FRAME_MARGIN_PX = 90;
 const MIN_SHARE_IN_FRAME = 0.05; // less likely candidates, relative to the likeliest, are not framed
-const DOT_CLICK_PX = 10;
+const DOT_CLICK_PX = 6; // beyond its edge
+const CLUSTER_MAX_ZOOM = 10; // at which places that are still together are one
 const SETTLE_MS = 160; // after the last movement, full detail is drawn
 
 /** Points of the line from the best candidate to the place in EXIF, which is to be in view. */
@@ -61,6 +66,12 @@ export class WorldMap {
   private result: Result | null = null;
   private limits: readonly Limit[] = [];
   private dots: [number, number][] = [];
+  private clusters: Cluster[] = [];
+  /** Buttons for many photos, hidden until there are some. */
+  private readonly manyButtons = [
+    this.button("Show all photos", "layers", () => this.framePlaces([])),
+    this.button("Select photos in a box", "box", () => this.selectBox()),
+  ];
   private outdated = { basemap: true, overlay: true };
   private frame = 0;
   /** The flight under way: where to, and the frame that is requested. */
@@ -81,10 +92,9 @@ export class WorldMap {
       projection: () => new Projection(this.view),
       redraw: () => this.redraw(false),
       showHint: (message) => this.showHint(message),
-      finish: (limit) => {
+      finish: () => {
         this.showHint("");
         this.redraw(false);
-        if (limit) events.addLimit(limit);
       },
     });
     this.interaction = new Interaction({
@@ -112,11 +122,14 @@ export class WorldMap {
     this.world.level(Infinity);
   }
 
-  /** Buttons beside the map. */
-  controls(): HTMLElement {
-    const button = (label: string, name: Parameters<typeof icon>[0], act: () => void): HTMLButtonElement =>
-      h("button", { type: "button", class: "tool", "aria-label": label, title: label, onclick: act }, icon(name));
-    const kind = button("Show a globe", "globe", () => {
+  private button(label: string, name: Parameters<typeof icon>[0], act: () => void): HTMLButtonElement {
+    return h("button", { type: "button", class: "tool", "aria-label": label, title: label, onclick: act }, icon(name));
+  }
+
+  /** Buttons beside the map; with `hasSelection`, one that selects photos. */
+  controls(hasSelection: boolean): HTMLElement {
+    this.manyButtons.forEach((each) => (each.hidden = true));
+    const kind = this.button("Show a globe", "globe", () => {
       const next: Kind = this.view.kind === "flat" ? "globe" : "flat";
       kind.replaceChildren(icon(next === "flat" ? "globe" : "map"));
       kind.title = next === "flat" ? "Show a globe" : "Show a flat map";
@@ -126,10 +139,11 @@ export class WorldMap {
     return h(
       "div",
       { class: "map-tools", role: "group", "aria-label": "Map" },
-      button("Zoom in", "plus", () => this.zoomBy(1)),
-      button("Zoom out", "minus", () => this.zoomBy(-1)),
-      button("Show all of the answer", "frame", () => this.fit()),
+      this.button("Zoom in", "plus", () => this.zoomBy(1)),
+      this.button("Zoom out", "minus", () => this.zoomBy(-1)),
+      this.button("Show all of the answer", "frame", () => this.fit()),
       kind,
+      ...(hasSelection ? this.manyButtons : this.manyButtons.slice(0, 1)),
     );
   }
 
@@ -162,6 +176,7 @@ export class WorldMap {
 
   setDots(dots: [number, number][]): void {
     this.dots = dots;
+    this.manyButtons.forEach((each) => (each.hidden = dots.length === 0));
     this.redraw(false);
   }
 
@@ -176,7 +191,15 @@ export class WorldMap {
   }
 
   draw(tool: Tool, inside: boolean): void {
-    this.drawing.start(tool, inside);
+    this.drawing.start(tool, inside ? "limit" : "outside", (drawn) =>
+      this.events.addLimit(
+        Array.isArray(drawn) ? polygonLimit(drawn, inside) : boxLimit(drawn.south, drawn.west, drawn.north, drawn.east, inside),
+      ),
+    );
+  }
+
+  private selectBox(): void {
+    this.drawing.start("box", "limit", (drawn) => !Array.isArray(drawn) && this.events.selectBox(drawn));
   }
 
   private flyTo(candidate: number): void {
@@ -196,9 +219,15 @@ export class WorldMap {
       ...(exif ? lineToExif(candidates[0], [exif.lon, exif.lat]) : []),
       ...(regions?.["50"]?.coordinates ?? []).flatMap(([exterior]) => exterior ?? []),
     ];
-    if (this.result === null) places.push(...this.dots.map(([lat, lon]): Position => [lon, lat]));
-    const margin = Math.min(90, Math.min(this.view.width, this.view.height) / 7);
-    this.animate(fitView(places, this.view, FRAME_MAX_ZOOM, margin));
+    this.framePlaces(places);
+  }
+
+  /** Frames places; without any, all photos. */
+  private framePlaces(places: Position[]): void {
+    const best = this.result?.candidates?.[0];
+    const photos = [...this.dots, ...(best ? [[best.lat, best.lon] as const] : [])].map(([lat, lon]): Position => [lon, lat]);
+    const margin = Math.min(FRAME_MARGIN_PX, Math.min(this.view.width, this.view.height) / 7);
+    this.animate(fitView(places.length > 0 ? places : photos, this.view, FRAME_MAX_ZOOM, margin));
   }
 
   /** Zooms in or out; a flight goes on to its goal, nearer or farther. */
@@ -248,16 +277,15 @@ export class WorldMap {
     if (message) announce(message);
   }
 
+  /** Selects the photo of a dot; a cluster is zoomed into until its photos are apart. */
   private click(x: number, y: number): void {
-    const at = new Projection(this.view);
-    let [best, nearest] = [-1, DOT_CLICK_PX];
-    if (this.layers.others)
-      this.dots.forEach((place, index) => {
-        const spot = at.project(...place);
-        const distance = spot === null ? Infinity : Math.hypot(spot[0] - x, spot[1] - y);
-        if (distance < nearest) [best, nearest] = [index, distance];
-      });
-    if (best >= 0) this.events.selectDot(best);
+    const beyond = ({ x: left, y: top, radius }: Cluster): number => Math.hypot(left - x, top - y) - radius;
+    const [hit] = this.clusters.filter((cluster) => beyond(cluster) < DOT_CLICK_PX).sort((a, b) => beyond(a) - beyond(b));
+    if (hit === undefined) return;
+    const places = hit.members.map((index): Position => [this.dots[index]![1], this.dots[index]![0]]);
+    const goal = fitView(places, this.view, CLUSTER_MAX_ZOOM, FRAME_MARGIN_PX);
+    if (hit.members.length === 1 || goal.zoom < this.view.zoom + 0.2) this.events.selectDot(hit.members[0]!);
+    else this.animate(goal);
   }
 
   private showCoordinates(event: PointerEvent): void {
@@ -308,10 +336,12 @@ export class WorldMap {
     if (this.result) drawResult(context, this.result, this.layers, this.heat, this.ramp, at, this.colors);
     const taken = this.markers.place(at);
     if (!hasTiles) drawLabels(context, this.world, at, this.colors, taken);
-    if (this.layers.others) drawDots(context, this.dots, at, this.colors);
+    this.clusters = this.layers.others ? clusterPlaces(this.dots, at) : [];
+    drawClusters(context, this.clusters, this.colors);
     this.drawing.paint(context, at, this.colors);
     this.outdated = { basemap: false, overlay: false };
     this.paintScale(at);
+    this.element.dataset["clusters"] = this.clusters.map(({ x, y, members }) => `${x.toFixed(1)},${y.toFixed(1)},${members.length}`).join(";");
     this.element.dataset["view"] = `${this.view.lat.toFixed(3)},${this.view.lon.toFixed(3)},${this.view.zoom.toFixed(2)}`;
   }
 

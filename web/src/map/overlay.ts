@@ -90,18 +90,3 @@ function regionShapes(region: MultiPolygon): RegionShapes {
   }
   return shapes;
 }
-
-/** The first candidates of all other photos, as dots. */
-export function drawDots(context: Context, places: readonly [number, number][], at: Projection, colors: Palette): void {
-  context.lineWidth = 1.5;
-  context.strokeStyle = colors.halo;
-  context.fillStyle = colors.dot;
-  for (const [lat, lon] of places) {
-    const spot = at.project(lat, lon);
-    if (spot === null) continue;
-    context.beginPath();
-    context.arc(spot[0], spot[1], 3.6, 0, 2 * Math.PI);
-    context.fill();
-    context.stroke();
-  }
-}

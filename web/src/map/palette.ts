@@ -19,6 +19,7 @@ export interface Palette {
   outsideFill: string;
   exif: string;
   dot: string;
+  dotText: string;
 }
 
 export const LIGHT: Palette = {
@@ -41,6 +42,7 @@ export const LIGHT: Palette = {
   outsideFill: "rgba(138, 59, 18, 0.10)",
   exif: "#0b63ce",
   dot: "#0a5d78",
+  dotText: "#ffffff",
 };
 
 export const DARK: Palette = {
@@ -63,4 +65,5 @@ export const DARK: Palette = {
   outsideFill: "rgba(240, 160, 112, 0.12)",
   exif: "#7cb7ff",
   dot: "#63c6e4",
+  dotText: "#06202a",
 };
