@@ -1,5 +1,6 @@
 """Every command and every public name is documented, and what the documents point at exists."""
 
+import importlib
 import inspect
 import re
 import subprocess
@@ -56,6 +57,17 @@ def test_commands_have_help_and_stand_in_the_docs(name: str) -> None:
         [sys.executable, "-m", "open_geoclip.cli", name, "--help"], capture_output=True, text=True, check=True
     )
     assert len(done.stdout.splitlines()) > 5
+    assert not re.search(r"\bpictures?\b", done.stdout), "images have pixels, photos a place"
+
+
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_help_is_the_docstring(name: str) -> None:
+    listed = app[name].help
+    module = importlib.import_module(f"open_geoclip.cli.{name}")
+    if name in ("data", "gallery"):
+        assert listed == module.app.help
+    else:
+        assert listed == (inspect.getdoc(getattr(module, name)) or "").split("\n\nArgs:")[0]
 
 
 def test_the_docs_know_no_command_that_is_not_there() -> None:

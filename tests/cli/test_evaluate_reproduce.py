@@ -80,7 +80,7 @@ def test_results_of_a_named_benchmark(app: App, data: Path, out: Path, capsys: p
     with pytest.raises(SystemExit):
         app(call)
     table = capsys.readouterr()
-    assert "7 of 7 photos were answered before" in table.err
+    assert "7 of 7 photos are done already" in table.err
     assert "ceiling" in table.out
 
 

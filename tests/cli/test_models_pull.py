@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import pytest
 from cyclopts import App
 
+from open_geoclip.cli._output import TextOutput
 from open_geoclip.cli.models import models
 from open_geoclip.cli.pull import pull
 from open_geoclip.errors import MissingWeightsError, ModelNameError
@@ -38,7 +39,7 @@ def make_earth(tmp_path: Path) -> Path:
 
 
 def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
-    models(format_="json")
+    models(output=TextOutput(format_="json"))
     captured = capsys.readouterr()
     assert captured.err == ""
     return {one["name"]: one for one in json.loads(captured.out)}

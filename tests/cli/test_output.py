@@ -15,16 +15,15 @@ import pyogrio
 import pytest
 from PIL import Image
 
-from open_geoclip.cli import _answers, app
-from open_geoclip.cli._answers import has_detail
-from open_geoclip.cli._output import choose_format, rows_as
+from open_geoclip.cli import _output, app
+from open_geoclip.cli._output import AnswerOutput, PointOutput
 from open_geoclip.data.columns import Column
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.tables import format_csv, read_table
 from open_geoclip.errors import SettingsError
 from open_geoclip.export.formats import About, render
+from open_geoclip.export.tables import format_rows
 
-OFFERED = ("table", "json", "csv", "parquet", "geojson")
 ROWS = [
     {"lat": 46.2, "lon": 6.1, "name": "Geneva", "km": None},
     {"lat": -17.0, "lon": 180.0, "name": "=cmd()", "km": 3.5},
@@ -42,8 +41,8 @@ ROWS = [
         ("csv", "no-ending", "csv"),
     ],
 )
-def test_what_is_chosen(format_: str | None, output: str | None, chosen: str) -> None:
-    assert choose_format(format_, None if output is None else Path(output), OFFERED) == chosen
+def test_what_is_chosen(format_: Any, output: str | None, chosen: str) -> None:
+    assert PointOutput(format_=format_, path=None if output is None else Path(output)).format == chosen
 
 
 @pytest.mark.parametrize(
@@ -58,28 +57,26 @@ def test_what_is_chosen(format_: str | None, output: str | None, chosen: str) ->
         (None, "a.kml", r"--output a\.kml: this command writes table, json"),
     ],
 )
-def test_formats_that_cannot_be_chosen(format_: str | None, output: str, says: str) -> None:
+def test_formats_that_cannot_be_chosen(format_: Any, output: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        choose_format(format_, Path(output), OFFERED)
+        PointOutput(format_=format_, path=Path(output))
 
 
 def test_nothing_binary_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_format("parquet", None, OFFERED) == "parquet"  # into a pipe
+    assert PointOutput(format_="parquet").format == "parquet"  # into a pipe
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(SettingsError, match="--output"):
-        choose_format("parquet", None, OFFERED)
+        PointOutput(format_="parquet")
 
 
 def test_rows_are_read_back(tmp_path: Path) -> None:
-    read = list(csv.DictReader(io.StringIO(str(rows_as("csv", ROWS)), newline="")))
+    read = list(csv.DictReader(io.StringIO(format_rows("csv", ROWS).decode(), newline="")))
     assert [row["name"] for row in read] == ["Geneva", "'=cmd()"]
     assert [row["km"] for row in read] == ["", "3.5"]
     assert read[1]["lat"] == "-17.0"  # a number is no formula
-    content = rows_as("parquet", ROWS)
-    assert isinstance(content, bytes)
-    assert polars.read_parquet(io.BytesIO(content)).to_dicts() == ROWS
+    assert polars.read_parquet(io.BytesIO(format_rows("parquet", ROWS))).to_dicts() == ROWS
     path = tmp_path / "a.geojson"
-    path.write_text(str(rows_as("geojson", ROWS)))
+    path.write_bytes(format_rows("geojson", ROWS))
     table = pyogrio.read_dataframe(path)
     assert [(point.y, point.x) for point in table.geometry] == [(46.2, 6.1), (-17.0, 180.0)]
     assert table.name.tolist() == ["Geneva", "=cmd()"]
@@ -107,7 +104,7 @@ HOSTILE = [
 def test_no_cell_begins_a_formula_and_the_reader_gives_the_text_back(written: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     if written == "rows":
-        path.write_bytes(str(rows_as("csv", [{"image": text} for text in HOSTILE])).encode())
+        path.write_bytes(format_rows("csv", [{"image": text} for text in HOSTILE]))
     elif written == "answers":
         records = [{"image": text, "error": text, "model": text, "version": text} for text in HOSTILE]
         path.write_bytes(render(records, "csv"))
@@ -196,10 +193,10 @@ def test_files_for_maps_have_the_regions(tmp_path: Path) -> None:
 
 
 def test_a_file_without_regions_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert has_detail(None, "kml")
-    assert not has_detail(None, "csv")
-    assert not has_detail(False, "kml")
-    assert has_detail(True, "csv")
-    monkeypatch.setattr(_answers, "find_spec", lambda name: None)
-    assert not has_detail(None, "kml")
+    assert AnswerOutput(format_="kml").has_detail
+    assert not AnswerOutput(format_="csv").has_detail
+    assert not AnswerOutput(format_="kml", detail=False).has_detail
+    assert AnswerOutput(format_="csv", detail=True).has_detail
+    monkeypatch.setattr(_output, "find_spec", lambda name: None)
+    assert not AnswerOutput(format_="kml").has_detail
     assert "open-geoclip[places]" in capsys.readouterr().err

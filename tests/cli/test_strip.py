@@ -109,7 +109,7 @@ def test_in_place_the_original_is_kept(kind: str, command: Command, placed: Plac
     assert command("strip", ".", "--check", status=1).out.startswith(f"a.{kind}: EXIF GPS, XMP GPSLatitude (a.xmp)")
     assert contents(tmp_path) == before
     done = command("strip", ".", "--in-place")
-    assert ".original files still hold the places" in done.err
+    assert ".original files still contain the places" in done.err
     after = contents(tmp_path)
     assert (after[f"a.{kind}.original"], after["a.xmp.original"]) == (before[f"a.{kind}"], before["a.xmp"])
     assert set(after) == {*before, f"a.{kind}.original", "a.xmp.original"}

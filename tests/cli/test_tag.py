@@ -167,7 +167,7 @@ def test_what_is_unlike_the_models_pictures_is_left_out(command: Command, tmp_pa
     [record] = told(command("tag", "noise.png", "--format", "json"))
     assert record["left"] == "nothing is known of the model on images like this: --unsure"
     assert set(contents(tmp_path)) == {"noise.png"}
-    assert "left alone; nothing is known of the model" in command("tag", "noise.png").out
+    assert "unchanged; nothing is known of the model" in command("tag", "noise.png").out
     [record] = told(command("tag", "noise.png", "--unsure", "--format", "json"))
     assert (record["written"], record["radius_km"]) == ("noise.png.xmp", None)
     [place] = read_metadata(tmp_path / "noise.png").places

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("shapely", reason="the extra places is not installed")
 
 from open_geoclip.cli import app
+from open_geoclip.cli._output import PointOutput
 from open_geoclip.cli.where import where
 from open_geoclip.errors import CoordinateError
 
@@ -21,11 +22,11 @@ def test_names_as_table_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None
         "  46.20440     6.14320  CH  Geneva, Switzerland",
         "   0.00000   -30.00000  --  at sea, 113 km south-west of Brazil",
     ]
-    where(asked, format_="json")
+    where(asked, output=PointOutput(format_="json"))
     records = json.loads(capsys.readouterr().out)
     assert [record["country"] for record in records] == ["CH", ""]
     assert records[0]["city"] == "Geneva"
-    where(asked, format_="csv")
+    where(asked, output=PointOutput(format_="csv"))
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["text"] for row in rows] == [record["text"] for record in records]
 

@@ -1,54 +1,30 @@
 """Answers as tables, files and maps."""
 
-import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_geoclip.cli._output import to_json, write_output
+from open_geoclip.cli._output import AnswerOutput, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.posterior import Posterior
 
-__all__ = ["draw_answers", "has_detail", "write_answers"]
-
-_DRAWN = ("geojson", "kml", "kmz", "gpkg", "html")  # formats that show regions on a map
+__all__ = ["draw_answers", "write_answers"]
 
 
-def has_detail(detail: bool | None, format_: str) -> bool:
-    """Return whether answers include regions and heat: the value of --detail, else whether the format draws them."""
-    if detail is not None or format_ not in _DRAWN:
-        return bool(detail)
-    if all(find_spec(name) for name in ("shapely", "contourpy")):
-        return True
-    print("geoclip: the file has no regions, which need pip install 'open-geoclip[places]'", file=sys.stderr)
-    return False
-
-
-def write_answers(answers: "list[Answer]", format_: str, output: Path | None, *, max_pixels: int) -> None:
-    """Write answers to a file or stdout.
-
-    Args:
-        answers: in order, with those that are errors.
-        format_: one of :data:`~open_geoclip.cli._output.ANSWER_FORMATS`.
-        output: a file; default: stdout.
-        max_pixels: of photos whose thumbnails are made.
-    """
-    if format_ == "table":
-        write_output(_table(answers), output)
-        return
+def write_answers(answers: "list[Answer]", output: AnswerOutput, *, max_pixels: int) -> None:
+    """Write answers, with those that are errors; ``max_pixels`` is the limit for photos whose thumbnails are made."""
     records = [answer.to_dict() for answer in answers]
-    if format_ == "json":
-        write_output(to_json(records), output)
+    if output.format in ("table", "json"):
+        output.write(records, table=_table(answers))
         return
     from open_geoclip.export.formats import render
 
     for record in records:
         if record.get("image") and "error" not in record:
-            record |= _photo_details(Path(record["image"]), format_, max_pixels)
-    write_output(render(records, format_), output)
+            record |= _photo_details(Path(record["image"]), output.format, max_pixels)
+    write_output(render(records, output.format), output.path)
 
 
 def _photo_details(path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
@@ -88,16 +64,12 @@ def _table(answers: "list[Answer]") -> str:
 
 
 def _confidence(answer: "Answer") -> str:
-    """Return how sure an answer is, in one line."""
-    if answer.sure is None:
-        return "not calibrated for this: percentages compare places, they are not chances of being right"
-    radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in answer.credible_radius_km.items())
-    countries = ", ".join(f"{code} {100 * share:.0f} %" for code, share in list((answer.countries or {}).items())[:3])
-    doubt = "not sure"
-    if answer.in_distribution is False:
-        doubt += ": unlike the images that the model was calibrated on"
-    parts = ["sure" if answer.sure else doubt, radii, countries]
-    return "; ".join(part for part in parts if part)
+    """Return how sure an answer is, and the most probable countries, in one line."""
+    from open_geoclip.export.kml import confidence
+
+    shares = [] if answer.sure is None else list((answer.countries or {}).items())[:3]
+    countries = ", ".join(f"{code} {100 * share:.0f} %" for code, share in shares)
+    return "; ".join(part for part in (confidence(answer.to_dict()), countries) if part)
 
 
 def draw_answers(
@@ -108,10 +80,10 @@ def draw_answers(
     together: Sequence[Path] = (),
     max_pixels: int = 0,
 ) -> None:
-    """Draw the probabilities of a single answer as a heat map, or the candidates of several.
+    """Draw the posterior of a single answer as a heat map, or the candidates of several, as a PNG file.
 
     Args:
-        path: the PNG.
+        path: the file.
         answers: those with errors are skipped.
         posterior: of a single answer.
         together: the images of a single answer for several.

@@ -18,7 +18,6 @@ __all__ = [
     "BatchSize",
     "Bootstrap",
     "Crops",
-    "Detail",
     "Distance",
     "Dtype",
     "Engine",
@@ -28,7 +27,6 @@ __all__ = [
     "MaxPixels",
     "Model",
     "ModelOptions",
-    "Output",
     "Photos",
     "parse_coordinate",
     "photo_files",
@@ -67,14 +65,6 @@ MaxPixels = Annotated[
 ]
 Crops = Annotated[Literal[1, 10], Parameter(help="1, or 10 as in the paper's evaluation: ten times slower.")]
 Photos = Annotated[list[Path], Parameter(help="Photos, or folders of photos.")]
-Output = Annotated[Path | None, Parameter(alias="-o", help="Write to this file; default: stdout.")]
-Detail = Annotated[
-    bool | None,
-    Parameter(
-        help="Include the regions of 50 and 90 % and the heat map; default: in formats that draw them (GeoJSON, KML, "
-        "KMZ, HTML)."
-    ),
-]
 Map = Annotated[Path | None, Parameter(name="--map", help="Draw a map to this PNG file.")]
 Bootstrap = Annotated[int, Parameter(help="Resamples for the 95 % intervals; 0: none.")]
 Distance = Annotated[
@@ -145,8 +135,13 @@ def parse_coordinate(text: str) -> tuple[float, float]:
     return lat, lon
 
 
-def photo_files(paths: list[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Return the photos among files and folders, each once, and a record with an error for each path that has none."""
+def photo_files(paths: list[Path], *, unique: bool = True) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Return the photos among files and folders, and a record with an error for each path that has none.
+
+    Args:
+        paths: files and folders.
+        unique: return a photo that is named twice once, and report it.
+    """
     from open_geoclip.images import find_images
     from open_geoclip.metadata.files import unique_files
 
@@ -157,6 +152,8 @@ def photo_files(paths: list[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
             files += find_images([path])
         except ImageError as error:
             failed.append({"image": error.name, "error": error.reason})
+    if not unique:
+        return files, failed
     files, repeated = unique_files(files)
     if repeated:
         print(f"geoclip: {len(repeated):,} named twice, such as {repeated[0]}: done once", file=sys.stderr)

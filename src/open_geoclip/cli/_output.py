@@ -1,57 +1,48 @@
-"""Output of all commands: formats, rows as files, progress, errors and exit status."""
+"""Output of all commands: formats, progress, errors and exit status."""
 
-import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from cyclopts import Parameter
 
-from open_geoclip.errors import MissingExtraError, OpenGeoCLIPError, SettingsError
+from open_geoclip.errors import DataError, ImageError, OpenGeoCLIPError, SettingsError
 from open_geoclip.files import atomic_write
 
 __all__ = [
-    "ANSWER_FORMATS",
-    "POINT_FORMATS",
-    "ROW_FORMATS",
-    "TEXT_FORMATS",
+    "MAP_FORMATS",
     "AnswerFormat",
-    "Kind",
-    "PointFormat",
-    "RowFormat",
+    "AnswerOutput",
+    "Output",
+    "PointOutput",
+    "RowOutput",
     "TextFormat",
-    "choose_format",
+    "TextOutput",
+    "attempt",
     "collect",
     "exit_if_failed",
     "print_errors",
     "progress_bar",
-    "rows_as",
     "to_json",
     "write_output",
-    "write_result",
 ]
 
 T = TypeVar("T")
-Kind = Literal["text", "texts", "number", "flag"]
 
 _FORMAT = Parameter(
-    name="--format", help="Default: by the ending of --output, else a table. csv-bom is CSV that Excel reads as UTF-8."
+    name="--format",
+    help="Default: by the ending of the file name, else a table. csv-bom is CSV that Excel reads as UTF-8.",
 )
 TextFormat = Annotated[Literal["table", "json"] | None, _FORMAT]
-RowFormat = Annotated[Literal["table", "json", "csv", "csv-bom", "parquet"] | None, _FORMAT]
-PointFormat = Annotated[Literal["table", "json", "csv", "csv-bom", "geojson", "parquet"] | None, _FORMAT]
 AnswerFormat = Annotated[
     Literal["table", "json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html"] | None, _FORMAT
 ]
-
-TEXT_FORMATS = ("table", "json")
-ROW_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "parquet")
-POINT_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "geojson", "parquet")
-ANSWER_FORMATS = (*TEXT_FORMATS, "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html")
 
 _SUFFIXES = {
     ".txt": "table",
@@ -65,81 +56,120 @@ _SUFFIXES = {
     ".html": "html",
     ".htm": "html",
 }
-_BINARY = {"kmz", "parquet", "gpkg"}
+_BINARY = ("kmz", "parquet", "gpkg")
+MAP_FORMATS = ("geojson", "kml", "kmz", "gpkg", "html")
+"""Formats that have regions."""
 
 
-# --- formats --------------------------------------------------------------------------------------
+# --- where a result goes, and in which format -----------------------------------------------------
 
 
-def choose_format(format_: str | None, output: Path | None, offered: Sequence[str], *, option: str = "--output") -> str:
-    """Return the format: that of ``--format``, or that of the ending of ``--output``.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Options of all commands that write a result; subclasses name the formats that there are."""
 
-    Args:
-        format_: the value of ``--format``.
-        output: the value of ``--output``.
-        offered: formats that the command writes; the first is the default.
-        option: the option that names the file.
+    option: ClassVar[str] = "--output"
+    format_: Annotated[str | None, _FORMAT] = None
+    path: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write to this file; default: stdout.")] = None
 
-    Raises:
-        SettingsError: the ending is of no format, or the command does not write it; or it is not for a terminal.
-    """
-    endings = ", ".join(suffix for suffix, name in _SUFFIXES.items() if name in offered and suffix != ".htm")
-    if format_ is None and output is not None:
-        format_ = _SUFFIXES.get(output.suffix.lower())
-        if format_ is None:
-            raise SettingsError(f"{option} {output}: end its name in {endings}, or say --format")
-    format_ = format_ or offered[0]
-    if format_ not in offered:
-        named = f"--format {format_}" if output is None else f"{option} {output}"
-        raise SettingsError(f"{named}: this command writes {', '.join(offered)}; end the name in {endings}")
-    if format_ in _BINARY and output is None and sys.stdout.isatty():
-        raise SettingsError(f"{format_} is not for a terminal: name a file with {option}")
-    return format_
+    def __post_init__(self) -> None:
+        _ = self.format  # an error is one before any work
+
+    @property
+    def format(self) -> str:
+        """The format: that of ``--format``, or that of the ending of the file.
+
+        Raises:
+            SettingsError: the ending is of no format, or the command does not write it; or it is not for a terminal.
+        """
+        offered = get_args(get_args(get_type_hints(type(self))["format_"])[0])
+        endings = ", ".join(suffix for suffix, name in _SUFFIXES.items() if name in offered and suffix != ".htm")
+        chosen = self.format_
+        if chosen is None and self.path is not None:
+            chosen = _SUFFIXES.get(self.path.suffix.lower())
+            if chosen is None:
+                raise SettingsError(f"{self.option} {self.path}: end its name in {endings}, or say --format")
+        chosen = chosen or "table"
+        if chosen not in offered:
+            raise SettingsError(
+                f"{self.option} {self.path}: this command writes {', '.join(offered)}; end the name in {endings}"
+            )
+        if chosen in _BINARY and self.path is None and sys.stdout.isatty():
+            raise SettingsError(f"{chosen} is not for a terminal: name a file with {self.option}")
+        return chosen
+
+    def write(
+        self,
+        content: object,
+        *,
+        table: str,
+        rows: Sequence[Mapping[str, Any]] = (),
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the result of a command.
+
+        Args:
+            content: for JSON.
+            table: for a table.
+            rows: for other formats; see :func:`~open_geoclip.export.tables.format_rows`.
+            columns: of these rows.
+        """
+        if self.format in ("table", "json"):
+            write_output(table if self.format == "table" else to_json(content), self.path)
+            return
+        from open_geoclip.export.tables import format_rows
+
+        write_output(format_rows(self.format, rows, columns), self.path)
 
 
-def write_result(
-    format_: str,
-    output: Path | None,
-    content: object,
-    *,
-    table: str,
-    rows: Sequence[Mapping[str, Any]] = (),
-    columns: Mapping[str, Kind] | None = None,
-) -> None:
-    """Write what a command found to a file or stdout.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TextOutput(Output):
+    """Options of a command that writes a table or JSON."""
 
-    Args:
-        format_: as :func:`choose_format` returns it.
-        output: a file; default: stdout.
-        content: for ``json``.
-        table: for ``table``.
-        rows: for other formats; see :func:`rows_as`.
-        columns: of these rows.
-    """
-    if format_ == "table":
-        write_output(table, output)
-    else:
-        write_output(to_json(content) if format_ == "json" else rows_as(format_, rows, columns), output)
+    format_: TextFormat = None
 
 
-def write_output(content: str | bytes, output: Path | None) -> None:
-    """Write text or bytes to stdout, or to a file atomically.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RowOutput(Output):
+    """Options of a command that also writes rows."""
 
-    Raises:
-        OpenGeoCLIPError: the file cannot be written.
-    """
-    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-    if output is None:
-        if isinstance(content, str):
-            sys.stdout.write(content)
-        else:
-            sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-        return
-    try:
-        atomic_write(output, data)
-    except OSError as error:
-        raise OpenGeoCLIPError(f"{output} cannot be written: {error.strerror or error}") from error
+    format_: Annotated[Literal["table", "json", "csv", "csv-bom", "parquet"] | None, _FORMAT] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PointOutput(Output):
+    """Options of a command that also writes rows with coordinates."""
+
+    format_: Annotated[Literal["table", "json", "csv", "csv-bom", "geojson", "parquet"] | None, _FORMAT] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class AnswerOutput(Output):
+    """Options of a command that writes answers."""
+
+    format_: AnswerFormat = None
+    detail: Annotated[
+        bool | None,
+        Parameter(
+            help="Include the regions of 50 and 90 % and the heat map; default: in formats that draw them (GeoJSON, "
+            "KML, KMZ, GeoPackage, HTML)."
+        ),
+    ] = None
+
+    @property
+    def has_detail(self) -> bool:
+        """Whether answers include regions and heat: as ``--detail`` says, else whether the format draws them."""
+        if self.detail is not None or self.format not in MAP_FORMATS:
+            return bool(self.detail)
+        if all(find_spec(name) for name in ("shapely", "contourpy")):
+            return True
+        print("geoclip: the file has no regions, which need pip install 'open-geoclip[places]'", file=sys.stderr)
+        return False
 
 
 def to_json(content: object) -> str:
@@ -147,60 +177,23 @@ def to_json(content: object) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def rows_as(format_: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | None = None) -> str | bytes:
-    """Return rows as ``csv``, ``csv-bom``, ``parquet`` or ``geojson``.
-
-    Args:
-        format_: one of these.
-        rows: at least one unless ``columns`` are given. For GeoJSON they have ``lat`` and ``lon``.
-        columns: names and kinds of the columns of CSV and Parquet; default: those of the first row.
+def write_output(content: str | bytes, path: Path | None) -> None:
+    """Write text or bytes to stdout, or to a file atomically.
 
     Raises:
-        MissingExtraError: Parquet without the extra ``parquet``.
+        OpenGeoCLIPError: the file cannot be written.
     """
-    if format_ in ("csv", "csv-bom"):
-        from open_geoclip.data.tables import format_csv
-
-        names = list(columns or rows[0])
-        return format_csv(names, ([row.get(name) for name in names] for row in rows), bom=format_ == "csv-bom")
-    if format_ == "parquet":
-        return _parquet(rows, columns)
-    return to_json(_points(rows))
-
-
-def _parquet(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Kind] | None) -> bytes:
+    if path is None:
+        if isinstance(content, str):
+            sys.stdout.write(content)
+        else:
+            sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError("Parquet", "parquet") from error
-    kinds = {"text": pyarrow.string(), "number": pyarrow.float64(), "flag": pyarrow.bool_()}
-    kinds["texts"] = pyarrow.list_(pyarrow.string())
-    schema = columns and pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
-    file = io.BytesIO()
-    valid = [{name: _utf8(value) for name, value in row.items()} for row in rows]
-    parquet.write_table(pyarrow.Table.from_pylist(valid, schema), file, compression="zstd")
-    return file.getvalue()
-
-
-def _utf8(value: object) -> object:
-    """Return text that can be written: names of files may be bytes of no encoding."""
-    if isinstance(value, list):
-        return [_utf8(one) for one in value]
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    # RFC 7946: longitude comes first.
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Point", "coordinates": [row["lon"], row["lat"]]},
-            "properties": {name: value for name, value in row.items() if name not in ("lat", "lon")},
-        }
-        for row in rows
-    ]
-    return {"type": "FeatureCollection", "features": features}
+        atomic_write(path, content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+    except OSError as error:
+        raise OpenGeoCLIPError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 # --- progress, errors, exit status ----------------------------------------------------------------
@@ -249,6 +242,14 @@ def collect(items: Iterable[T], total: int, text: str) -> tuple[list[T], bool]:
         print(f"geoclip: interrupted after {len(found):,} of {total:,} photos", file=sys.stderr)
         return found, True
     return found, False
+
+
+def attempt(path: Path, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Return what the work on a photo returns, or a record with its error."""
+    try:
+        return work(path)
+    except (ImageError, DataError) as error:
+        return {"image": str(path), "error": error.reason if isinstance(error, ImageError) else str(error)}
 
 
 def print_errors(records: Iterable[Mapping[str, Any]]) -> None:

@@ -1,10 +1,10 @@
-"""``geoclip compare``: whether one run is better than another."""
+"""``geoclip compare``: compare two runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_geoclip.cli._options import Bootstrap, Distance, Output
-from open_geoclip.cli._output import ROW_FORMATS, RowFormat, choose_format, progress_bar, write_result
+from open_geoclip.cli._options import Bootstrap, Distance
+from open_geoclip.cli._output import RowOutput, progress_bar
 
 if TYPE_CHECKING:
     from open_geoclip.evaluation.compare import Comparison
@@ -17,31 +17,29 @@ def compare(
     b: Path,
     /,
     *,
-    format_: RowFormat = None,
-    output: Output = None,
+    output: RowOutput = RowOutput(),
     bootstrap: Bootstrap = 2000,
     distance: Distance = "haversine",
     group: str | None = None,
 ) -> None:
-    """Compare two runs on the same photos, and say whether the difference is real.
+    """Compare two runs on the same photos, and test whether their differences are significant.
 
-    Shares are tested by McNemar's exact test, averages by a paired bootstrap; "real" allows for all eight figures
-    being looked at (Holm, 5 %).
+    Shares are tested by McNemar's exact test, averages by a paired bootstrap; "real" means significant at 5 % with
+    Holm's correction for all eight figures.
 
     Args:
         a: Predictions of one run, as for geoclip score.
         b: Predictions of the other, on the same photos, paired by a column id, image, IMG_ID or idx, or by row.
         bootstrap: Resamples, 1000 or more.
-        group: A column of A, such as the author, whose photos belong together: all is then tested by resampling them.
+        group: Column of A whose photos are resampled together, such as the author; all tests are then bootstraps.
     """
-    chosen = choose_format(format_, output, ROW_FORMATS)
     from open_geoclip.evaluation.compare import compare as compared
     from open_geoclip.evaluation.predictions import read_predictions
 
     runs = read_predictions(a, group=group), read_predictions(b)
     with progress_bar("resampling") as progress:
         found = compared(*runs, distance=distance, resamples=bootstrap, progress=progress)
-    write_result(chosen, output, found.to_dict(), table=_table(found), rows=_rows(found))
+    output.write(found.to_dict(), table=_table(found), rows=_rows(found))
 
 
 def _rows(found: "Comparison") -> list[dict[str, Any]]:

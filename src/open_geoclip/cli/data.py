@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from open_geoclip.cli._options import Output
-from open_geoclip.cli._output import TEXT_FORMATS, TextFormat, choose_format, progress_bar, write_result
+from open_geoclip.cli._output import TextOutput, progress_bar
 
 if TYPE_CHECKING:
     from open_geoclip.data.checking import Check
 
 __all__ = ["app", "check", "pack", "split"]
 
-app = App(name="data", help="Photos with coordinates: check, pack and split them.")
+app = App(name="data", help="Check, pack and split photos with coordinates.")
 
 Images = Annotated[
     str | None, Parameter(help="Where the images of a table are, if not next to it: a folder, or tar shards.")
@@ -37,26 +36,24 @@ def check(
     decode: bool = True,
     workers: int = 2,
     show: int = 10,
-    format_: TextFormat = None,
-    output: Output = None,
+    output: TextOutput = TextOutput(),
 ) -> None:
     """Count the photos that can be used, and list those that cannot and why.
 
     Exit status 1 if some cannot be used.
 
     Args:
-        decode: Decode each picture; else it is only seen whether files are there, and duplicates are not found.
+        decode: Decode each image; otherwise only the presence of files is checked, and duplicates are not found.
         workers: Threads that decode.
-        show: How many faults of each kind the table lists; JSON lists all.
+        show: Faults of each kind that the table lists; JSON lists all.
     """
-    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.data.checking import check_source
     from open_geoclip.data.sources import open_source
 
     opened = open_source(source, images=images)
     with progress_bar("checking") as progress:
         found = check_source(opened, decode=decode, workers=workers, progress=progress)
-    write_result(chosen, output, found.to_dict(), table=_table(found, show))
+    output.write(found.to_dict(), table=_table(found, show))
     if found.faults:
         sys.exit(1)
 
@@ -69,7 +66,7 @@ def _table(found: "Check", show: int) -> str:
         lines.append(f"  {found.sharing_a_place:,} photos share their very coordinates with another")
         lines.append(f"  {found.groups:,} groups" if found.groups else "  no groups")
     if not found.decoded:
-        lines.append("  pictures were not decoded")
+        lines.append("  images were not decoded")
     for kind, count in found.counts.items():
         lines += ["", f"{count:,} {kind}"]
         of_kind = [fault for fault in found.faults if fault.kind == kind]
@@ -95,24 +92,20 @@ def pack(
     quality: int = 92,
     verify: bool = True,
     workers: int = 2,
-    format_: TextFormat = None,
-    output: Output = None,
+    output: TextOutput = TextOutput(),
 ) -> None:
     """Write photos as tar shards in WebDataset's format, with an index.json.
 
-    Interrupted, the same command goes on where it was. Photos that cannot be used are left out, named in index.json and
-    counted.
+    The same command resumes an interrupted run. Photos that cannot be used are left out and listed in index.json.
 
     Args:
         folder: Where the shards go.
-        shard_mb: A shard is closed when it is this large, in MB.
-        resize: Reduce larger photos so that their shorter side has this many pixels, and save them as JPEG; else files
-            are packed byte for byte.
-        quality: Of those JPEGs.
+        shard_mb: Size of a shard, in MB.
+        resize: Reduce larger photos to this many pixels on the shorter side, as JPEG; default: pack files unchanged.
+        quality: Quality of those JPEGs.
         verify: Decode each photo first, so that only readable ones are packed.
         workers: Threads that read and decode.
     """
-    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.data.packing import PackSettings
     from open_geoclip.data.packing import pack as write_shards
     from open_geoclip.data.sources import open_source
@@ -122,7 +115,7 @@ def pack(
     with progress_bar("packing") as progress:
         done = write_shards(opened, folder, settings, workers=workers, progress=progress)
     if done.resumed_at:
-        print(f"geoclip: went on at entry {done.resumed_at:,}", file=sys.stderr)
+        print(f"geoclip: resumed at entry {done.resumed_at:,}", file=sys.stderr)
     facts: dict[str, Any] = {
         "folder": str(done.folder),
         "shards": done.shards,
@@ -132,8 +125,8 @@ def pack(
     }
     size = f"{done.bytes / 1e6:,.1f} MB"
     table = f"{done.photos:,} photos in {done.shards:,} shards, {size}, in {done.folder}\n"
-    write_result(chosen, output, facts, table=table)
-    if done.left_out and chosen == "table":
+    output.write(facts, table=table)
+    if done.left_out and output.format == "table":
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in done.left_out.items())
         print(f"geoclip: left out: {kinds}; which ones is in {done.folder / 'index.json'}", file=sys.stderr)
 
@@ -151,21 +144,19 @@ def split(
     leave_out: bool = False,
     square_km: float = 50.0,
     seed: int = 0,
-    format_: TextFormat = None,
-    output: Output = None,
+    output: TextOutput = TextOutput(),
 ) -> None:
-    """Split photos into tables for training, validation and test, never a place or a group on both sides.
+    """Split photos into tables for training, validation and test that share no place and no group.
 
     Args:
         folder: Where train.csv, validation.csv and test.csv go.
         shares: Name and share of each side.
-        buffer_km: No photo is nearer than this to one of another side.
+        buffer_km: Least distance between photos of different sides.
         groups: Keep the photos of a group (author, sequence) on one side.
-        leave_out: Split by squares of the Earth and leave out photos between the sides, where all hang together else.
-        square_km: The side of those squares.
-        seed: Of the draw; the same seed gives the same split.
+        leave_out: Split by squares of the Earth and leave out photos near edges, where no other split is possible.
+        square_km: Side of those squares.
+        seed: Random seed; the same seed gives the same split.
     """
-    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.data.photos import FaultLog
     from open_geoclip.data.sources import open_source
     from open_geoclip.data.splitting import SplitSettings, write_splits
@@ -183,7 +174,7 @@ def split(
     ]
     rows += [f"{done.left_out:>10,}  left out between them\n"] if done.left_out else []
     rows += [f"{done.unusable:>10,}  cannot be used (geoclip data check says why)\n"] if done.unusable else []
-    write_result(chosen, output, facts, table="".join(rows))
+    output.write(facts, table="".join(rows))
 
 
 def _shares(text: str) -> dict[str, float]:

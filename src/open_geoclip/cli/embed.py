@@ -1,4 +1,4 @@
-"""``geoclip embed``: vectors of coordinates."""
+"""``geoclip embed``: embeddings of coordinates."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import Dtype, Model, parse_coordinate
-from open_geoclip.cli._output import progress_bar, rows_as, write_output
+from open_geoclip.cli._output import progress_bar, write_output
 from open_geoclip.errors import CoordinateError, DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -36,22 +36,20 @@ def embed(
     dtype: Dtype = "float32",
     format_: Annotated[Literal["json", "csv"] | None, Parameter(name="--format")] = None,
 ) -> None:
-    """Give the location vector of each coordinate, not normalised.
+    """Encode coordinates with the location encoder of a model. Embeddings are not normalised.
 
-    A file of any length is encoded in memory that stays flat, and its rows stay in order. A .npy that was interrupted
-    goes on where it ended.
+    Files of any length take constant memory, and rows stay in order. The same command resumes an interrupted .npy file.
 
     Args:
         coordinates: LAT,LON in degrees, such as 48.8584,2.2945; or name a file instead.
-        csv_: A CSV with columns lat and lon.
-        parquet: A Parquet file with columns lat and lon.
-        geojson: A GeoJSON collection of points.
-        lat: The column of latitudes, if it has another name.
-        lon: The column of longitudes, if it has another name.
-        missing: What a row without a coordinate becomes: an error, a vector of NaN, or of zeros.
-        output: The file to write, by its ending: .npy (vectors), .npz (vectors and coordinates), .parquet or .csv.
-        format_: Without a file to write: json (default), a list of {"lat", "lon", "vector"}; or csv, a column a
-            dimension.
+        csv_: CSV with columns lat and lon.
+        parquet: Parquet with columns lat and lon.
+        geojson: GeoJSON collection of points.
+        lat: Name of the column of latitudes.
+        lon: Name of the column of longitudes.
+        missing: What a row without coordinates becomes: an error, NaN or zeros.
+        output: File to write: .npy (embeddings), .npz (with coordinates), .parquet or .csv.
+        format_: Format on stdout: json (default), a list of {"lat", "lon", "vector"}; or csv, a column per dimension.
     """
     sources: dict[Kind, Path | None] = {"csv": csv_, "parquet": parquet, "geojson": geojson}
     files = [(kind, path) for kind, path in sources.items() if path is not None]
@@ -62,7 +60,7 @@ def embed(
     if output is not None and format_ is not None and output.suffix.lower() != f".{format_}":
         raise SettingsError(f"--format {format_} and --output {output} ask for two things: the ending tells the format")
     if files and output is None:
-        raise SettingsError("vectors of a file are written into a file: name one with --output, such as vectors.npy")
+        raise SettingsError("embeddings of a file are written to a file: name one with --output, such as vectors.npy")
     places = [parse_coordinate(text) for text in coordinates or []]
     if output is None:
         _print(places, model, dtype, format_ or "json")
@@ -74,7 +72,7 @@ def embed(
     from open_geoclip.data.tables import read_table
     from open_geoclip.features.writers import OUTPUTS
 
-    if output.suffix.lower() not in OUTPUTS:  # told before a file is read
+    if output.suffix.lower() not in OUTPUTS:  # an error before a file is read
         raise SettingsError(f"--output {output}: a name that ends in {', '.join(OUTPUTS)} is needed")
     if not files:
         _write(np.array(places, np.float64), "the coordinates", "", output, missing, model, dtype)
@@ -94,6 +92,7 @@ def embed(
 def _print(places: list[tuple[float, float]], model: str, dtype: Dtype, format_: str) -> None:
     import torch
 
+    from open_geoclip.export.tables import format_rows
     from open_geoclip.features.encoding import open_encoder
 
     encoder, _ = open_encoder(model, dtype)
@@ -105,7 +104,7 @@ def _print(places: list[tuple[float, float]], model: str, dtype: Dtype, format_:
     else:
         named = ({f"v{i}": value for i, value in enumerate(vector)} for vector in vectors)
         shown = [{"lat": lat, "lon": lon, **one} for (lat, lon), one in zip(places, named, strict=True)]
-        write_output(rows_as("csv", shown), None)
+        write_output(format_rows("csv", shown), None)
 
 
 def _write(

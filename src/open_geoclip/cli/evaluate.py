@@ -1,17 +1,17 @@
-"""``geoclip evaluate``: a model on photos whose places are known."""
+"""``geoclip evaluate``: measure a model on photos with known places."""
 
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import Bootstrap, Crops, Distance, ImageModelOptions
-from open_geoclip.cli._output import TextFormat, progress_bar, to_json, write_output, write_result
+from open_geoclip.cli._output import TextFormat, TextOutput, progress_bar, to_json, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
-from open_geoclip.files import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,19 +40,18 @@ def evaluate(
     group: str | None = None,
     allow_leak: bool = False,
 ) -> None:
-    """Measure a model on photos whose places are known: any table and folder, or a published benchmark.
+    """Measure a model on photos with known places: any table and folder, or a published benchmark.
 
-    A report with figures, predictions.csv (for geoclip score and geoclip compare) and evaluation.json are written into
-    a folder. Answers are kept there as they come: the same command goes on where one was killed.
+    Writes a report with figures, predictions.csv (for geoclip score and geoclip compare) and evaluation.json into a
+    folder. The same command resumes an interrupted run.
 
     Args:
-        benchmark: The layout of the data; any table and folder when not given.
-        data: The folder of the photos. Nothing is downloaded.
-        table: CSV or Parquet of names and places (columns such as IMG_ID, LAT, LON); looked for in the folder when not
-            given.
-        output: The folder of results; evaluation-NAME when not given.
-        group: The column of what is resampled together; the author's when the table has one.
-        allow_leak: Go on although the gallery holds the coordinates of more than half of the photos.
+        benchmark: Layout of the data; default: any table and folder.
+        data: Folder of the photos. Nothing is downloaded.
+        table: CSV or Parquet of names and places (columns such as IMG_ID, LAT, LON); default: found in the folder.
+        output: Folder for the results; default: evaluation-NAME.
+        group: Column whose photos are resampled together; default: the author's, if there is one.
+        allow_leak: Go on although the gallery contains the coordinates of more than half of the photos.
     """
     from open_geoclip.evaluation.benchmarks import read_labelled
 
@@ -60,7 +59,7 @@ def evaluate(
     folder = Path(f"evaluation-{benchmark or labelled.name}") if output is None else output
     found = run(labelled, folder, options, crops=crops, distance=distance, bootstrap=bootstrap, allow_leak=allow_leak)
     write_results(found, folder)
-    write_result(format_ or "table", None, found.figures, table=_table(found.figures, folder))
+    TextOutput(format_=format_).write(found.figures, table=_table(found.figures, folder))
     for one in found.figures["broken"]:
         print(f"geoclip: {one['image']}: {one['error']}", file=sys.stderr)
     if found.figures["counts"]["photos_broken"]:
@@ -102,12 +101,12 @@ def run(
                 progress=_progress(bar),
             )
     except KeyboardInterrupt:
-        print(f"geoclip: what is done is kept in {folder}: run the same command again to go on", file=sys.stderr)
+        print(f"geoclip: finished answers are in {folder}: run the same command again to resume", file=sys.stderr)
         raise
 
 
 def _names() -> "tuple[Names, Names] | tuple[None, None]":
-    """What gives countries and continents their names, where the extra is installed."""
+    """Return functions that name countries and continents, if the extra is installed."""
     import numpy as np
 
     from open_geoclip.geo.countries import continents as continents_of
@@ -128,15 +127,15 @@ def _names() -> "tuple[Names, Names] | tuple[None, None]":
 
 
 def _progress(bar: Callable[[int, int], None]) -> Callable[[int, int, int], None]:
-    """The bar on a terminal, a line of progress and rate now and then elsewhere."""
+    """Return a callback that shows a bar on a terminal, and a line every 30 seconds elsewhere."""
     started = last = time.monotonic()
 
-    def tell(done: int, total: int, resumed: int) -> None:
+    def show(done: int, total: int, resumed: int) -> None:
         nonlocal last
         bar(done, total)
         now = time.monotonic()
         if done == resumed and resumed:
-            print(f"geoclip: {resumed:,} of {total:,} photos were answered before", file=sys.stderr)
+            print(f"geoclip: {resumed:,} of {total:,} photos are done already", file=sys.stderr)
         if now - last >= _EVERY_S and not sys.stderr.isatty() and done > resumed:
             last = now
             rate = (done - resumed) / (now - started)
@@ -144,19 +143,21 @@ def _progress(bar: Callable[[int, int], None]) -> Callable[[int, int, int], None
             text = f"{done:,} of {total:,} photos, {rate:.1f} a second, {left:.0f} minutes left"
             print(f"geoclip: {text}", file=sys.stderr)
 
-    return tell
+    return show
 
 
 def write_results(found: "Evaluation", folder: Path) -> None:
-    """evaluation.json, predictions.csv (and .parquet where it can be written), report.md and its figures."""
+    """Write evaluation.json, predictions.csv (and .parquet if the extra is installed), report.md and its figures."""
     import shlex
 
-    from open_geoclip.data.tables import format_csv
     from open_geoclip.evaluation.report import markdown
+    from open_geoclip.export.tables import format_rows
 
     write_output(to_json(found.figures), folder / "evaluation.json")
-    write_output(format_csv(found.table, zip(*found.table.values(), strict=True)), folder / "predictions.csv")
-    _write_parquet(found.table, folder / "predictions.parquet")
+    rows = [dict(zip(found.table, row, strict=True)) for row in zip(*found.table.values(), strict=True)]
+    write_output(format_rows("csv", rows), folder / "predictions.csv")
+    with suppress(MissingExtraError):
+        write_output(format_rows("parquet", rows), folder / "predictions.parquet")
     command = shlex.join(["geoclip", *sys.argv[1:]])
     write_output(markdown(found.figures, command=command, images=_draw_figures(found, folder)), folder / "report.md")
 
@@ -183,17 +184,7 @@ def _draw_figures(found: "Evaluation", folder: Path) -> list[tuple[str, str]]:
     except MissingExtraError as error:
         print(f"geoclip: the report has no figures: {error}", file=sys.stderr)
         return []
-    return [("curve.png", "Percent of answers within a distance"), ("map.png", "Where the answers are how far off")]
-
-
-def _write_parquet(table: dict[str, list[Any]], path: Path) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:  # the CSV holds the same
-        return
-    with atomic_file(path) as temporary:
-        parquet.write_table(pyarrow.table(table), temporary)
+    return [("curve.png", "Percent of answers within a distance"), ("map.png", "Errors by place")]
 
 
 def _table(found: dict[str, Any], folder: Path) -> str:

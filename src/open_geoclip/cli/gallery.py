@@ -1,4 +1,4 @@
-"""``geoclip gallery``: the places that answers are chosen from."""
+"""``geoclip gallery``: describe and encode a gallery."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 from open_geoclip.cli._options import Gallery as GalleryFile
-from open_geoclip.cli._options import Model, Output
-from open_geoclip.cli._output import TEXT_FORMATS, TextFormat, choose_format, progress_bar, write_result
+from open_geoclip.cli._options import Model
+from open_geoclip.cli._output import TextOutput, progress_bar
 
 if TYPE_CHECKING:
     from open_geoclip.model.location_encoder import LocationEncoder
@@ -15,41 +15,25 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "build", "info"]
 
-app = App(name="gallery", help="The places that answers are chosen from.")
+app = App(name="gallery", help="Describe or encode a gallery: the places that answers are chosen from.")
 
 
 @app.command
-def build(
-    file: GalleryFile = None,
-    /,
-    *,
-    model: Model = "geoclip",
-    format_: TextFormat = None,
-    output: Output = None,
-) -> None:
+def build(file: GalleryFile = None, /, *, model: Model = "geoclip", output: TextOutput = TextOutput()) -> None:
     """Encode a gallery and cache its embeddings, so that the first photo does not wait."""
-    chosen = choose_format(format_, output, TEXT_FORMATS)
     from open_geoclip.search.index import GalleryIndex
 
     gallery, encoder = _opened(file, model)
     with progress_bar("encoding the gallery") as progress:
         index = GalleryIndex.build(encoder, gallery, progress=progress)
-    _show(_facts(gallery, encoder) | {"vectors": str(index.path) if index.path else None}, chosen, output)
+    _show(_facts(gallery, encoder) | {"vectors": str(index.path) if index.path else None}, output)
 
 
 @app.command
-def info(
-    file: GalleryFile = None,
-    /,
-    *,
-    model: Model = "geoclip",
-    format_: TextFormat = None,
-    output: Output = None,
-) -> None:
+def info(file: GalleryFile = None, /, *, model: Model = "geoclip", output: TextOutput = TextOutput()) -> None:
     """Describe a gallery, and whether its embeddings are cached."""
-    chosen = choose_format(format_, output, TEXT_FORMATS)
     gallery, encoder = _opened(file, model)
-    _show(_facts(gallery, encoder), chosen, output)
+    _show(_facts(gallery, encoder), output)
 
 
 def _opened(file: Path | None, model: str) -> "tuple[Gallery, LocationEncoder]":
@@ -83,6 +67,6 @@ def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:
     }
 
 
-def _show(facts: dict[str, Any], chosen: str, output: Path | None) -> None:
+def _show(facts: dict[str, Any], output: TextOutput) -> None:
     lines = facts | {"vectors": facts["vectors"] or "not encoded yet: geoclip gallery build"}
-    write_result(chosen, output, facts, table="".join(f"{key:>12}  {value}\n" for key, value in lines.items()))
+    output.write(facts, table="".join(f"{key:>12}  {value}\n" for key, value in lines.items()))

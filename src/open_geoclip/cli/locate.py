@@ -1,33 +1,26 @@
 """``geoclip locate``: estimate where photos were taken."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import draw_answers, has_detail, write_answers
-from open_geoclip.cli._options import Crops, Detail, ImageModelOptions, Map, Output, Photos
-from open_geoclip.cli._output import (
-    ANSWER_FORMATS,
-    AnswerFormat,
-    choose_format,
-    collect,
-    exit_if_failed,
-    print_errors,
-    progress_bar,
-)
-from open_geoclip.cli._times import hours_of
-from open_geoclip.errors import ImageError, SettingsError
+from open_geoclip.cli._answers import draw_answers, write_answers
+from open_geoclip.cli._options import Crops, ImageModelOptions, Map, Photos, photo_files
+from open_geoclip.cli._output import AnswerOutput, collect, exit_if_failed, print_errors, progress_bar
+from open_geoclip.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.query import Query
 
-__all__ = ["locate"]
+__all__ = ["hours_of", "locate"]
 
 _AREA = Parameter(allow_leading_hyphen=True)
 
@@ -49,6 +42,21 @@ class JobOptions:
     workers: Annotated[int | None, Parameter(help="Processes that decode; default: one per processor core.")] = None
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LocateOutput(AnswerOutput):
+    """Options of the output, which may also be a folder of the results of a job."""
+
+    def __post_init__(self) -> None:
+        if not self.is_job:
+            super().__post_init__()
+
+    @property
+    def is_job(self) -> bool:
+        """Whether the output is a folder: a name without an ending, and no --format."""
+        return self.path is not None and self.format_ is None and (self.path.is_dir() or not self.path.suffix)
+
+
 def locate(
     images: Photos,
     /,
@@ -66,9 +74,7 @@ def locate(
     refine: bool = False,
     crops: Crops = 1,
     top_k: int = 5,
-    format_: AnswerFormat = None,
-    output: Output = None,
-    detail: Detail = None,
+    output: LocateOutput = LocateOutput(),
     map_: Map = None,
     decode: Literal["mass", "distance", "geoscore", "max"] | None = None,
     merge_km: float | None = None,
@@ -105,36 +111,27 @@ def locate(
     if together and trip:
         raise SettingsError("--together is for one place, --trip for several: give one of the two")
     if text is not None and (together or trip):
-        raise SettingsError("--text is for images that are located alone, not with --together or --trip")
+        raise SettingsError("--text is for images that are located separately, not with --together or --trip")
     if times is not None and not trip:
         raise SettingsError("--times is for --trip")
     from open_geoclip._version import __version__
     from open_geoclip.geo.areas import Area
-    from open_geoclip.images import find_images
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.describe import AnswerSettings
 
-    is_job = output is not None and format_ is None and (output.is_dir() or not output.suffix)
-    if is_job and (together or trip or map_ is not None):
+    if output.is_job and (together or trip or map_ is not None):
         raise SettingsError("--together, --trip and --map are for a file or stdout, not for a folder of results")
-    if not is_job and job != JobOptions():
+    if not output.is_job and job != JobOptions():
         raise SettingsError("--resume and the other options of jobs need -o FOLDER, a name without an ending")
-    chosen = "job" if is_job else choose_format(format_, output, ANSWER_FORMATS)
     area = Area.parse(within or (), not_within or ())  # before the model is loaded: it may be an error
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
     locator = options.load(answers=settings, refine=refine, crops=crops).within(area)
-    if is_job:
-        assert output is not None
+    if output.is_job:
+        assert output.path is not None
         limits = {"within": within or [], "not_within": not_within or []}
-        _run_job(images, output, job, locator, top_k, text, text_weight, bool(detail), limits)
+        _run_job(images, output.path, job, locator, top_k, text, text_weight, bool(output.detail), limits)
         return
-    files: list[Path] = []
-    failed: list[Answer] = []
-    for path in images:
-        try:
-            files += find_images([path])
-        except ImageError as error:
-            failed.append(Answer(error.name, locator.model_name, "", __version__, error=error.reason))
+    files, failed = photo_files(images, unique=False)
 
     def queries() -> Iterator["Query"]:
         if files and together:
@@ -148,16 +145,17 @@ def locate(
 
     def located() -> Iterator["Answer"]:
         nonlocal posterior
-        for answer, of_answer in locator.answer(queries(), top_k, detail=has_detail(detail, chosen)):
+        for answer, of_answer in locator.answer(queries(), top_k, detail=output.has_detail):
             posterior = of_answer or posterior
             yield answer
 
     found, interrupted = collect(located(), len(files), "locating")
-    answers = failed + found
+    made_by = (locator.model_name, "", __version__)
+    answers = [Answer(one["image"], *made_by, error=one["error"]) for one in failed] + found
     errors = [answer.to_dict() for answer in answers if answer.error is not None]
     print_errors(errors)
     max_pixels = locator.encoding.max_pixels
-    write_answers(answers, chosen, output, max_pixels=max_pixels)
+    write_answers(answers, output, max_pixels=max_pixels)
     if map_ is not None:
         draw_answers(map_, answers, posterior, together=files if together else (), max_pixels=max_pixels)
     exit_if_failed(errors, interrupted=interrupted)
@@ -204,3 +202,43 @@ def _run_job(
     print(f"geoclip: {folder}: {report.located:,} located, {report.failed:,} failed{before}{repeated}", file=sys.stderr)
     if report.failed:
         sys.exit(1)
+
+
+def hours_of(files: list[Path], times: Path | None) -> list[float]:
+    """Return when photos were taken, in hours: from a table, or from their EXIF data."""
+    from open_geoclip.images import taken_at
+
+    known = {} if times is None else _read_times(times)
+    taken = [known.get(str(file), known.get(file.name)) if times else taken_at(file) for file in files]
+    missing = [file.name for file, time in zip(files, taken, strict=True) if time is None]
+    if missing:
+        where = f"have no row in {times}" if times else "have no time in their EXIF data: give --times times.csv"
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise SettingsError(f"--trip: {names} {where}")
+    found = [time for time in taken if time is not None]
+    if any(time.tzinfo is None for time in found):  # then what the clocks showed is all that compares
+        found = [time.replace(tzinfo=UTC) for time in found]
+    return [time.timestamp() / 3600 for time in found]
+
+
+def _read_times(path: Path) -> dict[str, datetime]:
+    """Return the time of each file, by its name in the table."""
+    from open_geoclip.data.columns import Column
+    from open_geoclip.data.photo_tables import PHOTO_COLUMNS
+    from open_geoclip.data.tables import read_table
+
+    times = ("time", "taken", "taken_at", "date_time_original", "date_time", "timestamp", "create_date", "date")
+    try:
+        table = read_table(path, {"file": Column(("image", *PHOTO_COLUMNS["file"].names)), "time": Column(times)})
+    except DataError as error:
+        raise SettingsError(f"--times {error}") from error
+    found = {}
+    for row, (file, time) in enumerate(zip(table.texts["file"], table.texts["time"], strict=True)):
+        try:
+            # EXIF and exiftool write 2026:05:01 14:03:00.
+            found[file] = datetime.fromisoformat(re.sub(r"^(\d{4}):(\d\d):(\d\d)\b", r"\1-\2-\3", time))
+        except ValueError as error:
+            raise SettingsError(
+                f"--times {path}, {table.where(row)}: {time!r} is not a time such as 2026-05-01T14:03:00"
+            ) from error
+    return found

@@ -2,9 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from open_geoclip.cli._options import MaxPixels, ModelOptions
 from open_geoclip.errors import MissingExtraError, SettingsError
@@ -14,25 +11,25 @@ __all__ = ["mcp"]
 
 def mcp(
     *,
-    folder: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    folder: list[Path] | None = None,
     options: ModelOptions = ModelOptions(),
     max_images: int = 500,
     max_mb: float = 64,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Offer the tools to a program that speaks the Model Context Protocol, over standard input and output.
+    """Run a server of the Model Context Protocol over standard input and output.
 
-    The tools are locate, verify, text, embed, where and models. The program starts this command; nothing but the
-    protocol is printed. Images are read in the allowed folders only, and nothing leaves this machine.
+    The tools are locate, verify, text, embed, where and models. The client starts this command; only the protocol is
+    printed. Images are read from the allowed folders only, and nothing leaves this machine.
 
     Args:
-        folder: A folder whose images may be read; may be repeated. Default: the current folder.
+        folder: Folder whose images may be read; may be given several times. Default: the current folder.
         max_images: Images per call.
         max_mb: Larger files are refused before they are read.
     """
     if not folder and Path.cwd() == Path(Path.cwd().anchor):
         raise SettingsError("the current folder is the root of the file system: say what may be read, --folder FOLDER")
-    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # who is told of a wrong argument wants no link
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # no links in messages about arguments
     try:
         from open_geoclip.server.mcp.tools import McpSettings, make_server
     except ImportError as error:

@@ -1,35 +1,22 @@
-"""`geoclip models`: which weights there are, which of them are here, and what the others would cost."""
+"""``geoclip models``: list models, installed or not."""
 
-import io
+from pathlib import Path
 from typing import Any
 
-from open_geoclip.cli._options import Output
-from open_geoclip.cli._output import TEXT_FORMATS, TextFormat, choose_format, to_json, write_output
+from open_geoclip.cli._output import TextOutput
 from open_geoclip.weights.folders import Status, status
 from open_geoclip.weights.registry import RECORDS
 
 __all__ = ["models"]
 
 
-def models(
-    *,
-    format_: TextFormat = None,
-    output: Output = None,
-) -> None:
-    """List the models: what is on this machine, what the others would cost, licence, training data, accuracy.
+def models(*, output: TextOutput = TextOutput()) -> None:
+    """List the models: whether they are on this machine, download size, licence, training data and accuracy.
 
-    Any other model is named by where it is: hub:org/repo@revision or dir:/folder.
+    Other models are named by their location: hub:org/repo@revision or dir:/folder.
     """
-    chosen = choose_format(format_, output, TEXT_FORMATS)
     found = [status(name) for name in RECORDS]
-    if chosen == "json":
-        write_output(to_json([_as_json(one) for one in found]), output)
-    elif output is None:
-        _print_table(found)
-    else:
-        text = io.StringIO()
-        _print_table(found, text)
-        write_output(text.getvalue(), output)
+    output.write([_as_json(one) for one in found], table=_table(found, output.path))
 
 
 def _as_json(one: Status) -> dict[str, Any]:
@@ -54,13 +41,13 @@ def _as_json(one: Status) -> dict[str, Any]:
 EXTRA = "pip install 'open-geoclip[earth]'"
 
 
-def _print_table(found: list[Status], file: io.StringIO | None = None) -> None:
+def _table(found: list[Status], path: Path | None) -> str:
     from rich.console import Console
     from rich.table import Table
 
     # A file or a pipe has no width of its own. And the brackets in a pip command are no markup.
-    width = None if file is None and Console().is_terminal else 200
-    console = Console(file=file, width=width, markup=False, highlight=False)
+    width = None if path is None and Console().is_terminal else 200
+    console = Console(width=width, markup=False, highlight=False)
     table = Table(show_lines=True)
     for title in ("name", "here", "to get it", "licence", "trained on", "accuracy"):
         # Wide enough that a command can be copied, but for those that hold a commit.
@@ -74,7 +61,9 @@ def _print_table(found: list[Status], file: io.StringIO | None = None) -> None:
             one.record.trained_on,
             _accuracy(one.record.accuracy),
         )
-    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
 
 
 def _cost(one: Status) -> str:
@@ -88,7 +77,7 @@ def _size(size: int) -> str:
 
 
 def _accuracy(accuracy: object) -> str:
-    """Percent within distances on a line a benchmark; a sentence as it is."""
+    """Return percentages within distances, a line per benchmark; a sentence stays as it is."""
     if not isinstance(accuracy, dict):
         return str(accuracy)
     lines = []

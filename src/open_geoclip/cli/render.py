@@ -1,4 +1,4 @@
-"""``geoclip render``: a view of the Earth, so that anyone can try the embedded model."""
+"""``geoclip render``: render a view of the Earth, to try the embedded model with."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,12 +25,12 @@ def render(
     """Render a view of the Earth as from orbit, and print the file's name.
 
     Args:
-        coordinate: The middle of the view, LAT,LON in degrees.
-        width_km: The width on the ground; the embedded model knows 300 to 1500.
-        turn_deg: The bearing of the view's top, clockwise from north.
-        size: Pixels a side.
+        coordinate: Centre of the view, LAT,LON in degrees.
+        width_km: Width on the ground; the embedded model was trained on 300 to 1500.
+        turn_deg: Bearing of the top of the view, clockwise from north.
+        size: Pixels per side.
         look: NASA's Blue Marble, or a shaded relief.
-        output: A picture file; view_LAT_LON.png when not given.
+        output: Image file; default: view_LAT_LON.png.
     """
     import numpy as np
     from PIL import Image
@@ -40,7 +40,7 @@ def render(
     lat, lon = parse_coordinate(coordinate)
     path = Path(f"view_{lat:.4f}_{lon:.4f}.png") if output is None else output
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise OpenGeoCLIPError(f"{path}: the name of a picture ends in .png, .jpg or .webp")
+        raise OpenGeoCLIPError(f"{path}: the name of an image file ends in .png, .jpg or .webp")
     view = Earth(look).render(
         np.array([[lat, lon]]), np.array([float(width_km)]), np.array([float(turn_deg)]), size=size
     )[0]

@@ -1,4 +1,4 @@
-"""``geoclip reproduce``: the released weights on the user's copy of a benchmark, held against what was published."""
+"""``geoclip reproduce``: evaluate the released weights on a benchmark and compare with published results."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import Crops, Dtype, ImageModelOptions, Model
-from open_geoclip.cli._output import TextFormat, progress_bar, to_json, write_output, write_result
+from open_geoclip.cli._output import TextFormat, TextOutput, progress_bar, to_json, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.evaluation.predictions import Predictions
@@ -37,17 +37,16 @@ def reproduce(
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     format_: TextFormat = "table",
 ) -> None:
-    """Run the released weights on your copy of a benchmark, and hold the result against published figures and answers.
+    """Evaluate the released weights on your copy of a benchmark, and compare with published figures and answers.
 
-    Exit status 1 when a figure differs by more than chance, or when there is nothing to tell by. It goes on where it
-    was killed, as geoclip evaluate does.
+    Exit status 1 if a figure differs significantly, or cannot be compared. The same command resumes an interrupted run.
 
     Args:
-        data: The folder of its photos.
-        table: Its table; im2gps3k_places365.csv in the folder when not given.
-        published: Somebody's answers by the same weights, photo by photo: CSV with true_lat, true_lon, pred_lat,
-            pred_lon and IMG_ID or idx, the number of the row in the benchmark's table from 0.
-        output: The folder of results; reproduce-NAME when not given.
+        data: Folder of the photos.
+        table: Table of the benchmark; default: im2gps3k_places365.csv in the folder.
+        published: Published answers of the same weights: CSV with true_lat, true_lon, pred_lat, pred_lon and IMG_ID or
+            idx, the number of the row in the benchmark's table from 0.
+        output: Folder for the results; default: reproduce-NAME.
     """
     from open_geoclip.cli.evaluate import run, write_results
     from open_geoclip.evaluation.benchmarks import BENCHMARKS, read_labelled
@@ -68,7 +67,7 @@ def reproduce(
                 read_predictions(folder / "predictions.csv"), theirs, progress=progress
             ).to_dict()
     write_output(to_json(result), folder / "reproduce.json")
-    write_result(format_ or "table", None, result, table=_table(result, found.figures))
+    TextOutput(format_=format_).write(result, table=_table(result, found.figures))
     if theirs is None:
         agree = whole and all(one["agrees"] for one in figures.values())
     else:

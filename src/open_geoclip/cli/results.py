@@ -1,12 +1,13 @@
 """``geoclip results``: summarise and convert the results of a job."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._output import ANSWER_FORMATS, TEXT_FORMATS, AnswerFormat, choose_format, to_json, write_output
+from open_geoclip.cli._output import AnswerFormat, Output, write_output
+from open_geoclip.errors import SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.scale.results import Summary
@@ -14,15 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["results"]
 
 
-def results(
-    folder: Path,
-    /,
-    *,
-    output: Annotated[
-        Path | None, Parameter(alias="-o", help="Write the answers to this file; else a summary.")
-    ] = None,
-    format_: AnswerFormat = None,
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ResultsOutput(Output):
+    """Options of the output: answers in a file, or a summary."""
+
+    format_: AnswerFormat = None
+    path: Annotated[
+        Path | None,
+        Parameter(name=["--output", "-o"], help="Write the answers to this file, instead of a summary."),
+    ] = None
+
+
+def results(folder: Path, /, *, output: ResultsOutput = ResultsOutput()) -> None:
     """Summarise the results of a job, and convert them to other formats.
 
     Args:
@@ -30,16 +35,18 @@ def results(
     """
     from open_geoclip.scale.results import Results
 
+    if output.path is None and output.format not in ("table", "json"):
+        raise SettingsError(f"--format {output.format} is for answers: name a file with --output")
+    if output.path is not None and output.format == "table":
+        raise SettingsError("a table is a summary: leave out --output, or write answers in another format")
     found = Results(folder)
-    if output is None:
-        chosen = choose_format(format_, None, TEXT_FORMATS)
+    if output.path is None:
         summary = found.summary()
-        write_output(to_json({**found.manifest, **asdict(summary)}) if chosen == "json" else _table(summary), None)
+        output.write({**found.manifest, **asdict(summary)}, table=_table(summary))
         return
     from open_geoclip.export.formats import render
 
-    chosen = choose_format(format_, output, ANSWER_FORMATS[1:])
-    write_output(render(list(found.answers()), chosen), output)
+    write_output(render(list(found.answers()), output.format), output.path)
 
 
 def _table(summary: "Summary") -> str:

@@ -1,11 +1,11 @@
-"""``geoclip score``: how good anybody's predictions are."""
+"""``geoclip score``: measure predictions."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from open_geoclip.cli._options import Bootstrap, Distance, Output
-from open_geoclip.cli._output import ROW_FORMATS, RowFormat, choose_format, progress_bar, write_result
+from open_geoclip.cli._options import Bootstrap, Distance
+from open_geoclip.cli._output import RowOutput, progress_bar
 
 __all__ = ["score"]
 
@@ -14,19 +14,17 @@ def score(
     predictions: Path,
     /,
     *,
-    format_: RowFormat = None,
-    output: Output = None,
+    output: RowOutput = RowOutput(),
     bootstrap: Bootstrap = 1000,
     distance: Distance = "haversine",
     group: str | None = None,
 ) -> None:
-    """Score anybody's predictions: share within 1, 25, 200, 750 and 2500 km, median, mean, GeoScore.
+    """Score predictions of any model: share within 1, 25, 200, 750 and 2500 km, median, mean, GeoScore.
 
     Args:
         predictions: CSV or Parquet with the columns true_lat, true_lon, pred_lat and pred_lon, in degrees.
         group: A column, such as the author, whose photos belong together and are resampled together.
     """
-    chosen = choose_format(format_, output, ROW_FORMATS)
     from open_geoclip.errors import SettingsError
     from open_geoclip.evaluation.metrics import score as measured
     from open_geoclip.evaluation.predictions import read_predictions
@@ -34,7 +32,7 @@ def score(
     if bootstrap < 0:
         raise SettingsError(f"--bootstrap is a number of resamples, 0 or more, not {bootstrap}")
     if group is not None and bootstrap == 0:
-        raise SettingsError("--group says what is resampled together, which --bootstrap 0 turns off: leave out one")
+        raise SettingsError("--group is about resampling, which --bootstrap 0 turns off: leave out one")
     run = read_predictions(predictions, group=group)
     if len(run) == 1 and bootstrap:
         print("geoclip: one photo has no interval", file=sys.stderr)
@@ -43,7 +41,7 @@ def score(
         found = measured(
             run.truth, run.predicted, distance=distance, resamples=bootstrap, groups=run.groups, progress=progress
         )
-    write_result(chosen, output, found, table=_table(found, run.name), rows=_figures(found, run.name))
+    output.write(found, table=_table(found, run.name), rows=_figures(found, run.name))
 
 
 def _figures(found: dict[str, Any], name: str) -> list[dict[str, Any]]:

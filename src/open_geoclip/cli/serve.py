@@ -3,7 +3,9 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from open_geoclip.cli._options import Backbone, Dtype, Engine
 from open_geoclip.errors import MissingExtraError, SettingsError
@@ -23,9 +25,9 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     token_file: Path | None = None,
-    no_token: bool = False,
-    allowed_host: list[str] | None = None,
-    cors_origin: list[str] | None = None,
+    no_token: Annotated[bool | None, Parameter(negative="")] = None,
+    allowed_hosts: Annotated[list[str] | None, Parameter(name="--allowed-host")] = None,
+    cors_origins: Annotated[list[str] | None, Parameter(name="--cors-origin")] = None,
     tile_url: str | None = None,
     tile_attribution: str | None = None,
     workers: int | None = None,
@@ -54,23 +56,25 @@ def serve(
         port: Port to listen on; default: 8000.
         token_file: File of tokens, one per line; clients have to send one of them.
         no_token: Allow requests without a token from other machines too.
-        allowed_host: Name that clients may use for this server, besides localhost and the names of this machine.
-        cors_origin: Origin of a page of another server that may use the API, such as https://example.org.
+        allowed_hosts: Name that clients may use for this server, besides localhost and the names of this machine.
+        cors_origins: Origin of a page of another server that may use the API, such as https://example.org.
         tile_url: Raster tiles (imagery or streets) for the page's map, with {z}, {x}, {y} and optionally {s}.
-        tile_attribution: Attribution that the tiles' licence asks for.
+        tile_attribution: Attribution that the licence of the tiles requires.
         workers: Processes per model, each with a copy of it; default: 1.
         max_file_mb: Largest image file.
         max_request_mb: Largest request.
         max_pixels: Larger images are refused before they are decoded (JPEGs may have four times as many).
         max_images: Images per request.
-        queue: Images and texts that may wait; beyond, clients are told to try again later (429).
-        memory_mb: Memory for requests that arrive, wait or are worked on.
+        queue: Images and texts that may wait; more are refused (429).
+        memory_mb: Memory for all requests together.
         batch_size: Images that the model processes at once.
         batch_wait_ms: How long an image waits for others to fill a batch.
-        timeout_s: A request that takes longer is given up (504).
+        timeout_s: A request that takes longer fails (504).
         image_timeout_s: An image that takes longer to decode has an error.
         read_timeout_s: Longest pause of a client while it sends a request.
     """
+    options = {name: value for name, value in locals().items() if value is not None}
+    load = {name: options.pop(name, None) for name in ("model", "backbone", "engine", "dtype")}
     try:
         from pydantic import ValidationError
 
@@ -78,36 +82,15 @@ def serve(
     except ImportError as error:
         raise MissingExtraError("geoclip serve", "server") from error
 
-    flags: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "token_file": token_file,
-        "no_token": no_token or None,
-        "allowed_hosts": allowed_host,
-        "cors_origins": cors_origin,
-        "tile_url": tile_url,
-        "tile_attribution": tile_attribution,
-        "workers": workers,
-        "max_file_mb": max_file_mb,
-        "max_request_mb": max_request_mb,
-        "max_pixels": max_pixels,
-        "max_images": max_images,
-        "queue": queue,
-        "memory_mb": memory_mb,
-        "batch_size": batch_size,
-        "batch_wait_ms": batch_wait_ms,
-        "timeout_s": timeout_s,
-        "image_timeout_s": image_timeout_s,
-        "read_timeout_s": read_timeout_s,
-    }
     try:
-        settings = ServerSettings(**{name: value for name, value in flags.items() if value is not None})
+        settings = ServerSettings(**options)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise SettingsError(f"serve: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    models = {}
-    for name in model or ["earth"]:  # the backbone of the embedded model is part of it
-        models[name] = {"engine": engine, "dtype": dtype, "backbone": None if name == "earth" else backbone}
+    names = load.pop("model") or ["earth"]
+    models = {name: dict(load) for name in names}
+    if "earth" in models:
+        models["earth"]["backbone"] = None  # it is part of the model
     asyncio.run(_serve(settings, models))
 
 

@@ -1,4 +1,4 @@
-"""``geoclip similar``: places that are alike to a model."""
+"""``geoclip similar``: places with similar location embeddings."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._options import Map, Model, Output, parse_coordinate
-from open_geoclip.cli._output import POINT_FORMATS, PointFormat, choose_format, write_result
+from open_geoclip.cli._options import Map, Model, parse_coordinate
+from open_geoclip.cli._output import PointOutput
 from open_geoclip.errors import SettingsError
 
 __all__ = ["similar"]
@@ -27,21 +27,20 @@ def similar(
     apart_km: float = 500.0,
     map_: Map = None,
     map_width: int = 240,
-    format_: PointFormat = None,
-    output: Output = None,
+    output: PointOutput = PointOutput(),
 ) -> None:
-    """Find the places most like a place, or between two, to a model's location vectors.
+    """Find the places whose location embeddings are most similar to that of a place, or between those of two.
 
     Args:
         place: LAT,LON in degrees.
-        to: A second place: find what lies between the two in vector space.
-        beside: On the map, a second model to compare with; earth has no seam at 180 degrees; none for none.
-        gallery: Places to choose from, CSV, GeoJSON or Parquet; an even grid on land when not given.
-        top_k: How many places.
-        apart_km: Least distance from the place and between answers; 0 shows the plain nearest.
-        map_width: Pixels of the map that are computed; the time grows with the square.
+        to: A second place: find places between the two embeddings.
+        beside: Second model to compare with on the map, or none; earth has no seam at the antimeridian.
+        gallery: Places to choose from: CSV, GeoJSON or Parquet; default: an even grid on land.
+        top_k: Number of places.
+        apart_km: Least distance from the place and between results; 0 for the nearest.
+        map_width: Pixels of the map that are computed; the time grows with its square.
     """
-    chosen = choose_format(format_, output, POINT_FORMATS)
+    chosen = output.format
     here = parse_coordinate(place)
     there = None if to is None else parse_coordinate(to)
     if map_ is not None:
@@ -77,7 +76,7 @@ def similar(
     if not rows and chosen not in ("table", "json"):
         raise SettingsError("no place was found: a smaller --apart-km leaves more")
     content = {"lat": here[0], "lon": here[1], "to": there, "answers": answers}
-    write_result(chosen, output, content, table="\n".join(map(_table, answers)), rows=rows)
+    output.write(content, table="\n".join(map(_table, answers)), rows=rows)
 
 
 def _draw(path: Path, here: tuple[float, float], maps: list[Any]) -> None:

@@ -1,23 +1,14 @@
 """``geoclip strip``: remove places from photos."""
 
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import Photos, photo_files
-from open_geoclip.cli._output import (
-    ROW_FORMATS,
-    Kind,
-    RowFormat,
-    choose_format,
-    collect,
-    exit_if_failed,
-    print_errors,
-    write_result,
-)
+from open_geoclip.cli._output import RowOutput, attempt, collect, exit_if_failed, print_errors
 from open_geoclip.errors import DataError, ImageError, MetadataError, SettingsError
 
 if TYPE_CHECKING:
@@ -25,82 +16,84 @@ if TYPE_CHECKING:
 
 __all__ = ["strip"]
 
-_COLUMNS: dict[str, Kind] = {
-    "image": "text",
-    "removed": "texts",
-    "unsure": "texts",
-    "unreadable": "texts",
-    "written": "text",
-    "kept": "text",
-    "error": "text",
+_COLUMNS = {
+    "image": "string",
+    "removed": "strings",
+    "unsure": "strings",
+    "unreadable": "strings",
+    "written": "string",
+    "kept": "string",
+    "error": "string",
 }
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ReportOutput(RowOutput):
+    """Options of the report, as --output names the photos."""
+
+    option: ClassVar[str] = "--report"
+    path: Annotated[Path | None, Parameter(name="--report", help="Write the report to this file; default: stdout.")] = (
+        None
+    )
 
 
 def strip(
     photos: Photos,
     /,
     *,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    folder: Annotated[Path | None, Parameter(name="--output", alias="-o")] = None,
     in_place: bool = False,
     check: bool = False,
     maker_notes: bool = False,
-    format_: RowFormat = None,
-    report: Path | None = None,
+    report: ReportOutput = ReportOutput(),
 ) -> None:
     """Remove places from photos: EXIF GPS, XMP and IPTC fields, embedded videos, sidecars. Pixels stay the same.
 
-    Needs ExifTool. Exit status 0 only if ExifTool finds no place afterwards; 1 if a photo could not be done or holds
-    something that cannot be read and may be a place; with --check also if a photo holds a place.
+    Needs ExifTool. Exit status 0 only if ExifTool finds no place afterwards; 1 if a photo failed or has metadata that
+    cannot be read and may contain a place; with --check also if a photo has a place.
 
     Args:
-        output: A folder for the copies; the photos stay unchanged. Folders keep their structure.
+        folder: A folder for the copies; the photos stay unchanged. Folders keep their structure.
         in_place: Overwrite the photos; each original is kept beside it as photo.jpg.original.
-        check: Write nothing; report which photos hold a place.
-        maker_notes: Remove the camera maker's notes as well, which may hold a place that only the maker can read.
-        format_: Format of the report: a table, JSON, CSV or Parquet. Default: by the name of --report, else a table.
-        report: A file for the report, instead of stdout.
+        check: Write nothing; report which photos have a place.
+        maker_notes: Remove the camera maker's notes as well, which may contain a place that only the maker can read.
     """
-    if sum((output is not None, in_place, check)) != 1:
+    if sum((folder is not None, in_place, check)) != 1:
         raise SettingsError("give one of --output FOLDER (copies), --in-place (originals kept) and --check")
-    chosen = choose_format(format_, report, ROW_FORMATS, option="--report")
     from open_geoclip.metadata.exiftool import ExifTool
 
-    targets = _targets(photos, output)
+    targets = _targets(photos, folder)
     files, failed = photo_files(photos)
-
-    def stripped(exiftool: ExifTool) -> Iterator[dict[str, Any]]:
-        for path in files:
-            try:
-                if check:
-                    yield _check(path, exiftool)
-                else:
-                    yield _strip(path, exiftool, targets.get(path), maker_notes=maker_notes)
-            except (ImageError, DataError) as error:
-                reason = error.reason if isinstance(error, ImageError) else str(error)
-                yield {"image": str(path), "error": reason}
-
     with ExifTool() as exiftool:
-        done, interrupted = collect(stripped(exiftool), len(files), "checking" if check else "stripping")
+
+        def work(path: Path) -> dict[str, Any]:
+            if check:
+                return _check(path, exiftool)
+            return _strip(path, exiftool, targets.get(path), maker_notes=maker_notes)
+
+        stripped = (attempt(path, work) for path in files)
+        done, interrupted = collect(stripped, len(files), "checking" if check else "stripping")
     records = failed + done
     print_errors(records)
-    write_result(chosen, report, records, table=_table(records), rows=records, columns=_COLUMNS)
+    report.write(records, table=_table(records), rows=records, columns=_COLUMNS)
     if in_place and any(record.get("kept") for record in records):
-        print("geoclip: the .original files still hold the places: do not share them", file=sys.stderr)
+        print("geoclip: the .original files still contain the places: do not share them", file=sys.stderr)
     found = any(record.get("unreadable") or (check and record.get("removed")) for record in records)
     exit_if_failed(records, interrupted=interrupted, found=found)
 
 
-def _targets(photos: list[Path], output: Path | None) -> dict[Path, Path]:
-    """Where the copy of each photo goes; two photos with one target are an error before anything is written."""
+def _targets(photos: list[Path], folder: Path | None) -> dict[Path, Path]:
+    """Return the path of the copy of each photo; two photos with one path are an error before anything is written."""
     from open_geoclip.images import find_images
 
     targets: dict[Path, Path] = {}
-    if output is None:
+    if folder is None:
         return targets
     for given in photos:
         try:
             for path in find_images([given]):
-                targets.setdefault(path, output / (path.relative_to(given) if given.is_dir() else Path(path.name)))
+                targets.setdefault(path, folder / (path.relative_to(given) if given.is_dir() else Path(path.name)))
         except ImageError:
             continue  # reported when the photos are listed
     taken: dict[Path, Path] = {}
@@ -152,7 +145,7 @@ def _strip(path: Path, exiftool: "ExifTool", target: Path | None, *, maker_notes
 
 
 def _strip_sidecars(path: Path, exiftool: "ExifTool", *, write: bool) -> list[str]:
-    """What the sidecars of a photo hold, also those that it shares; they are changed in place and never copied."""
+    """Return the places in the sidecars of a photo; with ``write``, remove them. Sidecars are never copied."""
     from open_geoclip.metadata.files import keep_original, read_file, write_bytes
     from open_geoclip.metadata.sidecars import remove_takeout_location, sidecars_beside
     from open_geoclip.metadata.strip import strip_sidecar
@@ -181,7 +174,7 @@ def _table(records: list[dict[str, Any]]) -> str:
             continue
         what = ", ".join(record["removed"]) or "no place found"
         lines.append(f"{record['image']}: {what}")
-        lines += [f"  may hold a place, cannot be read: {reason}" for reason in record["unreadable"]]
+        lines += [f"  may contain a place, cannot be read: {reason}" for reason in record["unreadable"]]
         lines += [f"  not sure: {reason}" for reason in record["unsure"]]
         lines += [
             f"  {word} {record[key]}"

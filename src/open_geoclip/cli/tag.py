@@ -1,22 +1,11 @@
 """``geoclip tag``: write estimated places beside photos or into them."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from open_geoclip.cli._options import ImageModelOptions, Output, Photos, photo_files
-from open_geoclip.cli._output import (
-    ROW_FORMATS,
-    Kind,
-    RowFormat,
-    choose_format,
-    collect,
-    exit_if_failed,
-    print_errors,
-    write_result,
-)
-from open_geoclip.errors import DataError, ImageError
+from open_geoclip.cli._options import ImageModelOptions, Photos, photo_files
+from open_geoclip.cli._output import RowOutput, attempt, collect, exit_if_failed, print_errors
 
 if TYPE_CHECKING:
     from open_geoclip.metadata.exiftool import ExifTool
@@ -25,18 +14,18 @@ if TYPE_CHECKING:
 
 __all__ = ["tag"]
 
-_COLUMNS: dict[str, Kind] = {
-    "image": "text",
-    "lat": "number",
-    "lon": "number",
-    "probability": "number",
-    "sure": "flag",
-    "radius_km": "number",
-    "written": "text",
-    "kept": "text",
-    "would_write": "text",
-    "left": "text",
-    "error": "text",
+_COLUMNS = {
+    "image": "string",
+    "lat": "float64",
+    "lon": "float64",
+    "probability": "float64",
+    "sure": "bool",
+    "radius_km": "float64",
+    "written": "string",
+    "kept": "string",
+    "would_write": "string",
+    "left": "string",
+    "error": "string",
 }
 
 
@@ -49,42 +38,37 @@ def tag(
     overwrite: bool = False,
     unsure: bool = False,
     dry_run: bool = False,
-    format_: RowFormat = None,
-    output: Output = None,
+    output: RowOutput = RowOutput(),
 ) -> None:
     """Write estimated places into XMP sidecars, or into EXIF, marked as estimates. Pixels are not touched.
 
-    A photo that has a place already, whose answer is not sure, or that is unlike the pictures the model was calibrated
-    on, is left unchanged and reported. Exit status 1 if a photo could not be done.
+    A photo that has a place already, whose answer is not sure, or that is unlike the images the model was calibrated on
+    is left unchanged and reported. Exit status 1 if a photo failed.
 
     Args:
         into: sidecar (photo.jpg.xmp; the photo stays unchanged), or exif (JPEG, PNG, WebP and TIFF; needs ExifTool; the
             original is kept as photo.jpg.original).
         overwrite: Replace all coordinates that the photo has.
-        unsure: Write answers that are not sure too, or of a model that is not calibrated for the picture.
+        unsure: Also write answers that are not sure, or of a model that is not calibrated for the image.
         dry_run: Write nothing; report what would be done.
     """
-    chosen = choose_format(format_, output, ROW_FORMATS)
-
     from open_geoclip.metadata.exiftool import ExifTool
 
     files, failed = photo_files(photos)
     exiftool = ExifTool() if into == "exif" else None
     locator = options.load()
 
-    def tagged() -> Iterator[dict[str, Any]]:
-        for path, answer in zip(files, locator.stream(files, 1), strict=True):
-            try:
-                yield _tag(path, answer, exiftool, overwrite, unsure, dry_run)
-            except (ImageError, DataError) as error:
-                reason = error.reason if isinstance(error, ImageError) else str(error)
-                yield {"image": str(path), "error": reason}
+    answers = locator.stream(files, 1)
 
+    def work(path: Path) -> dict[str, Any]:
+        return _tag(path, next(answers), exiftool, overwrite, unsure, dry_run)
+
+    tagged = (attempt(path, work) for path in files)
     with exiftool or nullcontext():
-        done, interrupted = collect(tagged(), len(files), "tagging")
+        done, interrupted = collect(tagged, len(files), "tagging")
     records = failed + done
     print_errors(records)
-    write_result(chosen, output, records, table=_table(records), rows=records, columns=_COLUMNS)
+    output.write(records, table=_table(records), rows=records, columns=_COLUMNS)
     exit_if_failed(records, interrupted=interrupted)
 
 
@@ -113,7 +97,7 @@ def _tag(
 
 
 def _existing_place(path: Path, exiftool: "ExifTool | None") -> str | None:
-    """The place that a photo has already, in words."""
+    """Return a description of the place that a photo has already."""
     from open_geoclip.images import read_bytes
     from open_geoclip.metadata.inspection import inspect
     from open_geoclip.metadata.read import read_metadata
@@ -163,7 +147,7 @@ def _table(records: list[dict[str, Any]]) -> str:
             continue
         place = f"{record['lat']:.5f}, {record['lon']:.5f}"
         if "left" in record:
-            lines.append(f"{record['image']}: left alone; {record['left']} (estimate {place})")
+            lines.append(f"{record['image']}: unchanged; {record['left']} (estimate {place})")
             continue
         radius = "" if record["radius_km"] is None else f", 90 % within {record['radius_km']:,.0f} km"
         goal = f"would go into {record['would_write']}" if "would_write" in record else f"in {record['written']}"

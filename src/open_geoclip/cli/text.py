@@ -1,8 +1,8 @@
 """``geoclip text``: find where on Earth a text fits."""
 
-from open_geoclip.cli._answers import draw_answers, has_detail, write_answers
-from open_geoclip.cli._options import Detail, Map, ModelOptions, Output
-from open_geoclip.cli._output import ANSWER_FORMATS, AnswerFormat, choose_format
+from open_geoclip.cli._answers import draw_answers, write_answers
+from open_geoclip.cli._options import Map, ModelOptions
+from open_geoclip.cli._output import AnswerOutput
 
 __all__ = ["text"]
 
@@ -13,9 +13,7 @@ def text(
     *,
     options: ModelOptions = ModelOptions(),
     top_k: int = 5,
-    format_: AnswerFormat = None,
-    output: Output = None,
-    detail: Detail = None,
+    output: AnswerOutput = AnswerOutput(),
     map_: Map = None,
 ) -> None:
     """Find where on Earth a text fits, such as "a hot desert".
@@ -24,10 +22,9 @@ def text(
         texts: Texts, each in quotation marks.
         top_k: Candidates per text.
     """
-    chosen = choose_format(format_, output, ANSWER_FORMATS)
     locator = options.load(towers=("text",))
-    located = list(locator.answer([locator.query_texts(texts)], top_k, detail=has_detail(detail, chosen)))
+    located = list(locator.answer([locator.query_texts(texts)], top_k, detail=output.has_detail))
     answers = [answer for answer, _ in located]
-    write_answers(answers, chosen, output, max_pixels=locator.encoding.max_pixels)
+    write_answers(answers, output, max_pixels=locator.encoding.max_pixels)
     if map_ is not None:
         draw_answers(map_, answers, located[0][1])

@@ -1,53 +1,41 @@
-"""``geoclip verify``: whether pictures look like the places that their metadata name."""
+"""``geoclip verify``: compare photos with the places in their metadata."""
 
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_geoclip.cli._answers import has_detail
-from open_geoclip.cli._options import Detail, ImageModelOptions, Output, Photos, photo_files
-from open_geoclip.cli._output import (
-    ANSWER_FORMATS,
-    ROW_FORMATS,
-    AnswerFormat,
-    Kind,
-    choose_format,
-    collect,
-    exit_if_failed,
-    print_errors,
-    write_output,
-    write_result,
-)
+from open_geoclip.cli._options import ImageModelOptions, Photos, photo_files
+from open_geoclip.cli._output import MAP_FORMATS, AnswerOutput, collect, exit_if_failed, print_errors, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.verification import Verification
 
 __all__ = ["verify"]
 
-_COLUMNS: dict[str, Kind] = {
-    "image": "text",
-    "verdict": "text",
-    "p_value": "number",
-    "hpd_level": "number",
-    "distance_km": "number",
-    "within_25_km": "number",
-    "within_200_km": "number",
-    "within_750_km": "number",
-    "within_2500_km": "number",
-    "exif_lat": "number",
-    "exif_lon": "number",
-    "exif_accuracy_m": "number",
-    "exif_time": "text",
-    "exif_source": "text",
-    "best_lat": "number",
-    "best_lon": "number",
-    "sure": "flag",
-    "remarks": "texts",
-    "reason": "text",
-    "model": "text",
-    "gallery": "text",
-    "version": "text",
-    "error": "text",
+_COLUMNS = {
+    "image": "string",
+    "verdict": "string",
+    "p_value": "float64",
+    "hpd_level": "float64",
+    "distance_km": "float64",
+    "within_25_km": "float64",
+    "within_200_km": "float64",
+    "within_750_km": "float64",
+    "within_2500_km": "float64",
+    "exif_lat": "float64",
+    "exif_lon": "float64",
+    "exif_accuracy_m": "float64",
+    "exif_time": "string",
+    "exif_source": "string",
+    "best_lat": "float64",
+    "best_lon": "float64",
+    "sure": "bool",
+    "remarks": "strings",
+    "reason": "string",
+    "model": "string",
+    "gallery": "string",
+    "version": "string",
+    "error": "string",
 }
 
 
@@ -56,41 +44,36 @@ def verify(
     /,
     *,
     options: ImageModelOptions = ImageModelOptions(),
-    format_: AnswerFormat = None,
-    output: Output = None,
-    detail: Detail = None,
+    output: AnswerOutput = AnswerOutput(),
     top_k: int = 5,
 ) -> None:
-    """Hold pictures against the places that their EXIF data, XMP or sidecars name.
+    """Compare photos with the places in their EXIF data, XMP or sidecars.
 
     A verdict is a reason to look closer, never a proof. Exit status 1 if a photo cannot be read, whatever the verdicts.
 
     Args:
-        top_k: Candidates a picture, in JSON and in files for maps.
+        top_k: Candidates per photo, in JSON and in files for maps.
     """
-    chosen = choose_format(format_, output, ANSWER_FORMATS)
     from open_geoclip.verification import verify as verified
 
     files, failed = photo_files(photos)
     locator = options.load()
-    found, interrupted = collect(
-        verified(locator, files, top_k, detail=has_detail(detail, chosen)), len(files), "verifying"
-    )
+    verifications = verified(locator, files, top_k, detail=output.has_detail)
+    found, interrupted = collect(verifications, len(files), "verifying")
     records = failed + [one.to_dict() for one in found]
     print_errors(records)
-    if chosen in ROW_FORMATS:
+    if output.format in MAP_FORMATS:
+        from open_geoclip.export.formats import render
+
+        max_pixels = locator.encoding.max_pixels
+        drawn = [_map_record(one, path, output.format, max_pixels) for one, path in zip(found, files, strict=False)]
+        write_output(render(failed + drawn, output.format), output.path)
+    else:
         lines = [line for one in found for line in _lines(one)]
         if lines:
             lines.append(f"estimates by {locator.model_name}; a verdict is a reason to look closer, no proof")
         rows = failed + [one.to_dict() if one.answer.error else _row(one) for one in found]
-        table = "".join(f"{line}\n" for line in lines)
-        write_result(chosen, output, records, table=table, rows=rows, columns=_COLUMNS)
-    else:
-        from open_geoclip.export.formats import render
-
-        max_pixels = locator.encoding.max_pixels
-        drawn = [_map_record(one, path, chosen, max_pixels) for one, path in zip(found, files, strict=False)]
-        write_output(render(failed + drawn, chosen), output)
+        output.write(records, table="".join(f"{line}\n" for line in lines), rows=rows, columns=_COLUMNS)
     exit_if_failed(records, interrupted=interrupted)
 
 

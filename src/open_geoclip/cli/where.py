@@ -1,11 +1,11 @@
-"""``geoclip where``: what a coordinate is called."""
+"""``geoclip where``: names of coordinates."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._options import Output, parse_coordinate
-from open_geoclip.cli._output import POINT_FORMATS, PointFormat, choose_format, write_result
+from open_geoclip.cli._options import parse_coordinate
+from open_geoclip.cli._output import PointOutput
 
 if TYPE_CHECKING:
     from open_geoclip.geo.geocode import Place
@@ -17,15 +17,13 @@ def where(
     coordinates: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
     /,
     *,
-    format_: PointFormat = None,
-    output: Output = None,
+    output: PointOutput = PointOutput(),
 ) -> None:
     """Name the country and the nearest city of each coordinate, offline.
 
     Args:
         coordinates: LAT,LON in degrees, such as 48.8584,2.2945.
     """
-    chosen = choose_format(format_, output, POINT_FORMATS)
     import numpy as np
 
     from open_geoclip.geo.geocode import describe
@@ -33,7 +31,7 @@ def where(
     asked = np.array([parse_coordinate(text) for text in coordinates], np.float64)
     records = [_record(place) for place in describe(asked)]
     lines = (f"{r['lat']:>10.5f} {r['lon']:>11.5f}  {r['country'] or '--'}  {r['text']}\n" for r in records)
-    write_result(chosen, output, records, table="".join(lines), rows=records)
+    output.write(records, table="".join(lines), rows=records)
 
 
 def _record(place: "Place") -> dict[str, Any]:

@@ -154,25 +154,18 @@ def _features(record: Record, number: int) -> Iterator[dict[str, Any]]:
     made = {key: record[key] for key in ("model", "gallery", "version", "sha256") if key in record}
     for share, region in sorted(record.get("regions", {}).items(), key=lambda item: -float(item[0])):
         if region["coordinates"]:
-            yield _feature(region, {**common, "kind": "credible region", "percent": float(share), **made})
+            properties = {**common, "kind": "credible region", "percent": float(share), **made}
+            yield {"type": "Feature", "geometry": region, "properties": properties}
     exif, verdict = record.get("exif"), kml.verdict_values(record)
     if exif:
-        yield _feature(_point(exif), {**common, "kind": "where the photo itself says it was taken", **verdict})
+        yield tables.point_feature(exif, {**common, "kind": "where the photo itself says it was taken", **verdict})
     whole = {key: record.get(key) for key in ("credible_radius_km", "within_km")} | verdict
     sure = {key: record.get(key) for key in ("sure", "in_distribution")}
     for rank, candidate in reversed(list(enumerate(record["candidates"], 1))):
         own = {key: value for key, value in candidate.items() if key not in ("lat", "lon")}
         first = whole if rank == 1 else {}
         properties = {**common, "kind": "candidate", "rank": rank, **own, **first, **sure, **made}
-        yield {"id": f"{number}-{rank}"} | _feature(_point(candidate), properties)
-
-
-def _feature(geometry: Record, properties: Record) -> dict[str, Any]:
-    return {"type": "Feature", "geometry": geometry, "properties": properties}
-
-
-def _point(place: Record) -> dict[str, Any]:
-    return {"type": "Point", "coordinates": [place["lon"], place["lat"]]}
+        yield {"id": f"{number}-{rank}"} | tables.point_feature(candidate, properties)
 
 
 FORMATS: dict[str, Format] = {

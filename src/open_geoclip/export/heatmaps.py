@@ -42,9 +42,8 @@ from open_geoclip.search.regions import REGION_LEVELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["SimilarityMap", "draw_posterior", "draw_similarity", "near_density", "posterior_figure", "world_density"]
+__all__ = ["SimilarityMap", "draw_posterior", "draw_similarity", "near_density", "world_density"]
 
 _DECADES = 4.0  # from the palest to the strongest colour
 _COLOURS: dict[str, Any] = {"cmap": "YlOrRd", "vmin": -_DECADES, "vmax": 0.0, "interpolation": "nearest"}
@@ -105,25 +104,8 @@ def near_density(
 # --- a posterior ----------------------------------------------------------------------------------
 
 
-def draw_posterior(path: Path, posterior: Posterior, row: int = 0, **options: Any) -> None:
-    """Draw a posterior on a world map and around its best candidate, as a PNG file.
-
-    Args:
-        path: the file, ``*.png``.
-        posterior: of any number of images.
-        row: which of them.
-        options: see :func:`posterior_figure`.
-
-    Raises:
-        SettingsError: the name does not end in .png, or there is no such row.
-        MissingExtraError: the extra ``earth`` is not installed.
-        OpenGeoCLIPError: the file cannot be written.
-    """
-    check_png(path)
-    save_png(posterior_figure(posterior, row, **options), path)
-
-
-def posterior_figure(
+def draw_posterior(
+    path: Path,
     posterior: Posterior,
     row: int = 0,
     *,
@@ -133,10 +115,11 @@ def posterior_figure(
     image: Image.Image | None = None,
     lines: tuple[str, ...] = (),
     note: str = "",
-) -> "Figure":
-    """Return the maps of :func:`draw_posterior` as a Matplotlib figure.
+) -> None:
+    """Draw a posterior on a world map and around its best candidate, as a PNG file.
 
     Args:
+        path: the file, ``*.png``.
         posterior: of any number of images.
         row: which of them.
         name: of the image, or the text.
@@ -147,10 +130,12 @@ def posterior_figure(
         note: a line of small print.
 
     Raises:
-        SettingsError: there is no such row.
+        SettingsError: the name does not end in .png, or there is no such row.
         CoordinateError: a candidate or the truth is not on Earth.
         MissingExtraError: the extra ``earth`` is not installed.
+        OpenGeoCLIPError: the file cannot be written.
     """
+    check_png(path)
     if not 0 <= row < len(posterior):
         raise SettingsError(f"row: from 0 to {len(posterior) - 1}, not {row}")
     one = posterior[row]
@@ -176,7 +161,7 @@ def posterior_figure(
         frame.set_axis_off()
     for number, text in enumerate(lines):
         figure.text(left, top - 0.036 * number, text, fontsize=8, color=PALE, va="center", parse_math=False)
-    return figure
+    save_png(figure, path)
 
 
 def _draw_near(

@@ -8,11 +8,12 @@ import re
 import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Mapping, Sequence
+from html import escape  # a description is HTML, and a file may have any name
 from typing import Any
 
 from open_geoclip.export.thumbnails import decode_thumbnail
 
-__all__ = ["to_kml", "to_kmz", "verdict_values"]
+__all__ = ["confidence", "to_kml", "to_kmz", "verdict_values"]
 
 _NAMESPACE = "http://www.opengis.net/kml/2.2"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -86,9 +87,9 @@ def _folder(
         return
     marks = "".join(f"; sha256 of the {what}: {mark}" for what, mark in record.get("sha256", {}).items())
     made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}{marks}; {about['caution']}"
-    verdict = verdict_values(record)
+    verdict, sure = verdict_values(record), confidence(record)
     judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
-    _text(folder, "description", f"{review}{judged}{_sureness(record)}. {made}")
+    _text(folder, "description", f"{review}{judged}{sure[0].upper()}{sure[1:]}. {made}")
     for rank, candidate in enumerate(record["candidates"], 1):
         share = candidate["probability"]
         mark = ET.SubElement(folder, "Placemark")
@@ -99,7 +100,7 @@ def _folder(
             made,
         ]
         shown = [f'<img src="{image}" width="320"/>'] if image and rank == 1 else []
-        _text(mark, "description", "<br/>".join([*shown, *map(_escaped, lines)]))
+        _text(mark, "description", "<br/>".join([*shown, *map(escape, lines)]))
         _text(mark, "styleUrl", "#" + next(name for name, least, _, _ in _STYLES if share >= least))
         _data(mark, {"rank": rank, **{k: v for k, v in candidate.items() if v is not None}})
         _text(ET.SubElement(mark, "Point"), "coordinates", f"{candidate['lon']},{candidate['lat']}")
@@ -109,7 +110,7 @@ def _folder(
         _text(mark, "name", "where the photo itself says it was taken")
         if verdict:
             lines = [judged, *([verdict["remarks"]] if verdict["remarks"] else []), made]
-            _text(mark, "description", "<br/>".join(map(_escaped, lines)))
+            _text(mark, "description", "<br/>".join(map(escape, lines)))
             _data(mark, {name: value for name, value in verdict.items() if value is not None})
         _text(ET.SubElement(mark, "Point"), "coordinates", f"{exif['lon']},{exif['lat']}")
     for share, region in record.get("regions", {}).items():
@@ -142,24 +143,17 @@ def _text(parent: ET.Element, tag: str, text: str) -> None:
     ET.SubElement(parent, tag).text = _NOT_XML.sub("?", text)
 
 
-def _escaped(text: str) -> str:
-    """Descriptions are HTML: what comes from a file's name must not be."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-
-
 def _degrees(candidate: Mapping[str, Any]) -> str:
     return f"{candidate['lat']:.4f}, {candidate['lon']:.4f}"
 
 
-def _sureness(record: Mapping[str, Any]) -> str:
-    sure = record.get("sure")
-    if sure is None:
-        return "Not calibrated for this: percentages compare places, they are not chances of being right"
+def confidence(record: Mapping[str, Any]) -> str:
+    """Return how sure an answer is, in a line."""
+    if record.get("sure") is None:
+        return "not calibrated for this: percentages compare places, they are not chances of being right"
     radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in record["credible_radius_km"].items())
-    doubt = "Not sure"
-    if record.get("in_distribution") is False:
-        doubt += ": unlike the images that the model was calibrated on"
-    return f"{'Sure' if sure else doubt}; {radii}"
+    unlike = ": unlike the images that the model was calibrated on" if record.get("in_distribution") is False else ""
+    return f"{'sure' if record['sure'] else f'not sure{unlike}'}; {radii}"
 
 
 def verdict_values(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Answers as tables, CSV and Parquet: a row per candidate, and one per image that could not be read."""
+"""Rows as CSV, Parquet and GeoJSON; of answers a row per candidate, and one per image that could not be read."""
 
 import io
 import json
@@ -23,6 +23,8 @@ __all__ = [
     "add_geometry",
     "arrow_table",
     "escape",
+    "format_rows",
+    "point_feature",
     "rows",
     "to_csv",
     "to_csv_with_bom",
@@ -93,8 +95,7 @@ def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterato
 
 def to_csv(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
     """Write CSV in UTF-8; see :func:`open_geoclip.data.tables.format_csv`."""
-    cells = ([row[name] for name in COLUMNS] for row in rows(records, about))
-    return format_csv(COLUMNS, cells).encode("utf-8", "backslashreplace")
+    return format_rows("csv", list(rows(records, about)), COLUMNS)
 
 
 def to_csv_with_bom(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
@@ -103,25 +104,57 @@ def to_csv_with_bom(records: Sequence[Mapping[str, Any]], about: dict[str, str])
 
 
 def to_parquet(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
-    """Write GeoParquet 1.1 (zstd); ``about`` is in the metadata of its schema.
+    """Write GeoParquet 1.1; ``about`` is in the metadata of its schema."""
+    table = add_geometry(arrow_table(list(rows(records, about)), COLUMNS))
+    return _parquet(table.replace_schema_metadata({**table.schema.metadata, **about}))
+
+
+def format_rows(format_: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> bytes:
+    """Return rows as ``csv``, ``csv-bom``, ``parquet`` or ``geojson``.
+
+    Args:
+        format_: one of these.
+        rows: at least one unless ``columns`` are given. For GeoJSON they have ``lat`` and ``lon``.
+        columns: names and kinds (string, strings, int32, float64, bool) of the columns of CSV and Parquet; default:
+            those of the first row.
 
     Raises:
-        MissingExtraError: the extra ``parquet`` is not installed.
+        MissingExtraError: Parquet without the extra ``parquet``.
     """
-    table = add_geometry(arrow_table(list(rows(records, about)), COLUMNS))
+    if format_ in ("csv", "csv-bom"):
+        names = list(columns or rows[0])
+        cells = ([row.get(name) for name in names] for row in rows)
+        return format_csv(names, cells, bom=format_ == "csv-bom").encode("utf-8", "backslashreplace")
+    if format_ == "parquet":
+        return _parquet(arrow_table(rows, columns))
+    assert format_ == "geojson"
+    features = [
+        point_feature(row, {name: value for name, value in row.items() if name not in ("lat", "lon")}) for row in rows
+    ]
+    collection = {"type": "FeatureCollection", "features": features}
+    return (json.dumps(collection, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+def point_feature(place: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a GeoJSON point; RFC 7946 writes longitude first."""
+    point = {"type": "Point", "coordinates": [place["lon"], place["lat"]]}
+    return {"type": "Feature", "geometry": point, "properties": properties}
+
+
+def _parquet(table: "pa.Table") -> bytes:
     from pyarrow import parquet
 
     file = io.BytesIO()
-    parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, **about}), file, compression="zstd")
+    parquet.write_table(table, file, compression="zstd")
     return file.getvalue()
 
 
-def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> "pa.Table":
+def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> "pa.Table":
     """Return rows as an Arrow table. Names of files may be bytes of no encoding: what is not UTF-8 is escaped.
 
     Args:
-        rows: with all columns.
-        columns: names and kinds, as in :data:`COLUMNS`.
+        rows: at least one unless ``columns`` are given.
+        columns: names and kinds, as for :func:`format_rows`.
 
     Raises:
         MissingExtraError: the extra ``parquet`` is not installed.
@@ -131,11 +164,15 @@ def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
     except ImportError as error:
         raise MissingExtraError("Parquet", "parquet") from error
     kinds = {"string": pa.string(), "int32": pa.int32(), "float64": pa.float64(), "bool": pa.bool_()}
-    arrays = [
-        pa.array([escape(v) if isinstance(v := row[name], str) else v for row in rows], kinds[kind])
-        for name, kind in columns.items()
-    ]
-    return pa.table(arrays, names=list(columns))
+    kinds["strings"] = pa.list_(pa.string())
+    schema = columns and pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    return pa.Table.from_pylist([{name: _escape(value) for name, value in row.items()} for row in rows], schema)
+
+
+def _escape(value: object) -> object:
+    if isinstance(value, list):
+        return [_escape(one) for one in value]
+    return escape(value) if isinstance(value, str) else value
 
 
 def escape(text: str) -> str:

@@ -43,12 +43,7 @@ _MIN_AREA_KM2 = 1e-12
 
 @dataclass(frozen=True)
 class Circle:
-    """All places within a great-circle distance of a centre.
-
-    Attributes:
-        lat: of the centre, degrees.
-        lon: of the centre, degrees.
-        radius_km: from 1 mm to half the circumference of the Earth.
+    """All places within a great-circle distance, from 1 mm to half the way around the Earth, of a centre in degrees.
 
     Raises:
         AreaError: the centre is not on Earth, or the radius is out of range.
@@ -86,13 +81,7 @@ class Circle:
 
 @dataclass(frozen=True)
 class Box:
-    """All places between two parallels and two meridians.
-
-    Attributes:
-        south: degrees.
-        west: degrees; more than ``east`` if the box crosses the antimeridian.
-        north: degrees.
-        east: degrees.
+    """All places between two parallels and two meridians, in degrees; ``west`` > ``east`` crosses the antimeridian.
 
     Raises:
         AreaError: a corner is not on Earth, the box has no area, or ``south`` is north of ``north``.
