@@ -170,7 +170,7 @@ def test_wrong_use(geoclip: Geoclip, arguments: list[str], status: int, message:
 
 
 def test_top_k_out_of_range_is_wrong_use(geoclip: Geoclip, views: list[Path]) -> None:
-    assert "top_k: from 1" in geoclip("locate", views[0], "--top-k", 0, status=2).stderr
+    assert "top_k: at least 1" in geoclip("locate", views[0], "--top-k", 0, status=2).stderr
 
 
 def test_embed_gives_the_released_vectors(geoclip: Geoclip, released: Path) -> None:
