@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from open_geoclip.data.earth_views import Split
-from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, fit_refined, reliability
+from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, reliability
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, SURE_KM, SURE_PROBABILITY, Calibration
@@ -79,9 +79,7 @@ def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibr
     def progress(done: int, total: int) -> None:
         console.print(f"calibration: {done:,} of {total:,} views")
 
-    found = fit_calibration(index, views.vectors, views.truth, scale, name=name, progress=progress)
-    console.print("calibration between the gallery's places")
-    return fit_refined(index, views.vectors[:_BETWEEN], views.truth[:_BETWEEN], scale, found)
+    return fit_calibration(index, views.vectors, views.truth, scale, name=name, n_refined=_BETWEEN, progress=progress)
 
 
 def posteriors(

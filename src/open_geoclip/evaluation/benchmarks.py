@@ -1,7 +1,6 @@
-"""Photos whose places are known: any table and folder, and the benchmarks that papers quote, as their owners have them.
+"""Labelled photos: any table and folder, and the published benchmarks.
 
-Nothing is downloaded. What was read of each published layout, and what is only known from papers, stands in
-docs/evaluation.md.
+Nothing is downloaded. docs/evaluation.md says which published layouts were read, and which are known from papers only.
 """
 
 import hashlib
@@ -26,16 +25,16 @@ __all__ = ["BENCHMARKS", "Benchmark", "Labelled", "describe_counts", "places_fin
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is known of a published benchmark.
+    """A published benchmark.
 
     Attributes:
         title: as papers write it.
-        labelled: photos that its table gives a place; what papers count.
+        labelled: number of photos with a place in its table.
         tables: names of its table, the published one first.
-        photo_folder: below the data folder, where to look for photos first.
-        places_sha256: :func:`places_fingerprint` of its places, where it is known with certainty.
+        photo_folder: below the data folder, where photos are looked for first.
+        places_sha256: :func:`places_fingerprint` of its places, if it is certain.
         published: percent within 1, 25, 200, 750 and 2500 km of the released GeoCLIP, by the number of crops.
-        note: what its owner should know.
+        note: for reports.
     """
 
     title: str
@@ -60,10 +59,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "yfcc4k": Benchmark("YFCC4k", 4536, ("yfcc4k_places365.csv",)),
     "yfcc26k": Benchmark(
-        "YFCC26k",
-        25_600,
-        ("yfcc25600_places365.csv",),
-        note="photos vanish from Flickr: 22,042 could still be had when somebody last counted",
+        "YFCC26k", 25_600, ("yfcc25600_places365.csv",), note="Flickr has lost photos: 22,042 are left"
     ),
     "gws15k": Benchmark(
         "GWS15k",
@@ -86,24 +82,24 @@ _FLICKR_USER = re.compile(r"\d+@N\d+$")
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Photos and their true places, and an account of all that was left out.
+    """Photos and their true places, and what was left out.
 
     Attributes:
         name: of the data, for reports.
-        benchmark: the record, when it is a published one.
-        rows: number of each photo's row in the table, from 0.
-        ids: as the table names the photos, each once.
+        benchmark: the published benchmark, if it is one.
+        rows: of each photo in the table, from 0.
+        ids: of the photos in the table, each once.
         photos: their files.
-        images: the files by their names below the data folder, for reports.
+        images: names of the files below the data folder, for reports.
         truth: (lat, lon) in degrees.
-        groups: what each photo belongs to, such as its author; None when the table does not say.
-        group_column: the column that says so.
+        groups: of each photo, such as its author; None if the table has none.
+        group_column: the column of the groups.
         table: the file of labels.
         table_sha256: of its bytes.
         places_sha256: of its places, see :func:`places_fingerprint`.
-        counts: rows of the table, and how many of them fell out for which reason; the photos without a label.
+        counts: rows of the table, those left out by reason, and photos without a label.
         missing: ids whose photo was not found.
-        notes: what is unusual, in sentences.
+        notes: for reports.
     """
 
     name: str
@@ -140,9 +136,9 @@ def read_labelled(
 
     Args:
         data: the folder of the photos.
-        benchmark: a name in :data:`BENCHMARKS`; any data when not given.
-        table: CSV, Parquet or GeoJSON; looked for in the folder when not given.
-        group: the column of what photos belong to; ``AUTHOR``, ``creator_id``, ``user`` or ``sequence`` when not given.
+        benchmark: a name in :data:`BENCHMARKS`; default: any data.
+        table: CSV, Parquet or GeoJSON; default: that of the folder.
+        group: the column of groups; default: ``AUTHOR``, ``creator_id``, ``user`` or ``sequence``.
 
     Raises:
         BenchmarkError: the name is not known, the table cannot be used, no photo is found.

@@ -19,7 +19,7 @@ from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.smoothing import RadialProfile, log_kernel
 
-__all__ = ["ANSWER_KM", "fit_calibration", "fit_refined", "reliability"]
+__all__ = ["ANSWER_KM", "fit_calibration", "reliability"]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer with the most mass within this radius."""
@@ -38,6 +38,7 @@ def fit_calibration(
     scale: float,
     *,
     name: str,
+    n_refined: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Fit temperature, background and smoothing by maximum likelihood, and levels on top.
@@ -52,6 +53,7 @@ def fit_calibration(
         truth: where they were taken, (lat, lon) in degrees.
         scale: the model's.
         name: of the validation data, for readers of the calibration.
+        n_refined: number of images, the first ones, to also fit the levels of refined posteriors on.
         progress: called with (done, total).
 
     Raises:
@@ -128,28 +130,13 @@ def fit_calibration(
 
     levels, hpd_levels = _fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
     calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
-    return _fit_conformal(batches(), truth, scale, calibration)
-
-
-@torch.inference_mode()
-def fit_refined(
-    index: GalleryIndex,
-    embeddings: Float[Tensor, "n d"],
-    truth: Float[np.ndarray, "n 2"],
-    scale: float,
-    calibration: Calibration,
-) -> Calibration:
-    """Fit the levels of refined posteriors, whose mass is gathered in narrower peaks.
-
-    Arguments are those of :func:`fit_calibration`.
-    """
+    calibration = _fit_conformal(batches(), truth, scale, calibration)
+    if n_refined == 0:
+        return calibration
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
-
-    def posteriors() -> Iterator[Posterior]:
-        for part in embeddings.split(_BATCH):
-            yield from space.refined_posteriors(part, scale, replace(plain, refined_levels=(), refined_hpd_levels=()))
-
-    levels, hpd_levels = _fit_levels(posteriors(), truth, plain, space.cells)
+    parts = embeddings[:n_refined].split(_BATCH)
+    refined = (posterior for part in parts for posterior in space.refined_posteriors(part, scale, plain))
+    levels, hpd_levels = _fit_levels(refined, truth[:n_refined], plain, space.cells)
     return replace(calibration, refined_levels=levels, refined_hpd_levels=hpd_levels)
 
 

@@ -1,4 +1,4 @@
-"""Answers on disk, line by line: a run that was killed goes on where it ended."""
+"""Answers on disk, line by line, so that a killed run resumes where it ended."""
 
 import hashlib
 import json
@@ -16,23 +16,18 @@ from open_geoclip.files import sha256
 
 __all__ = ["Journal"]
 
-_SAME = 0.9999  # cosine of two vectors of one image by one model; another model is far below
+_SAME = 0.9999  # cosine of two embeddings of one image by one model; that of another model is far below
 
 
 class Journal:
-    """A JSONL file of answers by one model, gallery and settings. Open it with :meth:`opened`.
+    """A JSONL file of answers by one model, gallery and settings; open it with :meth:`opened`.
 
-    A line is an answer with the file's size, time and sha256, so that a photo that was changed is answered again.
-
-    Args:
-        path: the file.
-        settings: what all its answers depend on.
-        probe: the vector of an image that is the same for everybody: it tells another backbone of the same name.
+    A line is an answer with the file's size, time and sha256, so that a photo that was changed is answered again. The
+    first line has the settings and a probe, the embedding of a fixed image, which differs with other backbone weights.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], probe: Float[np.ndarray, " k"]) -> None:
         self.path = path
-        self.resumed = 0
         self._known: dict[str, dict[str, Any]] = {}
         header = {"settings": dict(settings), "probe": [round(float(value), 7) for value in probe]}
         self._read(header)
@@ -43,7 +38,7 @@ class Journal:
     @classmethod
     @contextmanager
     def opened(cls, folder: Path, settings: Mapping[str, Any], probe: Float[np.ndarray, " k"]) -> Iterator["Journal"]:
-        """The journal of these settings in a folder, locked against a second run.
+        """Open the journal of these settings in a folder, and lock it against a second run.
 
         Raises:
             BenchmarkError: the folder cannot be written, or another run is writing there.
@@ -68,7 +63,7 @@ class Journal:
             lock.release()
 
     def answer(self, photo: Path, image: str) -> dict[str, Any] | None:
-        """What is known of a photo, if its file is still the one that was answered."""
+        """Return the line of a photo, if its file is still the one that was answered."""
         line = self._known.get(image)
         if line is None or not photo.is_file():
             return None
@@ -77,7 +72,7 @@ class Journal:
         return line if same or _sha256(photo) == line["sha256"] else None
 
     def add(self, photo: Path, image: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-        """Write an answer down; it is safe when this returns, unless the whole machine fails."""
+        """Append an answer, and flush it."""
         size, mtime_ns, sha256 = 0, 0, ""
         if photo.is_file():
             status = photo.stat()
@@ -91,7 +86,7 @@ class Journal:
         self._file.flush()
 
     def _read(self, header: Mapping[str, Any]) -> None:
-        """Take over what is there; cut off a line that was being written when the run was killed."""
+        """Read the answers of an earlier run; truncate a line that was being written when it was killed."""
         if not self.path.exists():
             return
         data = self.path.read_bytes()

@@ -1,4 +1,4 @@
-"""Do the released weights give here what they gave elsewhere? Answers held against published ones, photo by photo."""
+"""Compare answers with published ones photo by photo, to verify that weights reproduce."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from open_geoclip.errors import PredictionsError
 from open_geoclip.evaluation.compare import Comparison, compare
-from open_geoclip.evaluation.metrics import THRESHOLDS_KM, Distance, distances_km
+from open_geoclip.evaluation.metrics import THRESHOLDS_KM
 from open_geoclip.evaluation.predictions import ID_COLUMNS, Predictions
 from open_geoclip.geo.sphere import haversine_km
 
@@ -29,10 +29,10 @@ class Agreement:
         n: photos with an answer in both.
         only_here: photos that the published file lacks.
         only_published: photos that were not answered here.
-        same: percent of answers that are the same place, within 0.2 km.
+        same: percent of answers within 0.2 km of each other.
         within_km: percent of answers within 1, 25, 200, 750 and 2500 km of each other.
         median_km: between the two answers.
-        comparison: of the two runs' figures, see :mod:`~.compare`.
+        comparison: of the two runs' figures.
     """
 
     n: int
@@ -67,20 +67,13 @@ def agreement(
     ours: Predictions,
     published: Predictions,
     *,
-    distance: Distance = "haversine",
     resamples: int = 2000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Agreement:
-    """Hold our answers against published ones.
+    """Compare answers with published ones, photo by photo.
 
     Photos are paired by a column that both have, such as ``idx``, the number of the row in the benchmark's table.
-
-    Args:
-        ours: as :class:`~.evaluate.Evaluation` holds them.
-        published: anybody's.
-        distance: see :func:`~.metrics.distances_km`.
-        resamples: for the intervals and tests.
-        progress: called with (done, total).
+    ``resamples`` and ``progress`` are those of :func:`~.compare.compare`.
 
     Raises:
         PredictionsError: no column names photos in both, none is in both, or true places differ.
@@ -98,15 +91,15 @@ def agreement(
     here = {name: row for row, name in enumerate(published.ids[column])}
     theirs = [here[ours.ids[column][row]] for row in rows]
     a, b = _part(published, theirs, column), _part(ours, rows, column)
-    apart = distances_km(a.predicted, b.predicted, distance)
+    apart = haversine_km(a.predicted, b.predicted)
     return Agreement(
         n=len(rows),
         only_here=len(ours) - len(rows),
         only_published=len(published) - len(rows),
-        same=100 * float(np.mean(haversine_km(a.predicted, b.predicted) <= SAME_ANSWER_KM)),
+        same=100 * float(np.mean(apart <= SAME_ANSWER_KM)),
         within_km={str(t): 100 * float(np.mean(apart <= t)) for t in THRESHOLDS_KM},
         median_km=float(np.median(apart)),
-        comparison=compare(a, b, distance=distance, resamples=resamples, progress=progress),
+        comparison=compare(a, b, resamples=resamples, progress=progress),
     )
 
 
@@ -121,25 +114,16 @@ def _part(run: Predictions, rows: Sequence[int], column: str) -> Predictions:
 
 
 def figures_agree(within_km: Mapping[str, float], n: int, published: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Hold percentages against published ones, of which only the figures are known.
-
-    Args:
-        within_km: ours, by threshold.
-        n: photos.
-        published: percent within 1, 25, 200, 750 and 2500 km.
+    """Compare percentages of n photos within each threshold with published ones.
 
     Returns:
         For each threshold ``here``, ``published``, the ``standard_error`` of a percentage of n photos and ``agrees``:
-        they differ by no more than three of those. Two runs on the *same* photos should differ by far less.
+        they differ by at most three of those. Two runs on the *same* photos should differ by far less.
     """
     found = {}
     for (key, here), there in zip(within_km.items(), published, strict=True):
         share = min(max(there / 100, 1 / n), 1 - 1 / n)
         error = 100 * math.sqrt(share * (1 - share) / n)
-        found[key] = {
-            "here": here,
-            "published": there,
-            "standard_error": error,
-            "agrees": abs(here - there) <= _LEVEL * error,
-        }
+        agrees = abs(here - there) <= _LEVEL * error
+        found[key] = {"here": here, "published": there, "standard_error": error, "agrees": agrees}
     return found
