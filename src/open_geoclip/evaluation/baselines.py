@@ -51,7 +51,7 @@ def nearest_images(
 def neighbour_places(
     cosines: Float[Tensor, "n k"], rows: Int64[Tensor, "n k"], coordinates: Float64[Tensor, "m 2"]
 ) -> Float64[Tensor, "n 2"]:
-    """For each image the neighbour's place that has the most likeness within 200 km of it."""
+    """Return, for each image, the place of the neighbour with the largest sum of cosines within 200 km."""
     vectors = unit_vectors(coordinates)[rows]
     near = vectors @ vectors.transpose(1, 2) > torch.cos(torch.tensor(_RADIUS_KM / EARTH_RADIUS_KM))
     support = (near * cosines.clamp_min(0)[:, None, :]).sum(dim=2)
@@ -65,7 +65,7 @@ def tuned_k(
     coordinates: Float64[Tensor, "m 2"],
     truth: Float64[Tensor, "n 2"],
 ) -> int:
-    """How many neighbours place validation images best, by the share within 200 km."""
+    """Return the number of neighbours that locates most validation images within 200 km."""
 
     def share(k: int) -> float:
         places = neighbour_places(cosines[:, :k], rows[:, :k], coordinates)

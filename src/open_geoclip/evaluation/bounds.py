@@ -1,9 +1,10 @@
-"""What a gallery allows: the best that any answer out of it can be, the worst, and whether it knows the test."""
+"""What a gallery allows: the best figures that its places can reach, those of a random place, and leaks."""
 
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
+from scipy.spatial import cKDTree
 
 from open_geoclip.evaluation.metrics import FIGURES, THRESHOLDS_KM, by_figure, geoscores, summary
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
@@ -12,11 +13,11 @@ from open_geoclip.search.gallery import Gallery
 __all__ = ["LEAK_M", "LEAK_SHARE", "MAX_LEAK_SHARE", "ceiling", "nearest_km", "random_place"]
 
 LEAK_M = 1.0
-"""A gallery place this near to a true place is taken for that very coordinate, in metres."""
+"""A gallery place within this distance of a true place counts as that coordinate, in metres."""
 
 LEAK_SHARE = 0.01
-"""More photos than this share with their very coordinate in the gallery are no chance. Of Im2GPS3k, 0.27 % are in the
-released gallery, which was drawn from other photos: landmarks are at the same rounded coordinate for everybody."""
+"""A larger share of photos with their coordinate in the gallery is a leak. Of Im2GPS3k, 0.27 % are in the released
+gallery, which was drawn from other photos: landmarks have the same rounded coordinate in all of them."""
 
 MAX_LEAK_SHARE = 0.5
 """More are refused: the gallery was made of the test photos. Of YFCC26k, 7.64 % are in the released gallery."""
@@ -26,28 +27,24 @@ _PAIRS = 20_000_000
 
 
 def nearest_km(truth: Float[np.ndarray, "n 2"], gallery: Gallery) -> Float64[np.ndarray, " n"]:
-    """How far each place is from the nearest place of the gallery, on the sphere."""
-    places = gallery.coordinates.astype(np.float64)
-    truth = np.asarray(truth, np.float64)
-    vectors, asked = unit_vectors(places), unit_vectors(truth)
-    step = max(1, _BLOCK // len(places))
-    rows = [(asked[i : i + step] @ vectors.T).argmax(axis=1) for i in range(0, len(asked), step)]
-    # The cosine tells places apart that are 0.1 m apart; the distance itself is exact.
-    return haversine_km(truth, places[np.concatenate(rows)]) if rows else np.empty(0)
+    """Return the distance of each place from the nearest place of the gallery, on the sphere."""
+    places, truth = gallery.coordinates.astype(np.float64), np.asarray(truth, np.float64)
+    _, rows = cKDTree(unit_vectors(places)).query(unit_vectors(truth))
+    return haversine_km(truth, places[rows])
 
 
 def ceiling(nearest: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """The figures of the best answers that the gallery holds, as :func:`~.metrics.summary` without ``n``."""
+    """Return the figures of the gallery's best answers, as :func:`~.metrics.summary` without ``n``."""
     figures = summary(nearest)
     del figures["n"]
     return figures
 
 
 def random_place(truth: Float[np.ndarray, "n 2"], gallery: Gallery) -> dict[str, Any]:
-    """The figures of somebody who draws a place of the gallery, by its weight, without a look at the photo.
+    """Return the figures of random answers, drawn from the gallery by its weights.
 
-    The mean over up to 20 million pairs of a photo and a drawn place, the same at every call; the median is that of
-    all these errors.
+    They are means over up to 20 million pairs of a photo and a place, the same at every call; the median is that of all
+    these errors.
     """
     rng = np.random.default_rng(0)
     asked = unit_vectors(np.asarray(truth, np.float64))

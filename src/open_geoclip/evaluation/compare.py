@@ -1,6 +1,5 @@
-"""Is one run better than another on the same photos, or was it chance?"""
+"""Test whether one run is better than another on the same photos."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from open_geoclip.geo.sphere import haversine_km
 __all__ = ["Comparison", "Difference", "compare", "holm", "mcnemar", "paired_rows"]
 
 SAME_TRUTH_KM = 0.1
-"""Truths that are nearer are the same: one of the files was rounded to three decimals."""
+"""Truths within this distance are the same: one of the files may be rounded to three decimals."""
 
 _MIN_RESAMPLES = 1000  # below that no p-value can be small enough
 
@@ -40,10 +39,10 @@ class Difference:
         a: of the first run.
         b: of the second.
         interval: [low, high], the 95 % interval of b - a.
-        test: what the p-value is from.
-        p_value: how often a difference like this, or a larger one, comes by chance when there is none.
-        p_holm: the same, allowing for all figures being looked at (Holm, 1979).
-        better: "A" or "B" when the difference is real: p_holm is at most 0.05.
+        test: of the p-value.
+        p_value: two-sided.
+        p_holm: adjusted for the number of figures (Holm, 1979).
+        better: "A" or "B" if the difference is significant: p_holm is at most 0.05.
         only_a: photos that A alone has within the distance; None for averages.
         only_b: photos that B alone has within the distance.
     """
@@ -59,25 +58,25 @@ class Difference:
     only_b: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the attributes, and ``difference``, b - a."""
+        """Return the attributes and ``difference``, b - a."""
         return {"difference": self.b - self.a} | vars(self)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same photos, figure by figure.
+    """Two runs on the same photos.
 
     Attributes:
         a: name of the first run.
         b: name of the second.
-        n: photos.
-        paired_by: the column that both name photos in, or "row".
-        distance: what errors were measured with.
+        n: number of photos.
+        paired_by: the column that names photos in both, or "row".
+        distance: of the errors.
         resamples: of the bootstrap.
-        groups: how many groups were drawn; None if photos were.
-        summary_a: the first run's figures, see :func:`~open_geoclip.evaluation.metrics.summary`.
-        summary_b: the second run's.
-        differences: by the names in :data:`~open_geoclip.evaluation.metrics.FIGURES`.
+        groups: number of groups that were resampled; None for photos.
+        summary_a: figures of the first run, see :func:`~.metrics.summary`.
+        summary_b: those of the second.
+        differences: by the names in :data:`~.metrics.FIGURES`.
     """
 
     a: str
@@ -92,7 +91,7 @@ class Comparison:
     differences: dict[str, Difference]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: ``a`` and ``b`` with name and figures, and ``differences`` arranged like the figures."""
+        """Return it for JSON; ``differences`` are arranged like the figures."""
         return {
             "n": self.n,
             "a": {"name": self.a} | self.summary_a,
@@ -114,15 +113,15 @@ def compare(
     resamples: int = 2000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Hold two runs on the same photos against each other.
+    """Compare two runs on the same photos.
 
-    Shares within a distance are tested by McNemar's test, averages by a bootstrap that draws the same photos for
-    both. If A has groups, all is tested by drawing groups, as McNemar's test takes photos for independent.
+    Shares within a distance are compared by McNemar's test, averages by a paired bootstrap. If A has groups, all are
+    compared by resampling groups, as McNemar's test assumes independent photos.
 
     Args:
         a: the first run; both are measured from its truths.
-        b: the second run; its photos may be in any order if both name them.
-        distance: see :func:`~open_geoclip.evaluation.metrics.distances_km`.
+        b: the second run; in any order if both name their photos.
+        distance: see :func:`~.metrics.distances_km`.
         resamples: of the bootstrap, 1000 or more.
         progress: called with (done, total).
 
@@ -162,10 +161,9 @@ def compare(
 
 
 def paired_rows(a: Predictions, b: Predictions) -> tuple[str, Int[np.ndarray, " n"]]:
-    """What photos are paired by, and for each photo of A its row in B.
+    """Return the column that pairs photos (or "row"), and the row in B of each photo of A.
 
-    By the first column of :data:`~open_geoclip.evaluation.predictions.ID_COLUMNS` that both have; row by row if
-    there is none.
+    It is the first of :data:`~.predictions.ID_COLUMNS` that both have; without any, runs are paired row by row.
 
     Raises:
         PredictionsError: a photo is on one side only, or its true place differs.
@@ -220,31 +218,27 @@ def _better(name: str, difference: float) -> Literal["A", "B"]:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p-value of McNemar's test, exact: photos that one run alone gets right fall to either by a coin.
+    """Return the two-sided p-value of McNemar's test in its exact form, the sign test.
 
-    McNemar, Psychometrika 12 (1947); the exact form is the sign test.
+    McNemar, Psychometrika 12 (1947).
 
     Args:
-        only_a: photos that A alone gets right.
-        only_b: photos that B alone gets right.
+        only_a: number of photos that A alone gets right.
+        only_b: number of photos that B alone gets right.
     """
-    n = only_a + only_b
-    # Logarithms, as the binomials of a large benchmark have tens of thousands of digits.
-    all_ways = math.lgamma(n + 1) - n * math.log(2)
-    tail = math.fsum(
-        math.exp(all_ways - math.lgamma(i + 1) - math.lgamma(n - i + 1)) for i in range(min(only_a, only_b) + 1)
-    )
-    return min(1.0, 2 * tail)
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def _chance(draws: Float64[np.ndarray, " resamples"]) -> float:
-    """Two-sided p-value of a difference: the level at which its bootstrap interval just reaches zero."""
+    """Return a two-sided p-value: the level at which the bootstrap interval just reaches zero."""
     beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     return min(1.0, 2 * (int(beyond) + 1) / (len(draws) + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values that allow for all of them being looked at (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    """Adjust p-values for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))

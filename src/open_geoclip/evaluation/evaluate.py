@@ -1,4 +1,4 @@
-"""A model on photos whose places are known: answers, figures, and all that one must know to quote them."""
+"""Evaluate a model on labelled photos."""
 
 import hashlib
 import time
@@ -32,18 +32,18 @@ from open_geoclip.search.locator import Locator
 __all__ = ["Evaluation", "Names", "evaluate", "leaks"]
 
 Names = Callable[[Float[np.ndarray, "n 2"]], Sequence[str | None]]
-"""Gives the name of the country, or of the continent, that each place lies in; None at sea."""
+"""Returns the name of the country, or of the continent, of each place; None at sea."""
 
 _FAR_KM = 20_000.0
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """The result of :func:`evaluate`.
 
     Attributes:
-        figures: everything, ready for JSON; see docs/evaluation.md.
-        table: a column a name, a row an answered photo, as :func:`~.predictions.read_predictions` reads it.
+        figures: for JSON; see docs/evaluation.md.
+        table: columns by name, a row per answered photo, as :func:`~.predictions.read_predictions` reads them.
         truth: (lat, lon) of the answered photos.
         predicted: their answers.
         distance_km: between the two.
@@ -60,9 +60,9 @@ def leaks(nearest: Float64[np.ndarray, " n"], gallery: str, *, allowed: bool = F
     """Count the photos whose coordinates are in the gallery.
 
     Args:
-        nearest: of each true place from the gallery, km.
+        nearest: distance of each true place from the gallery, in km.
         gallery: its name, for the message.
-        allowed: go on all the same.
+        allowed: do not raise.
 
     Raises:
         BenchmarkError: they are more than :data:`~.bounds.MAX_LEAK_SHARE`, and that is not allowed.
@@ -90,22 +90,19 @@ def evaluate(
     settings: dict[str, Any] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Evaluation:
-    """Locate all photos and measure how far off the answers are.
-
-    Answers are kept in the folder as they come; the same call goes on where one was killed.
+    """Locate all photos and measure the errors. Answers are written to the folder; the same call resumes a killed one.
 
     Args:
         locator: the model and its gallery.
         labelled: photos and their places.
-        folder: where answers are kept.
+        folder: of the answers.
         distance: see :func:`~.metrics.distances_km`.
         resamples: for the intervals; 0 for none.
         allow_leak: go on although the gallery holds the coordinates of more than half of the photos.
-        countries: for country accuracy, if wanted.
-        continents: for a table by continent, if wanted.
-        settings: of the locator that it does not tell itself, such as its numbers' type; answers of other settings are
-            not taken over.
-        progress: called with photos done, photos in all, and how many were done before.
+        countries: for country accuracy.
+        continents: for a table by continent.
+        settings: further ones of the locator, such as its dtype; answers of other settings are not reused.
+        progress: called with photos done, all photos, and those done by an earlier call.
 
     Raises:
         BenchmarkError: the gallery holds the test's coordinates, no photo can be read, the folder cannot be written.
@@ -193,7 +190,7 @@ def _answered(
     journal: Journal,
     progress: Callable[[int, int, int], None] | None,
 ) -> tuple[list[dict[str, Any]], int]:
-    """One line a photo, from the journal or by the model."""
+    """Return a line per photo, from the journal or the model, and the number of those from the journal."""
     lines = [journal.answer(*photo) for photo in zip(labelled.photos, labelled.images, strict=True)]
     todo = [row for row, line in enumerate(lines) if line is None]
     resumed = done = len(lines) - len(todo)
@@ -202,15 +199,10 @@ def _answered(
     for row, answer in zip(todo, locator.stream([labelled.photos[row] for row in todo], 1), strict=True):
         if answer.error is None:
             best = answer.candidates[0]
-            told: dict[str, Any] = {
-                "lat": best.lat,
-                "lon": best.lon,
-                "score": best.score,
-                "probability": best.probability,
-            }
+            found: dict[str, Any] = {name: getattr(best, name) for name in ("lat", "lon", "score", "probability")}
         else:
-            told = {"error": answer.error}
-        lines[row] = journal.add(labelled.photos[row], labelled.images[row], told)
+            found = {"error": answer.error}
+        lines[row] = journal.add(labelled.photos[row], labelled.images[row], found)
         done += 1
         if progress is not None:
             progress(done, len(lines), resumed)
@@ -218,7 +210,7 @@ def _answered(
 
 
 def _settings(locator: Locator) -> dict[str, Any]:
-    """What answers depend on, but for the backbone's weights, which the probe tells apart."""
+    """Return what answers depend on, except the backbone's weights, which the probe distinguishes."""
     head = hashlib.sha256()
     learned = locator.model.image_encoder.state_dict()
     for name, tensor in sorted((name, learned[name]) for name in learned if not name.startswith("backbone.")):
@@ -247,7 +239,7 @@ def _probe(locator: Locator) -> Float[np.ndarray, " k"]:
 
 
 def _photos_sha256(lines: Sequence[dict[str, Any]]) -> str:
-    """One sha256 over all photos: of "sha256  name" lines in the order of names, as sha256sum prints them."""
+    """Return the sha256 of the lines "sha256  name" of all photos, as sha256sum prints them, sorted by name."""
     listed = sorted((line["image"], line["sha256"]) for line in lines)
     return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in listed).encode()).hexdigest()
 
@@ -268,7 +260,7 @@ def _leak_notes(leak: dict[str, Any], photos: int) -> list[str]:
 def _agreement(
     true: Sequence[str | None], answered: Sequence[str | None], resamples: int, groups: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Percent of photos on land whose answer bears the same name, and its interval."""
+    """Return the percentage of photos on land whose answer has the same name, and its interval."""
     land = [row for row, name in enumerate(true) if name is not None]
     right = np.array([true[row] == answered[row] for row in land], bool)
     found: dict[str, Any] = {"n": len(land), "percent": 100 * float(right.mean()) if land else None, "interval": None}
@@ -283,7 +275,7 @@ def _agreement(
 def _by_name(
     true: Sequence[str | None], answered: Sequence[str | None], km: Float64[np.ndarray, " n"]
 ) -> dict[str, dict[str, Any]]:
-    """Figures of the photos of each name, most photos first."""
+    """Return the figures of the photos of each name, most photos first."""
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(true):
         rows_of.setdefault(name or "at sea", []).append(row)

@@ -1,7 +1,4 @@
-"""Figures of merit for geo-localization: shares within distances, averages, GeoScore, and how sure they are.
-
-Everything is computed from one array of distances, once.
-"""
+"""Metrics of geo-localization from distances: shares within thresholds, averages, GeoScore, bootstrap intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -32,10 +29,10 @@ THRESHOLDS_KM = (1, 25, 200, 750, 2500)
 """Street, city, region, country and continent, as the field calls them."""
 
 FIGURES = (*(f"within_{t}_km" for t in THRESHOLDS_KM), "median_km", "mean_km", "geoscore")
-"""One name a figure, in the order in which :func:`bootstrap` gives them."""
+"""Names of the figures, in the order of :func:`bootstrap`."""
 
 LEVEL = 95
-"""Percent of the time that an interval is meant to hold the true figure."""
+"""Confidence level of intervals, in percent."""
 
 Distance = Literal["haversine", "geodesic"]
 
@@ -47,28 +44,25 @@ _BLOCK = 1 << 18  # photos times resamples that are in memory at once
 def distances_km(
     truth: Float[np.ndarray, "n 2"], predicted: Float[np.ndarray, "n 2"], distance: Distance = "haversine"
 ) -> Float64[np.ndarray, " n"]:
-    """How far each answer is from the truth.
+    """Return the distance of each answer from the truth, both (lat, lon) in degrees.
 
     Args:
-        truth: (lat, lon) in degrees.
-        predicted: the answers, row by row.
-        distance: ``haversine``, on the sphere of mean radius, as papers in this field measure; or ``geodesic``, on
-            the WGS84 ellipsoid, as the released evaluation does. They differ by 0.56 % at most.
+        truth: true places.
+        predicted: answers, row by row.
+        distance: ``haversine``, on the sphere of mean radius, as in papers; or ``geodesic``, on the WGS84 ellipsoid, as
+            in the released evaluation. They differ by at most 0.56 %.
     """
     places = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     return haversine_km(*places) if distance == "haversine" else geodesic_km(*places)
 
 
 def geoscores(distance_km: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """Points of an answer in the game GeoGuessr, 5000 exp(-d / 1492.7): 5000 on the spot, 0 far away."""
+    """Return the points of answers in the game GeoGuessr, 5000 exp(-d / 1492.7)."""
     return 5000 * np.exp(-distance_km / 1492.7)
 
 
 def summary(distance_km: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """Share of answers within each threshold, and the usual averages.
-
-    Args:
-        distance_km: of each answer from the truth.
+    """Summarise the distances of answers from the truth.
 
     Returns:
         ``n``, ``within_km`` (threshold to percentage, 0 to 100), ``median_km``, ``mean_km`` and ``geoscore``, the
@@ -91,13 +85,13 @@ def summary(distance_km: Float[np.ndarray, " n"]) -> dict[str, Any]:
 
 
 def by_figure(values: Sequence[Any]) -> dict[str, Any]:
-    """Arrange one value a figure, in the order of :data:`FIGURES`, as :func:`summary` does."""
+    """Arrange one value per figure, in the order of :data:`FIGURES`, as :func:`summary` does."""
     within = {str(t): value for t, value in zip(THRESHOLDS_KM, values, strict=False)}
     return {"within_km": within} | dict(zip(FIGURES[len(within) :], values[len(within) :], strict=True))
 
 
 def figure_values(figures: Mapping[str, Any]) -> list[Any]:
-    """The values of a :func:`summary`, in the order of :data:`FIGURES`."""
+    """Return the values of a :func:`summary`, in the order of :data:`FIGURES`."""
     return [*figures["within_km"].values(), *(figures[name] for name in FIGURES[len(THRESHOLDS_KM) :])]
 
 
@@ -108,21 +102,16 @@ def bootstrap(
     groups: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float64[np.ndarray, "runs {resamples} 8"]:
-    """The figures of data sets that might as well have been drawn: photos are taken again, with replacement.
+    """Return the figures of bootstrap resamples; draws are the same at every call.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6 and 13. Photos by one author, of one
-    trip or of one place are not independent; groups of them are then taken again as wholes. Draws are the same at
-    every call.
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6 and 13. Photos by one author, of one trip
+    or of one place are not independent: groups of them are resampled as wholes.
 
     Args:
-        distance_km: of one or more runs on the same photos. All runs see the same draws, so that their
-            differences can be taken draw by draw.
-        resamples: how many data sets, 100 or more.
-        groups: for each photo, what it belongs to.
+        distance_km: of one or more runs on the same photos, for which the draws are the same.
+        resamples: number of draws, 100 or more.
+        groups: of each photo; default: photos are resampled.
         progress: called with (done, total).
-
-    Returns:
-        For each run and data set the :data:`FIGURES`.
 
     Raises:
         SettingsError: too few resamples, or fewer than two photos or groups, which cannot vary.
@@ -154,7 +143,7 @@ def bootstrap(
 def _weighted(
     ranked_km: Float64[np.ndarray, " n"], times: Int[np.ndarray, "draws n"]
 ) -> Float64[np.ndarray, "draws 8"]:
-    """The figures when each distance, in ascending order, counts so many times."""
+    """Return the figures when each distance, in ascending order, counts so many times."""
     upto = np.cumsum(times, axis=1)
     total = upto[:, -1]
     reached = np.searchsorted(ranked_km, THRESHOLDS_KM, side="right")  # so many distances are within
@@ -166,22 +155,16 @@ def _weighted(
 
 
 def interval(draws: Float64[np.ndarray, "resamples figures"]) -> list[list[float]]:
-    """The middle 95 % of each column, as [low, high]."""
+    """Return the middle 95 % of each column, as [low, high]."""
     outside = (100 - LEVEL) / 2
     return np.percentile(draws, [outside, 100 - outside], axis=0).T.tolist()
 
 
 def best_constant(truth: Float[np.ndarray, "n 2"]) -> dict[str, Any]:
-    """What can be had without a look at the photos: the same answer for all of them.
+    """Return the figures of the best constant answer, the same for all photos, as :func:`summary` without ``n``.
 
-    For each figure the constant answer that is best for it, among 1,000 of the true places (fewer, but at least
-    100, for more than 30,000 photos), on the sphere. It is chosen by the truths; one that is not does worse.
-
-    Args:
-        truth: (lat, lon) in degrees.
-
-    Returns:
-        As :func:`summary`, without ``n``.
+    For each figure the best of 1,000 of the true places (fewer, but at least 100, for more than 30,000 photos), on the
+    sphere. It is chosen by the truths; any other is worse.
 
     Raises:
         SettingsError: there are no places.
@@ -212,20 +195,13 @@ def score(
     groups: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """All that there is to say about a run: figures, their intervals, and the floor beside them.
+    """Return the figures of a run, their intervals, and those of the best constant answer.
 
-    Args:
-        truth: (lat, lon) in degrees.
-        predicted: the answers, row by row.
-        distance: see :func:`distances_km`.
-        resamples: for the intervals; 0 for none.
-        groups: for each photo, what it belongs to; see :func:`bootstrap`.
-        progress: called with (done, total).
+    Arguments are those of :func:`distances_km` and :func:`bootstrap`; 0 resamples give no intervals.
 
     Returns:
-        The :func:`summary`; ``distance``; ``best_constant``; ``intervals``, None if there are none, otherwise
-        ``level`` (percent), ``resamples``, ``groups`` (how many; None if photos were drawn) and [low, high] by
-        figure.
+        The :func:`summary`; ``distance``; ``best_constant``; ``intervals``, None or ``level`` (percent), ``resamples``,
+        ``groups`` (their number; None if photos were resampled) and [low, high] by figure.
 
     Raises:
         SettingsError: see :func:`summary` and :func:`bootstrap`.

@@ -44,10 +44,10 @@ def markdown(found: Mapping[str, Any], *, command: str, images: Sequence[tuple[s
         command: what made it.
         images: files of figures beside the report, and what they show.
     """
-    loud = [note for note in found["notes"] if note.startswith("LEAK")]
+    leaks = [note for note in found["notes"] if note.startswith("LEAK")]
     lines = [f"# {found['model']} on {found['data']}", ""]
-    lines += [f"> **{note}**\n" for note in loud]
-    lines += [*_figures(found), "", *_notes(found, loud), ""]
+    lines += [f"> **{note}**\n" for note in leaks]
+    lines += [*_figures(found), "", *_notes(found, leaks), ""]
     if rest := found["leak"]["without"]:
         lines += [f"## Without the {found['leak']['photos']:,} photos whose coordinates are in the gallery", ""]
         lines += [f"{rest['n']:,} photos.", "", "| | answers | 95 % interval |", "| --- | ---: | :---: |"]
@@ -105,10 +105,10 @@ def _figures(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _notes(found: Mapping[str, Any], loud: Sequence[str]) -> list[str]:
+def _notes(found: Mapping[str, Any], leaks: Sequence[str]) -> list[str]:
     counts = found["counts"]
     left_out = describe_counts(counts)
-    lines = [f"- {note}" for note in found["notes"] if note not in loud]
+    lines = [f"- {note}" for note in found["notes"] if note not in leaks]
     lines.append(f"- the table has {counts['rows']:,} rows; {counts['photos_answered']:,} photos were answered")
     lines += [f"- {text}" for text in left_out]
     if counts["photos_missing"] or counts["photos_broken"]:
