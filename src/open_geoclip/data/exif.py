@@ -1,4 +1,4 @@
-"""Where a photo says it was taken: its EXIF GPS record, and folders of such photos."""
+"""Folders of photos with coordinates in their metadata."""
 
 import hashlib
 import math
@@ -16,7 +16,7 @@ __all__ = ["ExifPhotos", "NoPositionError", "read_position"]
 
 
 class NoPositionError(DataError):
-    """A photo that does not say where it was taken. ``kind`` is the fault's, ``reason`` a sentence."""
+    """A photo without coordinates; ``kind`` and ``reason`` are those of the fault."""
 
     def __init__(self, name: str, kind: FaultKind, reason: str) -> None:
         self.kind: FaultKind = kind
@@ -25,13 +25,12 @@ class NoPositionError(DataError):
 
 
 def read_position(image: ImageSource, *, name: str | None = None) -> tuple[float, float]:
-    """Read (lat, lon) in degrees from a photo's EXIF GPS record or XMP, without decoding its pixels.
+    """Read (lat, lon) in degrees from a photo's EXIF or XMP, without decoding its pixels.
 
-    Estimates that this package wrote into a photo are not read: no model is to learn from another's guesses. Whether
-    the numbers are on Earth is not looked at.
+    Estimates by this package are not read, so that no model learns from another's answers. Numbers are not checked.
 
     Raises:
-        NoPositionError: it has no such record, or one that is damaged or says neither north nor south.
+        NoPositionError: it has no coordinates, or they are damaged.
         ImageError: it is no image.
     """
     facts = read_metadata(image, name=name, with_sidecars=False)
@@ -47,9 +46,7 @@ def read_position(image: ImageSource, *, name: str | None = None) -> tuple[float
 
 @dataclass(frozen=True, eq=False)
 class ExifPhotos(IndexedPhotos):
-    """A folder of photos that carry their own coordinates; each is looked into when its turn comes.
-
-    The fingerprint covers names, sizes and times of change.
+    """A folder of photos with coordinates in their metadata. The fingerprint covers names, sizes and times of change.
 
     Attributes:
         folder: the folder; folders below it are searched too. A photo's group is the folder it lies in.
@@ -80,7 +77,7 @@ class ExifPhotos(IndexedPhotos):
         return ExifPhotos(str(folder), digest.hexdigest(), np.arange(len(paths)), folder, paths, places)
 
     def entry(self, row: int) -> Entry:
-        """The photo of a row, or why it cannot be used."""
+        """Return the photo of a row, or why it cannot be used."""
         path = self.paths[row]
         key = path.relative_to(self.folder).as_posix()
         if not self.places:

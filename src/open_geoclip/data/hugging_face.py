@@ -1,14 +1,15 @@
 """Hugging Face datasets with images and coordinates, from the hub, a folder, or as a stream."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from open_geoclip.data.photo_tables import photo_columns
+from open_geoclip.data.columns import COORDINATES, find_columns
+from open_geoclip.data.photo_tables import PHOTO_COLUMNS
 from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, Photo, PhotoSource, check_part, photo_or_fault, usable
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError
 
@@ -50,13 +51,26 @@ def open_dataset(spec: str, *, places: bool = True) -> PhotoSource:
     except Exception as error:  # loaders of any format fail in any way
         raise DataError(f"{spec}: it cannot be loaded: {type(error).__name__}: {error}") from error
     names = data.column_names
-    columns = photo_columns(names if names is not None else list(next(iter(data))), spec, places=places)
+    columns = _columns(list(next(iter(data))) if names is None else names, spec, places=places)
     if isinstance((data.features or {}).get(columns["file"]), datasets.Image):
         data = data.cast_column(columns["file"], datasets.Image(decode=False))  # images are decoded by us
     if streaming:
         fingerprint = hashlib.sha256(f"{spec}{data.info.version}{data.info.dataset_size}".encode()).hexdigest()
         return DatasetStream(spec, fingerprint, data, columns)
     return DatasetPhotos(spec, data._fingerprint, np.arange(len(data)), data, columns)
+
+
+def _columns(names: Sequence[str], spec: str, *, places: bool) -> dict[str, str]:
+    """Return the columns of photos by our names; ``file`` and ``key`` stand for each other if one is missing."""
+    found = {column: names[at] for column, at in find_columns(names, PHOTO_COLUMNS).items()}
+    present = ", ".join(names[:20]) or "none"
+    if not places:
+        found = {column: name for column, name in found.items() if column not in COORDINATES}
+    elif "lat" not in found or "lon" not in found:
+        raise DataError(f"{spec} has no columns of latitude and longitude (LAT and LON, for one), only {present}")
+    if "file" not in found and "key" not in found:
+        raise DataError(f"{spec} has no column that names the image (IMG_FILE, for one), only {present}")
+    return {"file": found.get("key", ""), "key": found.get("file", "")} | found
 
 
 def _entry(record: Mapping[str, Any], columns: dict[str, str], row: int | str) -> Entry:
@@ -78,32 +92,27 @@ def _entry(record: Mapping[str, Any], columns: dict[str, str], row: int | str) -
 
 @dataclass(frozen=True, eq=False)
 class DatasetPhotos(IndexedPhotos):
-    """A dataset on this machine. The fingerprint is its own.
-
-    Attributes:
-        data: a ``datasets.Dataset``.
-        columns: which of its columns hold what.
-    """
+    """A dataset on this machine (``datasets.Dataset``) with its own fingerprint; ``columns`` by our names."""
 
     data: Any
     columns: dict[str, str]
 
     def entry(self, row: int) -> Entry:
-        """The photo of a row."""
+        """Return the photo of a row."""
         return _entry(self.data[row], self.columns, row)
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetStream:
-    """A dataset that is read as it comes. The fingerprint covers its name, version and size.
+    """A streamed dataset. The fingerprint covers its name, version and size.
 
     Attributes:
-        name: what messages call it.
+        name: the name in messages.
         whole_fingerprint: of all of it.
         data: a ``datasets.IterableDataset``.
-        columns: which of its columns hold what.
+        columns: by our names.
         part: (i, n): records i, i + n, i + 2n...
-        order: seeds that the order is drawn with.
+        order: seeds of the order.
     """
 
     name: str
@@ -115,16 +124,16 @@ class DatasetStream:
 
     @property
     def fingerprint(self) -> str:
-        """Of what this gives."""
+        """Changes with the dataset, the part and the order."""
         return hashlib.sha256(f"{self.whole_fingerprint}{self.part}{self.order}".encode()).hexdigest()
 
     @property
     def count(self) -> int | None:
-        """Not known before the end."""
+        """None: not known before the end."""
         return None
 
     def entries(self) -> Iterator[Entry]:
-        """All entries."""
+        """Yield all entries."""
         first, step = self.part
         for number, record in enumerate(self.data):
             if number % step == first:
@@ -134,13 +143,13 @@ class DatasetStream:
         return usable(self.entries(), self.name)
 
     def shard(self, rank: int, world: int) -> "DatasetStream":
-        """Every ``world``-th record."""
+        """Return every ``world``-th record."""
         check_part(rank, world)
         first, step = self.part
         return replace(self, part=(first + step * rank, step * world))
 
     def shuffled(self, seed: int, epoch: int = 0) -> "DatasetStream":
-        """The dataset's own shuffle: of its shards, and through a buffer."""
+        """Return the dataset's own shuffle: of its shards, and through a buffer."""
         order = (*self.order, seed, epoch)
         drawn = int(np.random.default_rng(order).integers(2**31))
         return replace(self, data=self.data.shuffle(seed=drawn, buffer_size=_BUFFER), order=order)

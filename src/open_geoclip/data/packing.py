@@ -1,4 +1,4 @@
-"""Photos packed into tar shards, as WebDataset names them: large files that a disk or a network reads in one go."""
+"""Pack photos into tar shards in WebDataset's format."""
 
 import hashlib
 import io
@@ -60,15 +60,15 @@ class PackSettings:
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed.
+    """The result of :func:`pack`.
 
     Attributes:
-        folder: where the shards are.
-        shards: how many.
-        photos: in them.
-        bytes: they take.
-        left_out: how many entries of each kind of fault are not in them; which ones is in ``index.json``.
-        resumed_at: the entry that an earlier call had come to; 0 if this was the first.
+        folder: of the shards.
+        shards: number of shards.
+        photos: number of photos in them.
+        bytes: size of the shards.
+        left_out: number of entries by kind of fault; ``index.json`` names them.
+        resumed_at: number of entries that an earlier call had packed.
     """
 
     folder: Path
@@ -87,17 +87,17 @@ def pack(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Write a source as shards ``000000.tar``, ``000001.tar``..., and ``index.json`` beside them.
+    """Write a source as shards ``000000.tar``, ``000001.tar``..., and ``index.json``.
 
-    Each shard is written beside its goal and renamed when it is whole; then the index is. A call that was
-    interrupted, by whatever, is taken up by the same call, and the shards are the same to the byte as in one go.
+    Each shard, and then the index, is written atomically. The same call resumes an interrupted one; the shards are the
+    same to the byte as without an interruption.
 
     Args:
-        source: the photos, in the order that they are packed in.
-        folder: is made if it is not there.
-        settings: how.
+        source: the photos, in the order in which they are packed.
+        folder: is created.
+        settings: of the shards and images.
         workers: threads that read and decode.
-        progress: called with how many entries are done, and of how many, if that is known beforehand.
+        progress: called with (done, total) entries, if the total is known.
 
     Raises:
         DataError: the folder cannot be written, holds shards of another source or other settings; no photo is usable.
@@ -182,7 +182,7 @@ def _write_shards(
 
 
 class _Packing:
-    """What a worker does with a photo: its bytes, and the suffix they have in the shard."""
+    """Returns the suffix and the bytes of a photo in the shard; called in workers."""
 
     def __init__(self, settings: PackSettings) -> None:
         self.settings = settings
@@ -224,7 +224,7 @@ class _Hashing:
 
 
 def _write_shard(path: Path, results: Iterable[tuple[int, _Result]], max_bytes: float) -> dict[str, Any]:
-    """Write one shard until it holds ``max_bytes`` or the results end; return its record for the index."""
+    """Write one shard until it has ``max_bytes`` or the results end; return its entry in the index."""
     size = count = entries_until = 0
     left_out: list[tuple[str, str, str]] = []
     with (

@@ -1,7 +1,6 @@
 """Tables of photos: files in a folder, or images inside a Parquet file."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from open_geoclip.data.columns import COORDINATES, Column, Texts, find_columns
+from open_geoclip.data.columns import COORDINATES, Column, Texts
 from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, Photo, photo_or_fault
 from open_geoclip.data.tables import TABLE_SUFFIXES, read_table
 from open_geoclip.errors import DataError
@@ -22,7 +21,6 @@ __all__ = [
     "PhotoTable",
     "TablePhotos",
     "open_table",
-    "photo_columns",
     "read_photo_table",
 ]
 
@@ -48,43 +46,19 @@ _GUESSED_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # for tables that name a
 _MAX_ROW_GROUP_BYTES = 1 << 30
 
 
-def photo_columns(names: Sequence[str], what: str, *, places: bool = True) -> dict[str, str]:
-    """The columns of a table or record of photos: ``lat``, ``lon``, ``file``, ``key`` and perhaps ``group``.
-
-    ``file`` and ``key`` stand for each other where one of them is not there.
-
-    Args:
-        names: of all columns.
-        what: the table, for messages.
-        places: refuse a table without coordinates.
-
-    Raises:
-        DataError: there are no coordinates, or nothing that names the image.
-    """
-    found = {column: names[at] for column, at in find_columns(names, PHOTO_COLUMNS).items()}
-    listed = ", ".join(names[:20]) or "none"
-    if not places:
-        found = {column: name for column, name in found.items() if column not in COORDINATES}
-    elif "lat" not in found or "lon" not in found:
-        raise DataError(f"{what} has no columns of latitude and longitude (LAT and LON, for one), only {listed}")
-    if "file" not in found and "key" not in found:
-        raise DataError(f"{what} has no column that names the image (IMG_FILE, for one), only {listed}")
-    return {"file": found.get("key", ""), "key": found.get("file", "")} | found
-
-
 @dataclass(frozen=True, eq=False)
 class PhotoTable:
-    """A table with one photo per row, as it stands in the file.
+    """A table with one photo per row, not checked.
 
     Attributes:
         path: the table.
         fingerprint: sha256 of the file.
-        files: what each row names as its image.
-        keys: the name of each row; ``files`` itself where there is no other.
-        coordinates: (lat, lon) in degrees, not checked; NaN where a row has none.
-        groups: what each row belongs to; empty where it says nothing.
+        files: name of the image of each row.
+        keys: name of each row; ``files`` if there is no other.
+        coordinates: (lat, lon) in degrees; NaN where a row has none.
+        groups: of each row; empty where it has none.
         invalid: what is wrong with damaged rows, by row.
-        image_column: the Parquet column that holds the images themselves, if there is one.
+        image_column: the Parquet column of the images themselves, if there is one.
         places: whether coordinates were read.
     """
 
@@ -102,7 +76,7 @@ class PhotoTable:
         return len(self.files)
 
     def group(self, row: int) -> str | None:
-        """What a row belongs to, if the table says so."""
+        """Return the group of a row, if it has one."""
         return None if self.groups is None else self.groups[row] or None
 
 
@@ -162,27 +136,20 @@ def open_table(path: Path, folder: Path | None = None, *, places: bool = True) -
 
 @dataclass(frozen=True, eq=False)
 class TablePhotos(IndexedPhotos):
-    """Photos that a table names. Whether an image is there is known once it is decoded.
-
-    The fingerprint covers the table, not the pixels: after changing images under the same names, change the table.
-
-    Attributes:
-        table: the rows.
-        folder: where relative names start.
-    """
+    """Photos that a table names; ``folder`` is where relative names start. The fingerprint covers the table only."""
 
     table: PhotoTable
     folder: Path
 
     def entry(self, row: int) -> Entry:
-        """The photo of a row, or what is wrong with it."""
+        """Return the photo of a row, or what is wrong with it."""
         key, name = self.table.keys[row], self.table.files[row]
         if not name and row not in self.table.invalid:
             return Fault(key or f"row {row}", "missing", "the table names no image")
         return _entry(self.table, row, key or name, self._path(name))
 
     def names_files(self) -> bool:
-        """Whether any of a thousand rows, spread over the table, names a file that is there."""
+        """Return whether any of a thousand rows, spread over the table, names a file that exists."""
         rows = np.unique(np.linspace(0, len(self.table) - 1, min(len(self.table), 1000)).astype(int))
         names = (self.table.files[row] for row in rows.tolist())
         return any(Path(self._path(name)).is_file() for name in names if name)
@@ -210,11 +177,8 @@ def _entry(table: PhotoTable, row: int, key: str, image: ImageSource) -> Entry:
 class ParquetPhotos(IndexedPhotos):
     """Photos whose images are in the Parquet file: bytes, or a struct of bytes and path as `datasets` writes it.
 
-    A row group is read at a time, so `shuffled` keeps the rows of one together.
-
-    Attributes:
-        table: the rows.
-        starts: the first row of each row group, and the number of rows.
+    A row group is read at a time, so `shuffled` keeps the rows of one together. ``starts`` has the first row of each
+    row group, and the number of rows.
     """
 
     table: PhotoTable
@@ -233,7 +197,7 @@ class ParquetPhotos(IndexedPhotos):
         return _entry(self.table, row, key, image or b"")
 
     def shuffled(self, seed: int, epoch: int = 0) -> "ParquetPhotos":
-        """A permutation of the row groups and of the rows within each."""
+        """Return a permutation of the row groups and of the rows within each."""
         rng = np.random.default_rng([seed, epoch])
         groups = rng.permutation(len(self.starts))[np.searchsorted(self.starts, self.rows, side="right")]
         return self.select(np.lexsort((rng.permutation(len(self.rows)), groups)))

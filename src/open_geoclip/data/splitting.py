@@ -1,9 +1,8 @@
-"""Training, validation and test photos, never a place or a photographer on both sides.
+"""Split photos into training, validation and test sets without a place or a group on two sides.
 
-Two ways. *Whole clusters* (the default): photos of one group, and photos within the buffer of each other, hang
-together, and so do those that hang together with the same one; a cluster goes to one side as a whole, and nothing is
-lost. Where photos lie as dense as in Europe, one cluster may hold half of them. *Leaving out*: squares of the Earth go
-to one side, and then photos are left out that are too near to, or share a group with, a photo of a smaller side.
+By default whole clusters are assigned: photos of one group, or within the buffer of each other, are connected. No photo
+is lost, but in a dense region one cluster may have half of the photos. With ``leave_out`` squares of the Earth are
+assigned, and photos are left out that are near to, or share a group with, a photo of a smaller side.
 """
 
 import os
@@ -36,11 +35,11 @@ class SplitSettings:
 
     Attributes:
         shares: of each side, by name; they need not add up to 1.
-        buffer_km: no photo of one side is nearer than this to one of another; 0 keeps only equal coordinates together.
+        buffer_km: least distance of photos on two sides; 0 keeps only equal coordinates together.
         groups: keep the photos of a group on one side.
-        leave_out: split by squares, and leave out what is then too near; see the top of this module.
-        square_km: about the side of those squares.
-        seed: of everything that is drawn.
+        leave_out: split by squares; see the top of this module.
+        square_km: approximate side of the squares.
+        seed: of random numbers.
 
     Raises:
         SettingsError: a value is out of range.
@@ -65,24 +64,22 @@ class SplitSettings:
 def split(
     coordinates: Float64[np.ndarray, "n 2"], groups: Sequence[str | None], settings: SplitSettings
 ) -> Int64[np.ndarray, " n"]:
-    """The side of each photo: 0, 1, 2... in the order of the shares, or -1 for one that is left out.
-
-    The same for the same photos in the same order, settings and seed.
+    """Return the side of each photo: 0, 1, 2... in the order of the shares, -1 if it is left out.
 
     Args:
         coordinates: (lat, lon) in degrees.
-        groups: what each photo belongs to; None for nothing.
-        settings: how.
+        groups: of each photo, or None.
+        settings: of the split.
 
     Raises:
-        DataError: a side stays empty.
+        DataError: a side is empty.
     """
     codes = _group_codes(groups if settings.groups else [None] * len(coordinates))
     if settings.leave_out:
         units = _squares(coordinates, settings.square_km)
     else:
         units = clusters(coordinates, codes, settings.buffer_km)
-    sides = _given_out(units, settings)
+    sides = _assign(units, settings)
     if settings.leave_out:
         _leave_out(sides, coordinates, codes, settings)
     empty = [name for side, name in enumerate(settings.shares) if not np.any(sides == side)]
@@ -102,7 +99,7 @@ def _group_codes(groups: Sequence[str | None]) -> Int64[np.ndarray, " n"]:
     return np.array([-1 if group is None else numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
 
 
-# --- who hangs together ---------------------------------------------------------------------------
+# --- clusters -------------------------------------------------------------------------------------
 
 
 class _Union:
@@ -127,19 +124,15 @@ class _Union:
 def clusters(
     coordinates: Float64[np.ndarray, "n 2"], codes: Int64[np.ndarray, " n"], buffer_km: float
 ) -> Int64[np.ndarray, " n"]:
-    """Number the clusters: photos nearer than the buffer, or of one group, are in one, and so on without end.
+    """Return the connected components of photos that are of one group or within the buffer of each other, from 0.
 
-    Points are put into cubes whose diagonal is the buffer, so that those of one cube hang together unseen; only
-    cubes in reach of each other are compared, and those that hang together already are not. A hundred thousand photos
-    of one square are no trouble, which they would be pair by pair.
+    Points are put into cubes whose diagonal is the buffer, so that those of one cube are connected without comparing
+    them; cubes are compared if they are in reach of each other and not connected yet.
 
     Args:
         coordinates: (lat, lon) in degrees.
-        codes: a number a group, -1 for none.
-        buffer_km: how near.
-
-    Returns:
-        A number a photo, from 0, in order of first appearance.
+        codes: a number per group, -1 for none.
+        buffer_km: largest distance of connected photos.
     """
     union = _Union(len(coordinates))
     cells = _Cells(coordinates, buffer_km)
@@ -184,7 +177,7 @@ class _Cells:
         return (corners[:, 0] * self.width + corners[:, 1]) * self.width + corners[:, 2]
 
     def neighbours(self) -> Iterator[tuple[int, int]]:
-        """Pairs of cells that may hold points in reach of each other; each pair once."""
+        """Yield each pair of cells that may have points in reach of each other."""
         if self.corners is None:
             return
         steps = [(x, y, z) for x in range(-2, 3) for y in range(-2, 3) for z in range(-2, 3)]
@@ -195,7 +188,7 @@ class _Cells:
             yield from zip(found.tolist(), at[found].tolist(), strict=True)
 
     def near(self, first: Int64[np.ndarray, " a"], second: Int64[np.ndarray, " b"]) -> np.ndarray:
-        """Which of the first points have one of the second in reach."""
+        """Return which of the first points have one of the second in reach."""
         out = np.zeros(len(first), bool)
         step = max(1, 2**20 // len(second))
         for start in range(0, len(first), step):
@@ -205,7 +198,7 @@ class _Cells:
         return out
 
 
-# --- who goes where -------------------------------------------------------------------------------
+# --- sides ----------------------------------------------------------------------------------------
 
 
 def _squares(coordinates: Float64[np.ndarray, "n 2"], square_km: float) -> Int64[np.ndarray, " n"]:
@@ -218,8 +211,8 @@ def _squares(coordinates: Float64[np.ndarray, "n 2"], square_km: float) -> Int64
     return np.unique(np.stack([row, column]), axis=1, return_inverse=True)[1].ravel().astype(np.int64)
 
 
-def _given_out(units: Int64[np.ndarray, " n"], settings: SplitSettings) -> Int64[np.ndarray, " n"]:
-    """Give whole units to sides, in random order, each to a side that has room, drawn by how much it lacks."""
+def _assign(units: Int64[np.ndarray, " n"], settings: SplitSettings) -> Int64[np.ndarray, " n"]:
+    """Assign units to sides in random order, each to a side with room, drawn by how much it lacks."""
     rng = np.random.default_rng(settings.seed)
     shares = np.array(list(settings.shares.values()), np.float64)
     lacking = shares / shares.sum() * len(units)
@@ -240,7 +233,7 @@ def _leave_out(
     codes: Int64[np.ndarray, " n"],
     settings: SplitSettings,
 ) -> None:
-    """Take away (-1) photos of larger sides that are near to, or share a group with, one of a smaller side."""
+    """Set photos of larger sides to -1 that are near to, or share a group with, one of a smaller side."""
     by_share = sorted(range(len(settings.shares)), key=lambda side: -list(settings.shares.values())[side])
     cells = _Cells(coordinates, settings.buffer_km)
     pairs = [(cell, cell) for cell in range(len(cells.rows))] + list(cells.neighbours())
@@ -263,14 +256,7 @@ def _leave_out(
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What was written.
-
-    Attributes:
-        files: the table of each side.
-        counts: photos of each side.
-        left_out: photos between the sides.
-        unusable: entries that were no photos.
-    """
+    """What was written: table and number of photos of each side, photos between the sides, unusable entries."""
 
     files: dict[str, Path]
     counts: dict[str, int]
@@ -288,13 +274,13 @@ def write_splits(
 
     Args:
         source: photos in files or in shards.
-        folder: is made if it is not there.
-        settings: how.
+        folder: is created.
+        settings: of the split.
         on_fault: called with each entry that cannot be used.
 
     Raises:
-        DataError: no photo is usable, a side stays empty, the photos are neither in files nor in shards, or the
-            folder cannot be written.
+        DataError: no photo is usable, a side is empty, the photos are neither in files nor in shards, or the folder
+            cannot be written.
     """
     rows: list[tuple[str, str, float, float, str | None]] = []
     unusable = 0
