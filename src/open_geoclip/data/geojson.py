@@ -1,4 +1,4 @@
-"""GeoJSON of points, read piece by piece: a million features need not fit into memory."""
+"""GeoJSON of points, read as a stream: a million features need not fit into memory."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ __all__ = ["JsonReader", "feature_points", "read_features"]
 
 
 def read_features(path: Path) -> Iterator[dict[str, Any]]:
-    """The features of a collection, or the one feature or geometry that the file holds.
+    """Yield the features of a collection, or the one feature or geometry of the file.
 
     Raises:
         DataError: the file is not GeoJSON, or in another reference system than longitude and latitude.
@@ -49,14 +49,10 @@ def _features(text: "JsonReader", path: Path) -> Iterator[Any]:
 
 
 def feature_points(geometry: Any, where: str) -> Iterator[tuple[float, float]]:
-    """(lat, lon) of the points of a geometry; NaN where it has none. GeoJSON itself writes lon, lat (RFC 7946, 3.1.1).
-
-    Args:
-        geometry: of a feature.
-        where: the file and feature, for messages.
+    """Yield (lat, lon) of the points of a geometry, NaN for none. GeoJSON has lon, lat (RFC 7946, 3.1.1).
 
     Raises:
-        DataError: it is no point, or a position is not two numbers.
+        DataError: it is no point, or a position is not two numbers; ``where`` names the file and feature.
     """
     match geometry:
         case None | {"type": "Point", "coordinates": []}:
@@ -78,7 +74,7 @@ def feature_points(geometry: Any, where: str) -> Iterator[tuple[float, float]]:
 
 
 def _check_crs(crs: Any, path: Path) -> None:
-    """Refuse a reference system other than longitude and latitude, which older programs write into GeoJSON."""
+    """Refuse a reference system other than longitude and latitude, which older programs write."""
     properties = crs.get("properties") if isinstance(crs, dict) else None
     name = properties.get("name", "") if isinstance(properties, dict) else ""
     if name and not str(name).endswith(("CRS84", ":4326")):
@@ -86,7 +82,7 @@ def _check_crs(crs: Any, path: Path) -> None:
 
 
 class JsonReader:
-    """A JSON text read piece by piece: a million features do not belong into memory at once."""
+    """Reads JSON as a stream."""
 
     def __init__(self, path: Path, block: int = 1 << 20) -> None:
         self._file = path.open(encoding="utf-8-sig")
@@ -100,7 +96,7 @@ class JsonReader:
         self._file.close()
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Return the next character that is no space; empty at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in " \t\r\n":
@@ -110,7 +106,7 @@ class JsonReader:
                 return ""
 
     def take(self, wanted: str) -> str:
-        """Step over one of the wanted characters."""
+        """Consume one of the wanted characters."""
         found = self.peek()
         if not found or found not in wanted:
             raise DataError(f"{self._path}: it is not JSON: {found or 'its end'!r} comes where {wanted!r} should")
@@ -118,7 +114,7 @@ class JsonReader:
         return found
 
     def value(self) -> Any:
-        """A whole value."""
+        """Consume a value."""
         self.peek()
         while True:
             try:
@@ -136,14 +132,14 @@ class JsonReader:
             return value
 
     def members(self) -> Iterator[str]:
-        """The keys of an object; the caller takes each value before it asks for the next."""
+        """Yield the keys of an object; the caller consumes each value before the next key."""
         for _ in self._items("{", "}"):
             key = self.value()
             self.take(":")
             yield key
 
     def elements(self) -> Iterator[Any]:
-        """The values of an array."""
+        """Yield the values of an array."""
         return (self.value() for _ in self._items("[", "]"))
 
     def _items(self, opening: str, closing: str) -> Iterator[None]:

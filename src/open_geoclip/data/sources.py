@@ -110,13 +110,7 @@ def _earth(basemap: Basemap) -> Earth:
 
 @dataclass(frozen=True, eq=False)
 class EarthViewPhotos(IndexedPhotos):
-    """Views of a split of `earth_views`, rendered when their turn comes, 224 pixels a side.
-
-    Attributes:
-        split: ``train``, ``validation`` or ``test``.
-        basemap: which map of the Earth is rendered.
-        centres: (lat, lon) in degrees, of all views.
-    """
+    """Views of a split of `earth_views`, rendered on access at 224 pixels; ``centres`` are those of all views."""
 
     split: Split
     basemap: Basemap
@@ -124,7 +118,7 @@ class EarthViewPhotos(IndexedPhotos):
 
     @staticmethod
     def opened(split: Split, count: int | None = None, basemap: Basemap = "bluemarble") -> "EarthViewPhotos":
-        """The first views of a split.
+        """Return the first views of a split.
 
         Raises:
             SettingsError: the split is smaller, or the count below 1.
@@ -137,7 +131,7 @@ class EarthViewPhotos(IndexedPhotos):
         return EarthViewPhotos(name, f"{name}:v{_VERSION}", np.arange(len(centres)), split, basemap, centres)
 
     def entry(self, row: int) -> Photo:
-        """A view; its image is an array."""
+        """Return a view; its image is an array."""
         width, turn, light = sample_cameras(self.split, row, row + 1)
         (image,) = _earth(self.basemap).render(self.centres[row : row + 1], width, turn, light)
         lat, lon = self.centres[row].tolist()
