@@ -128,7 +128,7 @@ bench: $(STAMP)
 # itur contains tables of temperature and height; its dependencies are not needed for these.
 location-benchmark: $(STAMP)
 	$(PIP) --no-deps itur==0.4.0
-	$(BIN)/python benchmarks/location_vectors.py --write
+	$(BIN)/python benchmarks/location_embeddings.py --write
 
 serve: $(STAMP) $(PAGE)
 	$(BIN)/geoclip serve

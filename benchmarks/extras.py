@@ -65,7 +65,7 @@ COMMANDS = {
     "parquet": f"geoclip locate a.png --model {MODEL} --top-k 2 --output answers.parquet",
     "places": "geoclip where 48.8584,2.2945",
     "server": f"geoclip serve --model {MODEL}",
-    "tensorboard": "geoclip train run.toml --set 'output=\"runs/second\"' --tensorboard",
+    "tensorboard": "geoclip train run.toml --set 'output=\"runs/second\"' --tensorboard runs/log",
     "text": "geoclip text 'a hot desert' --model earth --top-k 2",
 }
 

@@ -1,4 +1,4 @@
-"""Broken requests and broken pictures, the same ones for the same seed."""
+"""Broken requests and broken images, the same ones for the same seed."""
 
 import base64
 import io
@@ -13,10 +13,10 @@ from typing import Any
 
 __all__ = [
     "Asked",
-    "damaged_picture",
+    "damaged_image",
     "expensive_areas",
     "expensive_images",
-    "pictures",
+    "images",
     "rendered",
     "requests_broken",
     "streams",
@@ -79,11 +79,11 @@ class Asked:
     body: bytes = b""
 
 
-# Pictures
+# Images
 
 
 def _views(rng: Random) -> Any:
-    """A small picture of large squares, in any mode."""
+    """A small image of large squares, in any mode."""
     from PIL import Image
 
     side = rng.choice((1, 2, 8, 33, 64))
@@ -95,7 +95,7 @@ def _views(rng: Random) -> Any:
 
 
 def rendered(rng: Random, format_: str) -> bytes:
-    """A good picture's file; it names a place, an odd one perhaps, where the format can."""
+    """A good image's file; it names a place, an odd one perhaps, where the format can."""
     from PIL import Image
 
     exif = Image.Exif()
@@ -110,11 +110,11 @@ def rendered(rng: Random, format_: str) -> bytes:
         exif[0x8769] = {0x9003: rng.choice(("2024:05:06 07:08:09", "0000:00:00 00:00:00", "\xff\xfe"))}
         exif[0x0112] = rng.choice((1, 3, 6, 8, 99))
     file = io.BytesIO()
-    picture = _views(rng)
-    for mode in (picture.mode, "RGB", "L"):
+    image = _views(rng)
+    for mode in (image.mode, "RGB", "L"):
         try:
             settings = {"exif": exif} if format_ in ("JPEG", "PNG", "WEBP", "MPO", "AVIF") else {}
-            picture.convert(mode).save(file, format_, **settings)
+            image.convert(mode).save(file, format_, **settings)
         except (OSError, ValueError, KeyError):  # the format has no such mode, or this Pillow cannot write it
             file = io.BytesIO()
             continue
@@ -124,7 +124,7 @@ def rendered(rng: Random, format_: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _bombs() -> list[bytes]:
-    """Small files of pictures that nobody wants to decode, and files that are none."""
+    """Small files of images that nobody wants to decode, and files that are none."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -159,8 +159,8 @@ def _bombs() -> list[bytes]:
     ]
 
 
-def damaged_picture(rng: Random) -> bytes:
-    """A picture's file that somebody has broken, or that was never one."""
+def damaged_image(rng: Random) -> bytes:
+    """An image's file that somebody has broken, or that was never one."""
     if rng.random() < 0.06:
         return rng.choice(_bombs())
     data = bytearray(rendered(rng, rng.choice(FORMATS)))
@@ -186,12 +186,12 @@ def damaged_picture(rng: Random) -> bytes:
     return bytes(data)
 
 
-def pictures(rng: Random, count: int) -> Iterator[Asked]:
-    """Requests with so many broken pictures, one to four in each, that ask for all there is to ask for."""
+def images(rng: Random, count: int) -> Iterator[Asked]:
+    """Requests with so many broken images, one to four in each, that ask for all there is to ask for."""
     while count > 0:
         several = min(count, rng.randint(1, 4))
         count -= several
-        files = [damaged_picture(rng) for _ in range(several)]
+        files = [damaged_image(rng) for _ in range(several)]
         if rng.random() < 0.15:
             uris = ["data:image/jpeg;base64," + base64.b64encode(data).decode() for data in files]
             yield _json("/v1/embeddings", {"model": "earth", "input": uris})
@@ -297,7 +297,7 @@ def _right(rng: Random) -> Asked:
         for at in range(len(fields)):
             if rng.random() < 0.4:
                 fields[at] = (fields[at][0], str(rng.choice((*ODD_NUMBERS, *ODD_TEXTS))))
-        return _form(rng, [("a.png", damaged_picture(rng))], rng.sample(fields, rng.randint(0, len(fields))))
+        return _form(rng, [("a.png", damaged_image(rng))], rng.sample(fields, rng.randint(0, len(fields))))
     else:
         paths = ("/", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/countries", "/v1/page", "/openapi.json")
         more = ("", "?a=%00", "/..", "%2e%2e", "//", "/assets/../../etc/passwd", "?" + "a" * 4000)

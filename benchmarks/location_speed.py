@@ -52,7 +52,7 @@ def released() -> torch.nn.Module:
 
 
 def timed(places: int, times: int, folder: Path) -> dict[str, Any]:
-    """Seconds of each side for the same coordinates, and how far their vectors are from the released ones."""
+    """Seconds of each side for the same coordinates, and how far their embeddings are from the released ones."""
     import onnxruntime
 
     theirs, ours = released(), LocationEncoder.from_pretrained("geoclip")
@@ -74,22 +74,22 @@ def timed(places: int, times: int, folder: Path) -> dict[str, Any]:
         half = LocationEncoder.from_pretrained("geoclip").to(torch.bfloat16)
         sides["this package, torch, bfloat16"] = lambda: half.encode(single, chunk=1024, normalize=False)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    vectors: dict[str, torch.Tensor] = {}
+    embeddings: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         for turn in range(times + 1):
             for name, run in sides.items():
                 began = time.perf_counter()
-                vectors[name] = run()
+                embeddings[name] = run()
                 if turn:  # the first is to warm up
                     seconds[name].append(round(time.perf_counter() - began, 4))
-    truth = vectors["released package, float32"]
+    truth = embeddings["released package, float32"]
     base = median(seconds["released package, float32"])
     return {
         name: {
             "seconds": taken,
             "places a second": round(places / median(taken)),
             "times as fast": round(base / median(taken), 3),
-            "least cosine": round(float(torch.cosine_similarity(vectors[name], truth).min()), 7),
+            "least cosine": round(float(torch.cosine_similarity(embeddings[name], truth).min()), 7),
         }
         for name, taken in seconds.items()
     }
@@ -97,7 +97,7 @@ def timed(places: int, times: int, folder: Path) -> dict[str, Any]:
 
 def embedded(places: int, folder: Path) -> dict[str, Any]:
     """Peak memory and time of `geoclip embed` on a file of so many rows."""
-    source, output = folder / "places.csv", folder / "vectors.npy"
+    source, output = folder / "places.csv", folder / "embeddings.npy"
     with source.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["lat", "lon"])

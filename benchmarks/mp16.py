@@ -15,7 +15,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "training.json"
 PHOTOS = 4_120_000  # of MP-16's 4.7 million, those that can still be had
 FEATURE, PARAMETERS = 768, 10_432_257  # of CLIP ViT-L/14; of the released head and location encoder
-PICTURE_BYTES = 50_000  # of a photo in a shard, resized to 336 pixels
+IMAGE_BYTES = 50_000  # of a photo in a shard, resized to 336 pixels
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
     def table(self) -> str:
         """All of it as Markdown."""
         rows = [
-            (f"photos in shards, at {PICTURE_BYTES // 1000} kB", size(self.photos * PICTURE_BYTES)),
+            (f"photos in shards, at {IMAGE_BYTES // 1000} kB", size(self.photos * IMAGE_BYTES)),
             ("features, float16", size(self.photos * self.views * FEATURE * 2)),
             ("coordinates, in each process", size(self.photos * 16)),
             ("a checkpoint (weights and two moments, float32)", size(PARAMETERS * 12)),

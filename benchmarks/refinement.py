@@ -1,9 +1,9 @@
 """``make refinement``: accuracy and cost of searching between the places of a gallery.
 
 Parts: ``earth`` (galleries of 2,000 to 100,000 places, with and without refinement, on test views) and ``released``
-(places found again from noisy vectors of the released location tower: its pictures are not here). Settings were chosen
+(places found again from noisy embeddings of the released location tower: its images are not here). Settings were chosen
 on validation views and other places. Figures go to results/refinement.json, tables into docs/refinement.md. Several
-pictures, ten crops and refinement with decisions are measured by ``make accuracy``.
+images, ten crops and refinement with decisions are measured by ``make accuracy``.
 """
 
 import argparse
@@ -50,36 +50,36 @@ def measured(answers: Tensor, truth: Tensor) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Searched:
-    """A gallery and its vectors, as a locator keeps them."""
+    """A gallery and its embeddings, as a locator keeps them."""
 
     encoder: LocationEncoder
     places: Tensor
     located: Tensor
 
-    def plain(self, vectors: Tensor) -> Tensor:
+    def plain(self, embeddings: Tensor) -> Tensor:
         """The gallery's best place for each vector."""
-        return self.places[(vectors @ self.located.T).argmax(dim=1)]
+        return self.places[(embeddings @ self.located.T).argmax(dim=1)]
 
-    def refined(self, vectors: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Refined places and what they cost in processor time: once for the gallery, and for each picture on top."""
+    def refined(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Refined places and what they cost in processor time: once for the gallery, and for each image on top."""
         spacing_km = GalleryCells.from_gallery(Gallery.from_coordinates(self.places.numpy())).spacing_km
         starts, began = min(n_starts(spacing_km), len(spacing_km)), time.process_time()
         rings = RingCache(self.encoder, self.places.numpy(), spacing_km)
         if len(spacing_km) <= ALL_KEPT:
-            rings.cosines(vectors[:1], torch.arange(len(spacing_km))[None])
+            rings.cosines(embeddings[:1], torch.arange(len(spacing_km))[None])
         once = time.process_time() - began
         answers, began = [], time.process_time()
-        for part in vectors.split(BATCH):
+        for part in embeddings.split(BATCH):
             rows = (part @ self.located.T).topk(starts, dim=1).indices
             answers.append(local_search(rings, part, rows).coordinates)
-        each = 1000 * (time.process_time() - began) / len(vectors)
-        return torch.cat(answers), {"ms_a_picture": round(each, 1), "s_once": round(once, 1)}
+        each = 1000 * (time.process_time() - began) / len(embeddings)
+        return torch.cat(answers), {"ms_per_image": round(each, 1), "s_once": round(once, 1)}
 
-    def rows(self, vectors: Tensor, truth: Tensor, about: dict[str, Any]) -> list[dict[str, Any]]:
+    def rows(self, embeddings: Tensor, truth: Tensor, about: dict[str, Any]) -> list[dict[str, Any]]:
         """Two rows of a table: without and with."""
-        answers, cost = self.refined(vectors)
+        answers, cost = self.refined(embeddings)
         found = [
-            {**about, "places": len(self.places), "refined": False, **measured(self.plain(vectors), truth)},
+            {**about, "places": len(self.places), "refined": False, **measured(self.plain(embeddings), truth)},
             {**about, "places": len(self.places), "refined": True, **measured(answers, truth), **cost},
         ]
         print(json.dumps(found), flush=True)
@@ -91,17 +91,17 @@ def earth_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     model = load_model("earth")
     data = earth_view_features(options.features, options.split, 4096).first(options.n)
     with torch.inference_mode():
-        vectors = F.normalize(model.image_encoder.forward_head(data.features.float()), dim=1)
+        embeddings = F.normalize(model.image_encoder.forward_head(data.features.float()), dim=1)
     rows = []
     for size in (2_000, 10_000, 52_699, 100_000):
         places = torch.from_numpy(even_land(50 * math.sqrt(52_699 / size)))
         searched = Searched(model.location_encoder, places, model.location_encoder.encode(places.float()))
-        rows += searched.rows(vectors, data.coordinates, {})
+        rows += searched.rows(embeddings, data.coordinates, {})
     return rows
 
 
 def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Places found again from vectors of the released tower with noise: from 2,000 places, and from its own gallery."""
+    """Places found again from noisy embeddings of the released tower: from 2,000 places, and from its own gallery."""
     release = load_release("geoclip")
     encoder = load_model(release, towers=()).location_encoder
     own = Gallery.from_file(release.gallery or "")
@@ -122,11 +122,11 @@ def released_part(options: argparse.Namespace) -> list[dict[str, Any]]:
         of_truth = encoder.encode(truth.float())
         noise = F.normalize(torch.randn(of_truth.shape, generator=torch.Generator().manual_seed(0)), dim=1)
         for cosine in (1.0, 0.5):
-            vectors = cosine * of_truth + math.sqrt(1 - cosine**2) * noise
+            embeddings = cosine * of_truth + math.sqrt(1 - cosine**2) * noise
             about = {"truths": name, "cosine": cosine}
-            found = {**about, "places": len(own), "refined": False, **measured(whole.plain(vectors), truth)}
+            found = {**about, "places": len(own), "refined": False, **measured(whole.plain(embeddings), truth)}
             print(json.dumps(found), flush=True)
-            rows += [found, *coarse.rows(vectors, truth, {**about, "kind": kind})]
+            rows += [found, *coarse.rows(embeddings, truth, {**about, "kind": kind})]
     return rows
 
 
@@ -162,7 +162,7 @@ def released_table(rows: list[dict[str, Any]]) -> list[str]:
         f"| {_cells(row, ('1', '25', '200', '2500'))} | {_cost(row)} |"
         for row in rows
     ]
-    most, once = (max(row.get(key, 0.0) for row in rows) for key in ("ms_a_picture", "s_once"))
+    most, once = (max(row.get(key, 0.0) for row in rows) for key in ("ms_per_image", "s_once"))
     cost = (
         f"Refinement adds at most {most:.0f} ms per image, after {once:.0f} s once for the first rings of 2,000 places."
     )
@@ -178,7 +178,7 @@ def _cells(row: dict[str, Any], radii: tuple[str, ...]) -> str:
 
 
 def _cost(row: dict[str, Any]) -> str:
-    return f"{row['ms_a_picture']:.0f} ms" if row["refined"] else ""
+    return f"{row['ms_per_image']:.0f} ms" if row["refined"] else ""
 
 
 def _chance(row: dict[str, Any]) -> float:

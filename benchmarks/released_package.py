@@ -1,4 +1,4 @@
-"""``make bench``: this package side by side with the released one, on the same pictures, in one run.
+"""``make bench``: this package side by side with the released one, on the same images, in one run.
 
 Both sides read the same CLIP ViT-L/14 folder. Its weights are random, since time, memory and agreement do not depend
 on what they are; the heads and the gallery on top are the released ones. Each side runs in a process of its own, so
@@ -31,7 +31,7 @@ from report import Memory, Report, parse_status
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bench"
 TOP_K, BATCH, QUERIES = 5, 8, 32
-PROBABILITY_TOLERANCE, VECTOR_TOLERANCE = 1e-5, 1e-6
+PROBABILITY_TOLERANCE, EMBEDDING_TOLERANCE = 1e-5, 1e-6
 SAMPLE_SECONDS = 0.02  # between two looks at the memory of a process at work
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 PHOTO = "A photo, `predict(path, 5)`, warm, {}"
@@ -47,8 +47,8 @@ class _Released:
 
         self.model = GeoCLIP(clip_path=clip).eval()
 
-    def predict(self, picture: str) -> list[Any]:
-        return [tensor.tolist() for tensor in self.model.predict(picture, TOP_K)]
+    def predict(self, image: str) -> list[Any]:
+        return [tensor.tolist() for tensor in self.model.predict(image, TOP_K)]
 
     @torch.no_grad()
     def image_tower(self) -> None:
@@ -79,23 +79,23 @@ class _Ours:
     def load_earth(self) -> None:
         self.locator = og.Locator.from_pretrained("earth", batch_size=BATCH)
 
-    def prepare(self, pictures: list[str]) -> int:
+    def prepare(self, images: list[str]) -> int:
         """What locating and searching need. Returns how many different places are searched."""
         self.locator = og.Locator(self.model, self.gallery, batch_size=BATCH)
         self.index = self.locator.search_space.index
-        self._ask(self.locator.encode(pictures).repeat(QUERIES, 1)[:QUERIES], noise=0.01)
+        self._ask(self.locator.encode(images).repeat(QUERIES, 1)[:QUERIES], noise=0.01)
         return len(self.index)
 
-    def _ask(self, vectors: torch.Tensor, noise: float) -> None:
-        """Keep vectors to search for, each made a little different."""
-        drawn = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
-        self.queries = F.normalize(vectors + noise * drawn, dim=1)
+    def _ask(self, embeddings: torch.Tensor, noise: float) -> None:
+        """Keep embeddings to search for, each made a little different."""
+        drawn = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
+        self.queries = F.normalize(embeddings + noise * drawn, dim=1)
 
-    def predict(self, picture: str) -> list[Any]:
-        return [tensor.tolist() for tensor in self.model.predict(picture, TOP_K)]
+    def predict(self, image: str) -> list[Any]:
+        return [tensor.tolist() for tensor in self.model.predict(image, TOP_K)]
 
-    def locate(self, pictures: list[str]) -> None:
-        assert all(answer.error is None for answer in self.locator.locate(pictures, TOP_K))
+    def locate(self, images: list[str]) -> None:
+        assert all(answer.error is None for answer in self.locator.locate(images, TOP_K))
 
     @torch.inference_mode()
     def image_tower(self) -> None:
@@ -177,7 +177,7 @@ class Side:
         return future.result()
 
     def time(self, what: str, method: str, *, times: int = 1, each: int = 1, **arguments: Any) -> Any:
-        """Note in the report how long a method takes for each of so many pictures. Returns what it returned."""
+        """Note in the report how long a method takes for each of so many images. Returns what it returned."""
         value = None
         for _ in range(times):
             value, taken = self.call(method, **arguments)
@@ -214,8 +214,8 @@ def released_file(name: str) -> str:
     return str(importlib.metadata.distribution("geoclip").locate_file(f"geoclip/{name}"))
 
 
-def make_pictures(folder: Path) -> list[str]:
-    """The photo that the released wheel carries, and pictures made of it and of the Earth."""
+def make_images(folder: Path) -> list[str]:
+    """The photo that the released wheel carries, and images made of it and of the Earth."""
     from open_geoclip.data.earth_views import views
 
     photo = Image.open(released_file("images/Kauai.png")).convert("RGB")
@@ -228,8 +228,8 @@ def make_pictures(folder: Path) -> list[str]:
         "view.webp": other,
         "wide.png": photo.crop((0, height // 3, width, 2 * height // 3)),
     }
-    for name, picture in made.items():
-        picture.save(folder / name)
+    for name, image in made.items():
+        image.save(folder / name)
     return [released_file("images/Kauai.png"), *(str(folder / name) for name in made)]
 
 
@@ -250,28 +250,28 @@ def describe_machine() -> dict[str, str]:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def compare_pictures(report: Report, released: Side, ours: Side, pictures: list[str]) -> None:
+def compare_images(report: Report, released: Side, ours: Side, images: list[str]) -> None:
     """Answers, and times of a photo, the two sides taking turns."""
     one, several = PHOTO.format("float32"), PHOTOS.format("float32")
     same, difference, answers = 0, 0.0, set()
-    for number, picture in enumerate(pictures, 1):
-        say(f"picture {number} of {len(pictures)}: {Path(picture).name}")
-        expected, probabilities = released.time(one, "predict", picture=picture)
-        found, shares = ours.time(one, "predict", times=3, picture=picture)
-        ours.time(several, "locate", each=BATCH, pictures=(pictures * BATCH)[:BATCH])
+    for number, image in enumerate(images, 1):
+        say(f"image {number} of {len(images)}: {Path(image).name}")
+        expected, probabilities = released.time(one, "predict", image=image)
+        found, shares = ours.time(one, "predict", times=3, image=image)
+        ours.time(several, "locate", each=BATCH, images=(images * BATCH)[:BATCH])
         for side in (released, ours):
             side.time("Of a photo: the image encoder alone", "image_tower", times=2)
         same += found == expected
         answers.add(str(found))
         difference = max(difference, *(abs(a - b) for a, b in zip(probabilities, shares, strict=True)))
     report.rows[several].released = report.rows[one].released
-    said = f"{same} of {len(pictures)} images (different answers: {len(answers)})"
-    report.check(f"the same top {TOP_K} coordinates in the same order", same == len(pictures), said)
+    said = f"{same} of {len(images)} images (different answers: {len(answers)})"
+    report.check(f"the same top {TOP_K} coordinates in the same order", same == len(images), said)
     report.check_at_most("their probabilities", difference, PROBABILITY_TOLERANCE)
 
 
 def compare_galleries(report: Report, released: Side, ours: Side, scratch: Path) -> None:
-    """The released gallery encoded, opened and searched; vectors of random coordinates."""
+    """The released gallery encoded, opened and searched; embeddings of random coordinates."""
     say("encoding the gallery, three times each")
     encoded = "Encoding the gallery of 100,000 (released: for each photo; this package: once, then cached)"
     for turn in range(3):
@@ -288,12 +288,12 @@ def compare_galleries(report: Report, released: Side, ours: Side, scratch: Path)
     for n in (1, QUERIES):
         ours.time(f"Searching the gallery, images at once: {n}", "search", times=9, n=n)
     points = np.random.default_rng(0).uniform((-90, -180), (90, 180), (10_000, 2)).astype(np.float32)
-    vectors = [side.call("encode", points=points)[0] for side in (released, ours)]
-    difference = float(np.abs(vectors[0] - vectors[1]).max())
-    report.check_at_most("location embeddings of 10,000 random coordinates", difference, VECTOR_TOLERANCE)
+    embeddings = [side.call("encode", points=points)[0] for side in (released, ours)]
+    difference = float(np.abs(embeddings[0] - embeddings[1]).max())
+    report.check_at_most("location embeddings of 10,000 random coordinates", difference, EMBEDDING_TOLERANCE)
 
 
-def compare(report: Report, clip: Path, pictures: list[str], scratch: Path) -> None:
+def compare(report: Report, clip: Path, images: list[str], scratch: Path) -> None:
     """Both sides, each in its process, through everything that both can do."""
     with Side("released", report) as released, Side("ours", report) as ours:
         say("loading both, warming up; our side encodes its gallery")
@@ -301,18 +301,18 @@ def compare(report: Report, clip: Path, pictures: list[str], scratch: Path) -> N
         released.time(loaded, "load", clip=str(clip))
         ours.time(loaded, "load", clip=str(clip), dtype="float32")
         for side in (released, ours):
-            side.call("predict", picture=pictures[0])
-        places, _ = ours.call("prepare", pictures=pictures)
+            side.call("predict", image=images[0])
+        places, _ = ours.call("prepare", images=images)
         report.notes.append(
             f"Of the gallery's 100,000 rows this package encodes and searches the {places:,} distinct ones."
         )
-        compare_pictures(report, released, ours, pictures)
+        compare_images(report, released, ours, images)
         report.memory["released: locating photos one by one"] = released.most()
         report.memory["this package: the same and batches, encoding the gallery"] = ours.most()
         compare_galleries(report, released, ours, scratch)
 
 
-def measure_bfloat16(report: Report, clip: Path, pictures: list[str]) -> None:
+def measure_bfloat16(report: Report, clip: Path, images: list[str]) -> None:
     """Our side once more in bfloat16, where the processor computes in it."""
     from open_geoclip.model.backbones.runtime import resolve_dtype
 
@@ -322,11 +322,11 @@ def measure_bfloat16(report: Report, clip: Path, pictures: list[str]) -> None:
     say("bfloat16")
     with Side("ours", report) as ours:
         ours.call("load", clip=str(clip), dtype="bfloat16")
-        ours.call("prepare", pictures=pictures)
-        ours.call("predict", picture=pictures[0])
-        for picture in pictures:
-            ours.time(PHOTO.format("bfloat16"), "predict", times=3, picture=picture)
-            ours.time(PHOTOS.format("bfloat16"), "locate", each=BATCH, pictures=(pictures * BATCH)[:BATCH])
+        ours.call("prepare", images=images)
+        ours.call("predict", image=images[0])
+        for image in images:
+            ours.time(PHOTO.format("bfloat16"), "predict", times=3, image=image)
+            ours.time(PHOTOS.format("bfloat16"), "locate", each=BATCH, images=(images * BATCH)[:BATCH])
     for what in (PHOTO, PHOTOS):
         report.rows[what.format("bfloat16")].released = report.rows[PHOTO.format("float32")].released
 
@@ -343,8 +343,8 @@ def measure_earth(report: Report, view: str) -> None:
     say("the embedded model")
     with Side("ours", report) as ours:
         ours.call("load_earth")
-        ours.call("locate", pictures=[view])
-        ours.time("Model `earth`: one view, `Locator.locate`, warm", "locate", times=15, pictures=[view])
+        ours.call("locate", images=[view])
+        ours.time("Model `earth`: one view, `Locator.locate`, warm", "locate", times=15, images=[view])
         ours.call("render", n=1)
         ours.time("Rendering an Earth view", "render", each=1024, n=1024)
     command = [sys.executable, "-m", "open_geoclip.cli", "locate", view, "--format", "json"]
@@ -362,8 +362,8 @@ def measure_places(report: Report, n: int, scratch: Path) -> None:
         ours.call("load_location_encoder")
         before = ours.memory()
         ours.time(f"Encoding a gallery of {n:,}", "build_places", n=n, folder=scratch / "places")
-        for pictures in (1, QUERIES):
-            ours.time(f"Searching a gallery of {n:,}, images at once: {pictures}", "search", times=5, n=pictures)
+        for images in (1, QUERIES):
+            ours.time(f"Searching a gallery of {n:,}, images at once: {images}", "search", times=5, n=images)
         report.memory[f"this package, besides the model: encoding and searching {n:,} places"] = ours.most(before)
 
 
@@ -379,7 +379,7 @@ def main() -> int:
     """Run everything. Returns the exit status: 1 when the two sides do not agree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, help="a CLIP ViT-L/14 folder; without it one with random weights is made")
-    parser.add_argument("--pictures", type=int, default=6, choices=range(1, 7), help="how many, of 6")
+    parser.add_argument("--images", type=int, default=6, choices=range(1, 7), help="how many, of 6")
     parser.add_argument("--places", type=int, default=200_000, help="in the large gallery; 200000 when not given")
     parser.add_argument("--full", action="store_true", help="1,000,000 places in the large gallery")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and benchmarks/results/ too")
@@ -394,12 +394,12 @@ def main() -> int:
     report = Report(" ".join(["python benchmarks/released_package.py", *given]), describe_machine())
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         scratch = Path(folder)
-        # The processes that are started inherit these: no vectors of an earlier run are found, nothing is downloaded.
+        # The processes that are started inherit these: no embeddings of an earlier run, no downloads.
         os.environ |= {"OPEN_GEOCLIP_CACHE": str(scratch / "cache"), "HF_HUB_OFFLINE": "1"} | QUIET
-        pictures = make_pictures(scratch)
-        compare(report, clip, pictures[: options.pictures], scratch)
-        measure_bfloat16(report, clip, pictures[: options.pictures])
-        measure_earth(report, pictures[2])
+        images = make_images(scratch)
+        compare(report, clip, images[: options.images], scratch)
+        measure_bfloat16(report, clip, images[: options.images])
+        measure_earth(report, images[2])
         measure_places(report, 1_000_000 if options.full else options.places, scratch)
     print(report.to_markdown(), end="")
     if options.write:

@@ -1,14 +1,14 @@
-"""Broken requests and broken pictures for ``geoclip serve``: nothing may fail inside, hang, or make it grow.
+"""Broken requests and broken images for ``geoclip serve``: nothing may fail inside, hang, or make it grow.
 
 A quarter of the requests are made from the server's own OpenAPI description, right and wrong ones; the rest are right
-ones of which bytes, fields, headers or lengths were broken, and bytes that are hardly HTTP. Pictures are of all formats
+ones of which bytes, fields, headers or lengths were broken, and bytes that are hardly HTTP. Images are of all formats
 with bytes flipped, cut off, joined, under other names, or with sizes in their headers that nobody can decode. Last come
 requests that once held up a server: images and areas that took a minute, exports of 230 MB, requests of which half is
 sent; a good image has to be answered quickly beside each. It fails
 where an answer is 5xx, a request takes longer than its deadline, a worker died, an error was logged, memory grew, or a
-good picture is not answered afterwards as it was before. Traffic stays on loopback.
+good image is not answered afterwards as it was before. Traffic stays on loopback.
 
-    python benchmarks/serve_fuzz.py [REQUESTS [PICTURES [SEED]]]
+    python benchmarks/serve_fuzz.py [REQUESTS [IMAGES [SEED]]]
 """
 
 import re
@@ -29,7 +29,7 @@ from typing import Any
 
 import httpx2
 
-from fuzzing import Asked, expensive_areas, expensive_images, pictures, rendered, requests_broken, streams
+from fuzzing import Asked, expensive_areas, expensive_images, images, rendered, requests_broken, streams
 from serve_load import processes
 
 DEADLINE_S = 30  # of a request
@@ -241,7 +241,7 @@ def run(url: str, port: int, pid: int, numbers: tuple[int, int, int]) -> list[st
             asked = {"texts": ["a desert"], "not_within": [f"0,0,{degrees},{degrees}"]}
             client.post("/v1/text", json=asked).raise_for_status()
 
-        def picture(asked: Asked) -> None:
+        def image(asked: Asked) -> None:
             answer = send(client, asked, tally)
             if answer is None or answer.headers["Content-Type"] != "application/json" or answer.status_code != 200:
                 return
@@ -250,11 +250,11 @@ def run(url: str, port: int, pid: int, numbers: tuple[int, int, int]) -> list[st
                     tally.faults.append(f"an answer of nothing: {str(asked)[:300]}")
 
         note()
-        # Pictures first, some of each kind of request between them, so that memory is measured when all has been seen.
-        all_of(partial(picture, asked) for asked in pictures(rng, photos // 2))
+        # Images first, some of each kind of request between them, so that memory is measured when all has been seen.
+        all_of(partial(image, asked) for asked in images(rng, photos // 2))
         all_of(partial(send, client, asked, tally) for asked in requests_broken(rng, requests // 2))
         all_of(partial(raw, port, data, tally) for data in streams(rng, requests // 10))
-        all_of(partial(picture, asked) for asked in pictures(rng, photos - photos // 2))
+        all_of(partial(image, asked) for asked in images(rng, photos - photos // 2))
         before_it = sum(tally.statuses.values())
         from_description(url, requests // 4, tally)
         note()
@@ -279,7 +279,7 @@ def run(url: str, port: int, pid: int, numbers: tuple[int, int, int]) -> list[st
     if restarts and float(restarts[1]):
         faults.append(f"{restarts[1]} workers died")
     if before != after:
-        faults.append("a good picture is answered otherwise than before")
+        faults.append("a good image is answered otherwise than before")
     return faults
 
 

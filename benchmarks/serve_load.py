@@ -1,8 +1,8 @@
 """Two hundred uploads at once to ``geoclip serve``: none lost, none mixed up; latency, throughput and memory.
 
-Pictures are views of the Earth, each its own. The bare model is :meth:`Locator.locate` over the same files, alone in a
+Images are views of the Earth, each its own. The bare model is :meth:`Locator.locate` over the same files, alone in a
 process. Both are loaded and warm before anything is measured, and take turns, so that whatever else the machine does
-meets both. The server shares the cores with the client that sends the pictures. Traffic stays on loopback.
+meets both. The server shares the cores with the client that sends the images. Traffic stays on loopback.
 
 It fails where an answer is lost or is not the bare model's, memory grows, or throughput is below 70 % of the bare
 model's. On a machine that is busy otherwise it takes fewer turns, and says how many.
@@ -38,7 +38,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """Views of places all over the Earth, as JPEG files."""
     from PIL import Image
 
@@ -86,7 +86,7 @@ def bare_model(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def bare_round(process: "subprocess.Popen[str]") -> tuple[float, float, list[Any]]:
-    """Seconds for all pictures, those of processor, and the answers."""
+    """Seconds for all images, those of processor, and the answers."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("again\n")
@@ -126,7 +126,7 @@ def serving(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 async def upload(url: str, files: list[bytes]) -> tuple[float, list[float], list[Any]]:
-    """Seconds for all pictures, those of each, and the answers; an answer that is not there is None."""
+    """Seconds for all images, those of each, and the answers; an answer that is not there is None."""
     limits = httpx2.Limits(max_connections=len(files))
 
     async def one(client: httpx2.AsyncClient, number: int) -> tuple[float, Any]:
@@ -134,14 +134,14 @@ async def upload(url: str, files: list[bytes]) -> tuple[float, list[float], list
         try:
             answer = await client.post(f"{url}/v1/locate", files={"images": (f"{number}.jpg", files[number])})
         except httpx2.TransportError as error:
-            say(f"picture {number}: {type(error).__name__}")
+            say(f"image {number}: {type(error).__name__}")
             return time.perf_counter() - begun, None
         if answer.status_code != 200:
-            say(f"picture {number}: {answer.status_code} {answer.text[:200]}")
+            say(f"image {number}: {answer.status_code} {answer.text[:200]}")
             return time.perf_counter() - begun, None
         [record] = answer.json()["data"]
         if record["image"] != f"{number}.jpg":
-            say(f"picture {number}: an answer of {record['image']}")
+            say(f"image {number}: an answer of {record['image']}")
             return time.perf_counter() - begun, None
         return time.perf_counter() - begun, record
 
@@ -196,7 +196,7 @@ def main() -> None:
 def run(folder: Path) -> None:
     """Take turns, print, and end with an error where something does not hold."""
     say(f"rendering {COUNT} views")
-    files = pictures()
+    files = images()
     (folder / "views").mkdir()
     for number, data in enumerate(files):
         (folder / "views" / f"{number:03}.jpg").write_bytes(data)
@@ -229,15 +229,15 @@ def run(folder: Path) -> None:
     for alone, served in pairs:
         print(f"throughput: {served:.1f}/s; the bare model {alone:.1f}/s; {100 * served / alone:.0f} %")
     print(f"throughput, median of the pairs: {100 * ratio:.0f} % of the bare model's")
-    print(f"bare model: {1000 * sum(worked) / len(latencies):.1f} ms of processor a picture")
+    print(f"bare model: {1000 * sum(worked) / len(latencies):.1f} ms of processor an image")
     for name in ("server", "worker"):
         peaks = ", ".join(f"{round_[name][1]:.0f}" for round_ in usage[1:])
         seconds = (last[name][2] - first[name][2]) / len(latencies)
         print(
             f"{name}: {first[name][0]:.0f} MB before; peak after each round {peaks} MB; "
-            f"{1000 * seconds:.1f} ms of processor a picture"
+            f"{1000 * seconds:.1f} ms of processor an image"
         )
-    print(f"client: {1000 * sent / len(latencies):.1f} ms of processor a picture")
+    print(f"client: {1000 * sent / len(latencies):.1f} ms of processor an image")
     faults = []
     if wrong:
         faults.append(f"{wrong} answers are lost or are not the bare model's")

@@ -1,6 +1,6 @@
-"""What the text side costs pictures: the same small training with it and without it, on the same views.
+"""What the text side costs images: the same small training with it and without it, on the same views.
 
-With it, the head reads what a picture shares with sentences beside its own features, and a quarter of the rows are
+With it, the head reads what an image shares with sentences beside its own features, and a quarter of the rows are
 trained without the latter, half of these from a caption. Without it, the head reads the features alone. Both start new,
 with the embedded model's settings, and are measured on validation views: the gallery's best place. The table goes to
 docs/text.md with ``--write``.

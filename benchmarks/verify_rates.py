@@ -54,9 +54,9 @@ def judged(locator: Locator, data: FeatureSet, first: int) -> list[tuple[str, st
     """What was said, and its verdict, of a batch of views: ``true`` or how far it was moved."""
     rows = slice(first, min(first + BATCH, len(data)))
     with torch.inference_mode():
-        vectors = locator.model.image_encoder.forward_head(data.features[rows].float())
-        vectors = torch.nn.functional.normalize(vectors, dim=1)
-    posterior, answers = locator.posterior(vectors), locator.locate_embeddings(vectors, 1)
+        embeddings = locator.model.image_encoder.forward_head(data.features[rows].float())
+        embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+    posterior, answers = locator.posterior(embeddings), locator.locate_embeddings(embeddings, 1)
     found: list[tuple[str, str]] = []
     for row, answer in enumerate(answers):
         number, one = first + row, posterior[row]

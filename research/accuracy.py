@@ -62,7 +62,7 @@ console = Console(stderr=True)
 class Views:
     """Embeddings of the images of one split, and their true places."""
 
-    vectors: Float[Tensor, "n d"]
+    embeddings: Float[Tensor, "n d"]
     truth: Float64[np.ndarray, "n 2"]
 
 
@@ -79,7 +79,9 @@ def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibr
     def progress(done: int, total: int) -> None:
         console.print(f"calibration: {done:,} of {total:,} views")
 
-    return fit_calibration(index, views.vectors, views.truth, scale, name=name, n_refined=_BETWEEN, progress=progress)
+    return fit_calibration(
+        index, views.embeddings, views.truth, scale, name=name, n_refined=_BETWEEN, progress=progress
+    )
 
 
 def posteriors(
@@ -88,7 +90,7 @@ def posteriors(
     """Yield posteriors of a few images at a time, calibrated and not."""
     for start in range(0, len(views.truth), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        logits = index.logits(views.vectors[rows], scale)
+        logits = index.logits(views.embeddings[rows], scale)
         plain = Posterior.from_logits(logits, cells)
         yield rows, Posterior.from_logits(logits, cells, calibration, scale=scale), plain
 
@@ -242,7 +244,7 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
         bins = figures["reliability"][str(km)]["bins"]
         claimed, right = ([row[key] for row in bins] for key in ("claimed", "right"))
         axes.plot(claimed, right, "o-", color=colour, markersize=4, linewidth=1, label=f"within {km} km")
-    axes.set(xlabel="claimed probability, mean of a tenth of the answers", ylabel="share that was right")
+    axes.set(xlabel="mean predicted probability", ylabel="observed frequency")
     axes.legend(frameon=False, loc="upper left")
     figure.savefig(path, metadata={"Software": "open-geoclip"})
 
@@ -280,12 +282,12 @@ def main() -> None:
     if calibration.fitted_on is None:
         parser.error(f"{options.model} is not calibrated: --fit does it")
     test = views("test")
-    test = Views(test.vectors[: options.test_views], test.truth[: options.test_views])
+    test = Views(test.embeddings[: options.test_views], test.truth[: options.test_views])
     figures = measure(index, test, model.scale, calibration)
     figures["out_of_distribution"] = count_sure(index, model, calibration)
     locator = Locator.from_pretrained(options.model, dtype="float32")  # with the calibration as it now stands
     several: dict[str, Callable[[], dict[str, Any]]] = {
-        "refined": lambda: refined(locator, test.vectors[:_REFINED], test.truth[:_REFINED]),
+        "refined": lambda: refined(locator, test.embeddings[:_REFINED], test.truth[:_REFINED]),
         "neighbourhoods": lambda: neighbourhoods(locator, options.rendered),
         "trips": lambda: trips(locator, max(options.rendered // 2, 1)),
         "crops": lambda: crops(locator, options.rendered),

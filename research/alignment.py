@@ -1,10 +1,10 @@
-"""A small CLIP of its own for the embedded model: pictures and sentences in one space.
+"""A small CLIP of its own for the embedded model: images and sentences in one space.
 
-Frozen picture features and frozen sentence vectors are each projected by one linear layer into a shared space, and a
+Frozen image features and frozen sentence embeddings are each projected by one linear layer into a shared space, and a
 view is asked to find its caption and a caption its view (Radford et al., "Learning Transferable Visual Models From
 Natural Language Supervision", ICML 2021, section 2.3). The projections are frozen then, and GeoCLIP is trained on top:
-its head reads the shared part and the picture's own features. A sentence has no such features; that the head may
-know inputs without them, they are left out now and then in training, and what is shared comes from the picture
+its head reads the shared part and the image's own features. A sentence has no such features; that the head may
+know inputs without them, they are left out now and then in training, and what is shared comes from the image
 or from its caption.
 """
 
@@ -29,8 +29,8 @@ class AlignSettings:
 
     Attributes:
         width: of the shared space.
-        epochs: passes over the pictures.
-        batch_size: pictures a step.
+        epochs: passes over the images.
+        batch_size: images a step.
         learning_rate: of AdamW at its start; it falls as a cosine to nothing.
         weight_decay: of AdamW.
         max_scale: bound of the temperature's inverse.
@@ -55,10 +55,10 @@ class AlignSettings:
 
 
 class Projections(nn.Module):
-    """Picture features and sentence vectors into one space, to length 1.
+    """Image features and sentence embeddings into one space, to length 1.
 
     Args:
-        features: of some thousands of pictures, for their mean and deviation.
+        features: of some thousands of images, for their mean and deviation.
         sentence_size: length of a sentence vector.
         width: of the shared space.
     """
@@ -78,7 +78,7 @@ class Projections(nn.Module):
         return (features.float() - self.mean) / self.std
 
     def of_images(self, standardised: Float[Tensor, "n d"]) -> Float[Tensor, "n w"]:
-        """Pictures in the shared space."""
+        """Images in the shared space."""
         return F.normalize(self.image(standardised), dim=1)
 
     def of_texts(self, sentences: Float[Tensor, "n s"]) -> Float[Tensor, "n w"]:
@@ -87,7 +87,7 @@ class Projections(nn.Module):
 
     @torch.no_grad()
     def image_weights(self) -> tuple[Float[Tensor, "w d"], Float[Tensor, " w"]]:
-        """Weight and bias of the picture's projection for features as they are: mean and deviation go into them."""
+        """Weight and bias of the image's projection for features as they are: mean and deviation go into them."""
         weight = self.image.weight / self.std
         return weight, self.image.bias - weight @ self.mean
 
@@ -95,10 +95,10 @@ class Projections(nn.Module):
 def caption_loss(
     images: Float[Tensor, "n w"], texts: Float[Tensor, "n w"], scale: Float[Tensor, ""], same: Int64[Tensor, " n"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of pictures over captions and of captions over pictures, halved.
+    """Cross-entropy of images over captions and of captions over images, halved.
 
     Args:
-        images: pictures, of length 1.
+        images: images, of length 1.
         texts: their captions, of length 1.
         scale: what cosines are multiplied with.
         same: a number for each caption: equal ones are not held against each other.
@@ -123,9 +123,9 @@ def align(
 
     Args:
         projections: see :class:`Projections`.
-        features: of n pictures.
-        sentences: vectors of m different captions.
-        captions: rows of the k captions of each picture; one of them is drawn at each step.
+        features: of n images.
+        sentences: embeddings of m different captions.
+        captions: rows of the k captions of each image; one of them is drawn at each step.
         settings: see :class:`AlignSettings`.
         report: called with each epoch's figures.
     """
@@ -221,7 +221,7 @@ class AlignedEncoder(ImageEncoder):
 
         Args:
             tensors: of the release, by name.
-            features: of some thousands of pictures, for their deviation; the mean is the release's.
+            features: of some thousands of images, for their deviation; the mean is the release's.
         """
         saved = {name: tensor.float() for name, tensor in tensors.items()}
         weight, text = saved["image_encoder.projection.weight"], saved["text_encoder.projection.weight"]
@@ -245,4 +245,4 @@ class AlignedEncoder(ImageEncoder):
 
 
 _SHARED_GAIN = 16.0
-"""A unit vector of 256 numbers has deviation 1/16; the picture's own features have deviation 1."""
+"""A unit vector of 256 numbers has deviation 1/16; the image's own features have deviation 1."""

@@ -33,8 +33,8 @@ class CellSettings:
     Attributes:
         most: photos a cell may hold, for each partition, from coarse to fine.
         hidden: width of the classifier's hidden layer.
-        epochs: passes over the pictures.
-        batch_size: pictures a step.
+        epochs: passes over the images.
+        batch_size: images a step.
         learning_rate: of AdamW at its start; it falls as a cosine to nothing.
         weight_decay: of AdamW.
         seed: of everything that is drawn.
@@ -98,7 +98,7 @@ class CellClassifier(nn.Module):
     """One hidden layer, and a classifier for each partition.
 
     Args:
-        features: of some thousands of pictures, for their mean and deviation.
+        features: of some thousands of images, for their mean and deviation.
         partitions: from coarse to fine, of the same photos.
         hidden: width of the hidden layer.
     """
@@ -126,7 +126,7 @@ class CellClassifier(nn.Module):
 
     @torch.inference_mode()
     def places(self, features: Float[Tensor, "n d"], *, chunk: int = 1024) -> Float64[Tensor, "n 2"]:
-        """The centroid of the cell that fits each picture best, all partitions asked."""
+        """The centroid of the cell that fits each image best, all partitions asked."""
         best = []
         for part in features.split(chunk):
             logs = [F.log_softmax(logits, dim=1) for logits in self(part)]

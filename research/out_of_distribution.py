@@ -43,10 +43,10 @@ def _patches(rng: np.random.Generator, cells: int) -> Image.Image:
 
 
 def _stripes() -> Image.Image:
-    picture = _plain((255, 255, 255))
+    image = _plain((255, 255, 255))
     for x in range(0, _SIZE, 20):
-        ImageDraw.Draw(picture).line([(x, 0), (x, _SIZE)], fill=(0, 0, 0), width=3)
-    return picture
+        ImageDraw.Draw(image).line([(x, 0), (x, _SIZE)], fill=(0, 0, 0), width=3)
+    return image
 
 
 def _squares() -> Image.Image:
@@ -55,36 +55,36 @@ def _squares() -> Image.Image:
 
 
 def _rings() -> Image.Image:
-    picture, middle = _plain((255, 255, 255)), _SIZE // 2
+    image, middle = _plain((255, 255, 255)), _SIZE // 2
     for radius in range(140, 0, -20):
         corners = [middle - radius, middle - radius, middle + radius, middle + radius]
-        ImageDraw.Draw(picture).ellipse(corners, fill=(200, 0, 0) if radius // 20 % 2 else (255, 255, 255))
-    return picture
+        ImageDraw.Draw(image).ellipse(corners, fill=(200, 0, 0) if radius // 20 % 2 else (255, 255, 255))
+    return image
 
 
 def _page() -> Image.Image:
-    picture = _plain((255, 255, 255))
+    image = _plain((255, 255, 255))
     for y in range(10, _SIZE, 14):
-        ImageDraw.Draw(picture).text((8, y), _TEXT, fill=(0, 0, 0))
-    return picture
+        ImageDraw.Draw(image).text((8, y), _TEXT, fill=(0, 0, 0))
+    return image
 
 
 def _face() -> Image.Image:
-    picture = _plain((90, 120, 160))
-    pen = ImageDraw.Draw(picture)
+    image = _plain((90, 120, 160))
+    pen = ImageDraw.Draw(image)
     pen.ellipse([70, 40, 230, 260], fill=(224, 172, 140))
     for left in (110, 170):
         pen.ellipse([left, 110, left + 20, 130], fill=(0, 0, 0))
     pen.arc([110, 170, 190, 220], 0, 180, fill=(130, 60, 50), width=5)
-    return picture
+    return image
 
 
 def _mountain() -> Image.Image:
-    picture = _plain((60, 120, 220))
-    pen = ImageDraw.Draw(picture)
+    image = _plain((60, 120, 220))
+    pen = ImageDraw.Draw(image)
     pen.rectangle([0, 180, _SIZE, _SIZE], fill=(60, 140, 50))
     pen.polygon([(60, 180), (130, 60), (200, 180)], fill=(110, 100, 90))
-    return picture
+    return image
 
 
 def _parts(whole: Image.Image) -> list[Image.Image]:

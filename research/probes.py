@@ -1,6 +1,6 @@
 """Probes: small models that tell what is in a vector. Their settings are chosen on validation rows alone.
 
-All tasks of one set of vectors are fitted together, which changes nothing in the answers: a ridge regression shares
+All tasks of one set of embeddings are fitted together, which changes nothing in the answers: a ridge regression shares
 its decomposition, nearest neighbours their distances, and the small networks stand side by side in one matrix, each
 with hidden units, a loss and a stopping point of its own.
 """
@@ -29,14 +29,14 @@ Task = np.ndarray
 
 
 def probe(
-    vectors: Float32[np.ndarray, "n d"], tasks: Mapping[str, Task], split: Split, kind: Probe, *, seed: int = 0
+    embeddings: Float32[np.ndarray, "n d"], tasks: Mapping[str, Task], split: Split, kind: Probe, *, seed: int = 0
 ) -> dict[str, float]:
-    """How well tasks are solved from vectors: accuracy for classes, R² for numbers, on test rows.
+    """How well tasks are solved from embeddings: accuracy for classes, R² for numbers, on test rows.
 
     A class that the training rows lack cannot be found, and counts as wrong.
 
     Args:
-        vectors: of n places.
+        embeddings: of n places.
         tasks: rows without a label are left out of their task.
         split: which rows are for what.
         kind: ``linear``, ridge regression (of classes: on one column a class); ``knn``, by cosine; ``mlp``, one
@@ -44,8 +44,8 @@ def probe(
         seed: of the networks' first weights and batches.
     """
     known = {name: labels >= 0 if labels.dtype == np.int64 else np.isfinite(labels) for name, labels in tasks.items()}
-    train = vectors[split.train]
-    x = torch.from_numpy((vectors - train.mean(axis=0)) / (train.std(axis=0) + 1e-6)).float()
+    train = embeddings[split.train]
+    x = torch.from_numpy((embeddings - train.mean(axis=0)) / (train.std(axis=0) + 1e-6)).float()
     whole = (split.train, split.validation, split.test)
     if kind == "mlp":
         goals = [_Goal(labels, split.train[known[name][split.train]]) for name, labels in tasks.items()]
@@ -60,7 +60,7 @@ def probe(
     for names in groups.values():
         parts = tuple(part[known[names[0]][part]] for part in whole)
         goals = [_Goal(tasks[name], parts[0]) for name in names]
-        answers = _linear(x, goals, parts) if kind == "linear" else _knn(torch.from_numpy(vectors), goals, parts)
+        answers = _linear(x, goals, parts) if kind == "linear" else _knn(torch.from_numpy(embeddings), goals, parts)
         for name, answer in zip(names, answers, strict=True):
             found[name] = _score(answer, tasks[name][parts[2]])
     return {name: found[name] for name in tasks}
@@ -125,9 +125,9 @@ def _linear(x: Tensor, goals: list[_Goal], parts: tuple[np.ndarray, ...]) -> lis
     return out
 
 
-def _knn(vectors: Tensor, goals: list[_Goal], parts: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+def _knn(embeddings: Tensor, goals: list[_Goal], parts: tuple[np.ndarray, ...]) -> list[np.ndarray]:
     train, validation, test = parts
-    unit = F.normalize(vectors.float(), dim=1)
+    unit = F.normalize(embeddings.float(), dim=1)
     most = min(max(_NEIGHBOURS), len(train))
     near = {name: (unit[rows] @ unit[train].T).topk(most).indices for name, rows in (("v", validation), ("t", test))}
     out = []

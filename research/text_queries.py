@@ -220,8 +220,8 @@ def evaluate_text(locator: Locator, queries: Sequence[TextQuery] = QUERIES, best
     if not 1 <= best <= len(locator.gallery):
         raise SettingsError(f"best: from 1 to the gallery's {len(locator.gallery):,} places, not {best}")
     # Rows of the gallery, not candidates: these may be merged and decoded, and a region may hold many near each other.
-    vectors = locator.encode_text([query.text for query in queries])
-    rows = locator.search_space.index.search(vectors, locator.model.scale, best).rows.numpy()
+    embeddings = locator.encode_text([query.text for query in queries])
+    rows = locator.search_space.index.search(embeddings, locator.model.scale, best).rows.numpy()
     gallery = locator.gallery.coordinates.astype(np.float64)
     countries, climates = np.array(country_codes(gallery)), np.array(koppen(gallery))
     results = []

@@ -51,9 +51,9 @@ def judged(posteriors: Iterable[Posterior], truth: Float64[np.ndarray, "n 2"]) -
     }
 
 
-def refined(locator: Locator, vectors: Float[Tensor, "n d"], truth: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
+def refined(locator: Locator, embeddings: Float[Tensor, "n d"], truth: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
     """Locate the same images without and with refinement."""
-    parts = vectors.split(_CHUNK)
+    parts = embeddings.split(_CHUNK)
     scale, space = locator.model.scale, locator.search_space
     between = (one for part in parts for one in space.refined_posteriors(part, scale, locator.calibration))
     return {"not refined": judged(map(locator.posterior, parts), truth), "refined": judged(between, truth)}
@@ -77,10 +77,10 @@ def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
     centres = destination(np.repeat(middles[:, None], most, axis=1), rng.uniform(0, 360, (n, most)), km)
     found: dict[str, dict[str, Any]] = {}
     for look in BASEMAPS:
-        vectors = rendered(locator, Earth(look), centres.reshape(-1, 2), 0).view(n, most, -1)
-        asked = {"one view": vectors[:, 0]}
+        embeddings = rendered(locator, Earth(look), centres.reshape(-1, 2), 0).view(n, most, -1)
+        asked = {"one view": embeddings[:, 0]}
         for count in TOGETHER:
-            joined = torch.stack([pool_embeddings(group[:count]) for group in vectors]).float()
+            joined = torch.stack([pool_embeddings(group[:count]) for group in embeddings]).float()
             asked[f"{count} views together"] = joined
         found[look] = {
             name: judged(map(locator.posterior, part.split(_CHUNK)), middles) for name, part in asked.items()
@@ -125,13 +125,13 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
 def crops(locator: Locator, n: int = 256) -> dict[str, Any]:
     """Locate the same views from one crop and from ten."""
     ten = EncodeSettings(locator.encoding.batch_size, crops=10)
-    vectors: dict[str, list[Tensor]] = {"one crop": [], "ten crops": []}
+    embeddings: dict[str, list[Tensor]] = {"one crop": [], "ten crops": []}
     truth = []
     for batch in views("test", n, batch_size=_CHUNK):
         truth.append(batch.coordinates)
-        vectors["one crop"].append(locator.encode(list(batch.images)))
-        vectors["ten crops"].append(encode_images(locator.model, list(batch.images), ten).embeddings)
-    return {name: judged(map(locator.posterior, parts), np.concatenate(truth)) for name, parts in vectors.items()}
+        embeddings["one crop"].append(locator.encode(list(batch.images)))
+        embeddings["ten crops"].append(encode_images(locator.model, list(batch.images), ten).embeddings)
+    return {name: judged(map(locator.posterior, parts), np.concatenate(truth)) for name, parts in embeddings.items()}
 
 
 def several_lines(figures: dict[str, Any]) -> list[str]:

@@ -36,11 +36,11 @@ _VERSION = 1  # raise it when views or features change
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captions of pictures as sentence vectors.
+    """Captions of images as sentence embeddings.
 
     Attributes:
-        sentences: vectors of m different captions, float16.
-        rows: of each of n pictures, which of the sentences are its k captions.
+        sentences: embeddings of m different captions, float16.
+        rows: of each of n images, which of the sentences are its k captions.
     """
 
     sentences: Float16[Tensor, "m s"]
@@ -56,7 +56,7 @@ def earth_view_captions(
     first: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> CaptionSet:
-    """Sentence vectors of captions of views ``first`` to ``n`` of a split, from the cache if they are there.
+    """Sentence embeddings of captions of views ``first`` to ``n`` of a split, from the cache if they are there.
 
     Args:
         folder: where they are kept.
@@ -76,14 +76,14 @@ def earth_view_captions(
         different = sorted({caption for captions in written for caption in captions})
         number = {caption: row for row, caption in enumerate(different)}
         encoder = load_text_backbone("minilm")
-        vectors = []
+        embeddings = []
         for start in range(0, len(different), SHARD):
-            vectors.append(encoder.encode(different[start : start + SHARD]).half())
+            embeddings.append(encoder.encode(different[start : start + SHARD]).half())
             if progress is not None:
                 progress(min(start + SHARD, len(different)), len(different))
         rows = torch.tensor([[number[caption] for caption in captions] for captions in written]).T.contiguous()
         with atomic_file(path) as temporary:
-            save_file({"sentences": torch.cat(vectors), "rows": rows}, temporary)
+            save_file({"sentences": torch.cat(embeddings), "rows": rows}, temporary)
     found = load_file(path)
     return CaptionSet(found["sentences"], found["rows"])
 

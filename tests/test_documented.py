@@ -96,3 +96,8 @@ def test_the_tour_leads_to_the_lines_of_definitions() -> None:
 
 def test_the_core_is_read_in_an_hour() -> None:
     assert sum(len((SOURCE / file).read_text(encoding="utf-8").splitlines()) for file in CORE) <= 2000
+
+
+def test_each_file_is_read_in_one_sitting() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
+    assert not {str(path.relative_to(SOURCE)): n for path, n in lines.items() if n > 420}

@@ -1,4 +1,4 @@
-"""Decoding: Pillow's bits for ordinary pictures, and an ImageError, never more, for everything else."""
+"""Decoding: Pillow's bits for ordinary images, and an ImageError, never more, for everything else."""
 
 import io
 import os
@@ -29,7 +29,7 @@ ORIENTATION = 0x0112
 
 
 def picture(width: int = 56, height: int = 40) -> Image.Image:
-    """Return a picture no two of whose sides, corners or colours are alike."""
+    """Return an image no two of whose sides, corners or colours are alike."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x * 4 % 256, y * 6 % 256, x * y % 256], axis=-1).astype(np.uint8))
 
@@ -184,7 +184,7 @@ def test_each_orientation_is_seen_as_the_standard_says(orientation: int, way: st
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_damaged_exif_never_costs_the_picture(kind: str) -> None:
+def test_damaged_exif_never_costs_the_image(kind: str) -> None:
     upright = load_image(encode(picture(), kind))
     turns = [upright, *(upright.transpose(turn) for turn in Image.Transpose)]
     dice = random.Random(1)
@@ -299,7 +299,7 @@ class Pipe(Stream):
         raise io.UnsupportedOperation("seek")
 
 
-def test_all_sources_give_the_same_picture(tmp_path: Path) -> None:
+def test_all_sources_give_the_same_image(tmp_path: Path) -> None:
     data = encode(picture(), "PNG")
     path = tmp_path / "picture.of.no.kind"
     path.write_bytes(data)
@@ -350,7 +350,7 @@ def test_the_result_shares_nothing_with_the_source() -> None:
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
     ],
 )
-def test_an_array_that_is_no_picture_is_told_why(array: npt.NDArray[Any], told: str) -> None:
+def test_an_array_that_is_no_image_is_told_why(array: npt.NDArray[Any], told: str) -> None:
     with pytest.raises(ImageError, match=f"^array: .*{told}"):
         load_image(array)
 
@@ -420,7 +420,7 @@ def test_urls_are_not_fetched(url: str) -> None:
         (bytes(1000), "not a picture"),
     ],
 )
-def test_a_file_that_is_no_picture_is_told_what_it_is(tmp_path: Path, data: bytes, told: str) -> None:
+def test_a_file_that_is_no_image_is_told_what_it_is(tmp_path: Path, data: bytes, told: str) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
     with pytest.raises(ImageError) as caught:
@@ -540,7 +540,7 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_long_thin_pictures_are_refused_and_tiny_ones_are_not(turned: bool) -> None:
+def test_long_thin_images_are_refused_and_tiny_ones_are_not(turned: bool) -> None:
     def size(width: int) -> tuple[int, int]:
         return (1, width) if turned else (width, 1)
 
@@ -581,7 +581,7 @@ def decode(data: bytes) -> Pixels | str:
 
 
 def outcome(data: bytes) -> Pixels | str:
-    """Decode, and fail unless that gives an RGB picture or an ImageError, and nothing on the side."""
+    """Decode, and fail unless that gives an RGB image or an ImageError, and nothing on the side."""
     with warnings.catch_warnings(record=True, action="always") as leaked:
         found = decode(data)
     assert not leaked
@@ -589,7 +589,7 @@ def outcome(data: bytes) -> Pixels | str:
 
 
 @every_sample
-def test_a_picture_that_is_cut_off_is_whole_or_an_error(sample: str) -> None:
+def test_an_image_that_is_cut_off_is_whole_or_an_error(sample: str) -> None:
     data = SAMPLES[sample]()
     whole = pixels(load_image(data))
     cut_off = [outcome(data[:end]) for end in {*range(0, len(data), 23), *range(len(data) - 20, len(data))}]
@@ -606,7 +606,7 @@ def test_a_download_that_never_finished_is_refused() -> None:
 
 
 @every_sample
-def test_fuzzed_pictures_are_decoded_or_refused(sample: str) -> None:
+def test_fuzzed_images_are_decoded_or_refused(sample: str) -> None:
     data = SAMPLES[sample]()
     dice = random.Random(sample)
     refused = 0

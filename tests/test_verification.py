@@ -39,7 +39,7 @@ def cells() -> GalleryCells:
 
 
 def looking(cells: GalleryCells, best_logit: float = 30.0, calibration: Calibration = CALIBRATION) -> Posterior:
-    """A picture that looks like one place, and less so the further off."""
+    """An image that looks like one place, and less so the further off."""
     off = haversine_km(cells.coordinates.astype(np.float64), HERE)
     logits = torch.from_numpy(best_logit - (off / 300) ** 2 / 2).float()[None]
     return Posterior.from_logits(logits, cells, calibration)
@@ -66,7 +66,7 @@ def test_further_off_is_more_surprising(cells: GalleryCells) -> None:
 
 
 def test_the_level_is_that_of_the_whole_posterior(cells: GalleryCells) -> None:
-    """A strange picture has a background of its own, without which a place would seem further out than it is."""
+    """A strange image has a background of its own, without which a place would seem further out than it is."""
     for best in (30.0, 27.0):
         posterior = looking(cells, best)
         there = place(900)

@@ -109,9 +109,7 @@ def test_locate_prints_a_table_and_draws_a_map(geoclip: Geoclip, views: list[Pat
         assert min(picture.size) > 300
 
 
-def test_hostile_pictures_are_reported_and_the_rest_is_done(
-    geoclip: Geoclip, views: list[Path], tmp_path: Path
-) -> None:
+def test_hostile_images_are_reported_and_the_rest_is_done(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "empty.jpg").write_bytes(b"")
@@ -173,7 +171,7 @@ def test_top_k_out_of_range_is_wrong_use(geoclip: Geoclip, views: list[Path]) ->
     assert "top_k: at least 1" in geoclip("locate", views[0], "--top-k", 0, status=2).stderr
 
 
-def test_embed_gives_the_released_vectors(geoclip: Geoclip, released: Path) -> None:
+def test_embed_gives_the_released_embeddings(geoclip: Geoclip, released: Path) -> None:
     assert released.is_dir()
     records = json.loads(geoclip("embed", "40.7128,-74.0060", "-33.8568,151.2153", "--format", "json").stdout)
     assert [(r["lat"], r["lon"]) for r in records] == [(40.7128, -74.006), (-33.8568, 151.2153)]

@@ -160,7 +160,7 @@ def test_what_another_program_wrote_beside_a_photo_stays(command: Command, photo
     assert read_metadata(photo).places[0].estimated
 
 
-def test_what_is_unlike_the_models_pictures_is_left_out(command: Command, tmp_path: Path) -> None:
+def test_what_is_unlike_the_models_images_is_left_out(command: Command, tmp_path: Path) -> None:
     """The model may be as sure of noise as of a view: its figures were measured on views alone."""
     noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")

@@ -26,7 +26,7 @@ ROME, SYDNEY = (41.9, 12.5), (-33.87, 151.21)
 
 @pytest.fixture
 def album(tmp_path: Path, placed: Placed) -> Path:
-    """Five photos of one view: with its place, another one, none, a broken one; and a file that is no picture."""
+    """Five photos of one view: with its place, another one, none, a broken one; and a file that is no image."""
     folder = tmp_path / "album"
     folder.mkdir()
     true = placed()

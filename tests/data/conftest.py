@@ -46,7 +46,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
-    """Return a function of a seed and a size: a picture of noise."""
+    """Return a function of a seed and a size: an image of noise."""
     return _picture
 
 
@@ -76,7 +76,7 @@ def add() -> Callable[[tarfile.TarFile, str, bytes], None]:
 
 @pytest.fixture
 def make_table(tmp_path: Path) -> Callable[..., Path]:
-    """Write a CSV of n photos beside their pictures; every third has the same author."""
+    """Write a CSV of n photos beside their images; every third has the same author."""
 
     def make(n: int = 12, name: str = "photos.csv") -> Path:
         lines = ["IMG_ID,AUTHOR,LAT,LON"]

@@ -45,7 +45,7 @@ GOLDEN = [(11, 16, 522, 462), (142, 113, 314, 314), (236, 126, 381, 312)]
 
 @settings(max_examples=60)
 @given(width=st.integers(1, 900), height=st.integers(1, 900), seed=st.integers(0, 2**31))
-def test_a_crop_lies_in_the_picture_with_the_area_and_shape_asked_for(width: int, height: int, seed: int) -> None:
+def test_a_crop_lies_in_the_image_with_the_area_and_shape_asked_for(width: int, height: int, seed: int) -> None:
     augment = Augmentation()
     left, top, w, h = augment.crop((width, height), np.random.default_rng(seed))
     assert 0 <= left <= width - w
@@ -74,7 +74,7 @@ def test_crops_are_drawn_as_the_reference_draws_them() -> None:
     assert (crops[free, 0] / (1000 - crops[free, 2])).mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_pictures_too_long_are_cut_in_the_middle() -> None:
+def test_images_too_long_are_cut_in_the_middle() -> None:
     rng = np.random.default_rng(0)
     whole = Augmentation(scale=(1.0, 1.0))
     assert whole.crop((400, 40), rng) == (173, 0, 53, 40)

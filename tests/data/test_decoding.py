@@ -1,4 +1,4 @@
-"""Pictures decoded ahead: in order, with faults named, by threads or processes."""
+"""Images decoded ahead: in order, with faults named, by threads or processes."""
 
 import threading
 from collections.abc import Callable

@@ -37,7 +37,7 @@ def test_the_middle_of_a_view_is_its_centre(earth: Earth) -> None:
 
 @pytest.mark.parametrize("centre", [(10.0, 20.0), (-45.0, 170.0), (70.0, -100.0)])
 def test_distances_from_the_centre_are_true(earth: Earth, centre: tuple[float, float]) -> None:
-    """What lies 300 km to the north, east... of the centre is found at that distance in the picture."""
+    """What lies 300 km to the north, east... of the centre is found at that distance in the image."""
     size, width = 301, 1500.0
     view = earth.render(np.array([centre]), np.array([width]), size=size)[0].astype(int)
     for bearing, (row, column) in {0: (90, 150), 90: (150, 210), 180: (210, 150), 270: (150, 90)}.items():
@@ -141,7 +141,7 @@ def test_shaded_relief_is_another_look() -> None:
     assert np.abs(relief.render(point, width).astype(int) - Earth().render(point, width).astype(int)).mean() > 10
 
 
-def test_any_picture_of_the_whole_earth_will_do(tmp_path: Path) -> None:
+def test_any_image_of_the_whole_earth_will_do(tmp_path: Path) -> None:
     half = np.zeros((90, 180, 3), np.uint8)
     half[:, 90:] = 255  # the eastern half is white
     Image.fromarray(half).save(tmp_path / "half.png")

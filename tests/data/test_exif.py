@@ -58,7 +58,7 @@ def test_photos_that_do_not_say_it(record: dict[int, Any] | None, kind: str, mes
     assert str(caught.value).startswith("a.jpg: ")
 
 
-def test_what_is_no_picture(picture: Any) -> None:
+def test_what_is_no_image(picture: Any) -> None:
     with pytest.raises(ImageError, match="not a picture"):
         read_position(b"text")
     with pytest.raises(NoPositionError):

@@ -25,7 +25,7 @@ def keys(source: TarPhotos) -> list[str]:
     return [photo.key for photo in source]
 
 
-def test_records_are_pictures_and_places(make_shards: Make, jpeg: Any) -> None:
+def test_records_are_images_and_places(make_shards: Make, jpeg: Any) -> None:
     photos = list(TarPhotos.opened(make_shards()))
     assert [photo.key for photo in photos] == [f"p{i:03d}" for i in range(15)]
     assert (photos[3].lat, photos[3].lon, photos[3].group) == (3.5, -3.25, "a1")

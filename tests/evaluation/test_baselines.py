@@ -1,4 +1,4 @@
-"""The picture-to-picture baseline, held against the plainest way to compute it."""
+"""The image-to-image baseline, held against the plainest way to compute it."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ PARIS, LYON, TOKYO = [48.85, 2.35], [45.76, 4.84], [35.68, 139.77]
 VERSAILLES = [48.80, 2.13]
 
 
-class TestNearestPictures:
+class TestNearestImages:
     def test_it_is_the_cosine_of_standardised_features(self) -> None:
         known, queries = torch.randn(50, 6) * torch.tensor([1, 1, 1, 1, 1, 100.0]) + 7, torch.randn(4, 6) + 7
         mean, std = known.mean(dim=0), known.std(dim=0) + 1e-3
@@ -32,18 +32,18 @@ class TestNearestPictures:
         _, rows = nearest_images(known, torch.tensor([[-1.0, 1000.0]]), 1)
         assert rows.item() == 3
 
-    def test_a_single_known_picture_is_the_answer(self) -> None:
+    def test_a_single_known_image_is_the_answer(self) -> None:
         cosines, rows = nearest_images(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0], [1.0, 2.0]]), 1)
         assert rows.tolist() == [[0], [0]]
         assert torch.isfinite(cosines).all()
 
-    def test_a_picture_finds_itself_among_half_precision_features(self) -> None:
+    def test_an_image_finds_itself_among_half_precision_features(self) -> None:
         known = torch.randn(20, 8).half()
         cosines, rows = nearest_images(known, known, 1)
         assert torch.equal(rows[:, 0], torch.arange(20))
         torch.testing.assert_close(cosines[:, 0], torch.ones(20))
 
-    def test_no_more_neighbours_than_pictures(self) -> None:
+    def test_no_more_neighbours_than_images(self) -> None:
         cosines, rows = nearest_images(torch.randn(3, 4), torch.randn(2, 4), 10)
         assert cosines.shape == rows.shape == (2, 3)
         assert rows.sort(dim=1).values.tolist() == [[0, 1, 2]] * 2
@@ -67,7 +67,7 @@ class TestNeighbourPlaces:
     def test_lyon_is_too_far_to_help_paris(self) -> None:
         assert self.located([0.5, 0.4, 0.3], [0, 1, 3]) == TOKYO
 
-    def test_pictures_that_are_unlike_do_not_count(self) -> None:
+    def test_images_that_are_unlike_do_not_count(self) -> None:
         assert self.located([0.5, 0.3, -0.4], [1, 0, 2]) == PARIS
 
     def test_the_180th_meridian_does_not_part_neighbours(self) -> None:
@@ -77,7 +77,7 @@ class TestNeighbourPlaces:
 
 
 class TestTunedK:
-    def test_it_takes_the_k_that_places_most_pictures(self) -> None:
+    def test_it_takes_the_k_that_places_most_images(self) -> None:
         places = torch.tensor([TOKYO, PARIS, VERSAILLES], dtype=torch.float64)
         cosines, rows = torch.tensor([[0.5, 0.4, 0.3]] * 4), torch.tensor([[0, 1, 2]] * 4)
         truth = torch.tensor([PARIS, PARIS, PARIS, TOKYO], dtype=torch.float64)

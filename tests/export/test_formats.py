@@ -104,7 +104,7 @@ def test_kml_is_read_by_gdal(tmp_path: Path) -> None:
     assert CAUTION in table.description.iloc[0]
 
 
-def test_kmz_has_the_picture_beside_the_document() -> None:
+def test_kmz_has_the_image_beside_the_document() -> None:
     archive = zipfile.ZipFile(io.BytesIO(render([BROKEN, PHOTO], "kmz", about=ABOUT)))
     assert archive.testzip() is None
     [picture] = re.findall(r'img src="([^"]+)"', archive.read("doc.kml").decode().replace("&quot;", '"'))

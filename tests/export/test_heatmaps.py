@@ -1,4 +1,4 @@
-"""The heat map: its numbers add up, and the picture shows what it should."""
+"""The heat map: its numbers add up, and the image shows what it should."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_the_surroundings_add_up_across_the_180th_meridian(posterior: Posterior)
         assert density[density >= level].sum() * area_km2 == pytest.approx(share, abs=0.02)
 
 
-def test_it_is_drawn_with_and_without_picture_and_truth(posterior: Posterior, tmp_path: Path) -> None:
+def test_it_is_drawn_with_and_without_image_and_truth(posterior: Posterior, tmp_path: Path) -> None:
     draw_posterior(tmp_path / "text.png", posterior, name="an island")
     draw_posterior(
         tmp_path / "picture.png",

@@ -1,4 +1,4 @@
-"""The picture of answers: what is on it, where, and that nothing lies over anything else."""
+"""The image of answers: what is on it, where, and that nothing lies over anything else."""
 
 import itertools
 import sys
@@ -35,14 +35,14 @@ def placed(
     lat: float, lon: float, *, truth: tuple[float, float] | None = None, k: int = 3, name: str = "photo.jpg",
     image: Image.Image | None = None,
 ) -> LocatedImage:  # fmt: skip
-    """A picture with k candidates, the best at (lat, lon) and the others further and further east of it."""
+    """An image with k candidates, the best at (lat, lon) and the others further and further east of it."""
     candidates = offset(np.array([[lat, lon]] * k, dtype=np.float64), 0.0, 4e5 * np.arange(k))
     probabilities = 0.5 ** np.arange(1, k + 1)
     return LocatedImage(image, name, candidates, probabilities, truth)
 
 
 def many(n: int, *, images: bool = True, truths: bool = True) -> list[LocatedImage]:
-    """Pictures all over the Earth, some close together, some at the edges of the map."""
+    """Images all over the Earth, some close together, some at the edges of the map."""
     points = even_points(n)
     points[n // 2 :] = offset(np.repeat(points[:1], n - n // 2, 0), 1e5 * np.arange(n - n // 2), 0.0)
     image = Image.new("RGB", (40, 30), RED) if images else None
@@ -64,7 +64,7 @@ def positions(figure: Figure, what: str) -> Float[np.ndarray, "n 2"]:
 
 
 @pytest.mark.parametrize(("sure", "told"), [(False, True), (True, False), (None, False)])
-def test_what_is_not_sure_is_said_under_the_picture(sure: bool | None, told: bool) -> None:
+def test_what_is_not_sure_is_said_under_the_image(sure: bool | None, told: bool) -> None:
     figure = answers_figure([replace(place, sure=sure) for place in many(2)])
     assert any(text.get_text().startswith("not sure, ") for text in figure.texts) is told
 
@@ -187,7 +187,7 @@ class TestWhatIsOnTheMap:
         assert "probability 50.0 %" in said
         assert "model earth" in said
 
-    def test_a_single_picture_lists_its_further_candidates(self) -> None:
+    def test_a_single_image_lists_its_further_candidates(self) -> None:
         picture = placed(0.0, 0.0, k=7, image=Image.new("RGB", (40, 30), RED))
         said = [text.get_text() for text in answers_figure([picture]).texts]
         assert "25.0 %   0.000° N, 3.597° E" in said

@@ -66,7 +66,7 @@ def some_places(n: int, seed: int = 0) -> np.ndarray:
 # --- the numbers ----------------------------------------------------------------------------------
 
 
-def test_vectors_are_the_encoders(model: str) -> None:
+def test_embeddings_are_the_encoders(model: str) -> None:
     places = some_places(5000)  # more than a chunk
     expected = LocationEncoder.from_pretrained(model).encode(torch.from_numpy(places)).numpy()
     vectors = LocationFeatures(model).fit(places[:3]).transform(places)
@@ -376,7 +376,7 @@ def test_the_page_works(released: Path, tmp_path: Path, monkeypatch: pytest.Monk
         pytest.importorskip(needed)
     from open_geoclip.cli import app
 
-    page = (Path(__file__).parents[2] / "docs" / "location-vectors.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "location-embeddings.md").read_text()
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
@@ -390,4 +390,4 @@ def test_the_page_works(released: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert len(commands) >= 4
     for command in commands:
         app(shlex.split(command), result_action="return_value")
-    assert np.load("vectors.npy").shape == np.load("vectors.npz")["vectors"].shape == (6, 512)
+    assert np.load("embeddings.npy").shape == np.load("embeddings.npz")["vectors"].shape == (6, 512)

@@ -17,7 +17,7 @@ ISO6709 = b"-22.9519-043.2105/"
 
 
 def picture(kind: str = "JPEG", **options: object) -> bytes:
-    """A small picture without metadata."""
+    """A small image without metadata."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     out = io.BytesIO()
     if kind == "HEIF":
@@ -113,7 +113,7 @@ def profile(name: str, raw: bytes) -> bytes:
 
 
 def webp(*chunks: tuple[bytes, bytes], flags: int | None = None) -> bytes:
-    """A WebP with chunks behind its picture."""
+    """A WebP with chunks behind its image."""
     data = picture("WEBP", exif=tiff()) if not chunks else picture("WEBP", lossless=True)
     added = b"".join(kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for kind, body in chunks)
     if chunks and flags is not None:
@@ -210,7 +210,7 @@ PHOTOSHOP = b"Photoshop 3.0\0"
 
 
 def mpf() -> bytes:
-    """Two pictures in one file, as phones write them, with a list that says where the second is; both have places."""
+    """Two images in one file, as phones write them, with a list that says where the second is; both have places."""
     one, two = jpeg(app(0xE1, EXIF + tiff())), jpeg(app(0xE1, EXIF + tiff(">")), app(0xE1, XMP + packet()))
     entries = struct.pack("<IIIHH", 0x030000, 0, 0, 0, 0) * 2
     rows = struct.pack("<HHI4s", 0xB000, 7, 4, b"0100") + struct.pack("<HHII", 0xB001, 4, 1, 2)
@@ -438,7 +438,7 @@ def _credentials() -> bytes:
 
 
 def _with_preview(preview: bytes) -> bytes:
-    """EXIF data with a preview picture."""
+    """EXIF data with a preview image."""
     ifd0 = struct.pack("<HHHIII", 1, 0x0112, 3, 1, 1, 26)
     ifd1 = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(preview), 0)
     return b"II*\0\x08\0\0\0" + ifd0 + ifd1 + preview

@@ -150,7 +150,7 @@ def photo() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
-    """Return a function of a seed and a size: a picture of noise."""
+    """Return a function of a seed and a size: an image of noise."""
     return _picture
 
 

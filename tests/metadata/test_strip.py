@@ -162,7 +162,7 @@ def test_xmp_that_cannot_be_understood_goes_as_a_whole(photo: Photo, pixels: Any
     assert np.array_equal(pixels(done.data), pixels(data))
 
 
-def test_every_picture_of_a_file_is_done(tool: ExifTool) -> None:
+def test_every_image_of_a_file_is_done(tool: ExifTool) -> None:
     """A phone's file: a second JPEG behind the first, with a place of its own, and a list that says where it is."""
     data = carriers.mpf()
     done = strip(data, "a", tool).data
@@ -178,7 +178,7 @@ def test_every_picture_of_a_file_is_done(tool: ExifTool) -> None:
     assert read_metadata(done).places == ()
 
 
-def test_what_cannot_be_read_behind_a_picture_is_reported(photo: Photo, tool: ExifTool) -> None:
+def test_what_cannot_be_read_behind_an_image_is_reported(photo: Photo, tool: ExifTool) -> None:
     done = strip(photo() + b"no picture and no video, \xa9xyz+48.85+002.29/", "a", tool)
     assert done.unreadable == ("43 bytes behind the image that are no image or video",)
     assert any("a comment of 9 bytes is kept" in reason for reason in done.unsure)
@@ -228,7 +228,7 @@ def test_a_change_of_pixels_is_refused(photo: Photo) -> None:
         check_pixels(pages[0], pages[1], "a")
 
 
-def test_a_picture_that_cannot_be_decoded_is_left_as_it_is(photo: Photo, tool: ExifTool) -> None:
+def test_an_image_that_cannot_be_decoded_is_left_as_it_is(photo: Photo, tool: ExifTool) -> None:
     with pytest.raises(ImageError, match=r"cut off|cannot be decoded"):
         strip(photo()[:-900], "a", tool)
 

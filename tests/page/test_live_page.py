@@ -117,7 +117,7 @@ def test_the_place_in_exif_is_compared(page: Any, views: dict[str, Path], access
     accessible(page)
 
 
-def test_what_is_no_picture_fails_alone_and_can_be_tried_again(
+def test_what_is_no_image_fails_alone_and_can_be_tried_again(
     page: Any, views: dict[str, Path], tmp_path: Path, accessible: Callable[[Any], None]
 ) -> None:
     (tmp_path / "notes.txt").write_text("no picture")

@@ -1,4 +1,4 @@
-"""Pictures and sentences in one space, and the head on top of it."""
+"""Images and sentences in one space, and the head on top of it."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ def projections() -> Projections:
     return Projections(features, S, W)
 
 
-def test_a_caption_is_found_by_its_picture() -> None:
-    """Twenty kinds of place, each with its sentence: after training, pictures find the sentence of their kind."""
+def test_a_caption_is_found_by_its_image() -> None:
+    """Twenty kinds of place, each with its sentence: after training, images find the sentence of their kind."""
     torch.manual_seed(0)
     kinds, sentences = 2 * torch.randn(20, D), F.normalize(torch.randn(20, S), dim=1)
     captions = torch.arange(2000)[:, None] % 20
@@ -41,7 +41,7 @@ def test_equal_captions_are_not_held_against_each_other() -> None:
     same = torch.tensor([0, 1, 2, 0, 4, 5])
     loss = caption_loss(images, texts, scale, same)
     assert loss < caption_loss(images, texts, scale, torch.arange(6))
-    # By hand: of the first picture, its caption against the four that differ from it.
+    # By hand: of the first image, its caption against the four that differ from it.
     logits = scale * images @ texts.T
     keep = [0, 1, 2, 4, 5]
     rows = [F.cross_entropy(logits[0, keep][None], torch.tensor([0]))]
@@ -55,7 +55,7 @@ def test_equal_captions_are_not_held_against_each_other() -> None:
     torch.testing.assert_close(loss, (torch.stack(rows).mean() + torch.stack(columns).mean()) / 2)
 
 
-def test_folded_weights_give_the_same_vectors(projections: Projections) -> None:
+def test_folded_weights_give_the_same_embeddings(projections: Projections) -> None:
     head = AlignedEncoder((W + D, 16, 6), projections).eval()
     features, sentences = 3 * torch.randn(5, D), torch.randn(5, S)
     tensors = head.folded()

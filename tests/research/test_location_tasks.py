@@ -1,4 +1,4 @@
-"""What location vectors are asked for: known places have known answers; splits keep apart what they say."""
+"""What location embeddings are asked for: known places have known answers; splits keep apart what they say."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 

@@ -1,4 +1,4 @@
-"""A calibration: shares of the mass to chances and back, the background of strange pictures, regions that widen."""
+"""A calibration: shares of the mass to chances and back, the background of strange images, regions that widen."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_nominal_and_calibrated_levels_are_inverse_and_keep_the_ends(share: floa
     np.testing.assert_array_equal(DOUBTING.nominal_level(levels, own), levels)
 
 
-def test_the_background_grows_as_a_picture_looks_less_like_any_place() -> None:
+def test_the_background_grows_as_an_image_looks_less_like_any_place() -> None:
     logits = torch.tensor([40.0, 30.0, 25.0, -1000.0])
     found = DOUBTING.background_of(logits)
     assert found[:3].tolist() == pytest.approx([1 / (1 + 99 * math.exp(10 - k)) for k in (0, 10, 15)], rel=1e-4)
@@ -52,7 +52,7 @@ def test_the_background_grows_as_a_picture_looks_less_like_any_place() -> None:
     assert Calibration().background_of(logits).tolist() == [0.0] * 4
 
 
-def test_a_strange_picture_is_less_sure_of_the_same_place(cells: GalleryCells) -> None:
+def test_a_strange_image_is_less_sure_of_the_same_place(cells: GalleryCells) -> None:
     logits = torch.zeros(2, len(cells))
     logits[0, 5], logits[1, 5] = 31.0, 26.0
     both = Posterior.from_logits(logits, cells, DOUBTING)

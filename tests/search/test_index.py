@@ -125,7 +125,7 @@ def test_a_cache_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "~").exists()
 
 
-def test_without_a_usable_cache_vectors_stay_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_usable_cache_embeddings_stay_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         index = GalleryIndex.build(make_encoder(), make_gallery(50), folder=tmp_path / "file" / "cache")

@@ -1,4 +1,4 @@
-"""Texts located: by a text side of a model's own, by a CLIP's text half, and beside a picture."""
+"""Texts located: by a text side of a model's own, by a CLIP's text half, and beside an image."""
 
 import json
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def test_texts_alone_need_no_image_backbone(release: Path, locator: Locator, tmp
     assert words.locate_text(["ice"]) == locator.locate_text(["ice"])
 
 
-def test_logits_beside_a_picture_are_the_weighted_mean(locator: Locator, picture: Image.Image) -> None:
+def test_logits_beside_an_image_are_the_weighted_mean(locator: Locator, picture: Image.Image) -> None:
     pictures, words = locator.encode([picture]), locator.encode_text(["ice"])
     places = locator.model.location_encoder.encode(torch.from_numpy(locator.gallery.coordinates))
     query = Query(EncodedBatch.from_embeddings(pictures), Calibration()).with_text("ice", words[0], 0.25)

@@ -167,7 +167,7 @@ def test_ten_crops_average_the_logits(locator: Locator, photos: list[Path], cach
         Locator(locator.model, locator.gallery, crops=5, cache=cache)
 
 
-def test_a_bad_picture_is_reported_and_the_rest_is_done(locator: Locator, photos: list[Path], tmp_path: Path) -> None:
+def test_a_bad_image_is_reported_and_the_rest_is_done(locator: Locator, photos: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_text("not a picture")
     answers = locator.locate([photos[0], bad, photos[1], b"", tmp_path / "none.png", photos[0]], top_k=1)

@@ -1,4 +1,4 @@
-"""The locator within limits, with several pictures, between the places of its gallery."""
+"""The locator within limits, with several images, between the places of its gallery."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from open_geoclip.images import taken_at
 
 @pytest.fixture(scope="module")
 def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
-    """Without doubt: of pictures of nothing it would leave the prior alone to answer."""
+    """Without doubt: of images of nothing it would leave the prior alone to answer."""
     gallery = Gallery.from_coordinates(even_points(1000))
     found = Locator.from_pretrained("earth", gallery=gallery, cache=tmp_path_factory.mktemp("cache"))
     calibration = replace(found.calibration, background_slope=0.0)
@@ -29,7 +29,7 @@ def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
-    """Smooth patches of colour: pictures of nothing, but different ones."""
+    """Smooth patches of colour: images of nothing, but different ones."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
     return [np.asarray(Image.fromarray(part).resize((250, 200), Image.Resampling.BICUBIC)) for part in small]
@@ -118,7 +118,7 @@ def test_a_gallery_in_which_every_place_stands_twice_answers_the_same(
         assert here.probability == pytest.approx(there.probability, abs=near)
 
 
-def test_copies_of_a_picture_tell_no_more_than_the_picture(locator: Locator, pictures: list[np.ndarray]) -> None:
+def test_copies_of_an_image_tell_no_more_than_the_image(locator: Locator, pictures: list[np.ndarray]) -> None:
     alone = locator.locate(pictures[:1])[0]
     copies = locator.locate_together(pictures[:1] * 3)
     assert copies.image == "array #0, array #1, array #2"

@@ -33,7 +33,7 @@ def cells(gallery: Gallery) -> GalleryCells:
 
 
 def peaked(cells: GalleryCells, *peaks: tuple[float, float, float], calibration: Calibration = FITTED) -> Posterior:
-    """A posterior of one picture with Gaussian peaks of (lat, lon, share), 200 km wide."""
+    """A posterior of one image with Gaussian peaks of (lat, lon, share), 200 km wide."""
     places = cells.coordinates.astype(np.float64)
     mass = np.full(len(cells), 1e-12)
     for lat, lon, share in peaks:

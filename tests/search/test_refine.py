@@ -44,7 +44,7 @@ PLACES = torch.tensor(
 )
 
 
-def test_a_place_is_found_again_from_its_own_vector_at_poles_and_over_180_degrees(
+def test_a_place_is_found_again_from_its_own_embedding_at_poles_and_over_180_degrees(
     earth: LocationEncoder, gallery: Tensor
 ) -> None:
     result = found(earth, earth.encode(PLACES.float()), gallery)
@@ -75,7 +75,7 @@ def test_what_refinement_promises(earth: LocationEncoder, gallery: Tensor) -> No
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_pictures_do_not_disturb_one_another(earth: LocationEncoder, gallery: Tensor) -> None:
+def test_images_do_not_disturb_one_another(earth: LocationEncoder, gallery: Tensor) -> None:
     vectors = earth.encode(PLACES[:3].float())
     together = found(earth, vectors, gallery)
     for row in range(3):

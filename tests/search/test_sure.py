@@ -40,7 +40,7 @@ def test_out_of_distribution_images_are_the_same_each_time_and_differ() -> None:
     assert {picture.mode for part in pictures.values() for picture in part} == {"RGB"}
 
 
-def test_who_looks_unlike_the_calibrations_pictures_is_never_sure() -> None:
+def test_who_looks_unlike_the_calibrations_images_is_never_sure() -> None:
     cells = GalleryCells.from_gallery(Gallery.from_coordinates(even_points(500)))
     cells = replace(cells, area_km2=np.full(500, 100.0))  # places of a hundred square kilometres
     calibration = Calibration(1.0, fitted_on="a test", n_images=1, min_score=0.5)

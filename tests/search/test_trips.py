@@ -1,4 +1,4 @@
-"""Several pictures together: weights of evidence, and trips held against every trip there is."""
+"""Several images together: weights of evidence, and trips held against every trip there is."""
 
 import itertools
 import math
@@ -92,7 +92,7 @@ def test_places_left_out_are_bounded() -> None:
     assert free.log_evidence == pytest.approx(0, abs=1e-6)
 
 
-def test_pictures_of_one_moment_are_of_one_place_across_180_degrees_and_at_the_pole() -> None:
+def test_images_of_one_moment_are_of_one_place_across_180_degrees_and_at_the_pole() -> None:
     places = np.array([[0.0, 179.9], [0.0, -179.9], [0.0, 170.0], [89.9, 0.0], [89.9, 180.0]])
     mass = torch.log(torch.tensor([[0.4, 0.1, 0.1, 0.2, 0.2], [0.05, 0.45, 0.2, 0.1, 0.2]], dtype=torch.float64))
     still = trip_posterior(mass, places, np.array([3.0, 3.0]), speed_kmh=1000)

@@ -161,7 +161,7 @@ def gated_app() -> Callable[..., FastAPI]:
 
 @pytest.fixture(scope="session")
 def png() -> Callable[[int], bytes]:
-    """Return a function that makes a picture whose colours are its own."""
+    """Return a function that makes an image whose colours are its own."""
 
     def make(seed: int, side: int = 64) -> bytes:
         colours = np.random.default_rng(seed).integers(0, 255, (4, 4, 3)).astype(np.uint8)

@@ -22,7 +22,7 @@ Serve = Callable[..., TestClient]
 Png = Callable[[int], bytes]
 
 
-def test_pictures_are_answered_as_the_locator_answers_them(serving: Serve, locator: Locator, png: Png) -> None:
+def test_images_are_answered_as_the_locator_answers_them(serving: Serve, locator: Locator, png: Png) -> None:
     pictures = [png(seed) for seed in range(11)]
     files = [("images", (f"{n}.png", data)) for n, data in enumerate(pictures)]
     files.insert(1, ("images", ("bad.png", b"no picture")))
@@ -38,7 +38,7 @@ def test_pictures_are_answered_as_the_locator_answers_them(serving: Serve, locat
             assert found["probability"] == pytest.approx(candidate.probability, rel=1e-4)
 
 
-def test_concurrent_requests_get_the_answers_of_their_own_pictures(serving: Serve, locator: Locator, png: Png) -> None:
+def test_concurrent_requests_get_the_answers_of_their_own_images(serving: Serve, locator: Locator, png: Png) -> None:
     client = serving()
     limits = [{}, {"top_k": "1"}, {"within": "-40,-170,60,170"}, {"decode": "max"}]
 
@@ -56,7 +56,7 @@ def test_concurrent_requests_get_the_answers_of_their_own_pictures(serving: Serv
     assert all(len(found[n]) == 1 for n in range(1, 48, 4))
 
 
-def test_several_pictures_as_one_place_give_one_answer(serving: Serve, locator: Locator, png: Png) -> None:
+def test_several_images_as_one_place_give_one_answer(serving: Serve, locator: Locator, png: Png) -> None:
     client = serving()
     files = [("images", (f"{n}.png", png(n))) for n in range(3)]
     [record] = client.post("/v1/locate", files=files, data={"together": "true"}).json()["data"]

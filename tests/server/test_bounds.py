@@ -63,7 +63,7 @@ def test_a_request_that_takes_too_long_is_given_up(serving: Serve, gate: Gate) -
     assert 'geoclip_queue_waiting{model="m"} 0.0' in client.get("/metrics").text
 
 
-def test_only_the_picture_that_kills_workers_goes_without_an_answer(serving: Serve, gate: Gate) -> None:
+def test_only_the_image_that_kills_workers_goes_without_an_answer(serving: Serve, gate: Gate) -> None:
     held = gate(dies=True, is_open=True)
     client = serving(held, batch_wait_ms=300)
     with ThreadPoolExecutor(4) as pool:
@@ -91,7 +91,7 @@ def test_too_large_is_refused_before_it_is_read(serving: Serve, gate: Gate, told
     assert "MiB" in answer.json()["error"]["message"]
 
 
-def test_too_many_pictures(serving: Serve, gate: Gate) -> None:
+def test_too_many_images(serving: Serve, gate: Gate) -> None:
     assert post(serving(gate(), max_images=2), "a", "b", "c").status_code == 413
 
 
@@ -224,7 +224,7 @@ def test_logs_tell_nothing_of_what_was_asked(serving: Serve, png: Png, caplog: p
         assert word not in lines
 
 
-def test_what_libraries_say_of_damaged_pictures_is_not_logged() -> None:
+def test_what_libraries_say_of_damaged_images_is_not_logged() -> None:
     code = """
 import io, logging
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Some hundred broken requests and pictures; `make fuzz-serve` sends thousands to a real server."""
+"""Some hundred broken requests and images; `make fuzz-serve` sends thousands to a real server."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -35,10 +35,10 @@ def test_broken_requests_are_told_so(serving: Serve, locator: Locator, fuzzing: 
     assert seen[200] > 20
 
 
-def test_broken_pictures_are_answered_one_by_one(serving: Serve, locator: Locator, fuzzing: ModuleType) -> None:
+def test_broken_images_are_answered_one_by_one(serving: Serve, locator: Locator, fuzzing: ModuleType) -> None:
     client = serving({"earth": locator})
     answered: Counter[str] = Counter()
-    for asked in fuzzing.pictures(Random(6), 120):
+    for asked in fuzzing.images(Random(6), 120):
         answer = ask(client, asked)
         assert answer is not None
         assert answer.status_code in (200, 422), (asked, answer.text)

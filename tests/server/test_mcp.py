@@ -56,7 +56,7 @@ def text_of(found: CallToolResult) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three views in an allowed folder, and a picture beside it that may not be read."""
+    """Three views in an allowed folder, and an image beside it that may not be read."""
     folder = tmp_path_factory.mktemp("mcp") / "photos"
     folder.mkdir()
     places = np.array(list(PLACES.values()))
@@ -134,7 +134,7 @@ def test_the_text_is_short_and_says_what_it_is(call: Caller) -> None:
     assert len(text) < 400
 
 
-def test_a_bad_picture_is_told_and_the_others_are_done(call: Caller, folder: Path) -> None:
+def test_a_bad_image_is_told_and_the_others_are_done(call: Caller, folder: Path) -> None:
     bad = folder / "bad"
     bad.mkdir()
     (bad / "broken.jpg").write_bytes(b"this is no picture")
@@ -180,7 +180,7 @@ def test_errors_say_what_to_do(call: Caller, tool: str, arguments: dict[str, Any
     assert "errors.pydantic.dev" not in told
 
 
-def test_limits_and_several_pictures_of_one_place(call: Caller, folder: Path) -> None:
+def test_limits_and_several_images_of_one_place(call: Caller, folder: Path) -> None:
     [answer] = call("locate", images=["rome.png"], within=["Spain"])["answers"]
     assert list(answer["countries"]) == ["ES"]
     assert answer["sure"] is None

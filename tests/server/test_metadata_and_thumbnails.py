@@ -66,7 +66,7 @@ def test_a_place_that_is_not_on_earth_is_none(serving: Serve, photo: Photo, lat:
     assert record["exif"] is None
 
 
-def test_a_picture_that_is_cut_off_still_names_its_place(serving: Serve, photo: Photo) -> None:
+def test_an_image_that_is_cut_off_still_names_its_place(serving: Serve, photo: Photo) -> None:
     [record] = ask(serving(), photo(1, 41.5)[:900], exif="true").json()["data"]
     assert set(record) == {"image", "error", "exif"}
     assert record["exif"]["lat"] == 41.5
@@ -78,7 +78,7 @@ def test_of_several_as_one_place_the_first_that_names_one_counts(serving: Serve,
     assert record["exif"]["lat"] == 41.5
 
 
-def test_files_hold_the_place_and_the_picture(serving: Serve, photo: Photo) -> None:
+def test_files_hold_the_place_and_the_image(serving: Serve, photo: Photo) -> None:
     client = serving()
     photos = [photo(1, 41.5), b"no picture", photo(2)]
     features = ask(client, *photos, exif="true", format="geojson").json()["features"]
@@ -101,7 +101,7 @@ def test_a_thumbnail_is_sent_where_it_is_asked_for(serving: Serve, photo: Photo)
     assert [model["shortest_edge"] for model in client.get("/v1/models").json()["data"]] == [224]
 
 
-def test_the_report_shows_the_pictures(serving: Serve, photo: Photo) -> None:
+def test_the_report_shows_the_images(serving: Serve, photo: Photo) -> None:
     from open_geoclip.server.app import page_folder
 
     if not (page_folder() / "report.html").is_file():

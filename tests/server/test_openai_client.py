@@ -50,7 +50,7 @@ def vectors(client: Any, given: Any, **options: Any) -> np.ndarray:
     return np.array([one.embedding for one in answer.data], np.float32)
 
 
-def test_pictures_places_and_texts_come_back_in_order(client: Any, locator: Locator, png: Png) -> None:
+def test_images_places_and_texts_come_back_in_order(client: Any, locator: Locator, png: Png) -> None:
     given = [uri(png(1)), "48.8584,2.2945", "a hot desert", uri(png(2)), "-33.86,151.2"]
     found = vectors(client, given)  # base64, which this client asks for by itself
     assert found.shape == (5, locator.model.location_encoder.settings.output)

@@ -13,12 +13,12 @@ DATA = FeatureSet(torch.arange(3000.0)[:, None].half(), PLACES, neighborhood=50)
 
 
 def rows(data: FeatureSet, request: BatchRequest) -> torch.Tensor:
-    """Which pictures each batch holds, (batches, size)."""
+    """Which images each batch holds, (batches, size)."""
     number = {tuple(place): row for row, place in enumerate(PLACES.tolist())}
     return torch.tensor([[number[tuple(p)] for p in batch.coordinates.tolist()] for batch in data.batches(request)])
 
 
-def test_neighborhoods_are_small_and_hold_each_picture_once() -> None:
+def test_neighborhoods_are_small_and_hold_each_image_once() -> None:
     groups = neighborhoods(PLACES, 50, torch.Generator().manual_seed(0))
     assert sorted(torch.cat(groups).tolist()) == list(range(3000))
     assert all(25 <= len(group) <= 50 for group in groups)

@@ -26,7 +26,7 @@ SETTINGS = TrainSettings(epochs=4, batch_size=32, queue_size=40, learning_rate=3
 
 
 def world(n: int, seed: int = 0) -> FeatureSet:
-    """Pictures whose features tell their place: a noisy linear map of the point on the sphere."""
+    """Images whose features tell their place: a noisy linear map of the point on the sphere."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.rand(n, generator=generator, dtype=torch.float64) * 2 - 1
     lon = torch.rand(n, generator=generator, dtype=torch.float64) * 360 - 180

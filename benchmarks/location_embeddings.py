@@ -1,6 +1,6 @@
 """What location embeddings encode: every encoder and task, with three probes, on random and blocked splits.
 
-    make location-benchmark          # or: python benchmarks/location_vectors.py --write
+    make location-benchmark          # or: python benchmarks/location_embeddings.py --write
 
 Offline, from data that the package index carries (see research.location_tasks). What was computed is
 kept in build/location-benchmark: interrupted, the same command goes on. The small encoders are trained here, all in the
@@ -33,9 +33,9 @@ from research.probes import PROBES, probe
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "location-benchmark"
 KEPT = BUILD / "scores.jsonl"
-RESULTS = ROOT / "benchmarks" / "results" / "location_vectors.json"
-PAGE = ROOT / "docs" / "location-vectors.md"
-MAPS = ROOT / "docs" / "location-vectors.png"
+RESULTS = ROOT / "benchmarks" / "results" / "location_embeddings.json"
+PAGE = ROOT / "docs" / "location-embeddings.md"
+MAPS = ROOT / "docs" / "location-embeddings.png"
 LAND, SEA, SEEDS, VIEWS = 3000, 1000, 3, 4096
 
 _SMALL: dict[str, Any] = {"width": 256, "depth": 2, "output": 256}
@@ -90,18 +90,18 @@ def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
     yield "unit vector", unit_vectors
     for name, settings in SMALL.items():
         torch.manual_seed(0)
-        yield f"{name}, untrained", vectors(LocationEncoder(settings).eval())
-        yield f"{name}, trained", lambda places, n=name, s=settings: vectors(trained(n, s))(places)  # type: ignore[misc]
+        yield f"{name}, untrained", embeddings(LocationEncoder(settings).eval())
+        yield f"{name}, trained", lambda places, n=name, s=settings: embeddings(trained(n, s))(places)  # type: ignore[misc]
     for title, model in (("released", "geoclip"), ("earth", "earth")):
         encoder = LocationEncoder.from_pretrained(model)
-        yield f"{title}, sum", vectors(encoder)
+        yield f"{title}, sum", embeddings(encoder)
         for level in range(len(encoder.levels)):
-            yield f"{title}, level {level}", vectors(encoder, level)
+            yield f"{title}, level {level}", embeddings(encoder, level)
     torch.manual_seed(0)
-    yield "released's shape, untrained", vectors(LocationEncoder(LocationSettings()).eval())
+    yield "released's shape, untrained", embeddings(LocationEncoder(LocationSettings()).eval())
 
 
-def vectors(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+def embeddings(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function to embeddings of length 1, of the sum of the levels or of one level."""
 
     @torch.inference_mode()
@@ -216,10 +216,10 @@ def draw_maps(path: Path, width: int) -> None:
         _, sizes, axes = np.linalg.svd(centred[:: max(1, len(centred) // 3000)], full_matrices=False)
         parts = centred @ axes[:3].T
         low, high = np.percentile(parts, [2, 98], axis=0)
-        picture = np.ones((len(places), 3))
-        picture[on] = np.clip((parts - low) / (high - low), 0, 1)
+        image = np.ones((len(places), 3))
+        image[on] = np.clip((parts - low) / (high - low), 0, 1)
         axis = figure.add_subplot(3, 2, number + 1)
-        axis.imshow(picture.reshape(height, width, 3), extent=EXTENT, interpolation="nearest")
+        axis.imshow(image.reshape(height, width, 3), extent=EXTENT, interpolation="nearest")
         draw_coasts(axis)
         axis.set_axis_off()
         share = (sizes[:3] ** 2).sum() / (sizes**2).sum()
@@ -258,7 +258,7 @@ def main() -> None:
     say(f"{len(places)} places: {time.monotonic() - began:.0f} s")
     done = kept_scores(mark_of(places)) if options.report else measured(places, options.seeds)
     report = {
-        "command": "python benchmarks/location_vectors.py --write",
+        "command": "python benchmarks/location_embeddings.py --write",
         "land": options.land,
         "sea": options.sea,
         "seeds": options.seeds,
