@@ -117,6 +117,30 @@ def test_the_place_in_exif_is_compared(page: Any, views: dict[str, Path], access
     accessible(page)
 
 
+@pytest.mark.parametrize("width", [360, 900])
+def test_a_place_in_exif_on_the_other_side_of_the_earth_is_framed(
+    opened: Callable[..., Any], server: str, views: dict[str, Path], tmp_path: Path, width: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x8825] = {1: "S", 2: (33.0, 51.0, 36.0), 3: "E", 4: (151.0, 12.0, 36.0)}
+    path = tmp_path / "sydney.jpg"
+    Image.open(views["cairo"]).save(path, exif=exif)
+    page = opened(server + "/", viewport={"width": width, "height": 740})
+    add(page, path)
+    done(page, 1)
+    settle(page)
+    assert re.search(r"EXIF 14,\d\d\d km away", page.locator(".row").inner_text())
+    assert "does not fit" in page.locator(".answer .warnings").inner_text()
+    area = page.locator("#map").bounding_box()
+    for selector in (".marker.first", ".marker-exif", ".marker-name"):
+        box = page.locator(selector).bounding_box()
+        assert area["x"] <= box["x"], selector
+        assert box["x"] + box["width"] <= area["x"] + area["width"], selector
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        topmost = page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('.marker, .marker-exif')", [x, y])
+        assert topmost is not None, f"{selector} is covered"
+
+
 def test_what_is_no_image_fails_alone_and_can_be_tried_again(
     page: Any, views: dict[str, Path], tmp_path: Path, accessible: Callable[[Any], None]
 ) -> None:
@@ -419,14 +443,18 @@ def test_it_fits_a_phone(
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     add(page, views["rome"])
     done(page, 1)
+    assert page.locator(".list").bounding_box()["y"] < page.locator(".answer").bounding_box()["y"] < 740
+    add(page, views["fiji"])
+    done(page, 2)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator(".head").bounding_box()["height"] < 64, "one line"
     assert page.locator("#map").bounding_box()["height"] >= 250
     accessible(page)
-    for target in page.locator("button:visible, summary:visible, select:visible, .row-check:visible").all():
+    fields = "select:visible, textarea:visible, input[type=text]:visible, .row-check:visible"
+    for target in page.locator(f"button:visible, summary:visible, {fields}").all():
         if "marker" not in (target.get_attribute("class") or ""):  # a marker's target is wider than what is seen
             assert target.bounding_box()["height"] >= 43.5, target.inner_html()
-    assert page.locator(".list").bounding_box()["y"] < page.locator(".answer").bounding_box()["y"] < 740
-    page.locator(".row-main").tap()
+    page.locator(".row-main").nth(1).tap()
     page.wait_for_function("() => Math.abs(document.querySelector('.answer').getBoundingClientRect().top) < 5")
     page.evaluate("() => scrollTo(0, 0)")
     page.get_by_role("button", name=re.compile("Colours as the system")).click()

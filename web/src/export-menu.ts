@@ -68,7 +68,7 @@ export function exportMenu(store: Store, serverFormats: readonly string[] | null
   const menu = h(
     "details",
     { class: "menu", ontoggle: () => (what.textContent = `${count(exportable().length, "answer")}: selected or all that the list shows.`) },
-    h("summary", { class: "button" }, icon("download"), "Export"),
+    h("summary", { class: "button" }, icon("download"), h("span", {}, "Export")),
     h(
       "div",
       { class: "menu-body" },

@@ -74,7 +74,7 @@ function arrangementBar(store: Store): HTMLElement {
     show.value = arrangement.show;
     if (search.value !== arrangement.search) search.value = arrangement.search;
   });
-  return h("div", { class: "arrangement" }, h("label", {}, "Sort", sort), h("label", {}, "Show", show), search);
+  return h("div", { class: "arrangement" }, h("label", {}, h("span", {}, "Sort"), sort), h("label", {}, h("span", {}, "Show"), show), search);
 }
 
 function listActions(store: Store, locating: Locating): { element: HTMLElement; render(): void } {

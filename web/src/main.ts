@@ -107,7 +107,7 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
   const head = h(
     "header",
     { class: "head" },
-    h("h1", {}, icon("mark"), "OpenGeoCLIP", report && h("span", { class: "head-kind" }, "report")),
+    h("h1", {}, icon("mark"), h("span", { class: "head-name" }, "OpenGeoCLIP"), report && h("span", { class: "head-kind" }, "report")),
     h("div", { class: "head-tools" }, !report && modelSelect(store), locating && undoButton(store), exportMenu(store, formats), printButton(), themeToggle((dark) => map.setTheme(dark))),
   );
   const left = h(
@@ -121,7 +121,7 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
     list.element,
     report && about(report),
   );
-  const stage = h("main", { class: "stage" }, map.element, map.controls(locating !== null), legend(map));
+  const stage = h("main", { class: "stage" }, map.element, ...map.controls(locating !== null), legend(map));
   const answer = new AnswerView(store, locating !== null);
   return [head, h("div", { class: "columns" }, left, stage, answer.element), footer(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
 }

@@ -16,7 +16,7 @@ from open_geoclip.search.trips import pool_embeddings, trip_posterior
 
 __all__ = ["Query"]
 
-_TEXT_SIGMA_KM = 150.0
+_TEXT_SIGMA_KM = 200.0
 """Texts describe regions, not places: structure at the spacing of the gallery (53 km for ``earth``) is noise."""
 
 

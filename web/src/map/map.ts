@@ -28,6 +28,7 @@ export interface MapEvents {
 
 const FRAME_MAX_ZOOM = 6;
 const FRAME_MARGIN_PX = 90;
+const MIN_FRAME_MARGIN_PX = 64; // the buttons do not cover what is framed
 const MIN_SHARE_IN_FRAME = 0.05; // less likely candidates, relative to the likeliest, are not framed
 const DOT_CLICK_PX = 6; // beyond its edge
 const CLUSTER_MAX_ZOOM = 10; // at which places that are still together are one
@@ -127,7 +128,7 @@ export class WorldMap {
   }
 
   /** Buttons beside the map; with `hasSelection`, one that selects photos. */
-  controls(hasSelection: boolean): HTMLElement {
+  controls(hasSelection: boolean): HTMLElement[] {
     this.manyButtons.forEach((each) => (each.hidden = true));
     const kind = this.button("Show a globe", "globe", () => {
       const next: Kind = this.view.kind === "flat" ? "globe" : "flat";
@@ -136,15 +137,16 @@ export class WorldMap {
       kind.setAttribute("aria-label", kind.title);
       this.setKind(next);
     });
-    return h(
+    const tools = h(
       "div",
       { class: "map-tools", role: "group", "aria-label": "Map" },
       this.button("Zoom in", "plus", () => this.zoomBy(1)),
       this.button("Zoom out", "minus", () => this.zoomBy(-1)),
       this.button("Show all of the answer", "frame", () => this.fit()),
       kind,
-      ...(hasSelection ? this.manyButtons : this.manyButtons.slice(0, 1)),
     );
+    const many = hasSelection ? this.manyButtons : this.manyButtons.slice(0, 1);
+    return [tools, h("div", { class: "map-tools many", role: "group", "aria-label": "Photos on the map" }, ...many)];
   }
 
   setTheme(dark: boolean): void {
@@ -226,7 +228,7 @@ export class WorldMap {
   private framePlaces(places: Position[]): void {
     const best = this.result?.candidates?.[0];
     const photos = [...this.dots, ...(best ? [[best.lat, best.lon] as const] : [])].map(([lat, lon]): Position => [lon, lat]);
-    const margin = Math.min(FRAME_MARGIN_PX, Math.min(this.view.width, this.view.height) / 7);
+    const margin = Math.max(MIN_FRAME_MARGIN_PX, Math.min(FRAME_MARGIN_PX, Math.min(this.view.width, this.view.height) / 7));
     this.animate(fitView(places.length > 0 ? places : photos, this.view, FRAME_MAX_ZOOM, margin));
   }
 

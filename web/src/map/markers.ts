@@ -5,6 +5,8 @@ import type { Result } from "../types";
 import type { Box } from "./labels";
 import type { Projection } from "./projection";
 
+const EDGE_PX = 70; // where a name to the right of its marker would be cut off
+
 export class Markers {
   readonly element = h("div", { class: "markers" });
   private places: { lat: number; lon: number; element: HTMLElement }[] = [];
@@ -53,6 +55,7 @@ export class Markers {
         spot !== null && spot[0] > -20 && spot[1] > -20 && spot[0] < at.view.width + 20 && spot[1] < at.view.height + 20;
       element.hidden = !isVisible;
       if (!isVisible) continue;
+      element.classList.toggle("at-edge", spot[0] > at.view.width - EDGE_PX);
       element.style.transform = `translate(${spot[0]}px, ${spot[1]}px) translate(-50%, -50%)`;
       taken.push({ x: spot[0] - 13, y: spot[1] - 13, width: 26, height: 26 });
     }
