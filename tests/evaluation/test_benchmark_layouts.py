@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from open_geoclip.errors import BenchmarkError
-from open_geoclip.evaluation.benchmarks import BENCHMARKS, describe_counts, places_fingerprint, read_labelled
+from open_geoclip.evaluation.benchmarks import BENCHMARKS, describe_counts, read_labelled
+from open_geoclip.evaluation.labelled import places_fingerprint
 from open_geoclip.evaluation.predictions import read_predictions
 
 FLICKR = ("IMG_ID", "AUTHOR", "LAT", "LON", "S3_Label")

@@ -13,10 +13,14 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from open_geoclip.data.packing import pack
+from open_geoclip.data.photos import IndexedPhotos, Photo
+from open_geoclip.data.sources import open_source
 from open_geoclip.errors import BenchmarkError
-from open_geoclip.evaluation.benchmarks import Labelled, read_labelled
+from open_geoclip.evaluation.benchmarks import read_labelled
 from open_geoclip.evaluation.bounds import ceiling, nearest_km, random_place
 from open_geoclip.evaluation.evaluate import Evaluation, evaluate, leaks
+from open_geoclip.evaluation.labelled import Labelled, label_source
 from open_geoclip.evaluation.metrics import score, summary
 from open_geoclip.evaluation.report import markdown
 from open_geoclip.geo.sphere import haversine_km
@@ -151,6 +155,37 @@ class TestFigures:
         text = markdown(found.figures, command="geoclip evaluate")
         assert "## By continent" in text
         assert f"of {len(right)} photos on land" in text
+
+
+class TestSources:
+    def test_photos_as_training_takes_them_are_evaluated_and_resumed(
+        self, locator: Locator, data: Path, labelled: Labelled, tmp_path: Path
+    ) -> None:
+        lines = (data / "labels.csv").read_text().splitlines()
+        (data / "photos" / "photos.csv").write_text("\n".join([lines[0], *lines[1:], "none.png,a,1,2", "x.png,a,,"]))
+        table = label_source(open_source(data / "photos" / "photos.csv"))
+        assert (len(table), table.ids[0], table.groups and table.groups[0]) == (13, "0.png", "author0")
+        assert table.counts["rows_without_place"] == 1
+        found = run(locator, table, tmp_path / "table").figures
+        assert (found["n"], found["counts"]["photos_broken"]) == (12, 1)
+        pack(open_source(data / "photos" / "photos.csv"), tmp_path / "shards")
+        shards = label_source(open_source(tmp_path / "shards"))
+        packed, expected = run(locator, shards, tmp_path / "out"), run(locator, labelled, tmp_path / "folder")
+        assert packed.figures["within_km"] == expected.figures["within_km"]
+        assert packed.table["sha256"] == expected.table["sha256"], "of the files that were packed"
+        again = run(locator, shards, tmp_path / "out")
+        assert (again.figures["resumed"], again.table) == (12, packed.table)
+
+    def test_arrays_and_no_photo_at_all(self, locator: Locator, tmp_path: Path) -> None:
+        class Rows(IndexedPhotos):
+            def entry(self, row: int) -> Photo:
+                return Photo("same name", np.full((40, 40, 3), 20 * row, np.uint8), 10.0 * row, 5.0)
+
+        found = run(locator, label_source(Rows("arrays", "1", np.arange(1, 5))), tmp_path / "out")
+        assert found.table["image"] == ["same name", "same name#2", "same name#3", "same name#4"]
+        assert len(set(found.table["sha256"])) == 4
+        with pytest.raises(BenchmarkError, match="arrays: there is no photo whose place is known"):
+            label_source(Rows("arrays", "1", np.arange(0)))
 
 
 class TestLeftOut:

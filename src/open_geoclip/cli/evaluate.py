@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
-    from open_geoclip.evaluation.benchmarks import Labelled
     from open_geoclip.evaluation.evaluate import Evaluation, Names
+    from open_geoclip.evaluation.labelled import Labelled
 
 __all__ = ["evaluate", "run", "write_results"]
 
@@ -29,7 +29,7 @@ def evaluate(
     benchmark: Literal["im2gps", "im2gps3k", "yfcc4k", "yfcc26k", "gws15k", "osv5m"] | None = None,
     /,
     *,
-    data: Path,
+    data: str,
     table: Path | None = None,
     options: ImageModelOptions = ImageModelOptions(),
     crops: Crops = 1,
@@ -47,15 +47,14 @@ def evaluate(
 
     Args:
         benchmark: Layout of the data; default: any table and folder.
-        data: Folder of the photos. Nothing is downloaded.
+        data: Folder of the photos; or photos as geoclip train takes them: a table, a folder of photos with GPS, tar
+            shards, hf:NAME, earth-views:SPLIT:COUNT. Nothing is downloaded.
         table: CSV or Parquet of names and places (columns such as IMG_ID, LAT, LON); default: found in the folder.
         output: Folder for the results; default: evaluation-NAME.
         group: Column whose photos are resampled together; default: the author's, if there is one.
         allow_leak: Go on although the gallery contains the coordinates of more than half of the photos.
     """
-    from open_geoclip.evaluation.benchmarks import read_labelled
-
-    labelled = read_labelled(data, benchmark=benchmark, table=table, group=group)
+    labelled = _labelled(data, benchmark, table, group)
     folder = Path(f"evaluation-{benchmark or labelled.name}") if output is None else output
     found = run(labelled, folder, options, crops=crops, distance=distance, bootstrap=bootstrap, allow_leak=allow_leak)
     write_results(found, folder)
@@ -64,6 +63,20 @@ def evaluate(
         print(f"geoclip: {one['image']}: {one['error']}", file=sys.stderr)
     if found.figures["counts"]["photos_broken"]:
         sys.exit(1)
+
+
+def _labelled(data: str, benchmark: str | None, table: Path | None, group: str | None) -> "Labelled":
+    """Photos of a folder with a table of labels, or of any source."""
+    from open_geoclip.data.sources import open_source
+    from open_geoclip.data.tables import TABLE_SUFFIXES
+    from open_geoclip.evaluation.benchmarks import read_labelled
+    from open_geoclip.evaluation.labelled import label_source
+
+    folder = Path(data)
+    has_table = folder.is_dir() and any(path.suffix.lower() in TABLE_SUFFIXES for path in folder.iterdir())
+    if benchmark is not None or table is not None or group is not None or has_table:
+        return read_labelled(folder, benchmark=benchmark, table=table, group=group)
+    return label_source(open_source(data))
 
 
 def run(

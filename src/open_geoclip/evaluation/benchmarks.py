@@ -3,7 +3,6 @@
 Nothing is downloaded. docs/evaluation.md says which published layouts were read, and which are known from papers only.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from open_geoclip.data.columns import LATITUDE, LONGITUDE, Column
 from open_geoclip.data.photo_tables import PHOTO_COLUMNS
 from open_geoclip.data.tables import Table, read_table
 from open_geoclip.errors import BenchmarkError, DataError, ImageError
+from open_geoclip.evaluation.labelled import Labelled, places_fingerprint
 from open_geoclip.files import sha256
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates
 from open_geoclip.images import find_images
 
-__all__ = ["BENCHMARKS", "Benchmark", "Labelled", "describe_counts", "places_fingerprint", "read_labelled"]
+__all__ = ["BENCHMARKS", "Benchmark", "describe_counts", "read_labelled"]
 
 
 @dataclass(frozen=True)
@@ -78,55 +78,6 @@ _COLUMNS = {
 _GROUPS = ("AUTHOR", "creator_id", "user", "sequence")
 _NAMED_ROWS = 3  # damaged rows that the notes name
 _FLICKR_USER = re.compile(r"\d+@N\d+$")
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """Photos and their true places, and what was left out.
-
-    Attributes:
-        name: of the data, for reports.
-        benchmark: the published benchmark, if it is one.
-        rows: of each photo in the table, from 0.
-        ids: of the photos in the table, each once.
-        photos: their files.
-        images: names of the files below the data folder, for reports.
-        truth: (lat, lon) in degrees.
-        groups: of each photo, such as its author; None if the table has none.
-        group_column: the column of the groups.
-        table: the file of labels.
-        table_sha256: of its bytes.
-        places_sha256: of its places, see :func:`places_fingerprint`.
-        counts: rows of the table, those left out by reason, and photos without a label.
-        missing: ids whose photo was not found.
-        notes: for reports.
-    """
-
-    name: str
-    benchmark: Benchmark | None
-    rows: Int[np.ndarray, " n"]
-    ids: Sequence[str]
-    photos: Sequence[Path]
-    images: Sequence[str]
-    truth: Float64[np.ndarray, "n 2"]
-    groups: Sequence[str] | None
-    group_column: str | None
-    table: Path
-    table_sha256: str
-    places_sha256: str
-    counts: Mapping[str, int]
-    missing: Sequence[str]
-    notes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def places_fingerprint(places: Float64[np.ndarray, "n 2"]) -> str:
-    """sha256 of places, whatever their order: of the sorted (lat, lon) as little-endian float32."""
-    points = np.asarray(places, np.float64).astype("<f4")
-    order = np.lexsort((points[:, 1], points[:, 0]))
-    return hashlib.sha256(np.ascontiguousarray(points[order]).tobytes()).hexdigest()
 
 
 def read_labelled(

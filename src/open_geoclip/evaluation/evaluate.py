@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from PIL import Image
 
 from open_geoclip._version import __version__
 from open_geoclip.errors import BenchmarkError
-from open_geoclip.evaluation.benchmarks import Labelled
 from open_geoclip.evaluation.bounds import LEAK_M, LEAK_SHARE, MAX_LEAK_SHARE, ceiling, nearest_km, random_place
 from open_geoclip.evaluation.journal import Journal
+from open_geoclip.evaluation.labelled import Labelled
 from open_geoclip.evaluation.metrics import (
     LEVEL,
     Distance,
@@ -26,6 +27,7 @@ from open_geoclip.evaluation.metrics import (
     score,
     summary,
 )
+from open_geoclip.images import ImageSource
 from open_geoclip.search.index import index_key
 from open_geoclip.search.locator import Locator
 
@@ -191,18 +193,28 @@ def _answered(
     progress: Callable[[int, int, int], None] | None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Return a line per photo, from the journal or the model, and the number of those from the journal."""
-    lines = [journal.answer(*photo) for photo in zip(labelled.photos, labelled.images, strict=True)]
-    todo = [row for row, line in enumerate(lines) if line is None]
-    resumed = done = len(lines) - len(todo)
+    lines: list[dict[str, Any] | None] = [None] * len(labelled)
+    if not journal.is_empty:
+        lines = [journal.answer(*photo) for photo in zip(labelled.photos, labelled.images, strict=True)]
+    resumed = done = len(lines) - lines.count(None)
+    waiting: deque[tuple[int, ImageSource]] = deque()
+
+    def unanswered() -> Iterator[ImageSource]:
+        for row, (photo, line) in enumerate(zip(labelled.photos, list(lines), strict=True)):
+            if line is None:
+                waiting.append((row, photo))
+                yield photo
+
     if progress is not None:
         progress(done, len(lines), resumed)
-    for row, answer in zip(todo, locator.stream([labelled.photos[row] for row in todo], 1), strict=True):
+    for answer in locator.stream(unanswered(), 1):
+        row, photo = waiting.popleft()
         if answer.error is None:
             best = answer.candidates[0]
             found: dict[str, Any] = {name: getattr(best, name) for name in ("lat", "lon", "score", "probability")}
         else:
             found = {"error": answer.error}
-        lines[row] = journal.add(labelled.photos[row], labelled.images[row], found)
+        lines[row] = journal.add(photo, labelled.images[row], found)
         done += 1
         if progress is not None:
             progress(done, len(lines), resumed)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from open_geoclip.errors import BenchmarkError
 from open_geoclip.files import sha256
+from open_geoclip.images import ImageSource
 
 __all__ = ["Journal"]
 
@@ -62,22 +63,23 @@ class Journal:
             journal._file.close()
             lock.release()
 
-    def answer(self, photo: Path, image: str) -> dict[str, Any] | None:
-        """Return the line of a photo, if its file is still the one that was answered."""
-        line = self._known.get(image)
-        if line is None or not photo.is_file():
-            return None
-        status = photo.stat()
-        same = (status.st_size, status.st_mtime_ns) == (line["bytes"], line["mtime_ns"])
-        return line if same or _sha256(photo) == line["sha256"] else None
+    @property
+    def is_empty(self) -> bool:
+        """Whether no answer of an earlier run is there."""
+        return not self._known
 
-    def add(self, photo: Path, image: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, photo: ImageSource, image: str) -> dict[str, Any] | None:
+        """Return the line of a photo, if it is still the one that was answered."""
+        line = self._known.get(image)
+        if line is None:
+            return None
+        same = _file_state(photo) == (line["bytes"], line["mtime_ns"]) != (0, 0)
+        return line if same or line["sha256"] == _sha256(photo) != "" else None
+
+    def add(self, photo: ImageSource, image: str, answer: Mapping[str, Any]) -> dict[str, Any]:
         """Append an answer, and flush it."""
-        size, mtime_ns, sha256 = 0, 0, ""
-        if photo.is_file():
-            status = photo.stat()
-            size, mtime_ns, sha256 = status.st_size, status.st_mtime_ns, _sha256(photo)
-        line = {"image": image, **answer, "bytes": size, "mtime_ns": mtime_ns, "sha256": sha256}
+        size, mtime_ns = _file_state(photo)
+        line = {"image": image, **answer, "bytes": size, "mtime_ns": mtime_ns, "sha256": _sha256(photo)}
         self._append(line)
         return line
 
@@ -107,8 +109,21 @@ def _alike(a: Sequence[float], b: Sequence[float]) -> bool:
     return float(np.dot(a, b)) >= _SAME * float(np.linalg.norm(a) * np.linalg.norm(b))
 
 
-def _sha256(path: Path) -> str:
+def _file_state(photo: ImageSource) -> tuple[int, int]:
+    """Size and time of change of a file; zeros for what is no file."""
+    if not isinstance(photo, str | Path) or not Path(photo).is_file():
+        return 0, 0
+    status = Path(photo).stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _sha256(photo: ImageSource) -> str:
+    """Hash of a file, its bytes or an array; the empty text for what cannot be read, as the answer says already."""
+    if isinstance(photo, np.ndarray):
+        return sha256(np.ascontiguousarray(photo).tobytes())
+    if isinstance(photo, bytes):
+        return sha256(photo)
     try:
-        return sha256(path)
-    except OSError:  # the answer says already that it cannot be read
+        return sha256(Path(photo)) if isinstance(photo, str | Path) else ""
+    except OSError:
         return ""
