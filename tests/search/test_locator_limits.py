@@ -15,7 +15,7 @@ from open_geoclip.cli.locate import hours_of
 from open_geoclip.errors import AreaError, SettingsError
 from open_geoclip.geo.areas import Area
 from open_geoclip.geo.sphere import even_points, haversine_km
-from open_geoclip.images import taken_at
+from open_geoclip.metadata.read import read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +156,14 @@ def photo(path: Path, taken: str, zone: str = "") -> Path:
 
 
 def test_times_of_photos(tmp_path: Path) -> None:
-    assert taken_at(photo(tmp_path / "a.jpg", "2026:05:01 14:03:00")) == datetime(2026, 5, 1, 14, 3)
-    zoned = taken_at(photo(tmp_path / "b.jpg", "2026:05:01 14:03:00", "+02:00"))
+    assert read_metadata(photo(tmp_path / "a.jpg", "2026:05:01 14:03:00")).taken == datetime(2026, 5, 1, 14, 3)
+    zoned = read_metadata(photo(tmp_path / "b.jpg", "2026:05:01 14:03:00", "+02:00")).taken
     assert zoned == datetime(2026, 5, 1, 14, 3, tzinfo=timezone(timedelta(hours=2)))
-    assert taken_at(photo(tmp_path / "c.jpg", "    :  :     :  :  ")) is None
+    assert read_metadata(photo(tmp_path / "c.jpg", "    :  :     :  :  ")).taken is None
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "PNG")
-    assert taken_at(content.getvalue()) is None
-    assert taken_at(np.zeros((4, 4, 3), np.uint8)) is None
+    assert read_metadata(content.getvalue()).taken is None
+    assert read_metadata(np.zeros((4, 4, 3), np.uint8)).taken is None
 
 
 def test_hours_of_a_trip_come_from_exif_or_a_table(tmp_path: Path) -> None:

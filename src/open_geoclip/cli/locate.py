@@ -206,10 +206,10 @@ def _run_job(
 
 def hours_of(files: list[Path], times: Path | None) -> list[float]:
     """Return when photos were taken, in hours: from a table, or from their EXIF data."""
-    from open_geoclip.images import taken_at
+    from open_geoclip.metadata.read import read_metadata
 
     known = {} if times is None else _read_times(times)
-    taken = [known.get(str(file), known.get(file.name)) if times else taken_at(file) for file in files]
+    taken = [known.get(str(file), known.get(file.name)) if times else read_metadata(file).taken for file in files]
     missing = [file.name for file, time in zip(files, taken, strict=True) if time is None]
     if missing:
         where = f"have no row in {times}" if times else "have no time in their EXIF data: give --times times.csv"

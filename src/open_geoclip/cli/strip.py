@@ -118,7 +118,7 @@ def _check(path: Path, exiftool: "ExifTool") -> dict[str, Any]:
 def _strip(path: Path, exiftool: "ExifTool", target: Path | None, *, maker_notes: bool) -> dict[str, Any]:
     """Write a copy without places, or overwrite the photo when there is no target."""
     from open_geoclip.images import read_bytes
-    from open_geoclip.metadata.files import keep_original, write_bytes
+    from open_geoclip.metadata.files import create_file, replace_file
     from open_geoclip.metadata.strip import strip
 
     try:
@@ -131,14 +131,11 @@ def _strip(path: Path, exiftool: "ExifTool", target: Path | None, *, maker_notes
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{target.parent} cannot be made: {error.strerror or error}") from error
-        write_bytes(target, found.data, times=path, new=True)
+        create_file(target, found.data, times=path)
         written = {"written": str(target)}
     else:
         if found.removed:
-            real = path.resolve()
-            kept = keep_original(real)
-            write_bytes(real, found.data, like=real, times=real)
-            written = {"written": str(path), "kept": str(kept)}
+            written = {"written": str(path), "kept": str(replace_file(path, found.data))}
         removed += _strip_sidecars(path, exiftool, write=True)
     record = {"image": str(path), "removed": removed, "unsure": [*found.unsure], "unreadable": [*found.unreadable]}
     return record | written
@@ -146,7 +143,7 @@ def _strip(path: Path, exiftool: "ExifTool", target: Path | None, *, maker_notes
 
 def _strip_sidecars(path: Path, exiftool: "ExifTool", *, write: bool) -> list[str]:
     """Return the places in the sidecars of a photo; with ``write``, remove them. Sidecars are never copied."""
-    from open_geoclip.metadata.files import keep_original, read_file, write_bytes
+    from open_geoclip.metadata.files import read_file, replace_file
     from open_geoclip.metadata.sidecars import remove_takeout_location, sidecars_beside
     from open_geoclip.metadata.strip import strip_sidecar
 
@@ -162,8 +159,7 @@ def _strip_sidecars(path: Path, exiftool: "ExifTool", *, write: bool) -> list[st
             raise DataError(f"{sidecar.path}: {error}; look at it yourself") from error
         removed += [f"{name} ({sidecar.path.name})" for name in names]
         if names and write:
-            keep_original(sidecar.path.resolve())
-            write_bytes(sidecar.path.resolve(), changed, like=sidecar.path)
+            replace_file(sidecar.path, changed, keep_times=False)
     return removed
 
 

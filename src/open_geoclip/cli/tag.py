@@ -113,20 +113,17 @@ def _existing_place(path: Path, exiftool: "ExifTool | None") -> str | None:
 
 def _write_exif(path: Path, estimate: "Estimate", exiftool: "ExifTool", dry_run: bool) -> dict[str, str]:
     from open_geoclip.images import read_bytes
-    from open_geoclip.metadata.files import keep_original, write_bytes
+    from open_geoclip.metadata.files import replace_file
     from open_geoclip.metadata.tag import write_place
 
     changed = write_place(read_bytes(path, str(path)), estimate, str(path), exiftool)
     if dry_run:
         return {"would_write": str(path)}
-    real = path.resolve()
-    kept = keep_original(real)
-    write_bytes(real, changed, like=real, times=real)
-    return {"written": str(path), "kept": str(kept)}
+    return {"written": str(path), "kept": str(replace_file(path, changed))}
 
 
 def _write_sidecar(path: Path, estimate: "Estimate", dry_run: bool) -> dict[str, str]:
-    from open_geoclip.metadata.files import keep_original, read_file, write_bytes
+    from open_geoclip.metadata.files import create_file, read_file, replace_file
     from open_geoclip.metadata.sidecars import writable_sidecar
     from open_geoclip.metadata.tag import sidecar_packet
 
@@ -135,9 +132,10 @@ def _write_sidecar(path: Path, estimate: "Estimate", dry_run: bool) -> dict[str,
     changed = sidecar_packet(read_file(sidecar) if exists else None, estimate)
     if dry_run:
         return {"would_write": str(sidecar)}
-    kept = {"kept": str(keep_original(sidecar.resolve()))} if exists else {}
-    write_bytes(sidecar.resolve() if exists else sidecar, changed, like=sidecar if exists else None, new=not exists)
-    return {"written": str(sidecar), **kept}
+    if exists:
+        return {"written": str(sidecar), "kept": str(replace_file(sidecar, changed, keep_times=False))}
+    create_file(sidecar, changed)
+    return {"written": str(sidecar)}
 
 
 def _table(records: list[dict[str, Any]]) -> str:

@@ -8,7 +8,6 @@ from open_geoclip.images.decoding import (
     open_image,
     quiet_pillow,
     sniff,
-    taken_at,
 )
 from open_geoclip.images.sources import (
     MAX_FILE_BYTES,
@@ -39,5 +38,4 @@ __all__ = [
     "read_bytes",
     "resize_shortest_edge",
     "sniff",
-    "taken_at",
 ]

@@ -31,8 +31,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import contextmanager
 from io import BufferedIOBase, BytesIO
 from typing import Any
 
@@ -60,7 +59,6 @@ __all__ = [
     "open_image",
     "quiet_pillow",
     "sniff",
-    "taken_at",
 ]
 
 MAX_PIXELS = 89_478_485
@@ -122,30 +120,6 @@ def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int 
         raise ImageError(label, _why_undecoded(picture.format, error)) from error
     upright.info.clear()
     return upright
-
-
-def taken_at(source: ImageSource, *, name: str | None = None) -> datetime | None:
-    """When a photo was taken, as its camera wrote it down: EXIF DateTimeOriginal; None where there is none.
-
-    With OffsetTimeOriginal the time knows its zone; without, it is what the camera's clock showed.
-
-    Raises:
-        ImageError: The picture is missing, damaged, or not one at all.
-    """
-    label = image_name(source) if name is None else name
-    if isinstance(source, np.ndarray):
-        return None
-    picture = source if isinstance(source, Image.Image) else open_image(read_bytes(source, label), label)
-    with quiet_pillow(True):
-        try:
-            tags = picture.getexif().get_ifd(0x8769)
-        except Exception:  # noqa: BLE001  # damaged metadata in any way it likes: there is no time in it
-            return None
-    text, zone = tags.get(0x9003), tags.get(0x9011)
-    with suppress(ValueError, TypeError):
-        zone = zone.strip("\0 ") if isinstance(zone, str) else ""
-        return datetime.strptime(f"{text}".strip("\0 ") + zone, "%Y:%m:%d %H:%M:%S" + ("%z" if zone else ""))
-    return None
 
 
 class _Jpeg(JpegImageFile):

@@ -2,15 +2,14 @@
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from open_geoclip.errors import DataError
 from open_geoclip.files import atomic_file, atomic_write
 
-__all__ = ["keep_original", "read_file", "unique_files", "write_bytes"]
-
-_SUFFIX = ".original"
+__all__ = ["create_file", "read_file", "replace_file", "unique_files"]
 
 
 def unique_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -26,80 +25,87 @@ def unique_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_file(path: Path) -> bytes:
-    """A sidecar's bytes.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
+    """The content of a sidecar; a DataError when it cannot be read."""
+    with _data_errors(path, "read"):
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def keep_original(path: Path) -> Path:
-    """Keep a file beside itself, as ``photo.jpg.original``; where that is another one, as ``photo.jpg.original2``.
+def create_file(path: Path, data: bytes, *, times: Path | None = None) -> None:
+    """Write a new file.
 
-    A kept file is never overwritten. It takes no space: it is the file itself under a second name, and the new file
-    gets the photo's name afterwards.
+    Args:
+        path: the file.
+        data: its content.
+        times: a file whose times of access and change it gets.
 
     Raises:
-        DataError: the folder cannot be written to.
+        DataError: it cannot be written, or exists already.
     """
+    with _data_errors(path, "written"):
+        atomic_write(path, data, new=True)
+        if times is not None:
+            _copy_times(times.stat(), path)
+
+
+def replace_file(path: Path, data: bytes, *, keep_times: bool = True) -> Path:
+    """Overwrite a file, or what a link leads to, and keep the original beside it as ``photo.jpg.original``.
+
+    A kept original is never overwritten: another one becomes ``photo.jpg.original2``. It takes no time to keep: it is
+    the file itself under a second name, and the new file gets the photo's name afterwards.
+
+    Args:
+        path: the file.
+        data: its new content.
+        keep_times: give it the times of access and change that the original has.
+
+    Returns:
+        Where the original is.
+
+    Raises:
+        DataError: it cannot be written or the original cannot be kept; the file is unchanged.
+    """
+    path = path.resolve()
+    with _data_errors(path, "written"):
+        stat, kept = path.stat(), _keep_original(path)
+        atomic_write(path, data, like=path)
+        if keep_times:
+            _copy_times(stat, path)
+    return kept
+
+
+def _keep_original(path: Path) -> Path:
     for number in range(1, 1000):
-        kept = path.with_name(path.name + _SUFFIX + (str(number) if number > 1 else ""))
+        kept = path.with_name(f"{path.name}.original{number if number > 1 else ''}")
         try:
             os.link(path, kept)
         except FileExistsError:
             with suppress(OSError):
-                if kept.samefile(path) or _same_bytes(kept, path):
+                if kept.samefile(path) or _has_same_content(kept, path):
                     return kept
             continue
         except OSError as error:
             if not os.access(path.parent, os.W_OK):
                 raise DataError(f"{path}: its folder cannot be written to, so the original cannot be kept") from error
-            return _copied(path, kept)  # a file system without links
+            with atomic_file(kept, like=path, new=True) as temporary:  # a file system without links
+                shutil.copyfile(path, temporary)
+                shutil.copystat(path, temporary)
         return kept
     raise DataError(f"{path}: there are a thousand kept originals already; move them away first")
 
 
-def _copied(path: Path, kept: Path) -> Path:
-    if kept.exists():
-        raise DataError(f"{kept} exists already and is not written over")
-    try:
-        with atomic_file(kept, like=path, new=True) as temporary:
-            shutil.copyfile(path, temporary)
-            shutil.copystat(path, temporary)
-    except OSError as error:
-        raise DataError(f"{path}: the original cannot be kept: {error.strerror or error}") from error
-    return kept
-
-
-def _same_bytes(one: Path, other: Path) -> bool:
+def _has_same_content(one: Path, other: Path) -> bool:
     return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
 
 
-def write_bytes(
-    path: Path, data: bytes, *, like: Path | None = None, times: Path | None = None, new: bool = False
-) -> None:
-    """Write a photo or a sidecar; see :func:`open_geoclip.files.atomic_file`.
+def _copy_times(stat: os.stat_result, path: Path) -> None:
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    Args:
-        path: the file to write.
-        data: its content.
-        like: a file whose permissions it gets; those of a new file when not given.
-        times: a file whose times of access and change it gets.
-        new: refuse to overwrite a file.
 
-    Raises:
-        DataError: it cannot be written; an existing file is unchanged.
-    """
+@contextmanager
+def _data_errors(path: Path, verb: str) -> Iterator[None]:
     try:
-        stat = None if times is None else times.stat()
-        atomic_write(path, data, like=like, new=new)
-        if stat is not None:
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        yield
     except FileExistsError as error:
         raise DataError(f"{path} exists already and is not written over") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be {verb}: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import GPSTAGS
 
 from open_geoclip.errors import ImageError, MetadataError
 from open_geoclip.images import ImageSource, image_name, open_header, quiet_pillow, read_bytes
@@ -216,12 +217,8 @@ class _Collector:
         self.taken = _parse_time(_text(camera.get(0x9003)), _text(camera.get(0x9011)))
         for tag in (0x0131, 0x000B):
             self._add_program(_text(exif.get(tag)))
-        if not record:
-            return
-        try:
-            self.places.append(_exif_place(record))
-        except MetadataError as error:
-            self.faults.append(str(error))
+        if record and not self._add_place({GPSTAGS.get(tag, ""): value for tag, value in record.items()}, "exif"):
+            self.faults.append("its GPS record has no place")
 
     def add_xmp(self, packet: bytes, source: Source) -> None:
         try:
@@ -237,14 +234,20 @@ class _Collector:
         if self.taken is None:
             with suppress(ValueError):
                 self.taken = datetime.fromisoformat(values.get((xmp.EXIF_NS, "DateTimeOriginal"), ""))
+        gps_values = {name: value for (space, name), value in values.items() if space == xmp.EXIF_NS}
+        self._add_place(gps_values, source, estimated=any(one.namespace == xmp.ESTIMATE_NS for one in found))
+
+    def _add_place(self, values: Mapping[str, Any], source: Source, *, estimated: bool = False) -> bool:
+        """Add the place of a GPS record, or what is wrong with it; False where it has no coordinates."""
+        if any(values.get(name) in (None, "") for name in ("GPSLatitude", "GPSLongitude")):
+            return False
         try:
-            place = _xmp_place({name: value for (space, name), value in values.items() if space == xmp.EXIF_NS}, source)
+            place = _place(values, source)
         except gps.GpsError as error:
             self.faults.append(str(error))
-            return
-        if place is not None:
-            has_estimate = any(one.namespace == xmp.ESTIMATE_NS for one in found)
-            self.places.append(replace(place, estimated=place.estimated or has_estimate))
+        else:
+            self.places.append(replace(place, estimated=estimated or place.estimated))
+        return True
 
     def add_sidecar(self, sidecar: sidecars.Sidecar) -> None:
         try:
@@ -262,66 +265,42 @@ class _Collector:
             self.software.setdefault(name)
 
 
-def _exif_place(record: Mapping[int, Any]) -> PhotoPlace:
-    if record.get(2) is None or record.get(4) is None:
-        raise MetadataError("its GPS record has no place")
-
-    def number(tag: int, most: float = math.inf) -> float | None:
-        values = _numbers(record.get(tag))
-        return values[0] if values and math.isfinite(values[0]) and 0 <= values[0] <= most else None
-
-    altitude, method = number(6), _text(record.get(27))
-    is_below = next(iter(_numbers(record.get(5))), 0) in (1, 3)
+def _place(values: Mapping[str, Any], source: Source) -> PhotoPlace:
+    """The place of a GPS record, by the names of EXIF, which XMP shares."""
+    altitude, method = _number(values.get("GPSAltitude")), _text(values.get("GPSProcessingMethod"))
     return PhotoPlace(
-        gps.signed_degrees(_numbers(record[2]), _text(record.get(1)), "N", "S"),
-        gps.signed_degrees(_numbers(record[4]), _text(record.get(3)), "E", "W"),
-        "exif",
-        accuracy_m=number(31),
-        dop=number(11),
-        altitude_m=-altitude if altitude is not None and is_below else altitude,
-        direction_deg=number(17, 360),
-        fix_time=_fix_time(_text(record.get(29)), _numbers(record.get(7))),
-        datum=_text(record.get(18)),
-        method=method,
-        estimated=(method or "").upper().startswith(ESTIMATED),
-        no_fix=(_text(record.get(9)) or "A").upper() == "V",
-    )
-
-
-def _xmp_place(values: Mapping[str, str], source: Source) -> PhotoPlace | None:
-    lat, lon = values.get("GPSLatitude"), values.get("GPSLongitude")
-    if not lat or not lon:
-        return None
-    altitude = gps.parse_number(values.get("GPSAltitude"))
-    fix_time = None
-    with suppress(ValueError):
-        fix_time = datetime.fromisoformat(values.get("GPSTimeStamp", ""))
-        fix_time = fix_time.replace(tzinfo=UTC) if fix_time.tzinfo is None else fix_time.astimezone(UTC)
-    method = values.get("GPSProcessingMethod")
-    return PhotoPlace(
-        gps.parse_angle(lat, values.get("GPSLatitudeRef"), "N", "S"),
-        gps.parse_angle(lon, values.get("GPSLongitudeRef"), "E", "W"),
+        _degrees(values["GPSLatitude"], values.get("GPSLatitudeRef"), "N", "S"),
+        _degrees(values["GPSLongitude"], values.get("GPSLongitudeRef"), "E", "W"),
         source,
-        accuracy_m=gps.parse_number(values.get("GPSHPositioningError")),
-        dop=gps.parse_number(values.get("GPSDOP")),
-        altitude_m=-altitude if altitude is not None and values.get("GPSAltitudeRef") == "1" else altitude,
-        direction_deg=gps.parse_number(values.get("GPSImgDirection")),
-        fix_time=fix_time,
-        datum=values.get("GPSMapDatum"),
+        accuracy_m=_number(values.get("GPSHPositioningError")),
+        dop=_number(values.get("GPSDOP")),
+        altitude_m=-altitude if altitude is not None and _number(values.get("GPSAltitudeRef")) in (1, 3) else altitude,
+        direction_deg=_number(values.get("GPSImgDirection"), 360),
+        fix_time=_fix_time(_text(values.get("GPSDateStamp")), values.get("GPSTimeStamp")),
+        datum=_text(values.get("GPSMapDatum")),
         method=method,
         estimated=(method or "").upper().startswith(ESTIMATED),
-        no_fix=values.get("GPSStatus") == "V",
+        no_fix=(_text(values.get("GPSStatus")) or "A").upper() == "V",
     )
+
+
+def _degrees(value: Any, ref: Any, plus: str, minus: str) -> float:
+    if isinstance(value, str):
+        return gps.parse_angle(value, _text(ref), plus, minus)
+    return gps.signed_degrees(_numbers(value), _text(ref), plus, minus)
+
+
+def _number(value: Any, most: float = math.inf) -> float | None:
+    """The first number of a value, if it is from 0 to ``most``."""
+    number = gps.parse_number(value) if isinstance(value, str) else next(iter(_numbers(value)), None)
+    return number if number is not None and math.isfinite(number) and 0 <= number <= most else None
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    """A tag's value as numbers; a rational with the denominator 0 is NaN."""
-    if isinstance(value, (bytes, str)):
-        return tuple(value) if isinstance(value, bytes) else ()
+    """A tag of EXIF as numbers; a rational with the denominator 0 is NaN."""
+    values = value if isinstance(value, (bytes, Sequence)) else () if value is None else (value,)
     try:
-        return tuple(
-            float(part) for part in (value if isinstance(value, Sequence) else [value] if value is not None else [])
-        )
+        return tuple(map(float, values))
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return (math.nan,)
 
@@ -341,22 +320,22 @@ def _text(value: Any) -> str | None:
     return value[:4096].split("\0")[0].strip() or None
 
 
-def _fix_time(date: str | None, clock: tuple[float, ...]) -> datetime | None:
-    if date is None or len(clock) != 3:
-        return None
+def _fix_time(date: str | None, clock: Any) -> datetime | None:
+    """The time of a fix in UTC: date and clock of EXIF, or one text of XMP."""
     with suppress(ValueError, OverflowError):
-        day = datetime.strptime(date.replace("-", ":"), "%Y:%m:%d").replace(tzinfo=UTC)
-        if all(0 <= part <= 61 for part in clock):
-            return day + timedelta(hours=clock[0], minutes=clock[1], seconds=clock[2])
+        if isinstance(clock, str):
+            time = datetime.fromisoformat(clock)
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        parts = _numbers(clock)
+        if date and len(parts) == 3 and all(0 <= part <= 61 for part in parts):
+            day = datetime.strptime(date.replace("-", ":"), "%Y:%m:%d").replace(tzinfo=UTC)
+            return day + timedelta(hours=parts[0], minutes=parts[1], seconds=parts[2])
     return None
 
 
 def _parse_time(text: str | None, zone: str | None) -> datetime | None:
-    """A time in EXIF's notation; None for anything else."""
-    with suppress(ValueError):
-        time = datetime.strptime((text or "").strip(), "%Y:%m:%d %H:%M:%S")
-        if zone and (match := re.fullmatch(r"([+-])(\d\d):?(\d\d)", zone.strip())):
-            offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
-            return datetime.fromisoformat(f"{time.isoformat()}{match[0]}") if offset < timedelta(hours=24) else time
-        return time
+    """A time in EXIF's notation, with its zone where that is valid; None for anything else."""
+    for suffix, pattern in (((zone, "%z"),) if zone else ()) + (("", ""),):
+        with suppress(ValueError):
+            return datetime.strptime(f"{text}{suffix}", f"%Y:%m:%d %H:%M:%S{pattern}")
     return None
