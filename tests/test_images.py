@@ -363,7 +363,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
     missing = tmp_path / "missing.jpg"
     assert error(missing) == f"{missing}: there is no such file"
-    assert error(tmp_path) == f"{tmp_path}: is a folder, not a picture"
+    assert error(tmp_path) == f"{tmp_path}: is a folder, not an image"
     assert error("") == "empty path: there is no such file"
     assert error("a\0b").startswith("a\0b: cannot be read")
     assert "cannot be read" in error("x" * 5000)
@@ -406,18 +406,18 @@ def test_urls_are_not_fetched(url: str) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"This is text, not a photo.", "not a picture this package knows; JPEG, PNG"),
+        (b"This is text, not a photo.", "not an image this package knows; JPEG, PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
         (b"%PDF-1.7\n", "a PDF document"),
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", "a video"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file"),
-        (b"P6 1 1 255 abc", "not a picture this package knows"),
+        (b"P6 1 1 255 abc", "not an image this package knows"),
         (b"BM", "the BMP is damaged or cut off"),
         (b"\xff\xd8\xff", "the JPEG is damaged or cut off"),
         (b"\x89PNG\r\n\x1a\n", "the PNG is damaged or cut off"),
-        (bytes(1000), "not a picture"),
+        (bytes(1000), "not an image"),
     ],
 )
 def test_a_file_that_is_no_image_is_told_what_it_is(tmp_path: Path, data: bytes, told: str) -> None:
@@ -751,7 +751,7 @@ def test_a_pipe_in_a_folder_does_not_block(tmp_path: Path) -> None:
 
 def test_nothing_to_find_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ImageError, match=r"holds no pictures .*\.heic .*\.jpg"):
+    with pytest.raises(ImageError, match=r"holds no images .*\.heic .*\.jpg"):
         find_images([tmp_path])
     with pytest.raises(ImageError, match=r"gone\.jpg: there is no such file"):
         find_images([tmp_path / "gone.jpg"])

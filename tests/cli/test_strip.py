@@ -128,7 +128,7 @@ def test_a_report_in_any_format_of_rows(command: Command, photo: Path, tmp_path:
         assert command("strip", "in", "--check", "--report", name, status=1).out == ""
     [row, error] = csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text(), newline=""))
     assert row["removed"].split("; ") == json.loads((tmp_path / "r.json").read_text())[0]["removed"]
-    assert "not a picture" in error["error"]
+    assert "not an image" in error["error"]
     rows = polars.read_parquet(tmp_path / "r.parquet")
     assert rows["removed"].to_list() == [row["removed"].split("; "), None]
     assert rows.columns == list(row)

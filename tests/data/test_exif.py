@@ -59,7 +59,7 @@ def test_photos_that_do_not_say_it(record: dict[int, Any] | None, kind: str, mes
 
 
 def test_what_is_no_image(picture: Any) -> None:
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(ImageError, match="not an image"):
         read_position(b"text")
     with pytest.raises(NoPositionError):
         read_position(picture(0))
@@ -92,5 +92,5 @@ def test_a_folder_of_photos(tmp_path: Path, jpeg: Any, dms: Any, gps: Any) -> No
     (album / "c.jpg").write_bytes(jpeg(1, gps(41.9, 12.5)))
     assert open_source(album).fingerprint != before
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         open_source(tmp_path / "empty")

@@ -175,7 +175,7 @@ def test_a_file_of_another_kind_and_an_empty_folder(tmp_path: Path, jpeg: Any) -
     with pytest.raises(SettingsError, match="a CSV, Parquet or GeoJSON table"):
         open_source(tmp_path / "a.jpg")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         open_source(tmp_path / "empty")
     with pytest.raises(SettingsError, match="only a table"):
         open_source("earth-views:test:3", images=tmp_path)

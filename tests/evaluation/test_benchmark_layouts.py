@@ -170,7 +170,7 @@ class TestFaults:
         with pytest.raises(BenchmarkError, match=r"im2gps3k_places365.csv is not there \(it holds a.csv\)"):
             read_labelled(tmp_path, benchmark="im2gps3k")
         write(tmp_path / "a.csv", FLICKR, ROWS)
-        with pytest.raises(BenchmarkError, match="holds no pictures"):
+        with pytest.raises(BenchmarkError, match="holds no images"):
             read_labelled(tmp_path)
         photo(tmp_path / "other.jpg")
         with pytest.raises(BenchmarkError, match=r"of the 4 photos in a.csv, none is there. The first is 1_ab"):

@@ -96,7 +96,7 @@ def test_sources_other_than_files(tmp_path: Path, photo: Photo) -> None:
     assert from_image is not None
     assert (from_image.lat, from_image.time) == (expected and expected.lat, TAKEN)
     assert read_place(np.zeros((4, 4, 3), np.uint8)) is None
-    for wrong, message in ((b"text", "not a picture"), (b"", "empty"), (tmp_path / "none.jpg", "no such file")):
+    for wrong, message in ((b"text", "not an image"), (b"", "empty"), (tmp_path / "none.jpg", "no such file")):
         with pytest.raises(ImageError, match=message):
             read_place(wrong)
 

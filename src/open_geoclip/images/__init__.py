@@ -1,4 +1,4 @@
-"""Pictures: where they come from, how they are decoded, which way is up."""
+"""Images: where they come from, how they are decoded, which way is up."""
 
 from open_geoclip.images.decoding import (
     MAX_ASPECT,

@@ -1,29 +1,23 @@
-"""Decode anything a person may hand over into an upright RGB picture, or say clearly why it cannot be done.
+"""Decode anything a person may hand over into an upright RGB image, or say clearly why it cannot be done.
 
-Each picture is read into memory, recognised by its first bytes (never by its suffix) and given to exactly
-one of Pillow's decoders, called directly: JPEG, PNG, WebP, AVIF, TIFF, GIF (first frame), BMP, and HEIC with
-the extra ``heic``. ``Image.open`` is not used, for two reasons. It would try decoders that have no business
-here (EPS starts Ghostscript), and its guard against decompression bombs is one number for the whole process,
-which a library must not change. The guard here looks at the size in the header, before decoding:
+An image is read into memory, recognised by its first bytes (never by its suffix) and given to exactly one of Pillow's
+decoders: JPEG, PNG, WebP, AVIF, TIFF, GIF (first frame), BMP, and HEIC with the extra ``heic``. ``Image.open`` is not
+used: it would try decoders that have no business here (EPS starts Ghostscript), and its guard against decompression
+bombs is one number for the whole process. The guard here looks at the size in the header, before decoding:
 
 * At most `MAX_PIXELS` pixels are decoded, the number at which Pillow starts to warn.
-* A JPEG may have four times as many, as telephones write 108 and 200 megapixels. It is then read at half its
-  width and height, which its decoder does while reading, in a quarter of the memory. A JPEG that is stored in
-  several scans (a progressive one) is held whole before that: it may need no more than 8 bytes of memory
-  for each of `MAX_PIXELS`, which 200 megapixels with the usual 4:2:0 colours do not exceed.
-* No side is more than `MAX_ASPECT` times the other. The model's preparation scales the shorter side to 224
-  pixels, which would turn a 1 x 20000 picture of a few kB into one of a thousand megapixels.
+* A JPEG may have four times as many, as telephones write 108 and 200 megapixels. Its decoder reads it at half its
+  width and height then. A progressive one is held whole before that: it may need no more than 8 bytes for each of
+  `MAX_PIXELS`, which 200 megapixels with the usual 4:2:0 colours do not exceed.
+* No side is more than `MAX_ASPECT` times the other: the shorter side is scaled to 224 pixels later, which would turn
+  a 1 x 20000 image of a few kB into one of a thousand megapixels.
 
-**Colours.** The released GeoCLIP calls ``image.convert("RGB")`` and was trained that way. A plain RGB file
-gives the same bits here. Embedded colour profiles are ignored for that reason: managed colours are nicer to
-look at, but they are not the ones the model has seen, and a profile is one more thing a hostile file can
-bring. Where ``convert`` loses the picture, this differs from the released code: transparent parts become
-white rather than the colour that lies beneath, and grey values of 16 or 32 bits are scaled rather than cut
-off at 255.
+**Colours.** As in the released GeoCLIP, ``image.convert("RGB")``: a plain RGB file gives the same bits, and embedded
+colour profiles are ignored. Where ``convert`` loses the image, this differs: transparent parts become white rather
+than the colour beneath, and grey values of 16 or 32 bits are scaled rather than cut off at 255.
 
-A JPEG that lacks only its end marker is decoded, with a warning in the log; one that lacks pixels is refused.
-
-If a program sets Pillow's global ``ImageFile.LOAD_TRUNCATED_IMAGES``, pictures that are cut off pass.
+A JPEG that lacks only its end marker is decoded, with a warning in the log; one that lacks pixels is refused, unless a
+program sets Pillow's global ``ImageFile.LOAD_TRUNCATED_IMAGES``.
 """
 
 import logging
@@ -65,7 +59,7 @@ MAX_PIXELS = 89_478_485
 """The most pixels that are decoded: a quarter of a GiB at three bytes each, as Pillow counts it."""
 
 MAX_ASPECT = 50
-"""The longer side over the shorter. Of a picture at the bound, the model looks at a square that is 2 %."""
+"""The longer side over the shorter. Of an image at the bound, the model looks at a square that is 2 %."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,58 +67,56 @@ _END = b"\xff\xd9"
 _READS = "JPEG, PNG, WebP, AVIF, TIFF, GIF, BMP and HEIC are read"
 _JPEG_ALLOWANCE = 4  # times max_pixels
 _COEFFICIENT_BYTES = 8  # times max_pixels: what a CMYK JPEG of max_pixels needs
-_MAX_SCANS = 50  # a scan can be a few bytes long and still cost a walk over the whole picture
+_MAX_SCANS = 50  # a scan can be a few bytes long and still cost a walk over the whole image
 
 
 def load_image(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one picture into an upright RGB image of 8 bits a channel.
+    """Decode one image into an upright RGB image of 8 bits a channel.
 
-    The result is fully loaded, shares nothing with the source, and carries no metadata: the EXIF orientation
-    is applied once and cannot be applied again. A file object is read from its start where it can seek, and
-    is left open. Arrays and images made in memory are decoded already, so ``max_pixels`` is not for them.
-
-    Grey images of 32 bits do not say which value is white. It is taken to be the first of 1 (floats only),
-    255 and 65535 that is not below the greatest value, or else the greatest value.
+    The result is fully loaded, shares nothing with the source, and carries no metadata: the EXIF orientation is applied
+    once. A file object is read from its start where it can seek, and is left open. Grey images of 32 bits do not say
+    which value is white: it is the first of 1 (floats only), 255 and 65535 that is not below the greatest value, or
+    else the greatest value.
 
     Args:
-        source: The picture; see `ImageSource`.
-        name: What errors call the picture. By default its path or its kind, as `image_name` says.
-        max_pixels: The most pixels to decode; for JPEGs see the top of this module.
+        source: The image; see `ImageSource`.
+        name: What errors call the image; default: its path or its kind, as `image_name` says.
+        max_pixels: The most pixels to decode (of a file; arrays are decoded already). For JPEGs see the module.
 
     Raises:
-        ImageError: The picture is missing, damaged, cut off, too large, too long and thin, or not one at all.
+        ImageError: The image is missing, damaged, cut off, too large, too long and thin, or not one at all.
     """
     label = image_name(source) if name is None else name
     if isinstance(source, np.ndarray):
-        picture = _from_array(source, label)
+        image = _from_array(source, label)
     elif isinstance(source, Image.Image):
-        picture = source
+        image = source
     else:
-        picture = open_image(read_bytes(source, label), label, max_pixels)
+        image = open_image(read_bytes(source, label), label, max_pixels)
     # An image made in memory has spent its memory already; one that Pillow opened may yet have to be decoded.
-    bound = max_pixels if isinstance(picture, ImageFile.ImageFile) else None
-    _check_size(picture.size, label, bound)
+    bound = max_pixels if isinstance(image, ImageFile.ImageFile) else None
+    _check_size(image.size, label, bound)
     try:
-        with quiet_pillow(picture.format == "TIFF"):
-            picture.load()
-        upright = to_rgb(picture)
-        turn = TURNS.get(orientation(picture))
+        with quiet_pillow(image.format == "TIFF"):
+            image.load()
+        upright = to_rgb(image)
+        turn = TURNS.get(orientation(image))
         if turn is not None:
             upright = upright.transpose(turn)
         elif upright is source:
             upright = upright.copy()
-        elif upright is picture:
+        elif upright is image:
             # The decoder's own object, with its metadata and its file, is dropped; its pixels need no copy.
-            upright = picture._new(picture.im)
+            upright = image._new(image.im)
     except Exception as error:  # decoders fail on hostile bytes in any way they like
-        raise ImageError(label, _why_undecoded(picture.format, error)) from error
+        raise ImageError(label, _why_undecoded(image.format, error)) from error
     upright.info.clear()
     return upright
 
 
 class _Jpeg(JpegImageFile):
     # Pillow looks for the resolution in the EXIF data when it opens a JPEG, and warns if those are damaged.
-    # Nothing here needs it. The first picture of a multi-picture file (MPO) is read as a JPEG, too.
+    # Nothing here needs it. The first image of a multi-image file (MPO) is read as a JPEG, too.
     def _read_dpi_from_exif(self) -> None:
         pass
 
@@ -145,19 +137,19 @@ _OTHERS = {
     b"%!ps": "a PostScript file",
     b"8bps": "a Photoshop file",
     b"pk\x03\x04": "a zip archive",
-    b"\xff\x0a": "a JPEG XL picture",
-    b"\0\0\0\x0cjxl ": "a JPEG XL picture",
-    b"\0\0\0\x0cjp  ": "a JPEG 2000 picture",
+    b"\xff\x0a": "a JPEG XL image",
+    b"\0\0\0\x0cjxl ": "a JPEG XL image",
+    b"\0\0\0\x0cjp  ": "a JPEG 2000 image",
     b"<svg": "an SVG drawing",
     b"<?xml": "an XML file",
     b"<!doctype": "a web page",
     b"<html": "a web page",
-    b"version https://git-lfs": "a Git LFS pointer (git lfs pull brings the picture)",
+    b"version https://git-lfs": "a Git LFS pointer (git lfs pull brings the image)",
 }
 
 
 def sniff(data: bytes, name: str) -> str:
-    """Tell a picture's format by its first bytes: JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP or HEIF.
+    """Tell an image's format by its first bytes: JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP or HEIF.
 
     Raises:
         ImageError: it is none of them; says what it is instead, if that is known.
@@ -174,14 +166,14 @@ def sniff(data: bytes, name: str) -> str:
     what = next((told for magic, told in _OTHERS.items() if text.startswith(magic)), None)
     if what is None and start[4:8] == b"ftyp":
         what = "a camera's raw file" if start[8:12] == b"crx " else "a video"
-    raise ImageError(name, f"{what or 'not a picture this package knows'}; {_READS}")
+    raise ImageError(name, f"{what or 'not an image this package knows'}; {_READS}")
 
 
 def open_header(stream: BufferedIOBase, name: str) -> ImageFile.ImageFile:
-    """Open a picture with the decoder of its format, and read no more than that needs; nothing is decoded.
+    """Open an image with the decoder of its format, and read no more than that needs; nothing is decoded.
 
     Raises:
-        ImageError: it is not a picture, or too damaged to be opened.
+        ImageError: it is not an image, or too damaged to be opened.
     """
     kind = sniff(stream.read(64), name)
     stream.seek(0)
@@ -203,34 +195,34 @@ def open_header(stream: BufferedIOBase, name: str) -> ImageFile.ImageFile:
 
 
 def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
-    """Open a picture that is small enough to be decoded, which its ``load`` does; see :func:`load_image`.
+    """Open an image that is small enough to be decoded, which its ``load`` does; see :func:`load_image`.
 
     Raises:
-        ImageError: it is not a picture, too damaged to be opened, too large, or a camera's raw file.
+        ImageError: it is not an image, too damaged to be opened, too large, or a camera's raw file.
     """
-    picture = open_header(BytesIO(data), name)
-    if isinstance(picture, TiffImageFile):
+    image = open_header(BytesIO(data), name)
+    if isinstance(image, TiffImageFile):
         with quiet_pillow():
             # Most raw formats are TIFFs that begin with a thumbnail (NewSubfileType 1); DNG has a DNGVersion.
-            is_raw = 0xC612 in picture.tag_v2 or picture.tag_v2.get(0xFE) == 1 or data[8:10] == b"CR"
+            is_raw = 0xC612 in image.tag_v2 or image.tag_v2.get(0xFE) == 1 or data[8:10] == b"CR"
         if is_raw:
             raise ImageError(name, f"a camera's raw file: save it as JPEG first; {_READS}")
-    if isinstance(picture, _Jpeg):
-        assert picture.fp is not None
-        scan = picture.fp.tell()
-        _check_jpeg(picture, data, name, max_pixels)
+    if isinstance(image, _Jpeg):
+        assert image.fp is not None
+        scan = image.fp.tell()
+        _check_jpeg(image, data, name, max_pixels)
         whole = data.removesuffix(b"\xff")
-        if data.find(_END, scan) < 0 and _lacks_only_its_end(picture, whole, name, max_pixels):
+        if data.find(_END, scan) < 0 and _lacks_only_its_end(image, whole, name, max_pixels):
             _log.warning("%s: the JPEG lacks its end marker", name)
-            picture = _Jpeg(BytesIO(whole + _END))
-            _check_jpeg(picture, data, name, max_pixels)
-    return picture
+            image = _Jpeg(BytesIO(whole + _END))
+            _check_jpeg(image, data, name, max_pixels)
+    return image
 
 
-def _lacks_only_its_end(picture: _Jpeg, data: bytes, name: str, max_pixels: int) -> bool:
+def _lacks_only_its_end(image: _Jpeg, data: bytes, name: str, max_pixels: int) -> bool:
     """Whether all pixels of a JPEG without an end marker are there: then no bits behind them change anything."""
-    if "progressive" in picture.info:
-        left = {component: set(range(64)) for component, *_ in picture.layer}
+    if "progressive" in image.info:
+        left = {component: set(range(64)) for component, *_ in image.layer}
         for scan in re.finditer(rb"(?s)\xff\xda..([\x01-\x04])", data):  # ISO 10918-1, B.2.3
             components = data[scan.end() : scan.end() + 2 * scan[1][0] : 2]
             first, last, precision = (*data[scan.end() + 2 * scan[1][0] :][:3], 0, 0, 1)[:3]
@@ -249,29 +241,29 @@ def _lacks_only_its_end(picture: _Jpeg, data: bytes, name: str, max_pixels: int)
     return len(decoded) == 1
 
 
-def _check_jpeg(picture: _Jpeg, data: bytes, name: str, max_pixels: int) -> None:
-    """Ask for a smaller picture where the full one is too large, and refuse what Pillow would let through."""
-    assert picture.fp is not None
-    scan = picture.fp.tell()
+def _check_jpeg(image: _Jpeg, data: bytes, name: str, max_pixels: int) -> None:
+    """Ask for a smaller image where the full one is too large, and refuse what Pillow would let through."""
+    assert image.fp is not None
+    scan = image.fp.tell()
     if data.endswith(bytes(16)) and data.find(b"\xff\xd9", scan) < 0:
         # An unfinished download whose file was made in full length: it decodes, the lower part grey.
         raise ImageError(name, "the JPEG is cut off: its end is filled with zeros")
-    is_progressive = "progressive" in picture.info
+    is_progressive = "progressive" in image.info
     if is_progressive and data.count(b"\xff\xda", scan) > _MAX_SCANS:
         raise ImageError(name, f"the JPEG has more than {_MAX_SCANS} scans, as only a malicious file has")
-    (width, height), layers = picture.size, picture.layers
+    (width, height), layers = image.size, image.layers
     if width * height <= max_pixels:
         return
     allowed = _JPEG_ALLOWANCE * max_pixels
     # One scan with all the layers is decoded row by row; else all coefficients are held, two bytes each.
     one_scan = bytes([0xFF, 0xDA, 0, 6 + 2 * layers, layers])
     if is_progressive or not data.startswith(one_scan, scan - 8 - 2 * layers):
-        areas = [down * across for _, down, across, _ in picture.layer]
+        areas = [down * across for _, down, across, _ in image.layer]
         full_layers = sum(areas) / max(1, *areas)
         allowed = min(allowed, int(_COEFFICIENT_BYTES * max_pixels / 2 / max(1, full_layers)))
-    _check_size(picture.size, name, allowed)
+    _check_size(image.size, name, allowed)
     part = next(n for n in (2, 4) if -(-width // n) * -(-height // n) <= max_pixels)
-    picture.draft(None, (max(1, width // part), max(1, height // part)))
+    image.draft(None, (max(1, width // part), max(1, height // part)))
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What a picture can be handed over as: paths, folders, bytes, open files; and what messages call it."""
+"""What an image can be handed over as: paths, folders, bytes, open files; and what messages call it."""
 
 import os
 import re
@@ -34,7 +34,7 @@ SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg"}
     | {".mpo", ".png", ".tif", ".tiff", ".webp"}
 )
-"""What `find_images` takes for a picture in a folder, in lower case."""
+"""What `find_images` takes for an image in a folder, in lower case."""
 
 
 @runtime_checkable
@@ -54,11 +54,11 @@ ImageSource: TypeAlias = Encoded | Image.Image | npt.NDArray[Any]
 
 
 def image_name(source: ImageSource, index: int | None = None) -> str:
-    """Say what answers and errors call a picture: its path, or its kind and ``#index`` where it has none.
+    """Say what answers and errors call an image: its path, or its kind and ``#index`` where it has none.
 
     Args:
-        source: The picture.
-        index: Its position, from 0, among the pictures that were handed over together.
+        source: The image.
+        index: Its position, from 0, among the images that were handed over together.
     """
     path: object = source
     if isinstance(source, Image.Image):
@@ -87,7 +87,7 @@ _SKIPPED = frozenset(
 
 
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the pictures among files and folders.
+    """List the images among files and folders.
 
     A file is kept whatever its suffix. A folder gives, sorted, the files below it that have one of
     `SUFFIXES`, but not hidden ones nor those in folders of thumbnails (`@eaDir`).
@@ -100,7 +100,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         The files, in the order of ``paths``.
 
     Raises:
-        ImageError: A path that does not exist, or a folder that cannot be read or holds no picture.
+        ImageError: A path that does not exist, or a folder that cannot be read or holds no image.
     """
     found: list[Path] = []
     for given in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
@@ -114,7 +114,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
             raise ImageError(str(inner or name), _why_unread(given, error)) from error
         if not inside:
             suffixes = " ".join(sorted(SUFFIXES))
-            raise ImageError(name, f"the folder holds no pictures (files ending in {suffixes})")
+            raise ImageError(name, f"the folder holds no images (files ending in {suffixes})")
         found += inside
     return found
 
@@ -134,19 +134,15 @@ def _walk(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(child for child in folders if not child.startswith(".") and child.lower() not in _SKIPPED)
-        pictures = [here / file for file in files if not file.startswith(".")]
-        pictures = [path for path in pictures if path.suffix.lower() in SUFFIXES]
+        images = [here / file for file in files if not file.startswith(".")]
+        images = [path for path in images if path.suffix.lower() in SUFFIXES]
         # A broken link is kept, so that decoding it says what is wrong; a pipe would block for ever.
-        found += [path for path in pictures if path.is_file() or not path.exists()]
+        found += [path for path in images if path.is_file() or not path.exists()]
     return sorted(found)
 
 
 def read_bytes(source: Encoded, name: str) -> bytes:
-    """The whole file that a picture is in.
-
-    Raises:
-        ImageError: it cannot be read, is empty or larger than `MAX_FILE_BYTES`.
-    """
+    """The whole file of an image; an ImageError if it cannot be read, is empty or larger than `MAX_FILE_BYTES`."""
     try:
         if isinstance(source, (bytes, bytearray, memoryview)):
             data = bytes(source)
@@ -156,7 +152,7 @@ def read_bytes(source: Encoded, name: str) -> bytes:
         elif callable(getattr(source, "read", None)):
             data = _read_stream(source, name)
         else:
-            what = f"a picture cannot be read from an object of type {type(source).__name__}"
+            what = f"an image cannot be read from an object of type {type(source).__name__}"
             raise ImageError(name, f"{what}; hand over a path, bytes, a binary file, a Pillow image or an array")
     except ImageError:
         raise
@@ -178,18 +174,18 @@ def _read_stream(stream: SupportsRead, name: str) -> bytes:
         chunks.append(chunk)
         total += len(chunk)
         if total > MAX_FILE_BYTES:
-            raise ImageError(name, f"is larger than {MAX_FILE_BYTES / 2**30:g} GiB, too large for a picture")
+            raise ImageError(name, f"is larger than {MAX_FILE_BYTES / 2**30:g} GiB, too large for an image")
     return b"".join(chunks)
 
 
 def _why_unread(source: object, error: Exception) -> str:
     path = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else ""
     if re.match(r"(?i)[a-z][a-z0-9+.-]+:/|data:", path):
-        return "URLs are not fetched: save the picture first and hand over its path"
+        return "URLs are not fetched: save the image first and hand over its path"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, IsADirectoryError):
-        return "is a folder, not a picture"
+        return "is a folder, not an image"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     if isinstance(error, TypeError):

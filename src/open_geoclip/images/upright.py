@@ -9,14 +9,7 @@ from PIL import Image
 
 __all__ = ["RESAMPLE", "TURNS", "orientation", "resize_shortest_edge", "to_rgb"]
 
-RESAMPLE = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
+RESAMPLE = {resampling.name.lower(): resampling for resampling in Image.Resampling}
 """Pillow's filters by name."""
 
 
@@ -67,7 +60,7 @@ TURNS = {  # by the orientation that EXIF names
 def orientation(image: Image.Image) -> int:
     """Read the orientation (1 to 8) where ``ImageOps.exif_transpose`` looks, but never warn and never fail.
 
-    TIFF and HEIC pictures are turned by their decoders, which then take the tag away.
+    TIFF and HEIC images are turned by their decoders, which then take the tag away.
     """
     info = image.info
     exif, raw = info.get("exif"), info.get("Raw profile type exif")

@@ -1,1 +1,1 @@
-"""What is written in a picture's file beside its pixels: read, written and removed without touching these."""
+"""What is written in an image's file beside its pixels: read, written and removed without touching these."""

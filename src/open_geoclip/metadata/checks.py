@@ -93,7 +93,7 @@ def _of_clock(place: PhotoPlace, taken: datetime | None) -> Iterator[Remark]:
         if abs(apart) > _STALE:
             hours = apart.total_seconds() / 3600
             yield Remark(
-                "stale", f"the fix is {abs(hours):,.1f} h {'older' if hours > 0 else 'younger'} than the picture"
+                "stale", f"the fix is {abs(hours):,.1f} h {'older' if hours > 0 else 'younger'} than the photo"
             )
     zone_h, how = None, ""
     if taken.tzinfo is not None and (offset := taken.utcoffset()) is not None:

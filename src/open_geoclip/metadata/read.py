@@ -122,7 +122,7 @@ def read_place(source: ImageSource, *, name: str | None = None) -> PhotoPlace | 
         name: how errors name it.
 
     Raises:
-        ImageError: it cannot be read or is not a picture. Damaged metadata are not an error: they hold no place.
+        ImageError: it cannot be read or is not an image. Damaged metadata are not an error: they hold no place.
     """
     return read_metadata(source, name=name).place
 
@@ -132,13 +132,13 @@ def read_metadata(source: ImageSource, *, name: str | None = None, with_sidecars
     if isinstance(source, np.ndarray):
         return PhotoMetadata()
     found = _Collector()
-    with _open(source, image_name(source) if name is None else name) as picture:
-        if picture is not source and _lacks_end_marker(picture):
+    with _open(source, image_name(source) if name is None else name) as image:
+        if image is not source and _lacks_end_marker(image):
             found.faults.append("the JPEG lacks its end marker")
         with quiet_pillow(), warnings.catch_warnings(record=True, action="always") as caught:
-            found.add_exif(picture)
+            found.add_exif(image)
         found.faults += dict.fromkeys(f"its EXIF data are damaged: {one.message}" for one in caught)
-        for packet in _packets(picture):
+        for packet in _packets(image):
             found.add_xmp(packet, "xmp")
     if with_sidecars and isinstance(source, (str, os.PathLike)):
         for sidecar in sidecars.sidecars_beside(Path(source)):
@@ -161,10 +161,10 @@ def _open(source: Any, label: str) -> Iterator[Image.Image]:
         yield open_header(BytesIO(read_bytes(source, label)), label)
 
 
-def _lacks_end_marker(picture: Image.Image) -> bool:
+def _lacks_end_marker(image: Image.Image) -> bool:
     """Whether a JPEG that was just opened is cut off; the end of its file alone is read where the marker is there."""
-    file = getattr(picture, "fp", None)
-    if picture.format != "JPEG" or file is None:
+    file = getattr(image, "fp", None)
+    if image.format != "JPEG" or file is None:
         return False
     scan = file.tell()
     file.seek(max(scan, file.seek(0, os.SEEK_END) - _TAIL))
@@ -174,11 +174,11 @@ def _lacks_end_marker(picture: Image.Image) -> bool:
     return b"\xff\xd9" not in file.read()
 
 
-def _packets(picture: Image.Image) -> list[bytes]:
+def _packets(image: Image.Image) -> list[bytes]:
     """The XMP packets that Pillow finds."""
-    raw = [picture.info.get(key) for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type xmp")]
-    if getattr(picture, "tag_v2", None) is not None:
-        raw.append(picture.tag_v2.get(700))  # type: ignore[attr-defined]
+    raw = [image.info.get(key) for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type xmp")]
+    if getattr(image, "tag_v2", None) is not None:
+        raw.append(image.tag_v2.get(700))  # type: ignore[attr-defined]
     found = []
     for packet in raw:
         if isinstance(packet, str) and packet.lstrip().startswith("xmp"):  # ImageMagick's profile, in hexadecimal
@@ -204,9 +204,9 @@ class _Collector:
         places = tuple(replace(place, time=self.taken or place.time or place.fix_time) for place in self.places)
         return PhotoMetadata(places, self.taken, self.camera, tuple(self.software), tuple(self.faults))
 
-    def add_exif(self, picture: Image.Image) -> None:
+    def add_exif(self, image: Image.Image) -> None:
         try:
-            exif = picture.getexif()
+            exif = image.getexif()
             camera, record = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
         except Exception as error:  # noqa: BLE001  # Pillow fails on damaged data in many ways
             self.faults.append(f"its EXIF data are damaged: {error}")

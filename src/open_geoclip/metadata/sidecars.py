@@ -1,6 +1,6 @@
 """Files beside a photo that hold its metadata: XMP, and the JSON of Google Takeout.
 
-``photo.jpg.xmp`` belongs to one photo. ``photo.xmp`` is shared by every picture of that name, unless it says whose it
+``photo.jpg.xmp`` belongs to one photo. ``photo.xmp`` is shared by every photo of that name, unless it says whose it
 is (``photoshop:SidecarForExtension``). Names are compared without regard to case. Takeout cuts off names after 46
 characters and puts the number of a copy elsewhere: ``photo(1).jpg`` has ``photo.jpg.supplemental-metadata(1).json``.
 """
@@ -63,12 +63,12 @@ def sidecars_beside(photo: Path) -> list[Sidecar]:
     stem, suffix = photo.stem.lower(), photo.suffix.lower()
     own = names.get(f"{photo.name.lower()}.xmp", ())
     found = [Sidecar(photo.with_name(one), "xmp", is_writable=True) for one in own]
-    has_picture, has_raw = (
+    has_image, has_raw = (
         any(f"{stem}{other}" in names for other in suffixes - {suffix}) for suffixes in (SUFFIXES, _RAW)
     )
     for one in names.get(f"{stem}.xmp", ()):
         owner = _owner(photo.with_name(one))
-        is_own = owner == suffix or (owner is None and not has_picture)
+        is_own = owner == suffix or (owner is None and not has_image)
         is_writable = owner == suffix or (is_own and not has_raw)
         found.append(Sidecar(photo.with_name(one), "xmp", is_own, is_writable))
     takeout = [one for key in _takeout_names(photo) for one in names.get(key, ())]
