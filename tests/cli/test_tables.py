@@ -82,6 +82,8 @@ READ: dict[str, tuple[str, bytes | Callable[[Path], bytes]]] = {
     "bar": (".csv", text(delimiter="|").encode()),
     "quoted": (".csv", text(quote='"').encode()),
     "quoted decimal comma": (".csv", text(quote='"', number=comma).encode()),
+    "quoted after spaces": (".csv", text(delimiter=", ", quote='"').encode()),
+    "typographic minus": (".csv", text(number=lambda value: str(value).replace("-", "\N{MINUS SIGN}")).encode()),
     "sep=": (".csv", ("sep=;\r\n" + text(delimiter=";", end="\r\n")).encode()),
     "CR LF": (".csv", text(end="\r\n").encode()),
     "CR": (".csv", text(end="\r").encode()),
@@ -109,6 +111,10 @@ READ: dict[str, tuple[str, bytes | Callable[[Path], bytes]]] = {
     "decimalLatitude": (".csv", text(named("decimalLatitude", "decimalLongitude")).encode()),
     "Lat (deg)": (".csv", text(named("Lat (deg)", "Lon (deg)")).encode()),
     "Latitude (°)": (".csv", text(named("Latitude (°)", "Longitude (°)")).encode()),
+    "Latitude (decimal degrees)": (
+        ".csv",
+        text(named("Latitude (decimal degrees)", "Longitude (decimal degrees)")).encode(),
+    ),
     "LAT_DD": (".csv", text(named("LAT_DD", "LONG_DD")).encode()),
     "GPSLatitude": (".csv", text(["SourceFile", *named("GPSLatitude", "GPSLongitude")[1:]]).encode()),
     "y, x": (".csv", text(named("y", "x")).encode()),
@@ -123,6 +129,10 @@ REFUSED = {
     "NUL": (text().replace("-33.9", "-33\0.9"), r"line 2\b"),
     "no number": (text().replace("-33.9", "north"), r"line 2\b.*'north', not a number in degrees"),
     "degrees and minutes": (text().replace("-33.9", "33 54 S"), r"line 2\b"),
+    "exiftool without -n": (
+        text().replace("-33.9", '"33 deg 54\' 0.00"" S"'),
+        r"line 2\b.*33 deg 54.*exiftool -n writes numbers",
+    ),
     "a comma too many": (
         text().replace("0.png", "0, the first.png"),
         r"line 2\b.*9 cells, where the header has 8",
@@ -230,7 +240,7 @@ def test_every_command_reads(command: Callable[[Path], Bounds], case: str, photo
 @pytest.mark.parametrize("case", REFUSED)
 def test_every_command_refuses(command: Callable[[Path], Bounds], case: str, photos: Path) -> None:
     content, says = REFUSED[case]
-    numbers = case in ("NUL", "no number", "degrees and minutes")
+    numbers = case in ("NUL", "no number", "degrees and minutes", "exiftool without -n")
     if command is by_times and (numbers or case == "a name twice"):
         pytest.skip("it reads no coordinates")
     table = photos / "table.csv"

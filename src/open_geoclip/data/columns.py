@@ -12,7 +12,11 @@ __all__ = ["COORDINATES", "LATITUDE", "LONGITUDE", "Column", "Texts", "find_colu
 
 
 def _spellings(*names: str, axis: str) -> tuple[str, ...]:
-    units = [f"{name}_{unit}" for name in names for unit in ("deg", "degrees", "dd", "decimal", "wgs84")]
+    units = [
+        f"{name}_{unit}"
+        for name in names
+        for unit in ("deg", "degree", "degrees", "dd", "decimal", "decimal_degrees", "wgs84")
+    ]
     return (*names, *units, *(f"{kind}_{name}" for name in names for kind in ("decimal", "gps")), axis)
 
 

@@ -192,6 +192,7 @@ class _Builder:
             except (TypeError, ValueError, OverflowError):
                 numbers.append(np.nan)
                 text = f"{self.names[name]} is {cell!r}, not a number{' in degrees' * degrees}"
+                text += " (exiftool -n writes numbers)" * (" deg " in str(cell))
                 self.invalid.setdefault(row, text)
         return numbers
 
@@ -222,6 +223,7 @@ def _number(cell: Any, *, decimal_comma: bool) -> float:
     text = _text(cell)
     if text.casefold() in _MISSING:
         return float("nan")
+    text = text.replace("\N{MINUS SIGN}", "-")
     # 1,234 in a file of commas may be a thousand. No coordinate is: there it can only be a decimal comma.
     return float(text.replace(",", ".", 1) if decimal_comma and "." not in text else text)
 
@@ -242,7 +244,7 @@ def _read_csv(builder: _Builder) -> Table:
         bare = re.sub(r'"[^"]*"', "", first)
         delimiter = named[1] if named else max(_DELIMITERS, key=bare.count)
         builder.decimal_comma = delimiter != ","
-        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True, strict=True)
         last = skipped  # line of the last row that could be read
 
         def rows() -> Iterator[tuple[int, list[str]]]:
