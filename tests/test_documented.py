@@ -94,6 +94,10 @@ def test_the_tour_leads_to_the_lines_of_definitions() -> None:
         assert line == tour.line_of(name, ROOT / "docs" / path), f"{name} in {path}: run `python docs/tour.py`"
 
 
+def test_dir_lists_the_public_names() -> None:
+    assert set(dir(open_geoclip)) == set(open_geoclip.__all__)
+
+
 def test_the_core_is_read_in_an_hour() -> None:
     assert sum(len((SOURCE / file).read_text(encoding="utf-8").splitlines()) for file in CORE) <= 2000
 

@@ -48,8 +48,9 @@ def photos(tmp_path: Path) -> Path:
 
 def test_check_pack_and_split(geoclip: Run, photos: Path, tmp_path: Path) -> None:
     told = json.loads(geoclip("check", "photos.csv", "--format", "json", status=1).out)
-    assert (told["entries"], told["usable"], told["groups"]) == (12, 7, 7)
-    assert told["unusable"] == {"missing": 1, "no coordinates": 1, "zero": 1, "out of range": 1, "duplicate": 1}
+    assert (told["entries"], told["usable"], told["groups"]) == (12, 8, 8)
+    assert told["unusable"] == {"missing": 1, "no coordinates": 1, "zero": 1, "out of range": 1}
+    assert told["duplicates"] == 1
     assert {"key": "7.png", "kind": "duplicate", "reason": "it has the pixels of 0.png"} in told["faults"]
     table = geoclip("check", "photos.csv", "--no-decode", status=1).out
     assert "8 of 12 photos can be used" in table
@@ -57,7 +58,7 @@ def test_check_pack_and_split(geoclip: Run, photos: Path, tmp_path: Path) -> Non
     packed = geoclip("pack", "photos.csv", "shards", "--shard-mb", "0.01")
     assert "8 photos in" in packed.out
     assert "left out" in packed.err
-    assert "1 duplicate" in geoclip("check", "shards", status=1).out
+    assert "1 duplicate, used all the same" in geoclip("check", "shards", status=1).out
     sides = json.loads(geoclip("split", "shards", "sides", "--format", "json").out)["sides"]
     assert {name: side["photos"] for name, side in sides.items()} == {"train": 6, "validation": 1, "test": 1}
     assert "of 1 photos can be used" in geoclip("check", "sides/test.csv", "--images", "shards").out

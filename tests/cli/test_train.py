@@ -52,6 +52,16 @@ queue_size = 8
     return path
 
 
+def test_without_a_terminal_progress_is_lines(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("open_geoclip.cli.train._LINE_SECONDS", 0.0)
+    train(config)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("features of training photos: 12 of 12, ") for line in lines)
+    assert any(line.startswith("epoch 2 of 2, step 3 of 3, loss ") for line in lines)
+
+
 def test_the_folder_of_the_model_is_told_and_a_second_run_does_not_overwrite_it(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

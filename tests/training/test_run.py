@@ -341,13 +341,13 @@ def test_one_device_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("auto")
 
 
-def library(folder: Path, spread_deg: float, n: int = 60) -> Path:
+def library(folder: Path, spread_deg: float, n: int = 200) -> Path:
     """Photos of three albums, each of a town, that carry their position."""
     rng = np.random.default_rng(0)
     for i in range(n):
         town = ((41.9, 12.5), (64.1, 21.9), (35.7, 139.7))[i % 3]
         lat, lon = (c + float(rng.uniform(0, spread_deg)) for c in town)
-        image, exif = Image.fromarray(np.full((60, 60, 3), 4 * i, np.uint8)), Image.Exif()
+        image, exif = Image.fromarray(np.full((60, 60, 3), i, np.uint8)), Image.Exif()
         exif.get_ifd(0x8825).update({1: "N", 2: (lat, 0.0, 0.0), 3: "E", 4: (lon, 0.0, 0.0)})
         album = folder / f"album {i % 3}"
         album.mkdir(parents=True, exist_ok=True)

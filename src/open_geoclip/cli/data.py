@@ -68,7 +68,7 @@ def _table(found: "Check", show: int) -> str:
     if not found.decoded:
         lines.append("  images were not decoded")
     for kind, count in found.counts.items():
-        lines += ["", f"{count:,} {kind}"]
+        lines += ["", f"{count:,} {kind}" + (", used all the same" if kind == "duplicate" else "")]
         of_kind = [fault for fault in found.faults if fault.kind == kind]
         lines += [f"  {_printable(str(fault))}" for fault in of_kind[:show]]
         if count > show:

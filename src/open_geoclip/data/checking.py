@@ -33,7 +33,7 @@ class Check:
         groups: number of groups of the usable photos.
         bounds: south, west, north, east of the usable photos, in degrees; None without any.
         decoded: whether images were decoded, or only looked for.
-        faults: the photos that cannot be used, in order.
+        faults: the photos that cannot be used, and duplicates, which can, in order.
     """
 
     source: str
@@ -54,8 +54,9 @@ class Check:
         return {kind: found[kind] for kind in FAULT_KINDS if found[kind]}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON, with ``counts`` as ``unusable``."""
-        return asdict(self) | {"unusable": self.counts}
+        """Return all of it for JSON, with ``counts`` as ``unusable`` and ``duplicates``."""
+        unusable = self.counts
+        return asdict(self) | {"duplicates": unusable.pop("duplicate", 0), "unusable": unusable}
 
 
 def check_source(
@@ -67,7 +68,8 @@ def check_source(
 ) -> Check:
     """Read a source once.
 
-    A photo with the pixels of one before it is a duplicate, whatever its name, metadata and coordinates.
+    A photo with the pixels of one before it is a duplicate, whatever its name, metadata and coordinates. Duplicates
+    are listed, but usable: training uses them.
 
     Args:
         source: the photos.
@@ -91,11 +93,10 @@ def check_source(
             seen.add(photo.key)
             if digest and digest in first:
                 faults.append(Fault(photo.key, "duplicate", f"it has the pixels of {first[digest]}"))
-            else:
-                first[digest] = photo.key
-                coordinates[photo.lat, photo.lon] += 1
-                if photo.group is not None:
-                    groups.add(photo.group)
+            first.setdefault(digest, photo.key)
+            coordinates[photo.lat, photo.lon] += 1
+            if photo.group is not None:
+                groups.add(photo.group)
         if progress is not None and source.count is not None:
             progress(entries, source.count)
     if isinstance(source, TarPhotos) and source.table is not None:
