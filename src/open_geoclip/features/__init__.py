@@ -1,7 +1,4 @@
-"""Location vectors for other people's models: scikit-learn, tables in files, ONNX.
-
-The names below are looked up on first use, so that each optional dependency is needed only by what uses it.
-"""
+"""Location embeddings for scikit-learn, in files and as ONNX; names are imported at first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""From rows of coordinates to rows of vectors, as NumPy arrays: rows without a place, levels, chunks."""
+"""Location embeddings of rows of coordinates, as NumPy arrays: missing rows, levels, chunks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -28,29 +28,16 @@ __all__ = [
 ]
 
 Missing = Literal["error", "nan", "zero"]
-"""What becomes of a row without a coordinate: refused, a vector of NaN, or a vector of zeros."""
+"""A row without a coordinate is an error, or its embedding is NaN or zero."""
 
 Combine = Literal["sum", "concat"]
 
 CHUNK = 4096
-"""Rows at a time: what one chunk needs stays near 100 MB."""
+"""Rows at a time, in about 100 MB."""
 
 
 def open_encoder(model: str, dtype: DType) -> tuple[LocationEncoder, str]:
-    """Load a location encoder by its name.
-
-    Args:
-        model: ``geoclip``, ``earth``, ``hub:org/repo@revision`` or ``dir:/folder``.
-        dtype: what its networks compute in; ``auto`` is bfloat16 where the processor has it.
-
-    Returns:
-        The encoder and the fingerprint of its weights.
-
-    Raises:
-        ModelNameError: the name does not follow the grammar.
-        WeightsError: the weights are missing, damaged or of another layout.
-        SettingsError: there is no such dtype.
-    """
+    """Load a location encoder by name, with networks of a dtype; return it with the fingerprint of its weights."""
     network = resolve_dtype(dtype, "cpu")
     release = load_release(model)
     return load_model(release, towers=()).location_encoder.to(network), release.fingerprint
@@ -59,18 +46,10 @@ def open_encoder(model: str, dtype: DType) -> tuple[LocationEncoder, str]:
 def checked_rows(
     coordinates: Float64[np.ndarray, "n 2"], missing: Missing
 ) -> tuple[Float64[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-    """Tell rows without a coordinate from wrong ones, which are always refused.
-
-    Args:
-        coordinates: (lat, lon) in degrees; NaN in either makes a row one without a coordinate.
-        missing: ``error``, ``nan`` or ``zero``.
-
-    Returns:
-        The coordinates, with (0, 0) where there is none, and which rows have none.
+    """Return coordinates with (0, 0) in rows without one (NaN), and which rows these are.
 
     Raises:
-        CoordinateError: a row has no coordinate and ``missing`` is ``error``, or one is not on Earth; the message
-            names the first such row.
+        CoordinateError: a coordinate is not on Earth, or missing where that is an error; names the first such row.
     """
     absent = np.isnan(coordinates).any(axis=1)
     if absent.any():
@@ -112,19 +91,17 @@ def vectors_by_chunk(
     normalize: bool = False,
     start: int = 0,
 ) -> Iterator[Float32[np.ndarray, "m k"]]:
-    """Vectors in the order of the rows, ``CHUNK`` rows at a time: memory does not grow with the number of rows.
-
-    Phases are computed in float64 from float64 degrees, whatever the network runs in.
+    """Yield embeddings in the order of the rows, ``CHUNK`` rows at a time; phases are float64.
 
     Args:
         encoder: in evaluation mode.
-        coordinates: as :func:`checked_rows` gives them.
-        absent: rows that get no vector.
-        missing: what they get instead, ``nan`` or ``zero``.
-        levels: which of the encoder's levels, 0 is the coarsest; all when not given.
-        combine: ``sum``, or ``concat``: one level's part after the other.
+        coordinates: as returned by :func:`checked_rows`.
+        absent: rows without a coordinate.
+        missing: their embedding, ``nan`` or ``zero``.
+        levels: of the encoder, 0 is the coarsest; default: all.
+        combine: ``sum`` or ``concat``.
         normalize: to length 1; with ``concat`` each level's part.
-        start: the row to begin with.
+        start: first row.
     """
     chosen = [encoder.levels[level] for level in select_levels(levels, len(encoder.levels))]
     for at in range(start, len(coordinates), CHUNK):

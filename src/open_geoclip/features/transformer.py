@@ -1,4 +1,4 @@
-"""Location vectors as a step of scikit-learn.
+"""Location embeddings as a scikit-learn transformer.
 
 ::
 
@@ -8,8 +8,6 @@
 
     model = make_pipeline(LocationFeatures("geoclip"), LogisticRegression(max_iter=1000))
     model.fit([[48.86, 2.35], [-33.86, 151.21]], ["Europe", "Oceania"])
-
-Torch does the work, but only inside: what goes in and what comes out is NumPy, pandas or polars.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,27 +32,21 @@ __all__ = ["LocationFeatures"]
 
 
 class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Vectors of places, for any model that takes columns of numbers.
+    """Embeddings of places as float32 features, a row per place in the same order.
 
-    Takes rows of (lat, lon) in degrees: an array, a list, a pandas or polars DataFrame (columns by name), a
-    GeoSeries or a GeoDataFrame of points (brought to EPSG:4326 from its own reference system). Gives float32, a row
-    a place, in the same order.
-
-    Nothing is learned from the places unless ``n_components`` asks for it. A fitted transformer is pickled without
-    the encoder's weights, which it finds again by their name and checks.
+    Takes rows of (lat, lon) in degrees: an array, a list, a pandas or polars DataFrame, or a GeoSeries or GeoDataFrame
+    of points (converted to EPSG:4326). Fitting learns nothing without ``n_components``. A fitted transformer is pickled
+    without the encoder's weights, which it loads again by name and checks.
 
     Args:
         model: ``geoclip`` (released), ``earth`` (embedded), ``hub:org/repo@revision`` or ``dir:/folder``.
-        levels: one of the encoder's resolutions or several, 0 is the coarsest; all when not given.
-        combine: ``sum`` adds up the levels, as the model itself does; ``concat`` puts one after the other.
-        normalize: vectors of length 1 (with ``concat``, each level's part); if not, as the network gives them.
-        n_components: keep so many principal components of the training places' vectors, or, below 1, as many as
-            explain that share of their variance.
-        missing: what a row without a coordinate becomes: ``error``, ``nan`` or ``zero``. A wrong coordinate is always
-            an error.
-        columns: the names of the columns of latitude and longitude in a DataFrame; lat, latitude, lon, lng, long
-            and longitude are found without.
-        dtype: what the networks compute in, ``float32``, ``bfloat16`` or ``auto``. Fourier phases are float64 always.
+        levels: one or several of the encoder's resolutions, 0 is the coarsest; default: all.
+        combine: ``sum`` of the levels, as in the model, or ``concat``.
+        normalize: to length 1 (with ``concat``, each level's part).
+        n_components: number of principal components to keep; below 1, the share of the variance to explain.
+        missing: a row without a coordinate is an ``error``, or its features are ``nan`` or ``zero``.
+        columns: names of the columns of latitude and longitude in a DataFrame; default: found by common names.
+        dtype: of the networks: ``float32``, ``bfloat16`` or ``auto``. Fourier phases are float64.
 
     Attributes:
         n_features_in_: 2.
@@ -89,14 +81,10 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self.dtype = dtype
 
     def fit(self, X: Any, y: object = None) -> "LocationFeatures":  # noqa: N803  # scikit-learn's name
-        """Load the encoder; find the principal components of these places' vectors, if any are wanted.
-
-        Args:
-            X: places, see the class.
-            y: not used.
+        """Load the encoder, and fit the principal components if there are any.
 
         Raises:
-            CoordinateError: these are not places; the message names the first wrong row.
+            CoordinateError: a row is not a place; the message names the first one.
             SettingsError: a setting is out of range.
             ModelNameError: the model's name does not follow the grammar.
             WeightsError: the weights are missing or damaged; the message says what to do.
@@ -119,16 +107,10 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         return self
 
     def transform(self, X: Any) -> Float32[np.ndarray, "n k"]:  # noqa: N803
-        """The vectors of places.
-
-        Args:
-            X: places, see the class.
-
-        Returns:
-            A row a place, in the same order; with ``set_output`` a DataFrame.
+        """Return the embeddings of places; with ``set_output`` as a DataFrame.
 
         Raises:
-            CoordinateError: these are not places; the message names the first wrong row.
+            CoordinateError: a row is not a place; the message names the first one.
             WeightsError: the weights have changed since the transformer was fitted and pickled.
         """
         check_is_fitted(self)
@@ -147,13 +129,7 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         return out
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns that come out.
-
-        ``location_pc0`` are principal components, ``location_level2_0`` belong to one level, ``location_0`` to a sum.
-
-        Args:
-            input_features: only checked against what the transformer was fitted with.
-        """
+        """Return names such as ``location_0`` of a sum, ``location_level2_0`` of a level, ``location_pc0``."""
         check_is_fitted(self)
         _check_feature_names_in(self, input_features, generate_names=False)
         if self.n_components is not None:
@@ -166,7 +142,7 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         return np.array(names, dtype=object)
 
     def _fit_components(self, coordinates: Float64[np.ndarray, "n 2"]) -> None:
-        """Principal components by the covariance, gathered chunk by chunk, so that memory stays flat."""
+        """Fit principal components by the covariance, chunk by chunk: memory does not grow with the rows."""
         wanted, most = self.n_components, min(len(coordinates), self._width)
         assert wanted is not None
         share = isinstance(wanted, float)

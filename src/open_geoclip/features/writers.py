@@ -18,7 +18,7 @@ from open_geoclip.files import atomic_file
 __all__ = ["OUTPUTS", "write_vectors"]
 
 Vectors = Callable[[int], Iterator[Float32[np.ndarray, "m k"]]]
-"""Gives the vectors from a row on, some rows at a time."""
+"""Returns the embeddings from a row on, some rows at a time."""
 
 
 def write_vectors(
@@ -28,21 +28,21 @@ def write_vectors(
     vectors: Vectors,
     about: Mapping[str, str],
 ) -> None:
-    """Write vectors as they are computed, beside the goal, and rename the whole file into place.
+    """Write embeddings as they are computed, to a temporary file that is renamed at the end.
 
-    ``.npy`` holds the vectors, ``.npz`` also ``coordinates``; ``.csv`` has columns lat, lon, v0, v1...; ``.parquet``
-    has lat, lon and ``vector``, a list of fixed size. A ``.npy`` that was interrupted stays as a hidden ``.part`` file;
-    the same call goes on where it ended.
+    ``.npy`` has the embeddings, ``.npz`` also ``coordinates``; ``.csv`` has columns lat, lon, v0, v1...; ``.parquet``
+    has lat, lon and ``vector``, a list of fixed size. An interrupted ``.npy`` is kept as a hidden ``.part`` file, and
+    the same call continues it.
 
     Args:
-        output: ends in one of :data:`OUTPUTS`.
-        coordinates: as they are told in the file, one a row.
-        width: numbers a vector.
-        vectors: called with the row to begin with.
-        about: what the vectors depend on besides, such as model and fingerprint; kept in .npz and .parquet.
+        output: its suffix is one of :data:`OUTPUTS`.
+        coordinates: (lat, lon) in degrees of each row.
+        width: length of an embedding.
+        vectors: called with the first row.
+        about: what the embeddings depend on besides, such as model and fingerprint; stored in .npz and .parquet.
 
     Raises:
-        SettingsError: the name ends in something else.
+        SettingsError: another suffix.
         OpenGeoCLIPError: the file cannot be written.
         MissingExtraError: Parquet without the extra ``parquet``.
     """
@@ -135,4 +135,4 @@ def _write_parquet(
 
 
 OUTPUTS = {".npy": _write_npy, ".npz": _write_npz, ".parquet": _write_parquet, ".csv": _write_csv}
-"""What a file of vectors may end in."""
+"""Writer of each suffix."""
