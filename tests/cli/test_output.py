@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from open_geoclip.cli import _output, app
-from open_geoclip.cli._output import AnswerOutput, PointOutput
+from open_geoclip.cli._output import DetailOutput, PointOutput
 from open_geoclip.data.columns import Column
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.tables import format_csv, read_table
@@ -193,10 +193,10 @@ def test_files_for_maps_have_the_regions(tmp_path: Path) -> None:
 
 
 def test_a_file_without_regions_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert AnswerOutput(format_="kml").has_detail
-    assert not AnswerOutput(format_="csv").has_detail
-    assert not AnswerOutput(format_="kml", detail=False).has_detail
-    assert AnswerOutput(format_="csv", detail=True).has_detail
+    assert DetailOutput(format_="kml").has_detail
+    assert not DetailOutput(format_="csv").has_detail
+    assert not DetailOutput(format_="kml", detail=False).has_detail
+    assert DetailOutput(format_="csv", detail=True).has_detail
     monkeypatch.setattr(_output, "find_spec", lambda name: None)
-    assert not AnswerOutput(format_="kml").has_detail
+    assert not DetailOutput(format_="kml").has_detail
     assert "open-geoclip[places]" in capsys.readouterr().err

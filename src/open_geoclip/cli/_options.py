@@ -101,7 +101,6 @@ class ModelOptions:
             return Locator.from_pretrained(arguments.pop("model"), progress=progress, **arguments)
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ImageModelOptions(ModelOptions):
     """The same, and how images are processed."""

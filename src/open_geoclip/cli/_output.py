@@ -17,9 +17,8 @@ from open_geoclip.files import atomic_write
 
 __all__ = [
     "MAP_FORMATS",
-    "AnswerFormat",
     "AnswerOutput",
-    "Output",
+    "DetailOutput",
     "PointOutput",
     "RowOutput",
     "TextFormat",
@@ -123,7 +122,6 @@ class Output:
         write_output(format_rows(self.format, rows, columns), self.path)
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TextOutput(Output):
     """Options of a command that writes a table or JSON."""
@@ -131,7 +129,6 @@ class TextOutput(Output):
     format_: TextFormat = None
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class RowOutput(Output):
     """Options of a command that also writes rows."""
@@ -139,7 +136,6 @@ class RowOutput(Output):
     format_: Annotated[Literal["table", "json", "csv", "csv-bom", "parquet"] | None, _FORMAT] = None
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PointOutput(Output):
     """Options of a command that also writes rows with coordinates."""
@@ -147,12 +143,17 @@ class PointOutput(Output):
     format_: Annotated[Literal["table", "json", "csv", "csv-bom", "geojson", "parquet"] | None, _FORMAT] = None
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class AnswerOutput(Output):
     """Options of a command that writes answers."""
 
     format_: AnswerFormat = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetailOutput(AnswerOutput):
+    """The same, and whether answers have regions."""
+
     detail: Annotated[
         bool | None,
         Parameter(
@@ -216,16 +217,18 @@ def progress_bar(text: str, *, log_interval_s: float | None = None) -> Iterator[
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=None, visible=False)
         start = last = time.monotonic()
+        first: int | None = None
 
         def show(done: int, total: int | None) -> None:
-            nonlocal last
+            nonlocal first, last
             bar.update(task, completed=done, total=total, visible=True)
+            first = done if first is None else first  # what an earlier run did counts for no rate
             now = time.monotonic()
-            if log_interval_s is not None and not console.is_terminal and now - last >= log_interval_s:
+            if log_interval_s is not None and not console.is_terminal and now - last >= log_interval_s and done > first:
                 last = now
-                of = "" if total is None else f" of {total:,}"
-                rate = f"{done / (now - start):.1f} per second"
-                print(f"geoclip: {text}: {done:,}{of}, {rate}", file=sys.stderr, flush=True)
+                rate = (done - first) / (now - start)
+                left = "" if total is None else f" of {total:,}, {(total - done) / rate / 60:.0f} minutes left"
+                print(f"geoclip: {text}: {done:,}{left}, {rate:.1f} per second", file=sys.stderr, flush=True)
 
         yield show
 

@@ -1,8 +1,6 @@
 """``geoclip evaluate``: measure a model on photos with known places."""
 
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from open_geoclip.evaluation.labelled import Labelled
 
 __all__ = ["evaluate", "run", "write_results"]
-
-_EVERY_S = 30.0  # between two lines of progress where there is no terminal
 
 
 def evaluate(
@@ -100,7 +96,13 @@ def run(
         print(f"geoclip: {text}", file=sys.stderr)
     locator = options.load(crops=crops)
     try:
-        with progress_bar("locating") as bar:
+        with progress_bar("locating", log_interval_s=30) as bar:
+
+            def progress(done: int, total: int, resumed: int) -> None:
+                if done == resumed and resumed:
+                    print(f"geoclip: {resumed:,} of {total:,} photos are done already", file=sys.stderr)
+                bar(done, total)
+
             return evaluation.evaluate(
                 locator,
                 labelled,
@@ -111,7 +113,7 @@ def run(
                 countries=countries,
                 continents=continents,
                 settings={"dtype": options.dtype},
-                progress=_progress(bar),
+                progress=progress,
             )
     except KeyboardInterrupt:
         print(f"geoclip: finished answers are in {folder}: run the same command again to resume", file=sys.stderr)
@@ -137,26 +139,6 @@ def _names() -> "tuple[Names, Names] | tuple[None, None]":
         print(f"geoclip: there will be no country accuracy: {error}", file=sys.stderr)
         return None, None
     return countries, continents
-
-
-def _progress(bar: Callable[[int, int], None]) -> Callable[[int, int, int], None]:
-    """Return a callback that shows a bar on a terminal, and a line every 30 seconds elsewhere."""
-    started = last = time.monotonic()
-
-    def show(done: int, total: int, resumed: int) -> None:
-        nonlocal last
-        bar(done, total)
-        now = time.monotonic()
-        if done == resumed and resumed:
-            print(f"geoclip: {resumed:,} of {total:,} photos are done already", file=sys.stderr)
-        if now - last >= _EVERY_S and not sys.stderr.isatty() and done > resumed:
-            last = now
-            rate = (done - resumed) / (now - started)
-            left = (total - done) / rate / 60
-            text = f"{done:,} of {total:,} photos, {rate:.1f} a second, {left:.0f} minutes left"
-            print(f"geoclip: {text}", file=sys.stderr)
-
-    return show
 
 
 def write_results(found: "Evaluation", folder: Path) -> None:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._answers import draw_answers, write_answers
 from open_geoclip.cli._options import Crops, ImageModelOptions, Map, Photos, photo_files
-from open_geoclip.cli._output import AnswerOutput, collect, exit_if_failed, print_errors, progress_bar
+from open_geoclip.cli._output import DetailOutput, collect, exit_if_failed, print_errors, progress_bar
 from open_geoclip.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _AREA = Parameter(allow_leading_hyphen=True)
 class JobOptions:
     """How a job runs."""
 
-    resume: Annotated[bool, Parameter(help="Continue in a folder that holds results.", negative=())] = False
+    resume: Annotated[bool, Parameter(help="Continue in a folder that contains results.", negative=())] = False
     retry_errors: Annotated[
         bool, Parameter(help="Continue, and locate photos again whose rows have an error.", negative=())
     ] = False
@@ -42,9 +42,8 @@ class JobOptions:
     workers: Annotated[int | None, Parameter(help="Processes that decode; default: one per processor core.")] = None
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class LocateOutput(AnswerOutput):
+class LocateOutput(DetailOutput):
     """Options of the output, which may also be a folder of the results of a job."""
 
     def __post_init__(self) -> None:
@@ -129,7 +128,8 @@ def locate(
     if output.is_job:
         assert output.path is not None
         limits = {"within": within or [], "not_within": not_within or []}
-        _run_job(images, output.path, job, locator, top_k, text, text_weight, bool(output.detail), limits)
+        wanted = {"top_k": top_k, "text": text, "text_weight": text_weight, "detail": bool(output.detail)}
+        _run_job(locator, images, output.path, job, options=limits, **wanted)
         return
     files, failed = photo_files(images, unique=False)
 
@@ -161,17 +161,7 @@ def locate(
     exit_if_failed(errors, interrupted=interrupted)
 
 
-def _run_job(
-    images: list[Path],
-    folder: Path,
-    job: JobOptions,
-    locator: "Locator",
-    top_k: int,
-    text: str | None,
-    text_weight: float,
-    detail: bool,
-    limits: dict[str, Any],
-) -> None:
+def _run_job(locator: "Locator", images: list[Path], folder: Path, job: JobOptions, **options: Any) -> None:
     from open_geoclip.data.sources import open_source
     from open_geoclip.scale.jobs import JobSettings, run_job
 
@@ -185,18 +175,7 @@ def _run_job(
     settings = JobSettings(**{**asdict(job), "shard": (int(number), int(count))})
     source = open_source(str(images[0]), places=False)
     with progress_bar("locating", log_interval_s=30) as progress:
-        report = run_job(
-            locator,
-            source,
-            folder,
-            settings,
-            top_k=top_k,
-            text=text,
-            text_weight=text_weight,
-            detail=detail,
-            options=limits,
-            progress=progress,
-        )
+        report = run_job(locator, source, folder, settings, progress=progress, **options)
     before = f"; {report.done_before:,} were done before" if report.done_before else ""
     repeated = f"; {report.duplicates:,} named twice, done once" if report.duplicates else ""
     print(f"geoclip: {folder}: {report.located:,} located, {report.failed:,} failed{before}{repeated}", file=sys.stderr)

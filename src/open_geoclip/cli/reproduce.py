@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["reproduce"]
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ReleasedModelOptions(ImageModelOptions):
     """The model that the published answers are of, in the precision that they were computed in."""

@@ -1,12 +1,10 @@
 """``geoclip results``: summarise and convert the results of a job."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
-from open_geoclip.cli._output import AnswerFormat, Output, write_output
+from open_geoclip.cli._output import AnswerOutput, write_output
 from open_geoclip.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -15,20 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["results"]
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class ResultsOutput(Output):
-    """Options of the output: answers in a file, or a summary."""
-
-    format_: AnswerFormat = None
-    path: Annotated[
-        Path | None,
-        Parameter(name=["--output", "-o"], help="Write the answers to this file, instead of a summary."),
-    ] = None
-
-
-def results(folder: Path, /, *, output: ResultsOutput = ResultsOutput()) -> None:
+def results(folder: Path, /, *, output: AnswerOutput = AnswerOutput()) -> None:
     """Summarise the results of a job, and convert them to other formats.
+
+    Without --output, prints a summary; --format json prints it with the settings of the job.
 
     Args:
         folder: The folder that geoclip locate -o wrote.

@@ -18,16 +18,11 @@ __all__ = ["strip"]
 
 _COLUMNS = {
     "image": "string",
-    "removed": "strings",
-    "unsure": "strings",
-    "unreadable": "strings",
-    "written": "string",
-    "kept": "string",
-    "error": "string",
+    **dict.fromkeys(("removed", "unsure", "unreadable"), "strings"),
+    **dict.fromkeys(("written", "kept", "error"), "string"),
 }
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ReportOutput(RowOutput):
     """Options of the report, as --output names the photos."""

@@ -16,16 +16,10 @@ __all__ = ["tag"]
 
 _COLUMNS = {
     "image": "string",
-    "lat": "float64",
-    "lon": "float64",
-    "probability": "float64",
+    **dict.fromkeys(("lat", "lon", "probability"), "float64"),
     "sure": "bool",
     "radius_km": "float64",
-    "written": "string",
-    "kept": "string",
-    "would_write": "string",
-    "left": "string",
-    "error": "string",
+    **dict.fromkeys(("written", "kept", "would_write", "left", "error"), "string"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from open_geoclip.cli._answers import draw_answers, write_answers
 from open_geoclip.cli._options import Map, ModelOptions
-from open_geoclip.cli._output import AnswerOutput
+from open_geoclip.cli._output import DetailOutput
 
 __all__ = ["text"]
 
@@ -13,7 +13,7 @@ def text(
     *,
     options: ModelOptions = ModelOptions(),
     top_k: int = 5,
-    output: AnswerOutput = AnswerOutput(),
+    output: DetailOutput = DetailOutput(),
     map_: Map = None,
 ) -> None:
     """Find where on Earth a text fits, such as "a hot desert".

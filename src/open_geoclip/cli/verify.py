@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_geoclip.cli._options import ImageModelOptions, Photos, photo_files
-from open_geoclip.cli._output import MAP_FORMATS, AnswerOutput, collect, exit_if_failed, print_errors, write_output
+from open_geoclip.cli._output import MAP_FORMATS, DetailOutput, collect, exit_if_failed, print_errors, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.verification import Verification
@@ -13,29 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["verify"]
 
 _COLUMNS = {
-    "image": "string",
-    "verdict": "string",
-    "p_value": "float64",
-    "hpd_level": "float64",
-    "distance_km": "float64",
-    "within_25_km": "float64",
-    "within_200_km": "float64",
-    "within_750_km": "float64",
-    "within_2500_km": "float64",
-    "exif_lat": "float64",
-    "exif_lon": "float64",
-    "exif_accuracy_m": "float64",
-    "exif_time": "string",
-    "exif_source": "string",
-    "best_lat": "float64",
-    "best_lon": "float64",
+    **dict.fromkeys(("image", "verdict"), "string"),
+    **dict.fromkeys(("p_value", "hpd_level", "distance_km"), "float64"),
+    **dict.fromkeys((f"within_{km}_km" for km in (25, 200, 750, 2500)), "float64"),
+    **dict.fromkeys(("exif_lat", "exif_lon", "exif_accuracy_m"), "float64"),
+    **dict.fromkeys(("exif_time", "exif_source"), "string"),
+    **dict.fromkeys(("best_lat", "best_lon"), "float64"),
     "sure": "bool",
     "remarks": "strings",
-    "reason": "string",
-    "model": "string",
-    "gallery": "string",
-    "version": "string",
-    "error": "string",
+    **dict.fromkeys(("reason", "model", "gallery", "version", "error"), "string"),
 }
 
 
@@ -44,7 +30,7 @@ def verify(
     /,
     *,
     options: ImageModelOptions = ImageModelOptions(),
-    output: AnswerOutput = AnswerOutput(),
+    output: DetailOutput = DetailOutput(),
     top_k: int = 5,
 ) -> None:
     """Compare photos with the places in their EXIF data, XMP or sidecars.
