@@ -17,7 +17,7 @@ def write_answers(answers: "list[Answer]", output: AnswerOutput, *, max_pixels: 
     """Write answers, with those that are errors; ``max_pixels`` is the limit for photos whose thumbnails are made."""
     records = [answer.to_dict() for answer in answers]
     if output.format in ("table", "json"):
-        output.write(records, table=_table(answers))
+        output.write(records, table=_table(answers) if output.format == "table" else "")
         return
     from open_geoclip.export.formats import render
 

@@ -52,16 +52,8 @@ class Area:
     without: tuple[Shape, ...] = ()
 
     @classmethod
-    def parse(
-        cls,
-        within: str | Iterable[str] = (),
-        without: str | Iterable[str] = (),
-    ) -> "Area":
-        """Parse shapes as they are written on the command line; see the top of this module.
-
-        Args:
-            within: one or several texts, united.
-            without: one or several texts to exclude.
+    def parse(cls, within: str | Iterable[str] = (), without: str | Iterable[str] = ()) -> "Area":
+        """Parse one or several texts each as shapes; see the top of this module.
 
         Raises:
             AreaError: a text is not a shape, a country is unknown, or a file cannot be used.
@@ -139,7 +131,7 @@ def land_points(area: Area) -> Float64[np.ndarray, "m 2"]:
 
 
 def parse_shape(text: str) -> Shape:
-    """Parse one shape: a country, a box, a circle or a GeoJSON file; see the top of this module.
+    """Parse one shape; see the top of this module.
 
     Raises:
         AreaError: the text is not a shape, the country is unknown, or the file cannot be used.

@@ -33,16 +33,7 @@ _DIRECTIONS = ("north", "north-east", "east", "south-east", "south", "south-west
 
 @dataclass(frozen=True)
 class City:
-    """A city, and its distance from a place.
-
-    Attributes:
-        name: as GeoNames writes it.
-        country: code, ISO 3166-1 alpha-2, by GeoNames.
-        lat: degrees north.
-        lon: degrees east.
-        population: of the city itself.
-        distance_km: on the ellipsoid.
-    """
+    """A city of GeoNames with its country code, and its distance from a place on the ellipsoid."""
 
     name: str
     country: str
@@ -57,8 +48,7 @@ class Place:
     """Names of a coordinate.
 
     Attributes:
-        lat: degrees north.
-        lon: degrees east.
+        lat, lon: degrees.
         country: code, ISO 3166-1 alpha-2 or one of :data:`~open_geoclip.geo.countries.CODES`; '' at sea.
         country_name: '' at sea.
         city: the nearest city with more than 15,000 people.

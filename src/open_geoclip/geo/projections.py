@@ -37,14 +37,8 @@ _SCALE = 66.50336  # divided by 180: the released model's units, in which x is w
 def equal_earth(coordinates: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
     """Project onto the Equal Earth map, in the released model's units.
 
-    Šavrič, Patterson and Jenny, "The Equal Earth map projection", 2018. Operations are in the order of the released
-    model, so that float32 results are equal to its to the last bit.
-
-    Args:
-        coordinates: (..., 2) degrees.
-
-    Returns:
-        (..., 2) x in [-1, 1], y in [-0.4867, 0.4867]; y grows to the north.
+    x is in [-1, 1] and y, to the north, in [-0.4867, 0.4867]. Šavrič, Patterson and Jenny, "The Equal Earth map
+    projection", 2018. Operations are in the order of the released model: float32 results are equal to the last bit.
     """
     lat, lon = torch.deg2rad(as_tensor(coordinates)).unbind(-1)
     theta = torch.asin(_SQRT3 / 2 * torch.sin(lat))
@@ -55,15 +49,8 @@ def equal_earth(coordinates: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
 def equal_earth_inverse(xy: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
     """Return the coordinates of points on the Equal Earth map, by Newton's method.
 
-    A float64 round trip is exact to 1e-9 degrees; within 0.01 degrees of a pole, to 1e-6 degrees (the spacing of
-    parallels on the map falls to zero there).
-
-    Args:
-        xy: (..., 2) as :func:`equal_earth` returns them.
-
-    Returns:
-        (..., 2) degrees. A point east or west of the map's outline has a longitude beyond ±180, a point above or below
-        it has latitude ±90.
+    A float64 round trip is exact to 1e-9 degrees, within 0.01 degrees of a pole to 1e-6. A point east or west of the
+    outline of the map has a longitude beyond ±180, a point above or below it has latitude ±90.
     """
     x, y = (as_tensor(xy) * 180 / _SCALE).unbind(-1)
     theta = y / _A1
@@ -90,14 +77,10 @@ def _slope(theta: Tensor) -> Tensor:
 def azimuthal_equal_area(
     points: Float64[np.ndarray, "n 3"], frame: Float64[np.ndarray, "3 3"]
 ) -> Float64[np.ndarray, "n 2"]:
-    """Project unit vectors onto Lambert's azimuthal equal-area map (Snyder, "Map projections", 1987, section 24).
+    """Project unit vectors onto Lambert's azimuthal equal-area map, in kilometres east and north of the centre.
 
-    Args:
-        points: unit vectors.
-        frame: :func:`~open_geoclip.geo.sphere.tangent_frame` of the centre.
-
-    Returns:
-        (n, 2) kilometres east and north of the centre.
+    ``frame`` is the :func:`~open_geoclip.geo.sphere.tangent_frame` of the centre. Snyder, "Map projections", 1987,
+    section 24.
     """
     x, y, z = (points @ frame.T).T
     scale = EARTH_RADIUS_KM * np.sqrt(2 / np.maximum(1 + z, 1e-9))
@@ -166,11 +149,10 @@ class EqualAreaGrid:
 
 
 def cut_antimeridian(ring: Float64[np.ndarray, "n 2"]) -> "BaseGeometry":
-    """Return the polygons that a closed ring encloses, within ±180 degrees of longitude.
+    """Return the polygons that a closed ring of (lon, lat) in degrees encloses, within ±180 degrees of longitude.
 
-    Args:
-        ring: (n, 2) longitude and latitude in degrees. If an edge spans more than 180 degrees (but not the whole turn
-            from -180 to 180), each edge goes the short way. A ring around a pole encloses the smaller side.
+    If an edge spans more than 180 degrees (but not the whole turn from -180 to 180), each edge goes the short way. A
+    ring around a pole encloses the smaller side.
     """
     import shapely
 
