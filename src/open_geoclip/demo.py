@@ -1,6 +1,6 @@
 """``make demo``: six views of the Earth that the embedded model has never seen, located.
 
-The views are the first six of the test split, not chosen. Views, answers and one picture of it all are left in
+The views are the first six of the test split, not chosen. Views, answers and a map of all are written to
 the folder ``demo``.
 """
 

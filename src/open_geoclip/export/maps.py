@@ -227,11 +227,11 @@ def _draw_thumbnail(figure: "Figure", layout: _Layout, left: float, top: float, 
     from matplotlib.transforms import Bbox, TransformedBbox
 
     side = round(layout.thumbnail * _DPI)
-    picture = ImageOps.contain(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
-    width, height = picture.width / _DPI, picture.height / _DPI
+    fitted = ImageOps.contain(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+    width, height = fitted.width / _DPI, fitted.height / _DPI
     box = Bbox.from_bounds(*_box(layout, left, top, width, height))
     artist = BboxImage(TransformedBbox(box, figure.transSubfigure), origin="upper", gid="thumbnail")
-    artist.set_data(np.asarray(picture))
+    artist.set_data(np.asarray(fitted))
     figure.add_artist(artist)
     return height
 

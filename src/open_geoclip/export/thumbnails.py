@@ -22,9 +22,9 @@ def thumbnail(image: ImageSource, *, max_pixels: int) -> str:
     Raises:
         ImageError: the image cannot be read.
     """
-    picture = load_image(image, max_pixels=max_pixels)
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    bare = Image.frombytes("RGB", picture.size, picture.tobytes())  # pixels alone
+    pixels = load_image(image, max_pixels=max_pixels)
+    pixels.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    bare = Image.frombytes("RGB", pixels.size, pixels.tobytes())  # without metadata
     file = io.BytesIO()
     bare.save(file, "JPEG", quality=80)
     return _PREFIX + base64.b64encode(file.getvalue()).decode()
@@ -39,9 +39,9 @@ def decode_thumbnail(data_uri: str, where: str = "thumbnail") -> bytes:
     if not data_uri.startswith(_PREFIX) or len(data_uri) > _MAX_CHARACTERS:
         raise SettingsError(f"{where}: a JPEG as a data URI ({_PREFIX}...) of at most {_MAX_CHARACTERS:,} characters")
     try:
-        picture = base64.b64decode(data_uri.removeprefix(_PREFIX), validate=True)
+        jpeg = base64.b64decode(data_uri.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError) as error:
         raise SettingsError(f"{where}: its base64 is damaged: {error}") from error
-    if not picture.startswith(b"\xff\xd8\xff"):
+    if not jpeg.startswith(b"\xff\xd8\xff"):
         raise SettingsError(f"{where}: it is no JPEG")
-    return picture
+    return jpeg
