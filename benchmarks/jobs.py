@@ -1,0 +1,119 @@
+"""A job that is killed again and again: ``python benchmarks/jobs.py --photos 20000``.
+
+The job runs once undisturbed, and once killed with SIGKILL at random moments: the whole process, or one that decodes.
+Each time it is continued with ``--resume``, the last time to the end. Then the rows are compared. The peak of memory is
+that of the largest process, for a twentieth of the photos and for all. The machine need not be quiet.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from open_geoclip.data.earth_views import views
+from open_geoclip.scale.results import Results
+
+KILLS = 5
+DECODER = "open_geoclip.scale.decoding"
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Write views of the Earth as JPEGs, and a file in a hundred that is none."""
+    folder.mkdir()
+    images = (view for batch in views("test", min(count, 4096)) for view in batch.images)
+    kept = [Image.fromarray(view) for view in images]
+    for number in range(count):
+        path = folder / f"{number:06d}.jpg"
+        if number % 100 == 99:
+            path.write_bytes(b"no image")
+        else:
+            kept[number % len(kept)].rotate(90 * (number // len(kept) % 4)).save(path, quality=90)
+
+
+def run(photos: Path, results: Path, *options: str, kill_after_s: float | None = None, kill: str = "job") -> int:
+    """Run the command; kill it, or one of its decoders, after some seconds. Returns the exit status."""
+    command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(results), *options]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        if kill_after_s is not None:
+            try:
+                return process.wait(kill_after_s)
+            except subprocess.TimeoutExpired:
+                if kill == "job":
+                    process.kill()
+                else:
+                    ps = ["ps", "--ppid", str(process.pid), "-o", "pid=,args="]
+                    for child in subprocess.run(ps, capture_output=True, text=True, check=True).stdout.splitlines():
+                        if DECODER in child:
+                            os.kill(int(child.split()[0]), signal.SIGKILL)
+                            break
+        return process.wait()
+
+
+def rows(results: Path) -> dict[str, Any]:
+    """Return the answers by photo; refuse two of one."""
+    found = Results(results)
+    assert found.summary().duplicates == 0
+    return {row["photo"]: json.loads(row["answer"]) for row in found.rows(["answer"])}
+
+
+def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return the largest difference between numbers of candidates, in degrees or as a probability."""
+    assert one.keys() == other.keys()
+    largest = 0.0
+    for photo, answer in one.items():
+        twin = other[photo]
+        assert answer.get("error") == twin.get("error"), photo
+        for a, b in zip(answer.get("candidates", ()), twin.get("candidates", ()), strict=True):
+            largest = max(largest, *(abs(a[key] - b[key]) for key in ("lat", "lon", "probability")))
+    return largest
+
+
+def main() -> None:
+    """Run both jobs and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        photos, few = folder / "photos", folder / "few"
+        write_photos(photos, arguments.photos)
+        few.mkdir()
+        for path in sorted(photos.iterdir())[: arguments.photos // 20]:
+            (few / path.name).hardlink_to(path)
+        run(few, folder / "few-results")
+        small = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        start = time.monotonic()
+        run(photos, folder / "whole")
+        took = time.monotonic() - start
+        large = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"{arguments.photos:,} photos in {took:.0f} s; largest process {large:.0f} MB, {small:.0f} MB for a 20th")
+        for number in range(KILLS):
+            kill = "decoder" if number % 3 == 2 else "job"
+            after_s = rng.uniform(0.15, 0.35) * took
+            status = run(photos, folder / "killed", "--resume", kill_after_s=after_s, kill=kill)
+            done = sum(map(len, Results(folder / "killed").keys()))
+            print(f"killed a {kill} after {after_s:.0f} s: status {status}, {done:,} photos done")
+        run(photos, folder / "killed", "--resume")
+        whole, killed = rows(folder / "whole"), rows(folder / "killed")
+        errors = sum("error" in answer for answer in whole.values())
+        difference = largest_difference(whole, killed)
+        print(f"{len(killed):,} rows, each photo once, {errors:,} with an error; largest difference {difference:.1e}")
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
