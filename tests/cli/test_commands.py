@@ -109,6 +109,16 @@ def test_locate_prints_a_table_and_draws_a_map(geoclip: Geoclip, views: list[Pat
         assert min(picture.size) > 300
 
 
+def test_the_table_says_first_whether_an_answer_can_be_trusted(geoclip: Geoclip, tmp_path: Path) -> None:
+    Image.effect_noise((300, 300), 90).convert("RGB").save(tmp_path / "noise.png")
+    first, second, third, name, confidence, best, *_ = geoclip("locate", tmp_path / "noise.png").stdout.splitlines()
+    assert first.startswith("The model earth is for views of the Earth from orbit.")
+    assert (second.strip(), third.strip()) == ("geoclip pull geoclip", "geoclip locate --model geoclip PHOTO...")
+    assert name.endswith("noise.png")
+    assert confidence.strip().startswith("not sure: unlike the images that the model was calibrated on")
+    assert best.split()[0] == "1"
+
+
 def test_hostile_images_are_reported_and_the_rest_is_done(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()

@@ -47,15 +47,20 @@ def _photo_details(path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
 
 def _table(answers: "list[Answer]") -> str:
     lines = []
+    if any(answer.in_distribution is False and answer.model.startswith("earth ") for answer in answers):
+        lines += [
+            "The model earth is for views of the Earth from orbit. To locate photos taken on the ground:",
+            "    geoclip pull geoclip",
+            "    geoclip locate --model geoclip PHOTO...",
+        ]
     for answer in answers:
         if answer.error is None:
-            lines.append(answer.name)
+            lines += [answer.name, f"      {_confidence(answer)}"]
             lines += [
                 f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  {100 * c.probability:6.2f} % in {c.radius_km:,.0f} km"
                 + (f"  {c.place}" if c.place else "")
                 for rank, c in enumerate(answer.candidates, 1)
             ]
-            lines.append(f"      {_confidence(answer)}")
     located = [answer for answer in answers if answer.error is None]
     if located:
         first = located[0]
