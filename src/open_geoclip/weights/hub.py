@@ -1,10 +1,8 @@
-"""Downloading from the Hugging Face Hub into the cache that its tools share.
+"""Downloading from the Hugging Face Hub into the cache of its tools.
 
-The downloader of ``huggingface_hub`` gives up a partial file when it is interrupted (from version 1.18
-on), which is no way to get 1.7 GB over a bad line. So the bytes are fetched here, with ``Range``, into a
-partial file that stays; the client, the address, the token and the cache folder are those of
-``huggingface_hub``. Each file is held against the hash that the Hub states for it before it gets its name.
-Nothing is said about this machine but the name and version of this package.
+From version 1.18 on, ``huggingface_hub`` deletes a partial file when it is interrupted. Here files are fetched with
+``Range`` into a partial file that is kept, and compared with the hash that the Hub states; client, address, token and
+cache are those of ``huggingface_hub``. Requests name this package and its version, nothing else of this machine.
 """
 
 import contextlib
@@ -33,17 +31,17 @@ __all__ = ["DownloadProgress", "HubFile", "download", "fetch_repository", "hub_e
 AGAIN = "run the same command again"
 
 PLAIN = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
-"""A file at the top of a repository. What the network names becomes a path, so these and no others."""
+"""Names of files that are accepted from the network: they become paths."""
 
 
 class DownloadProgress:
-    """Receives messages and progress of a download. This one ignores them; that of the command line shows them."""
+    """Receives messages and progress of a download, and ignores them; a subclass of the command line shows them."""
 
     def message(self, text: str) -> None:
         """Receive a sentence for the user."""
 
     def update(self, file: str, done: int, total: int) -> None:
-        """Receive how many bytes of a file are there, and of how many."""
+        """Receive the bytes that are there of a file, and their total."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class HubFile:
     """A file in a repository.
 
     Attributes:
-        name: Its name in the repository.
-        size: In bytes.
-        etag: Its hash: sha256 of a large file, git's sha1 of a small one. The cache files it under this.
+        name: in the repository.
+        size: bytes.
+        etag: sha256 of a large file, git's sha1 of a small one; its name in the cache.
     """
 
     name: str
@@ -106,7 +104,9 @@ def fetch_repository(name: Name, expected: Mapping[str, str], progress: Download
     for file in (*companion_files(files, config), *weights):
         fetch(file)
     if name.revision != commit:
-        _write(hub_cache_folder(name.value) / "refs" / (name.revision or "main"), commit)
+        reference = hub_cache_folder(name.value) / "refs" / (name.revision or "main")
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(reference, commit)
     return snapshot
 
 
@@ -147,10 +147,7 @@ def _hub_file(entry: Mapping[str, Any]) -> HubFile:
 
 
 def _fetch_file(name: Name, commit: str, file: HubFile, snapshot: Path, progress: DownloadProgress) -> Path:
-    """Have one file under its name in the snapshot: as it is there, as it is in the cache, or downloaded.
-
-    What is there already is hashed too, so that pulling again mends a damaged cache.
-    """
+    """Download a file unless the cache holds it undamaged, and return its path in the snapshot."""
     pointer = snapshot / file.name
     if _is_complete(file, pointer):
         return pointer
@@ -170,31 +167,19 @@ def _fetch_file(name: Name, commit: str, file: HubFile, snapshot: Path, progress
             blob.unlink(missing_ok=True)
             download(name, commit, file, blob, progress)
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        _link_blob(pointer, blob)
+        pointer.unlink(missing_ok=True)
+        try:
+            pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        except OSError:  # Windows without the right to make links
+            shutil.copyfile(blob, pointer)
     return pointer
-
-
-def _link_blob(pointer: Path, blob: Path) -> None:
-    """Give a blob its name in a snapshot: a relative link, as everywhere in this cache, or a copy."""
-    pointer.unlink(missing_ok=True)
-    try:
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:  # Windows without the right to make links
-        shutil.copyfile(blob, pointer)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, text)
 
 
 # --- one file -------------------------------------------------------------------------------------
 
 
 def download(name: Name, commit: str, file: HubFile, target: Path, progress: DownloadProgress) -> None:
-    """Download one file to a target; a partial file is kept in the same folder, and continued by the next call.
-
-    A broken connection is resumed at once as long as each try adds something.
+    """Download a file, continuing a partial one beside the target, and reconnect as long as each try adds something.
 
     Raises:
         MissingWeightsError: the disk is too small, or the hub cannot be reached any more.
@@ -309,10 +294,7 @@ def _is_complete(file: HubFile, path: Path) -> bool:
 
 
 def _hash_like(etag: str, path: Path) -> str:
-    """The hash of a file in the form in which the Hub states it."""
+    """Return the hash of a file of the kind that the Hub states: sha256, or that of git."""
     if len(etag) == 64:
         return sha256(path)
-    # git hashes a file together with its kind and size.
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes(), usedforsecurity=False).hexdigest()

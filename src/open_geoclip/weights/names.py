@@ -34,12 +34,12 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 
 @dataclass(frozen=True)
 class Name:
-    """A name taken apart. ``str(name)`` puts it together again.
+    """A parsed name; ``str(name)`` is the name.
 
     Attributes:
-        kind: Which of the three forms it is.
-        value: The registered name, ``org/repo``, or the absolute path of the folder.
-        revision: The commit, tag or branch of a ``hub:`` name, if one was given.
+        kind: its form.
+        value: the registered name, ``org/repo``, or the absolute path of the folder.
+        revision: commit, tag or branch of a ``hub:`` name, if given.
     """
 
     kind: Literal["registered", "hub", "dir"]
@@ -62,21 +62,20 @@ def parse_name(text: str) -> Name:
         return Name("registered", text)
     kind, colon, value = text.partition(":")
     if colon and kind == "hub":
-        return _hub(text, value)
+        repo, at, revision = value.partition("@")
+        if not _is_repo(repo):
+            raise ModelNameError(f"{text!r}: {repo!r} is not a repository as org/repo. {GRAMMAR}.")
+        if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision[-1] == "/"):
+            raise ModelNameError(f"{text!r}: {revision!r} is not a revision. {GRAMMAR}.")
+        return Name("hub", repo, revision or None)
     if colon and kind == "dir":
-        return _dir(text, value)
+        if not value or "\0" in value:
+            raise ModelNameError(f"{text!r} names no folder. {GRAMMAR}.")
+        try:
+            return Name("dir", str(Path(value).expanduser().absolute()))
+        except RuntimeError as error:  # "~somebody" where there is no such person
+            raise ModelNameError(f"{text!r}: {error}. {GRAMMAR}.") from error
     raise ModelNameError(f"{text!r} is not the name of a model. {_suggest(text)}{GRAMMAR}.")
-
-
-def _hub(text: str, value: str) -> Name:
-    repo, at, revision = value.partition("@")
-    if not _is_repo(repo):
-        raise ModelNameError(f"{text!r}: {repo!r} is not a repository as org/repo. {GRAMMAR}.")
-    if not at:
-        return Name("hub", repo)
-    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith("/"):
-        raise ModelNameError(f"{text!r}: {revision!r} is not a revision. {GRAMMAR}.")
-    return Name("hub", repo, revision)
 
 
 def _is_repo(repo: str) -> bool:
@@ -84,18 +83,8 @@ def _is_repo(repo: str) -> bool:
     return bool(_REPO.fullmatch(repo)) and "--" not in repo and ".." not in repo
 
 
-def _dir(text: str, value: str) -> Name:
-    if not value or "\0" in value:
-        raise ModelNameError(f"{text!r} names no folder. {GRAMMAR}.")
-    try:
-        path = Path(value).expanduser()
-    except RuntimeError as error:  # "~somebody" where there is no such person
-        raise ModelNameError(f"{text!r}: {error}. {GRAMMAR}.") from error
-    return Name("dir", str(path.absolute()))
-
-
 def _suggest(text: str) -> str:
-    """What a person who wrote this most likely wanted to say."""
+    """Return what was most likely meant."""
     meant = []
     if text.startswith(("/", "./", "../", "~", ".\\")) or _exists(text):
         meant.append(f"the folder, written dir:{text}")

