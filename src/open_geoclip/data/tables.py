@@ -245,22 +245,25 @@ def _read_csv(builder: _Builder) -> Table:
         delimiter = named[1] if named else max(_DELIMITERS, key=bare.count)
         builder.decimal_comma = delimiter != ","
         reader = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True, strict=True)
+        positions: list[int] = []  # of a block; pairs with the rows would take twice the time
         last = skipped  # line of the last row that could be read
 
-        def rows() -> Iterator[tuple[int, list[str]]]:
+        def rows() -> Iterator[list[str]]:
             nonlocal last
             for row in reader:
                 last = reader.line_num + skipped
                 if len(row) > 1 or "".join(row).strip(_END_OF_FILE):
-                    yield last, row
+                    positions.append(last)
+                    yield row
 
         try:
             header = next(reader)
             last = reader.line_num + skipped
             found = builder.find(header, hint="; its first line must name the columns")
-            for positions, block in _blocks(rows()):
+            for block in _blocks(rows()):
                 invalid = _fit(block, len(header))
                 builder.add({name: [row[at] for row in block] for name, at in found.items()}, positions, invalid)
+                positions.clear()
         except csv.Error as error:
             raise DataError(
                 f"{builder.path}, line {last + 1}: the row that begins here cannot be read ({error}): "
@@ -269,10 +272,10 @@ def _read_csv(builder: _Builder) -> Table:
     return builder.table("line")
 
 
-def _blocks(rows: Iterator[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]]:
-    """Yield the positions and the cells of some rows at a time."""
+def _blocks(rows: Iterator[T]) -> Iterator[list[T]]:
+    """Yield some rows at a time."""
     while block := list(islice(rows, _BLOCK)):
-        yield [position for position, _ in block], [row for _, row in block]
+        yield block
 
 
 def _decoded(file: io.BufferedReader, path: Path) -> io.TextIOWrapper:
@@ -364,7 +367,9 @@ def _read_geojson(builder: _Builder) -> Table:
     builder.names |= {name: name for name in COORDINATES if name in columns}
     found_in: dict[tuple[str, ...], dict[str, int]] = {}  # by the names of a feature's properties
 
-    def rows() -> Iterator[tuple[int, list[Any]]]:
+    positions: list[int] = []
+
+    def rows() -> Iterator[list[Any]]:
         for number, feature in enumerate(read_features(path)):
             properties = feature.get("properties") or {}
             keys = tuple(properties) if isinstance(properties, dict) else ()
@@ -376,10 +381,12 @@ def _read_geojson(builder: _Builder) -> Table:
                 builder.names |= {name: keys[at] for name, at in found_in[keys].items()}
             cells = {name: properties[keys[at]] for name, at in found_in[keys].items()}
             for cells["lat"], cells["lon"] in feature_points(feature["geometry"], f"{path}, feature {number}"):
-                yield number, [cells.get(name) for name in columns]
+                positions.append(number)
+                yield [cells.get(name) for name in columns]
 
-    for positions, block in _blocks(rows()):
+    for block in _blocks(rows()):
         builder.add(dict(zip(columns, zip(*block, strict=True), strict=True)), positions)
+        positions.clear()
     if found_in:
         builder.require(builder.names, list(dict.fromkeys(chain.from_iterable(found_in))))
     return builder.table("feature")
