@@ -116,13 +116,14 @@ def locate_many(browser: Browser, address: str, folder: Path) -> Path:
 
 
 def review(page: Page) -> None:
-    """Sort the list, accept and reject answers, and write a note."""
+    """Sort the list, accept and reject answers, write a note, and show all photos on the map."""
     page.get_by_label("Sort by").select_option("sure")
     rows = page.locator(".row-main")
     for row, key in ((0, "a"), (1, "a"), (2, "r")):
         rows.nth(row).click()
         rows.nth(row).press(key)
     page.get_by_label("Note").fill("Check the coast again")
+    page.get_by_role("button", name="Show all photos").click()
     page.evaluate("scrollTo(0, 0)")
     settle(page, 3)
 

@@ -127,9 +127,9 @@ export class List {
         "span",
         { class: "row-numbers" },
         h("span", { class: `verdict ${key}` }, word),
-        h("span", {}, ` · ${percent(best.probability)}`),
-        radius !== undefined && " ",
-        radius !== undefined && h("span", {}, `· 90 % within ${kilometres(radius)}`),
+        h("span", {}, ` · ${percent(best.probability)}${radius === undefined ? "" : " ·"}`),
+        " ",
+        radius !== undefined && h("span", {}, `90 % within ${kilometres(radius)}`),
       ),
       conflict !== null && h("span", { class: "row-conflict" }, conflict),
     );

@@ -31,8 +31,8 @@ class AnswerSettings:
     Attributes:
         decode: what the first candidate optimises; see :meth:`open_geoclip.search.posterior.Posterior.decode`. Default:
             ``mass`` for a calibrated model or with refinement; otherwise ``max``, the most probable place.
-        merge_km: smallest distance between candidates; each has the mass of what is nearest to it. Default: 25 km, or
-            three times the spacing of a coarser even gallery.
+        merge_km: smallest distance between candidates; each has the mass of what is nearest to it. Default: 25 km,
+            three times the spacing of a coarser even gallery, or the smoothing of cells, whichever is most.
         radius_km: of the decoding ``mass``. Default: ``merge_km``.
         prior: what is known before an image is seen; see :class:`open_geoclip.search.prior.GalleryCells`.
     """
@@ -66,7 +66,9 @@ def describe(
     Raises:
         MissingExtraError: detail is asked for, and the extra ``places`` is not installed.
     """
-    merge_km = space.merge_km if settings.merge_km is None else settings.merge_km
+    merge_km = settings.merge_km
+    if merge_km is None:
+        merge_km = max(space.merge_km, posterior.calibration.sigma_km)
     modes = posterior.candidates(
         top_k, merge_km=merge_km, method=settings.decode or "mass", radius_km=settings.radius_km
     )

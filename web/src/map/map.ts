@@ -32,6 +32,7 @@ const MIN_FRAME_MARGIN_PX = 64; // the buttons do not cover what is framed
 const MIN_SHARE_IN_FRAME = 0.05; // less likely candidates, relative to the likeliest, are not framed
 const DOT_CLICK_PX = 6; // beyond its edge
 const CLUSTER_MAX_ZOOM = 10; // at which places that are still together are one
+const SCALE_PX = 140; // at most; at least two fifths of it
 const SETTLE_MS = 160; // after the last movement, full detail is drawn
 
 /** Points of the line from the best candidate to the place in EXIF, which is to be in view. */
@@ -349,7 +350,7 @@ export class WorldMap {
 
   private paintScale(at: Projection): void {
     const perPixel = at.kmPerPixel(this.view.lat);
-    const max = 110 * perPixel;
+    const max = SCALE_PX * perPixel;
     const power = 10 ** Math.floor(Math.log10(max));
     const km = [5, 2, 1].map((step) => step * power).find((step) => step <= max) ?? power;
     this.scale.style.width = `${km / perPixel}px`;
