@@ -35,7 +35,7 @@ class Gate:
     """A model worker that answers when it is opened, and notes the names of the images that it was given."""
 
     ready = True
-    info: ClassVar[dict[str, Any]] = {"image_options": {}, "dimensions": 2, "countries": []}
+    info: ClassVar[dict[str, Any]] = {"image_options": {"resize": 1}, "dimensions": 2, "countries": []}
 
     def __init__(self, *, dies: bool = False, is_open: bool = False) -> None:
         self.begun, self.open = threading.Event(), threading.Event()

@@ -118,13 +118,7 @@ def _in_thread(locator: "Locator") -> Worker:
 
 
 def model_workers(settings: ServerSettings, name: str, **load: Any) -> list[Worker]:
-    """Processes for a model.
-
-    Args:
-        settings: how many, and for which sizes.
-        name: of the model.
-        load: further arguments of :meth:`Locator.from_pretrained`, JSON-ready.
-    """
+    """Processes for a model; ``load`` are further arguments of :meth:`Locator.from_pretrained`, JSON-ready."""
     first = {"role": "model", "name": name, "batch_size": settings.batch_size, "max_pixels": settings.max_pixels}
     return [ProcessWorker(first | load) for _ in range(settings.workers)]
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,16 @@ from open_geoclip.server.problems import Problem
 from open_geoclip.server.processes import Worker, WorkerDiedError
 from open_geoclip.server.settings import ServerSettings
 
-__all__ = ["ModelQueue"]
+__all__ = ["ModelQueue", "queue_full"]
 
 logger = logging.getLogger(__name__)
 
 _BATCHES_AHEAD = 4  # batches of the image encoder that a worker is given at once
+
+
+def queue_full() -> Problem:
+    """The answer where nothing more may wait."""
+    return Problem(429, "queue_full", "too many requests are waiting: try again later", {"Retry-After": "2"})
 
 
 @dataclass(eq=False)
@@ -37,17 +42,10 @@ class _Entry:
 
 
 class ModelQueue:
-    """Jobs of one model.
-
-    Args:
-        name: of the model.
-        workers: of the model, each with a copy of it.
-        settings: sizes and times.
-        metrics: where it counts.
-    """
+    """Jobs of one model, which several workers may have."""
 
     def __init__(self, name: str, workers: Sequence[Worker], settings: ServerSettings, metrics: Metrics) -> None:
-        self._name, self._workers, self._metrics = name, list(workers), metrics
+        self._name, self.workers, self._metrics = name, list(workers), metrics
         self._room, self._batch_size = settings.queue, settings.batch_size
         self._wait_s, self._deadline_s = settings.batch_wait_ms / 1000, settings.timeout_s / 3
         self._entries: deque[_Entry] = deque()
@@ -58,12 +56,7 @@ class ModelQueue:
     @property
     def ready(self) -> bool:
         """Whether a worker can answer now."""
-        return any(worker.ready for worker in self._workers)
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """What the workers said about their model."""
-        return self._workers[0].info
+        return any(worker.ready for worker in self.workers)
 
     @property
     def full(self) -> bool:
@@ -76,10 +69,10 @@ class ModelQueue:
         Raises:
             OpenGeoCLIPError: the model cannot be loaded.
         """
-        for worker in self._workers:
+        for worker in self.workers:
             await worker.start(self._metrics.restarts.labels(self._name).inc)
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._work(worker)) for worker in self._workers]
+            self._tasks = [asyncio.create_task(self._work(worker)) for worker in self.workers]
 
     async def stop(self) -> None:
         """End the workers; whoever still waits is told."""
@@ -90,21 +83,14 @@ class ModelQueue:
         for entry in self._entries:
             entry.fail(Problem(503, "stopping", "the server is stopping", {"Retry-After": "5"}))
         self._entries.clear()
-        for worker in self._workers:
+        for worker in self.workers:
             await worker.stop()
 
     @contextlib.contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Room for a whole request.
-
-        Args:
-            size: number of its inputs.
-
-        Raises:
-            Problem: 429, there is not enough room.
-        """
+        """Room for a whole request of so many inputs, or 429."""
         if size > self._room:
-            raise Problem(429, "queue_full", "too many requests are waiting: try again later", {"Retry-After": "2"})
+            raise queue_full()
         self._room -= size
         self._metrics.waiting.labels(self._name).inc(size)
         try:
@@ -114,11 +100,7 @@ class ModelQueue:
             self._metrics.waiting.labels(self._name).dec(size)
 
     async def answer(self, job: Job) -> list[Any]:
-        """The answers of a job.
-
-        Raises:
-            Problem: it cannot be done.
-        """
+        """The answers of a job, or the problem with it."""
         entry = _Entry(job, asyncio.get_running_loop().create_future())
         self._entries.append(entry)
         self._arrived.set()

@@ -4,23 +4,25 @@ import asyncio
 import base64
 import binascii
 import re
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from open_geoclip.server.batching import queue_full
 from open_geoclip.server.jobs import Upload
 from open_geoclip.server.problems import Problem
-from open_geoclip.server.service import EmbeddingInput, MemoryHold, queue_full
+from open_geoclip.server.service import EmbeddingInput, MemoryHold
 
-__all__ = ["Form", "FormLimits", "parse_embedding_input", "read_body", "read_form"]
+__all__ = ["parse_embedding_input", "read_body", "read_form"]
 
 _CLOSE = {"Connection": "close"}  # what is still to come of the body is not read
 _MIN_BYTES_PER_S = 2**14  # a body may take its time-out, and as much longer as its size takes at this rate
-_MAX_HEADER_BYTES = 8192  # of one part of a form
+_MAX_FIELDS = 256  # of a form, besides files
 _MAX_TEXT = 8192  # characters of a text to embed
 _NUMBER = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*"
 _COORDINATE = re.compile(f"({_NUMBER}),({_NUMBER})", re.ASCII)
@@ -67,11 +69,7 @@ async def _chunks(request: Request, hold: MemoryHold, most: int, pause_s: float)
 
 
 async def read_body(request: Request, hold: MemoryHold, most: int, pause_s: float) -> bytearray:
-    """A body of JSON, not yet parsed; arguments and errors as for :func:`read_form`.
-
-    Raises:
-        Problem: 415, another content type.
-    """
+    """A body of JSON, not yet parsed; arguments and errors are those of :func:`_chunks`, and 415."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
@@ -82,134 +80,43 @@ async def read_body(request: Request, hold: MemoryHold, most: int, pause_s: floa
     return body
 
 
-@dataclass(frozen=True)
-class FormLimits:
-    """What a form may contain.
+class _FormParser(MultiPartParser):
+    """Starlette's parser, which keeps all files in memory here."""
 
-    Attributes:
-        file_bytes: size of one file.
-        total_bytes: size of the whole body.
-        files: number of files.
-        fields: number of other fields.
-        field_bytes: size of one field.
-    """
+    spool_max_size = sys.maxsize
+    ended = False
 
-    file_bytes: int
-    total_bytes: int
-    files: int
-    fields: int = 256
-    field_bytes: int = 2**20
+    def on_end(self) -> None:
+        self.ended = True
 
 
-@dataclass
-class Form:
-    """A form: ``files`` and ``fields``, each with the name of its field, in order."""
-
-    files: list[tuple[str, Upload]] = field(default_factory=list)
-    fields: list[tuple[str, str]] = field(default_factory=list)
-
-
-async def read_form(request: Request, hold: MemoryHold, limits: FormLimits, pause_s: float) -> Form:
-    """Read a form of ``multipart/form-data``.
-
-    Starlette's own reader writes files of more than a megabyte to disk, and reads all of a file before anybody can
-    look at its size. This one stops at the first byte too many.
-
-    Args:
-        request: whose body it is.
-        hold: takes memory for what has arrived.
-        limits: what it may contain.
-        pause_s: seconds that may pass without any of it.
-
-    Raises:
-        Problem: 400 damaged, 408 too slow, 413 too large, 415 another content type, 429 no memory for it.
-    """
-    kind, parameters = parse_options_header(request.headers.get("content-type", "").encode("latin-1"))
+async def read_form(
+    request: Request, hold: MemoryHold, most: int, pause_s: float, *, max_files: int, max_file_bytes: int
+) -> list[tuple[str, str | Upload]]:
+    """Names and values of a form; further arguments and errors are those of :func:`_chunks`, and 400, 413 and 415."""
+    kind, _ = parse_options_header(request.headers.get("content-type", "").encode("latin-1"))
     if kind != b"multipart/form-data":
         raise Problem(415, "unsupported_media_type", "send images as multipart/form-data, in fields named images")
-    boundary = parameters.get(b"boundary", b"")
-    if not boundary:
-        raise Problem(400, "invalid_form", "the Content-Type has no boundary: let the client's library set it")
-    builder = _FormBuilder(limits)
+    async with aclosing(_chunks(request, hold, most, pause_s)) as chunks:
+        parser = _FormParser(request.headers, chunks, max_files=max_files, max_fields=_MAX_FIELDS)
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            if "Too many" in error.message or "exceeded" in error.message:
+                raise Problem(413, "too_large", error.message, _CLOSE) from error
+            raise Problem(400, "invalid_form", f"the form is damaged: {error.message}", _CLOSE) from error
     try:
-        parser = MultipartParser(boundary, builder.callbacks())  # type: ignore[arg-type]
-        async with aclosing(_chunks(request, hold, limits.total_bytes, pause_s)) as chunks:
-            async for chunk in chunks:
-                parser.write(chunk)
-        parser.finalize()
-    except FormParserError as error:
-        raise Problem(400, "invalid_form", f"the form is damaged: {error}", _CLOSE) from error
-    if not builder.ended:
-        raise Problem(400, "invalid_form", "the form is cut off: its last boundary is missing")
-    return builder.form
-
-
-class _FormBuilder:
-    """Callbacks of the parser that build a form."""
-
-    def __init__(self, limits: FormLimits) -> None:
-        self.form = Form()
-        self.ended = False
-        self._limits = limits
-        self._header, self._value = bytearray(), bytearray()
-        self._disposition, self._header_bytes = b"", 0
-        self._name, self._file_name, self._data = "", None, bytearray()  # type: str, str | None, bytearray
-
-    def callbacks(self) -> dict[str, object]:
-        names = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end")
-        return {f"on_{name}": getattr(self, f"_{name}") for name in (*names, "headers_finished", "end")}
-
-    def _part_begin(self) -> None:
-        self._header, self._value = bytearray(), bytearray()
-        self._disposition, self._header_bytes = b"", 0
-        self._name, self._file_name, self._data = "", None, bytearray()
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._count(end - start)
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._count(end - start)
-        self._value += data[start:end]
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > _MAX_HEADER_BYTES:
-            raise Problem(400, "invalid_form", f"a part of the form has more than {_MAX_HEADER_BYTES} bytes of headers")
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._header, self._value = bytearray(), bytearray()
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if b"name" not in options:
-            raise Problem(400, "invalid_form", "a part of the form has no name")
-        self._name = options[b"name"].decode("utf-8", "replace")
-        if b"filename" in options:
-            self._file_name = options[b"filename"].decode("utf-8", "replace")
-            if len(self.form.files) >= self._limits.files:
-                raise Problem(413, "too_many_images", f"at most {self._limits.files} images per request")
-        elif len(self.form.fields) >= self._limits.fields:
-            raise Problem(413, "too_many_fields", f"at most {self._limits.fields} fields per request")
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        is_file = self._file_name is not None
-        most = self._limits.file_bytes if is_file else self._limits.field_bytes
-        if len(self._data) + end - start > most:
-            raise _too_large("an image" if is_file else "a field", most)
-        self._data += data[start:end]
-
-    def _part_end(self) -> None:
-        if self._file_name is None:
-            self.form.fields.append((self._name, self._data.decode("utf-8", "replace")))
-        else:
-            self.form.files.append((self._name, Upload(self._file_name, bytes(self._data))))
-        self._data = bytearray()
-
-    def _end(self) -> None:
-        self.ended = True
+        if not parser.ended:
+            raise Problem(400, "invalid_form", "the form is cut off: its last boundary is missing")
+        parts: list[tuple[str, str | Upload]] = []
+        for name, part in form.multi_items():
+            if isinstance(part, UploadFile) and (part.size or 0) > max_file_bytes:
+                raise _too_large("an image", max_file_bytes)
+            value = part if isinstance(part, str) else Upload(part.filename or "", await part.read())
+            parts.append((name, value))
+        return parts
+    finally:
+        await form.close()
 
 
 def _too_large(what: str, most: int) -> Problem:
@@ -217,11 +124,7 @@ def _too_large(what: str, most: int) -> Problem:
 
 
 def parse_embedding_input(text: str, number: int) -> EmbeddingInput:
-    """An input of /v1/embeddings: a data URI of an image, ``lat,lon`` in degrees, or a text.
-
-    Args:
-        text: the input.
-        number: its index, for messages.
+    """An input of /v1/embeddings: a data URI of an image, ``lat,lon`` in degrees, or a text; ``number`` is its index.
 
     Raises:
         Problem: 422, it is empty, too long, a damaged data URI, a URL, or a place that is not on Earth.

@@ -56,12 +56,7 @@ _parse_short = lru_cache(maxsize=256)(parse_shape)  # outlines of large countrie
 
 
 class Engine:
-    """Answers jobs with one locator.
-
-    Args:
-        locator: a model and its gallery.
-        max_corners: corners that a GeoJSON area may have.
-    """
+    """Answers jobs with one locator; ``max_corners`` bounds GeoJSON areas."""
 
     def __init__(self, locator: Locator, *, max_corners: int = 10_000) -> None:
         self.locator = locator
@@ -70,11 +65,7 @@ class Engine:
 
     @classmethod
     def load(cls, name: str, **settings: Any) -> "Engine":
-        """An engine with trained weights; arguments are those of :meth:`Locator.from_pretrained`.
-
-        Raises:
-            OpenGeoCLIPError: the weights or the gallery cannot be used.
-        """
+        """An engine, ready to answer; arguments and errors are those of :meth:`Locator.from_pretrained`."""
         engine = cls(Locator.from_pretrained(name, **settings))
         engine.warm_up()
         return engine

@@ -52,14 +52,14 @@ def problem_response(problem: Problem) -> Response:
 
 
 class Guard:
-    """The outermost middleware: checks the Host, adds headers, answers problems and failures, logs.
+    """The outermost middleware: checks the Host, adds headers, logs and counts.
 
     Args:
         app: what it guards.
         metrics: where requests are counted.
         host: address that the server listens on.
         allowed_hosts: further names that a Host header may have; ``*`` allows any.
-        tile_origin: where the page may load images from besides this server; empty for nowhere.
+        tile_origin: where the page may load images from besides this server.
     """
 
     def __init__(
@@ -150,13 +150,8 @@ class Guard:
 class Authorization:
     """The inner middleware, inside that of CORS: checks origin and token, and answers problems and failures.
 
-    So preflight requests need no token, and a page of an allowed origin can read why it was refused.
-
-    Args:
-        app: what it guards.
-        metrics: where refusals are counted.
-        tokens: a request has to bring one of these; none are needed when there are none.
-        origins: of pages on other servers that may use the API.
+    So preflight requests need no token, and a page of an allowed origin can read why it was refused. Without ``tokens``
+    none is needed; ``origins`` are those of pages on other servers that may use the API.
     """
 
     def __init__(
@@ -172,11 +167,10 @@ class Authorization:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started: list[Message] = []
 
         async def send_noting(message: Message) -> None:
-            nonlocal started
-            started = True
+            started[:] = [message]
             await send(message)
 
         try:
@@ -219,17 +213,13 @@ class Authorization:
 
 def _host_name(header: str) -> str:
     """The name in a Host header, an IPv6 address without its brackets."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
+    return (header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]).lower()
 
 
 def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
 
 
 def is_loopback(host: str) -> bool:

@@ -26,12 +26,7 @@ Message = tuple[Any, Sequence[bytes | bytearray]]
 
 @dataclass(frozen=True)
 class Upload:
-    """An image file as it was sent.
-
-    Attributes:
-        name: what the answer calls it.
-        data: the bytes of the file.
-    """
+    """An image file as it was sent, and what its answer calls it."""
 
     name: str
     data: bytes | bytearray
@@ -67,18 +62,7 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Options:
-    """How a request wants its answers; the fields are those of the HTTP API.
-
-    Attributes:
-        top_k: candidates per answer.
-        within: areas as for ``geoclip locate --within``, or GeoJSON itself; several are united.
-        not_within: areas that are excluded.
-        text: what is known about the images, in words.
-        text_weight: weight of the text, from 0 to 1.
-        together: all images show one place.
-        decode: what the first candidate optimises; the model's default when not given.
-        detail: include credible regions and heat.
-    """
+    """How a request wants its answers; the fields are those of :class:`~open_geoclip.server.schemas.LocateForm`."""
 
     top_k: int = 5
     within: tuple[str, ...] = ()
@@ -101,10 +85,8 @@ class Job:
 
     Attributes:
         kind: ``locate`` images, ``text`` to locate texts, or ``embed`` images, coordinates and texts.
-        options: how to answer.
         images: decoded, shortest edge as the model's preprocessing resizes it.
-        texts: to locate or to embed.
-        coordinates: to embed, (lat, lon) in degrees.
+        coordinates: (lat, lon) in degrees.
     """
 
     kind: Literal["locate", "text", "embed"]
@@ -121,15 +103,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a job: answers, or a problem.
-
-    Attributes:
-        answers: JSON-ready, in order; of ``embed`` those of images, then of coordinates, then of texts. None when
-            there is a problem.
-        status: HTTP status of the problem.
-        code: of the problem.
-        message: of the problem.
-    """
+    """The result of a job: answers (of images, then of coordinates, then of texts), or None and a problem."""
 
     answers: list[Any] | None
     status: int = 200
@@ -178,14 +152,14 @@ def image_records(
     together: bool = False,
     exif: bool = False,
 ) -> list[dict[str, Any]]:
-    """Records of images in order, or one record of all of them: answers with names, hashes, and what was asked for.
+    """Records of images in order, or one of all ``together``: answers with names, hashes, and what was asked for.
 
     Args:
         names: of the images.
         images: as they were read.
-        answers: of those that could be read, or one of all together; none of that where one could not be read.
+        answers: of those that could be read, or one of all together; none where one of these could not be read.
         together: all images show one place.
-        exif: include the places in their metadata; of several together the first.
+        exif: include the place in the metadata of each, or the first place of several together.
     """
     groups = (
         [list(zip(names, images, strict=True))] if together else [[pair] for pair in zip(names, images, strict=True)]

@@ -21,8 +21,8 @@ _BODIES: list[type[BaseModel]] = [
 COMMON = (400, 401, 403, 405)
 """Error statuses of any route."""
 
-WORK = (*COMMON, 404, 408, 413, 415, 422, 429, 499, 503, 504)
-"""Error statuses of a route that uses a model."""
+WORK = (404, 408, 413, 415, 422, 429, 499, 503, 504)
+"""Further error statuses of a route that takes a body."""
 
 _ERRORS = {
     400: "The request is damaged, or its Host is not served here.",
@@ -80,19 +80,14 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def body_of(name: str, media_type: str = "application/json") -> dict[str, Any]:
-    """The description of a body, with examples.
-
-    Args:
-        name: of its schema.
-        media_type: of the body.
-    """
+    """The description of a body with a schema of that name, and examples."""
     examples = {summary: {"summary": summary, "value": value} for summary, value in _EXAMPLES[name].items()}
     content = {media_type: {"schema": {"$ref": f"#/components/schemas/{name}"}, "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def files() -> dict[int | str, dict[str, Any]]:
-    """The description of answers in other formats than JSON."""
+def files(**more: Any) -> dict[int | str, dict[str, Any]]:
+    """The description of answers in other formats than JSON, and in JSON where that has none."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     kinds = (
         "text/csv; charset=utf-8",
@@ -102,6 +97,7 @@ def files() -> dict[int | str, dict[str, Any]]:
         "text/html; charset=utf-8",
     )
     content: dict[str, Any] = {**dict.fromkeys(kinds, binary), "application/geo+json": {"schema": {"type": "object"}}}
+    content |= {f"application/{name}": description for name, description in more.items()}
     return {200: {"description": "Answers, as asked for by format.", "content": content}}
 
 

@@ -40,38 +40,19 @@ class WorkerDiedError(OpenGeoCLIPError):
 
 @runtime_checkable
 class Worker(Protocol):
-    """Answers messages, one at a time."""
+    """Answers messages, one at a time; see :class:`ProcessWorker`."""
 
     @property
-    def ready(self) -> bool:
-        """Whether it can answer now."""
-        ...
-
+    def ready(self) -> bool: ...  # noqa: D102
     @property
-    def info(self) -> Mapping[str, Any]:
-        """What it said about itself when it was loaded."""
-        ...
-
-    async def start(self, on_restart: Callable[[], None]) -> None:
-        """Load it; ``on_restart`` is called whenever it has to be replaced afterwards."""
-        ...
-
-    async def run(self, message: Message, timeout_s: float) -> Message:
-        """The reply to a message."""
-        ...
-
-    async def stop(self) -> None:
-        """End it."""
-        ...
+    def info(self) -> Mapping[str, Any]: ...  # noqa: D102
+    async def start(self, on_restart: Callable[[], None]) -> None: ...  # noqa: D102
+    async def run(self, message: Message, timeout_s: float) -> Message: ...  # noqa: D102
+    async def stop(self) -> None: ...  # noqa: D102
 
 
 class ThreadWorker:
-    """A handler in a thread of this process: for tests, and inside other applications.
-
-    Args:
-        handler: answers messages. It cannot be interrupted: at a time-out the caller is free, the thread is not.
-        info: about the handler.
-    """
+    """A handler in a thread of this process, which a time-out does not interrupt: for tests and other applications."""
 
     ready = True
 
@@ -84,11 +65,7 @@ class ThreadWorker:
         """Do nothing: it is loaded already."""
 
     async def run(self, message: Message, timeout_s: float) -> Message:
-        """The reply to a message.
-
-        Raises:
-            TimeoutError: it takes too long.
-        """
+        """The reply to a message, or TimeoutError."""
         async with asyncio.timeout(timeout_s):
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._handler, message)
 
@@ -101,10 +78,7 @@ class ProcessWorker:
     """A child process that answers messages.
 
     It is killed and replaced when it exceeds a deadline or does not answer a ping, and replaced at once when it dies,
-    whether it has work or not.
-
-    Args:
-        settings: first message to the child, JSON-ready; see :mod:`open_geoclip.server.worker`.
+    whether it has work or not. ``settings`` is the first message to it; see :mod:`open_geoclip.server.worker`.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -131,10 +105,10 @@ class ProcessWorker:
         return None if self._process is None else self._process.pid
 
     async def start(self, on_restart: Callable[[], None] = lambda: None) -> None:
-        """Start the child and wait until it is loaded.
+        """Start the child and wait until it is loaded; ``on_restart`` is called whenever it is replaced afterwards.
 
         Raises:
-            OpenGeoCLIPError: it cannot be loaded; the child's own message.
+            OpenGeoCLIPError: it cannot be loaded; the message is the child's.
         """
         if self._supervisor is not None:
             return
@@ -280,11 +254,7 @@ def _read(file: BinaryIO) -> Message | None:
 
 
 def serve_messages(load: Callable[[dict[str, Any]], tuple[Handler, dict[str, Any]]]) -> None:
-    """Run a child process: load a handler as the first message says, then answer messages until stdin ends.
-
-    Args:
-        load: makes a handler, and information about it, of the settings in the first message.
-    """
+    """Be a child: make a handler, and information about it, of the first message; answer others until stdin ends."""
     # What a library prints must not meet the replies: stdout is kept aside, and is stderr from now on.
     with os.fdopen(os.dup(1), "wb") as output, os.fdopen(os.dup(0), "rb") as source:
         os.dup2(2, 1)

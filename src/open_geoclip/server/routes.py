@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from open_geoclip._version import __version__
 from open_geoclip.server import schemas
-from open_geoclip.server.bodies import FormLimits, parse_embedding_input, read_body, read_form
+from open_geoclip.server.bodies import parse_embedding_input, read_body, read_form
 from open_geoclip.server.guard import json_response
 from open_geoclip.server.jobs import Options, Upload
 from open_geoclip.server.openapi import COMMON, WORK, body_of, errors, files
@@ -24,7 +24,7 @@ from open_geoclip.server.settings import ServerSettings
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = APIRouter(responses=errors(*COMMON), generate_unique_id_function=lambda route: route.name)
 
 _T = TypeVar("_T")
 
@@ -46,11 +46,7 @@ def _service(request: Request) -> Service:
 
 
 async def _finish(request: Request, work: Awaitable[_T]) -> _T:
-    """Do work for a client within the time-out; it is dropped when the client is gone.
-
-    Raises:
-        Problem: 499 the client is gone, 504 it took too long, or whatever the work raises.
-    """
+    """Do work within the time-out (504), as long as the client is there (499)."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -78,7 +74,6 @@ async def _body(request: Request, hold: MemoryHold) -> bytearray:
 
 @router.post(
     "/v1/locate",
-    operation_id="locate",
     summary="Where photos were taken",
     response_model=schemas.Answers,
     responses=errors(*WORK) | files(),
@@ -97,11 +92,7 @@ async def locate(request: Request) -> Response:
 
 
 def _options(request: Request, query: schemas.LocateForm | schemas.TextRequest) -> Options:
-    """Options of a query.
-
-    Raises:
-        Problem: top_k is too large, or the areas are.
-    """
+    """Options of a query; 422 or 413 where they are too large."""
     most = _settings(request).max_top_k
     if query.top_k > most:
         raise Problem(422, "invalid_value", f"top_k: at most {most}")
@@ -136,17 +127,24 @@ async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:
 
 
 async def _form(request: Request, hold: MemoryHold) -> tuple[schemas.LocateForm, list[Upload]]:
-    """Options and images of a form.
-
-    Raises:
-        Problem: 4xx, something about them is wrong.
-    """
+    """Options and images of a form."""
     settings = _settings(request)
-    limits = FormLimits(settings.max_file_mb * 2**20, settings.max_request_mb * 2**20, settings.max_images)
-    form = await read_form(request, hold, limits, settings.read_timeout_s)
+    form = await read_form(
+        request,
+        hold,
+        settings.max_request_mb * 2**20,
+        settings.read_timeout_s,
+        max_files=settings.max_images,
+        max_file_bytes=settings.max_file_mb * 2**20,
+    )
     fields: dict[str, Any] = {}
-    for name, value in form.fields:
-        if name in _LISTS:
+    uploads: list[Upload] = []
+    for name, value in form:
+        if isinstance(value, Upload):
+            if name != "images":
+                raise Problem(422, "invalid_value", "send files in fields named images")
+            uploads.append(Upload(value.name[:_MAX_NAME] or f"image #{len(uploads)}", value.data))
+        elif name in _LISTS:
             fields.setdefault(name, []).append(value)
         elif name in fields:
             raise Problem(422, "invalid_value", f"{name}: given twice")
@@ -154,9 +152,7 @@ async def _form(request: Request, hold: MemoryHold) -> tuple[schemas.LocateForm,
             raise Problem(422, "invalid_value", "images: send files, each with a file name")
         else:
             fields[name] = value
-    if any(name != "images" for name, _ in form.files):
-        raise Problem(422, "invalid_value", "send files in fields named images")
-    if not form.files:
+    if not uploads:
         raise Problem(422, "invalid_value", "images: at least one image")
     try:
         query = schemas.LocateForm.model_validate(fields)
@@ -164,14 +160,11 @@ async def _form(request: Request, hold: MemoryHold) -> tuple[schemas.LocateForm,
         raise schemas.invalid_value(error) from error
     if query.together and query.text is not None:
         raise Problem(422, "invalid_value", "text cannot be combined with together: locate the images alone")
-    return query, [
-        Upload(upload.name[:_MAX_NAME] or f"image #{n}", upload.data) for n, (_, upload) in enumerate(form.files)
-    ]
+    return query, uploads
 
 
 @router.post(
     "/v1/text",
-    operation_id="text",
     summary="Where on Earth a text describes",
     response_model=schemas.Answers,
     responses=errors(*WORK) | files(),
@@ -191,7 +184,6 @@ async def text(request: Request) -> Response:
 
 @router.post(
     "/v1/embeddings",
-    operation_id="embeddings",
     summary="Embeddings of images, coordinates and texts",
     response_model=schemas.EmbeddingsAnswer,
     responses=errors(*WORK),
@@ -229,11 +221,9 @@ def _base64(embedding: list[float]) -> str:
 
 @router.post(
     "/v1/export",
-    operation_id="export",
     summary="Answers as a file",
     response_class=Response,
-    responses=errors(*COMMON, 408, 413, 415, 422, 429, 499, 503, 504)
-    | {200: {"description": "The file.", "content": {**files()[200]["content"], "application/json": {}}}},
+    responses=errors(*WORK) | files(json={}),
     openapi_extra=body_of("ExportRequest"),
 )
 async def export(request: Request) -> Response:
@@ -242,15 +232,13 @@ async def export(request: Request) -> Response:
         return await _file(request, await _body(request, hold))
 
 
-@router.get("/v1/models", operation_id="models", response_model=schemas.ModelList, responses=errors(*COMMON))
+@router.get("/v1/models", response_model=schemas.ModelList)
 async def models(request: Request) -> Response:
     """All models of this server; the first is that of requests that name none."""
     return json_response({"object": "list", "data": [_model(request, name) for name in _service(request).models]})
 
 
-@router.get(
-    "/v1/models/{model:path}", operation_id="model", response_model=schemas.Model, responses=errors(*COMMON, 404)
-)
+@router.get("/v1/models/{model:path}", response_model=schemas.Model, responses=errors(404))
 async def model(request: Request, model: str) -> Response:
     """One model."""
     return json_response(_model(request, _service(request).model_name(model)))
@@ -261,37 +249,32 @@ def _model(request: Request, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "open-geoclip", "shortest_edge": edge}
 
 
-@router.get("/v1/countries", operation_id="countries", response_model=list[schemas.Country], responses=errors(*COMMON))
+@router.get("/v1/countries", response_model=list[schemas.Country])
 async def countries(request: Request) -> Response:
     """The countries that ``within`` accepts, by name."""
     service = _service(request)
     return json_response(service.info(service.models[0])["countries"])
 
 
-@router.get("/v1/page", operation_id="page", response_model=schemas.PageSettings, responses=errors(*COMMON))
+@router.get("/v1/page", response_model=schemas.PageSettings)
 async def page(request: Request) -> Response:
     """Settings for the page."""
     settings = _settings(request)
-    names = ("max_file_mb", "max_request_mb", "max_pixels", "max_images", "max_texts", "max_top_k")
+    limits = {name: getattr(settings, name) for name in schemas.Limits.model_fields}
+    tiles = {"tile_url": settings.tile_url, "tile_attribution": settings.tile_attribution}
+    models = _service(request).models
     return json_response(
-        {
-            "models": _service(request).models,
-            "tile_url": settings.tile_url,
-            "tile_attribution": settings.tile_attribution,
-            "limits": {name: getattr(settings, name) for name in names},
-            "formats": list(schemas.FORMATS),
-            "version": __version__,
-        }
+        {"models": models, **tiles, "limits": limits, "formats": schemas.FORMATS, "version": __version__}
     )
 
 
-@router.get("/healthz", operation_id="healthz", responses=errors(400, 405))
+@router.get("/healthz")
 async def healthz() -> Response:
     """Whether the server runs."""
     return json_response({"status": "ok"})
 
 
-@router.get("/readyz", operation_id="readyz", responses=errors(400, 405, 503))
+@router.get("/readyz", responses=errors(503))
 async def readyz(request: Request) -> Response:
     """Whether its models can answer."""
     if not _service(request).ready:
@@ -299,7 +282,7 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse, responses=errors(*COMMON))
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
     return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

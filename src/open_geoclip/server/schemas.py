@@ -20,6 +20,7 @@ __all__ = [
     "ErrorAnswer",
     "ExportRequest",
     "FormatName",
+    "Limits",
     "LocateForm",
     "Model",
     "ModelList",
@@ -113,16 +114,7 @@ class ExportRequest(_Strict):
 
 
 def parse_json(data: bytes | bytearray, kind: type[_Body], max_values: int = 5_000_000) -> _Body:
-    """A body of JSON.
-
-    Args:
-        data: the body.
-        kind: what it has to be.
-        max_values: bound on the number of values in it, and so on the memory that parsing takes.
-
-    Raises:
-        Problem: 413 there are too many values, 422 it is not JSON or does not fit.
-    """
+    """A body of JSON; 413 if it has more values than ``max_values``, which bounds memory, 422 if it does not fit."""
     if sum(map(data.count, (b",", b"[", b"{"))) > max_values:
         raise Problem(413, "too_large", f"the body has more than {max_values:,} values")
     try:
@@ -205,7 +197,9 @@ class Country(BaseModel):
     spellings: list[str] = Field(description="All that ``within`` may call it: codes and names, whatever their case.")
 
 
-class _Limits(BaseModel):
+class Limits(BaseModel):
+    """What the server accepts; see :class:`~open_geoclip.server.settings.ServerSettings`."""
+
     max_file_mb: int
     max_request_mb: int
     max_pixels: int
@@ -220,7 +214,7 @@ class PageSettings(BaseModel):
     models: list[str]
     tile_url: str | None
     tile_attribution: str | None
-    limits: _Limits
+    limits: Limits
     formats: list[str]
     version: str
 

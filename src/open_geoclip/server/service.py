@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from open_geoclip.server.batching import ModelQueue
+from open_geoclip.server.batching import ModelQueue, queue_full
 from open_geoclip.server.jobs import Job, Message, Options, Pixels, PreparedImage, Upload, image_records
 from open_geoclip.server.monitoring import Metrics
 from open_geoclip.server.problems import Problem
@@ -19,11 +19,6 @@ _T = TypeVar("_T")
 
 EmbeddingInput = Upload | tuple[float, float] | str
 """An image, a coordinate (lat, lon) in degrees, or a text."""
-
-
-def queue_full() -> Problem:
-    """The answer where nothing more may wait."""
-    return Problem(429, "queue_full", "too many requests are waiting: try again later", {"Retry-After": "2"})
 
 
 class MemoryHold:
@@ -55,11 +50,7 @@ class MemoryHold:
             self._service.arriving.discard(self)
 
     def take(self, size: int) -> None:
-        """Take more.
-
-        Raises:
-            Problem: 429, there is no room for it.
-        """
+        """Take more, or 429."""
         while size > self._service.free_bytes:
             others = self._service.arriving - {self}
             largest = max(others, key=MemoryHold._weight, default=self)
@@ -85,13 +76,7 @@ class MemoryHold:
 
 
 class Service:
-    """Models by name, each with its workers, and utility workers that all models share.
-
-    Args:
-        settings: sizes and times.
-        models: the workers of each model; the first model is that of requests that name none.
-        utilities: workers that prepare images and write files.
-    """
+    """Models by name, each with its workers, and utility workers for images and files that all models share."""
 
     def __init__(
         self, settings: ServerSettings, models: Mapping[str, Sequence[Worker]], utilities: Sequence[Worker]
@@ -116,11 +101,7 @@ class Service:
         return any(worker.ready for worker in self._utilities) and all(q.ready for q in self._queues.values())
 
     async def start(self) -> None:
-        """Start all workers.
-
-        Raises:
-            OpenGeoCLIPError: a model cannot be loaded.
-        """
+        """Start all workers; OpenGeoCLIPError if a model cannot be loaded."""
         self._idle = asyncio.Queue()
         for worker in self._utilities:
             await worker.start(self.metrics.restarts.labels("utility").inc)
@@ -139,11 +120,7 @@ class Service:
             await worker.stop()
 
     def model_name(self, model: str | None) -> str:
-        """The name of the model that a request means.
-
-        Raises:
-            Problem: 404, there is no such model.
-        """
+        """The name of the model that a request means, or 404."""
         if model is None:
             return self.models[0]
         if model not in self._queues:
@@ -153,15 +130,11 @@ class Service:
 
     def info(self, model: str) -> Mapping[str, Any]:
         """About a model; see :attr:`open_geoclip.server.engine.Engine.info`."""
-        return self._queues[model].info
+        return self._queues[model].workers[0].info
 
     @contextmanager
     def hold_memory(self) -> Iterator[MemoryHold]:
-        """Memory for a request, taken as its body arrives and kept until it is answered.
-
-        Raises:
-            Problem: 429, nothing more may wait.
-        """
+        """Memory for a request, taken as its body arrives and kept until it is answered; 429 if nothing may wait."""
         if all(queue.full for queue in self._queues.values()):
             raise queue_full()
         hold = MemoryHold(self)
@@ -173,18 +146,7 @@ class Service:
     async def locate(
         self, model: str, uploads: Sequence[Upload], options: Options, *, exif: bool = False, thumbnail: bool = False
     ) -> list[dict[str, Any]]:
-        """One record per image, in order, or one of all of them together. An image that cannot be read has an error.
-
-        Args:
-            model: name of the model.
-            uploads: image files.
-            options: how to answer.
-            exif: with the place in the metadata of each.
-            thumbnail: with a thumbnail of each.
-
-        Raises:
-            Problem: the request cannot be answered.
-        """
+        """Records of images; see :func:`~open_geoclip.server.jobs.image_records`."""
         queue = self._queues[model]
         slots = self._slots()
 
@@ -204,11 +166,7 @@ class Service:
             return [record for records in await _gather(map(part, _split(uploads, size))) for record in records]
 
     async def locate_text(self, model: str, texts: Sequence[str], options: Options) -> list[dict[str, Any]]:
-        """One record per text, in order.
-
-        Raises:
-            Problem: the request cannot be answered.
-        """
+        """One record per text, in order."""
         queue = self._queues[model]
         with queue.reserve(len(texts)):
             answers = await queue.answer(Job("text", options, texts=tuple(texts)))
@@ -216,33 +174,24 @@ class Service:
         return answers
 
     async def embed(self, model: str, inputs: Sequence[EmbeddingInput]) -> list[list[float]]:
-        """One embedding of unit length per input, in order.
-
-        Raises:
-            Problem: the request cannot be answered; one image that cannot be read fails all of it.
-        """
+        """One embedding of unit length per input, in order; 422 if an image cannot be read."""
         queue = self._queues[model]
         slots = self._slots()
 
         async def part(part_of: Sequence[EmbeddingInput]) -> list[list[float]]:
             uploads = [one for one in part_of if isinstance(one, Upload)]
+            images = await _gather(self._prepare(model, one, slots) for one in uploads)
             pixels: list[Pixels] = []
-            for upload, image in zip(
-                uploads, await _gather(self._prepare(model, one, slots) for one in uploads), strict=True
-            ):
+            for upload, image in zip(uploads, images, strict=True):
                 if image.pixels is None:
                     raise Problem(422, "invalid_image", f"{upload.name}: {image.error}")
                 pixels.append(image.pixels)
-            coordinates = [one for one in part_of if isinstance(one, tuple)]
-            texts = [one for one in part_of if isinstance(one, str)]
-            job = Job("embed", images=tuple(pixels), texts=tuple(texts), coordinates=tuple(coordinates))
-            found = await queue.answer(job)
-            kinds = (iter(found[: len(pixels)]), iter(found[len(pixels) : len(found) - len(texts)]))
-            rest = iter(found[len(found) - len(texts) :])
-            return [
-                next(kinds[0] if isinstance(one, Upload) else kinds[1] if isinstance(one, tuple) else rest)
-                for one in part_of
-            ]
+            coordinates = tuple(one for one in part_of if isinstance(one, tuple))
+            texts = tuple(one for one in part_of if isinstance(one, str))
+            found = await queue.answer(Job("embed", images=tuple(pixels), texts=texts, coordinates=coordinates))
+            order = sorted(range(len(part_of)), key=lambda n: (Upload, tuple, str).index(type(part_of[n])))
+            embeddings = dict(zip(order, found, strict=True))
+            return [embeddings[n] for n in range(len(part_of))]
 
         with queue.reserve(len(inputs)):
             parts = await _gather(map(part, _split(inputs, self._settings.batch_size)))
@@ -250,14 +199,7 @@ class Service:
         return [embedding for part_of in parts for embedding in part_of]
 
     async def export(self, body: bytes | bytearray) -> tuple[bytes | bytearray, str, str]:
-        """A file of answers: its bytes, media type and suffix.
-
-        Args:
-            body: JSON of an :class:`~open_geoclip.server.schemas.ExportRequest`, not yet checked.
-
-        Raises:
-            Problem: the request cannot be answered.
-        """
+        """A file of answers (bytes, media type, suffix) from an unchecked body of JSON, an ``ExportRequest``."""
         content, blobs = await self._run_utility(({"task": "export"}, [body]), self._settings.timeout_s / 2)
         return blobs[0], content["media_type"], content["suffix"]
 

@@ -21,31 +21,8 @@ _Seconds = Annotated[float, Field(gt=0)]
 class ServerSettings(BaseSettings):
     """How the server listens, who may use it, and how much it accepts.
 
-    Attributes:
-        host: address to listen on.
-        port: port to listen on.
-        tokens: a client has to send one of these; none are needed when there are none.
-        token_file: file of further tokens, one per line.
-        no_token: allow other addresses than loopback without a token.
-        allowed_hosts: names that a Host header may have, besides those of this machine; ``*`` allows any.
-        cors_origins: origins of other pages that may use the API, such as ``https://example.org``.
-        tile_url: URL of raster tiles (imagery or streets) for the page's map, with {z}, {x}, {y} and optionally {s}.
-            Default: the page draws its own map.
-        tile_attribution: text that the tiles' licence asks for, such as ``© OpenStreetMap contributors``.
-        workers: processes per model, each with a copy of it.
-        max_file_mb: largest image file, in MiB.
-        max_request_mb: largest request, in MiB.
-        max_pixels: larger images are refused before they are decoded (JPEGs may have four times as many).
-        max_images: images per request.
-        max_texts: texts, or inputs to embed, per request.
-        max_top_k: candidates per answer.
-        queue: images and texts that may wait.
-        memory_mb: memory for requests that arrive, wait or are worked on, in MiB.
-        batch_size: images that the model processes at once.
-        batch_wait_ms: how long an image waits for others to fill a batch.
-        timeout_s: a request that takes longer after it has arrived is answered with 504.
-        image_timeout_s: an image whose file takes longer to decode has an error instead of an answer.
-        read_timeout_s: longest pause of a client while it sends the headers or the body of a request.
+    Each can be set in the environment, such as ``OPEN_GEOCLIP_SERVE_PORT``; the options of ``geoclip serve`` explain
+    them. Sizes are in MiB, ``queue``, ``batch_size`` and ``max_texts`` (texts, or inputs to embed) in inputs.
     """
 
     model_config = SettingsConfigDict(env_prefix="OPEN_GEOCLIP_SERVE_", frozen=True, extra="forbid")

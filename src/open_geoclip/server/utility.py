@@ -1,7 +1,6 @@
 """What is done to files outside of any model: decoding images, reading their metadata, writing answers as files."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from open_geoclip.errors import ImageError
@@ -11,22 +10,13 @@ from open_geoclip.server.jobs import Message, Pixels, PreparedImage, Upload
 from open_geoclip.server.problems import Problem, problem_of
 from open_geoclip.server.schemas import ExportRequest, parse_json
 
-__all__ = ["handle", "prepare_image", "render_answers"]
+__all__ = ["handle", "prepare_image"]
 
 
 def prepare_image(
     upload: Upload, *, resize: int, resample: str, max_pixels: int, exif: bool = False, thumbnail: bool = False
 ) -> PreparedImage:
-    """Decode an image file and resize it for a model.
-
-    Args:
-        upload: the file.
-        resize: length of the shortest edge, in pixels; see :class:`~open_geoclip.model.preprocessing.Preprocessing`.
-        resample: filter of the model's preprocessing.
-        max_pixels: larger images are refused before they are decoded.
-        exif: read the place in its metadata.
-        thumbnail: make a thumbnail.
-    """
+    """Decode an image file and resize its shortest edge for a model; on request read its place and make a thumbnail."""
     digest = hashlib.sha256(upload.data).hexdigest()
     place = _place_in_metadata(upload) if exif else None
     try:
@@ -50,19 +40,6 @@ def _place_in_metadata(upload: Upload) -> dict[str, Any] | None:
     return place.to_dict() if place is not None and place.is_on_earth else None
 
 
-def render_answers(records: Sequence[Mapping[str, Any]], format_: str) -> tuple[bytes, str, str]:
-    """Answers as a file: its bytes, media type and suffix.
-
-    Raises:
-        OpenGeoCLIPError: a record is not an answer, or what writes the format is not installed.
-    """
-    from open_geoclip.export import formats  # slow to import
-
-    kind = formats.FORMATS[format_]
-    formats.check_records(records)
-    return formats.render(records, format_), kind.media_type, kind.suffix
-
-
 def handle(message: Message) -> Message:
     """Do one task: ``prepare`` an image, or ``export`` the answers of an :class:`~.schemas.ExportRequest`."""
     content, blobs = message
@@ -72,9 +49,12 @@ def handle(message: Message) -> Message:
             pixels = done.pixels
             size = None if pixels is None else (pixels.width, pixels.height)
             return {**vars(done), "pixels": size}, [] if pixels is None else [pixels.data]
+        from open_geoclip.export import formats  # slow to import
+
         asked = parse_json(blobs[0], ExportRequest)
-        body, media_type, suffix = render_answers(asked.records, asked.format)
-        return {"media_type": media_type, "suffix": suffix}, [body]
+        formats.check_records(asked.records)
+        kind = formats.FORMATS[asked.format]
+        return {"media_type": kind.media_type, "suffix": kind.suffix}, [formats.render(asked.records, asked.format)]
     except Problem as error:
         problem = error
     except MemoryError:

@@ -23,13 +23,7 @@ _MAX_PATH = 4096
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that a client named.
-
-    Attributes:
-        name: what answers call it.
-        source: its file with all links followed, or its bytes; None when it may not or cannot be read.
-        error: why not, or None.
-    """
+    """An image that a client named: its file with all links followed, or its bytes, or why it cannot be read."""
 
     name: str
     source: Path | bytes | None = None
@@ -108,14 +102,7 @@ class Folders:
         return found
 
     def find_images(self, texts: Iterable[str]) -> list[ImageFile]:
-        """All images that were named, in order; a folder gives the images below it.
-
-        Args:
-            texts: paths of images and folders, and data URIs.
-
-        Raises:
-            SettingsError: there is none, or there are too many.
-        """
+        """All images of paths, folders and data URIs, in order; SettingsError if there is none, or too many."""
         found: list[ImageFile] = []
         for number, text in enumerate(texts, 1):
             match = _DATA.match(text)

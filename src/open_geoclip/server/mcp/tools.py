@@ -78,16 +78,9 @@ Full = Annotated[
 
 @dataclass(frozen=True)
 class McpSettings:
-    """What the server may read and what it answers with.
+    """What the server may read and what it answers with: the options of ``geoclip mcp``.
 
-    Attributes:
-        folders: images and GeoJSON files are read in these only.
-        model: ``earth``, ``geoclip``, ``hub:org/repo@revision`` or ``dir:/folder``.
-        backbone: where the image backbone is; default: the one that the model names.
-        gallery: candidate places; default: the model's own.
-        max_images: images per call.
-        max_bytes: of an image's file or decoded data URI.
-        max_pixels: of an image; see :mod:`open_geoclip.images`.
+    ``max_bytes`` bounds a file or a decoded data URI, ``max_images`` a call.
     """
 
     folders: tuple[Path, ...]
@@ -350,11 +343,7 @@ class _Tools:
 
 
 def _run(engine: "Engine", job: Job) -> list[Any]:
-    """The answers of a job.
-
-    Raises:
-        SettingsError: it cannot be done.
-    """
+    """The answers of a job, or its problem as SettingsError."""
     [outcome] = engine.run([job])
     if outcome.answers is None:
         raise SettingsError(outcome.message)
@@ -362,11 +351,7 @@ def _run(engine: "Engine", job: Job) -> list[Any]:
 
 
 def _some(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of which at least one is an answer.
-
-    Raises:
-        SettingsError: all are errors.
-    """
+    """Records of which at least one is an answer; SettingsError if all are errors."""
     if all(one.get("error") is not None for one in records):
         raise SettingsError("; ".join(f"{one['image']}: {one['error']}" for one in records[:10]))
     return records
