@@ -23,15 +23,15 @@ Png = Callable[[int], bytes]
 
 
 def test_images_are_answered_as_the_locator_answers_them(serving: Serve, locator: Locator, png: Png) -> None:
-    pictures = [png(seed) for seed in range(11)]
-    files = [("images", (f"{n}.png", data)) for n, data in enumerate(pictures)]
-    files.insert(1, ("images", ("bad.png", b"no picture")))
+    images = [png(seed) for seed in range(11)]
+    files = [("images", (f"{n}.png", data)) for n, data in enumerate(images)]
+    files.insert(1, ("images", ("bad.png", b"no image")))
     answer = serving().post("/v1/locate", files=files, data={"top_k": "2"}).json()
     assert (answer["object"], answer["model"]) == ("list", "small")
     assert [record["image"] for record in answer["data"]] == ["0.png", "bad.png", *(f"{n}.png" for n in range(1, 11))]
     bad = answer["data"].pop(1)
     assert set(bad) == {"image", "error"}
-    for record, expected in zip(answer["data"], locator.locate(pictures, top_k=2), strict=True):
+    for record, expected in zip(answer["data"], locator.locate(images, top_k=2), strict=True):
         assert record["model"] == expected.model
         for found, candidate in zip(record["candidates"], expected.candidates, strict=True):
             assert (found["lat"], found["lon"]) == (candidate.lat, candidate.lon)

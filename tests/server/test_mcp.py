@@ -137,7 +137,7 @@ def test_the_text_is_short_and_says_what_it_is(call: Caller) -> None:
 def test_a_bad_image_is_told_and_the_others_are_done(call: Caller, folder: Path) -> None:
     bad = folder / "bad"
     bad.mkdir()
-    (bad / "broken.jpg").write_bytes(b"this is no picture")
+    (bad / "broken.jpg").write_bytes(b"this is no image")
     (bad / "large.png").write_bytes(bytes(1_000_001))
     (bad / "out.png").symlink_to(folder.parent / "secret.png")
     asked = ["bad/broken.jpg", "rome.png", "bad/large.png", "bad/out.png", "none.jpg", "recife.png"]
@@ -237,8 +237,8 @@ def test_verify_holds_photos_against_what_they_say(call: Caller, folder: Path) -
         exif[0x010F] = "Maker"
         if lat is not None:
             exif.get_ifd(0x8825).update({1: "N", 2: (lat, 0, 0), 3: "E", 4: (lon, 0, 0)})
-        with Image.open(folder / "rome.png") as picture:
-            picture.save(said / f"{name}.png", exif=exif)
+        with Image.open(folder / "rome.png") as image:
+            image.save(said / f"{name}.png", exif=exif)
     found = call("verify", images=["said/right.png", "said/moved.png", "said/nothing.png", "none.png"])
     assert found["note"].startswith("A verdict is a reason to look closer")
     right, moved, nothing, none = found["photos"]

@@ -45,7 +45,7 @@ def ask(client: TestClient, *photos: bytes, **fields: str) -> Any:
 
 def test_the_place_in_a_photo_is_told_where_it_is_asked_for_and_changes_nothing(serving: Serve, photo: Photo) -> None:
     client = serving()
-    photos = [photo(1, 41.5), photo(2), photo(3, -33.25, 151.0), b"no picture"]
+    photos = [photo(1, 41.5), photo(2), photo(3, -33.25, 151.0), b"no image"]
     asked = ask(client, *photos, exif="true").json()["data"]
     told = [record.pop("exif") for record in asked]
     assert [place and (place["lat"], place["lon"]) for place in told] == [(41.5, 12.5), None, (-33.25, 151.0), None]
@@ -80,13 +80,13 @@ def test_of_several_as_one_place_the_first_that_names_one_counts(serving: Serve,
 
 def test_files_hold_the_place_and_the_image(serving: Serve, photo: Photo) -> None:
     client = serving()
-    photos = [photo(1, 41.5), b"no picture", photo(2)]
+    photos = [photo(1, 41.5), b"no image", photo(2)]
     features = ask(client, *photos, exif="true", format="geojson").json()["features"]
     assert [12.5, 41.5] in [feature["geometry"] and feature["geometry"]["coordinates"] for feature in features]
     with zipfile.ZipFile(io.BytesIO(ask(client, *photos, format="kmz").content)) as file:
-        pictures = [name for name in file.namelist() if name.endswith(".jpg")]
-        assert len(pictures) == 2
-        small = Image.open(io.BytesIO(file.read(pictures[0])))
+        images = [name for name in file.namelist() if name.endswith(".jpg")]
+        assert len(images) == 2
+        small = Image.open(io.BytesIO(file.read(images[0])))
     assert small.size == (320, 160)
     assert not small.getexif()
     assert len(small.info.get("exif", b"")) == 0
@@ -112,5 +112,5 @@ def test_the_report_shows_the_images(serving: Serve, photo: Photo) -> None:
     records = json.loads(held[1])["records"]
     assert [record["exif"] and record["exif"]["lat"] for record in records] == [41.5, None]
     for record in records:
-        picture = base64.b64decode(record["thumbnail"].removeprefix("data:image/jpeg;base64,"))
-        assert Image.open(io.BytesIO(picture)).size == (320, 160)
+        image = base64.b64decode(record["thumbnail"].removeprefix("data:image/jpeg;base64,"))
+        assert Image.open(io.BytesIO(image)).size == (320, 160)

@@ -86,6 +86,6 @@ def test_models_are_listed_and_refusals_are_the_client_s_own_errors(client: Any,
     with pytest.raises(openai.UnprocessableEntityError, match="input 1"):
         client.embeddings.create(model="small", input=["1,2", ""])
     with pytest.raises(openai.UnprocessableEntityError, match="input 1"):
-        client.embeddings.create(model="small", input=[uri(png(1)), uri(b"no picture")])
+        client.embeddings.create(model="small", input=[uri(png(1)), uri(b"no image")])
     with pytest.raises(openai.AuthenticationError, match="token"):
         client.with_options(api_key="wrong").models.list()

@@ -22,7 +22,7 @@ TOKEN = "0123456789abcdef"  # of the servers that conftest.py starts
 Server = Any  # that of conftest.py, which cannot be imported
 ORIGIN = "https://maps.example"
 IMAGE_TIMEOUT_S, READ_TIMEOUT_S, TIMEOUT_S = 2.0, 2.0, 30.0
-QUICK_S = 5.0  # for an image of another client, on a busy machine
+QUICK_S = 10.0  # for an image of another client, on a busy machine
 
 
 def memory_mb(pid: int, field: str) -> float:
@@ -116,10 +116,10 @@ def test_an_idle_worker_that_dies_is_replaced_at_once_and_counted(server: Server
     for pid in (model, *(pid for pid in children if pid != model)):
         before, counted = set(server.children()), server.restarts()
         os.kill(pid, signal.SIGKILL)
-        server.wait_until(lambda: server.restarts() == counted + 1, 2, "count")  # noqa: B023
+        server.wait_until(lambda: server.restarts() == counted + 1, 5, "count")  # noqa: B023
         if pid == model:
             assert not server.is_ready()
-        server.wait_until(lambda: len(set(server.children()) - before) == 1, 2, "a new process")  # noqa: B023
+        server.wait_until(lambda: len(set(server.children()) - before) == 1, 5, "a new process")  # noqa: B023
         server.wait_until(server.is_ready, 60, "ready again")
     assert len(server.children()) == len(children)
     assert server.restarts("dir:") == 1
@@ -128,7 +128,7 @@ def test_an_idle_worker_that_dies_is_replaced_at_once_and_counted(server: Server
 def test_readiness_follows_a_worker_that_is_stuck(server: Server) -> None:
     counted = server.restarts()
     os.kill(model_worker(server), signal.SIGSTOP)
-    server.wait_until(lambda: not server.is_ready(), 15, "not ready")
+    server.wait_until(lambda: not server.is_ready(), 25, "not ready")
     server.wait_until(server.is_ready, 60, "ready again")
     assert server.restarts() == counted + 1
     assert server.client.post("/v1/text", json={"texts": ["ice"]}).status_code == 200

@@ -1,1 +1,1 @@
-"""HTTP and MCP: pictures and texts in, answers out; nothing is written to disk and nothing leaves the machine."""
+"""HTTP and MCP: images and texts in, answers out; nothing is written to disk and nothing leaves the machine."""

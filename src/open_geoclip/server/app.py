@@ -38,7 +38,7 @@ __all__ = ["create_app", "create_server", "model_workers", "page_folder", "utili
 
 _NOT_BUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OpenGeoCLIP</title>
 <p>The page is not built: run <code>make web</code> in the checkout, or install a wheel, which contains it.
-The API works without it: <a href="/openapi.json">/openapi.json</a>.</p></html>"""
+The API works without it: <a href="openapi.json">openapi.json</a>.</p></html>"""
 
 
 def create_app(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from open_geoclip.errors import OpenGeoCLIPError
-from open_geoclip.server.jobs import Job, Outcome, encode_jobs
+from open_geoclip.server.jobs import Job, encode_jobs
 from open_geoclip.server.monitoring import Metrics
 from open_geoclip.server.problems import Problem
 from open_geoclip.server.processes import Worker, WorkerDiedError
@@ -150,7 +150,10 @@ class ModelQueue:
             await asyncio.sleep(1)  # no faster than that, however many requests come
         else:
             for entry, outcome in zip(batch, content, strict=True):
-                self._settle(entry, Outcome(**outcome))
+                if outcome["answers"] is None:
+                    entry.fail(Problem(outcome["status"], outcome["code"], outcome["message"]))
+                elif not entry.future.done():
+                    entry.future.set_result(outcome["answers"])
 
     def _retry(self, batch: list[_Entry], problem: Problem) -> None:
         """Try each job of a batch once more, by itself: only the one that fails again has no answer."""
@@ -161,9 +164,3 @@ class ModelQueue:
                 entry.alone = True
                 self._entries.appendleft(entry)
         self._arrived.set()
-
-    def _settle(self, entry: _Entry, outcome: Outcome) -> None:
-        if outcome.answers is None:
-            entry.fail(Problem(outcome.status, outcome.code, outcome.message))
-        elif not entry.future.done():
-            entry.future.set_result(outcome.answers)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from open_geoclip.schema import from_dict
+
 __all__ = [
     "Job",
     "Message",
@@ -129,19 +131,13 @@ def decode_jobs(message: Message) -> list[Job]:
     return [
         Job(
             plain["kind"],
-            _options(plain["options"]),
+            from_dict(Options, plain["options"], "options"),
             tuple(Pixels(width, height, next(data)) for width, height in plain["images"]),
             tuple(plain["texts"]),
             tuple((lat, lon) for lat, lon in plain["coordinates"]),
         )
         for plain in content
     ]
-
-
-def _options(plain: dict[str, Any]) -> Options:
-    """Options from JSON, which has lists for tuples."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-    return Options(**values)
 
 
 def image_records(
@@ -161,9 +157,8 @@ def image_records(
         together: all images show one place.
         exif: include the place in the metadata of each, or the first place of several together.
     """
-    groups = (
-        [list(zip(names, images, strict=True))] if together else [[pair] for pair in zip(names, images, strict=True)]
-    )
+    pairs = list(zip(names, images, strict=True))
+    groups = [pairs] if together else [[pair] for pair in pairs]
     found = iter(answers)
     records = []
     for group in groups:

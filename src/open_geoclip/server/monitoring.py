@@ -3,14 +3,21 @@
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["JsonLines", "Metrics", "log_as_json"]
+__all__ = ["JsonLines", "Metrics", "log_as_json", "source_lines"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+def source_lines(trace: TracebackType | None) -> list[str]:
+    """File and line of each frame: a traceback without the values that messages and code may hold."""
+    return [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in traceback.extract_tb(trace)]
 
 
 class JsonLines(logging.Formatter):
@@ -27,12 +34,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = record.exc_info[0].__name__
-            frames = []
-            trace = record.exc_info[2]
-            while trace is not None:
-                frames.append(f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}")
-                trace = trace.tb_next
-            line["at"] = frames[-8:]
+            line["at"] = source_lines(record.exc_info[2])[-8:]
         return json.dumps(line, ensure_ascii=False)
 
 
@@ -63,17 +65,10 @@ class Metrics:
         self.refused = Counter("refused", "Requests refused", ["code"], **own)
         self.waiting = Gauge("queue_waiting", "Images and texts that wait or are worked on", ["model"], **own)
         self.held = Gauge("held_bytes", "Bytes of requests that are being read, wait or are worked on", **own)
-        self.batches = Histogram(
-            "batch_size",
-            "Images and texts that a model processed together",
-            ["model"],
-            buckets=(1, 2, 4, 8, 16, 32),
-            **own,
-        )
+        sizes = (1, 2, 4, 8, 16, 32)
+        self.batches = Histogram("batch_size", "Inputs processed together", ["model"], buckets=sizes, **own)
         self.inputs = Counter("inputs", "Images and texts answered", ["model", "outcome"], **own)
-        self.restarts = Counter(
-            "worker_restarts", "Workers that died or were too slow, and were replaced", ["model"], **own
-        )
+        self.restarts = Counter("worker_restarts", "Workers that died or were too slow", ["model"], **own)
 
     def text(self) -> bytes:
         """All of them in the text format of Prometheus."""

@@ -1,7 +1,6 @@
 """What a client is told when a request cannot be answered."""
 
 import logging
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from open_geoclip.errors import (
     TextError,
     WeightsError,
 )
+from open_geoclip.server.monitoring import source_lines
 
 __all__ = ["Problem", "problem_of"]
 
@@ -25,14 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Problem(Exception):  # noqa: N818  # not every problem is an error of ours
-    """An answer other than 200.
-
-    Attributes:
-        status: of HTTP.
-        code: a word for programs, such as ``queue_full``.
-        message: a sentence for people: what is wrong and what to do.
-        headers: such as Retry-After.
-    """
+    """An answer other than 200: ``code`` is a word for programs, ``message`` says what is wrong and what to do."""
 
     status: int
     code: str
@@ -71,7 +64,6 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, OpenGeoCLIPError):
         code = next((code for kind, code in _CODES if isinstance(error, kind)), "invalid_request")
         return Problem(422, code, str(error))
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "?"
-    logger.error("a request failed: %s at %s", type(error).__name__, at)
+    frames = source_lines(error.__traceback__) or ["?"]
+    logger.error("a request failed: %s at %s", type(error).__name__, frames[-1])
     return Problem(500, "internal", "the server failed at this; what failed is in its log")
