@@ -58,6 +58,7 @@ COMMANDS = {
     "fast": f"geoclip locate a.png --engine openvino --model {MODEL} --top-k 2",
     "features": 'PYTHON "from open_geoclip.features import LocationFeatures; '
     f"print(LocationFeatures('{MODEL}').fit_transform([[48.9, 2.3]]).shape)\"",
+    "gis": f"geoclip locate a.png --model {MODEL} --top-k 2 --output answers.gpkg",
     "heic": "geoclip data check heic.csv",
     "hf": "geoclip data check hf:photos",
     "mcp": f"geoclip mcp --model {MODEL} < initialize.json | grep serverInfo",

@@ -1,5 +1,6 @@
 """A wheel has the page, and the pinned versions can be installed on each supported Python."""
 
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -51,6 +52,13 @@ def test_the_hook_keeps_a_built_page_and_skips_editable_installations(tmp_path: 
     hook = build_hook(tmp_path)
     assert hook.dependencies() == []
     hook.initialize("standard", {})
+
+
+def test_each_extra_is_installed_and_used_by_make_dist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    extras = runpy.run_path(str(ROOT / "benchmarks" / "extras.py"))
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras["COMMANDS"]) | extras["FOR_CHECKOUTS"] == set(wanted)
 
 
 def test_pins_can_be_installed_on_the_oldest_python() -> None:

@@ -1,4 +1,4 @@
-"""Say where on Earth a photo was taken.
+"""Estimate where on Earth a photo was taken.
 
 ::
 
@@ -6,30 +6,30 @@
 
     answers = Locator.from_pretrained("earth").locate(["a.jpg", "b.jpg"], top_k=5)
 
-The names below are looked up on first use, so that importing the package takes no time.
+Modules are imported at the first use of their names, so importing the package takes no time.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from open_geoclip._version import __version__
+from open_geoclip.errors import (
+    AreaError,
+    CoordinateError,
+    DataError,
+    GalleryError,
+    ImageError,
+    MissingExtraError,
+    MissingWeightsError,
+    ModelNameError,
+    OpenGeoCLIPError,
+    PredictionsError,
+    SettingsError,
+    TrainingError,
+    WeightsError,
+)
 
 if TYPE_CHECKING:
-    from open_geoclip.errors import (
-        AreaError,
-        CoordinateError,
-        DataError,
-        GalleryError,
-        ImageError,
-        MissingExtraError,
-        MissingWeightsError,
-        ModelNameError,
-        OpenGeoCLIPError,
-        PredictionsError,
-        SettingsError,
-        TrainingError,
-        WeightsError,
-    )
     from open_geoclip.geo.areas import Area
     from open_geoclip.images import find_images, load_image
     from open_geoclip.metadata.read import PhotoPlace, read_place
@@ -49,31 +49,18 @@ _HOME = {
     "Answer": "search.answer",
     "AnswerSettings": "search.describe",
     "Area": "geo.areas",
-    "AreaError": "errors",
     "Calibration": "search.calibration",
     "Candidate": "search.answer",
-    "CoordinateError": "errors",
-    "DataError": "errors",
     "Gallery": "search.gallery",
-    "GalleryError": "errors",
     "GeoCLIP": "model.geoclip",
     "ImageEncoder": "model.image_encoder",
-    "ImageError": "errors",
     "LocationEncoder": "model.location_encoder",
     "LocationSettings": "model.location_encoder",
     "Locator": "search.locator",
-    "MissingExtraError": "errors",
-    "MissingWeightsError": "errors",
-    "ModelNameError": "errors",
-    "OpenGeoCLIPError": "errors",
     "PhotoPlace": "metadata.read",
     "Posterior": "search.posterior",
-    "PredictionsError": "errors",
     "Preprocessing": "model.preprocessing",
-    "SettingsError": "errors",
-    "TrainingError": "errors",
     "Verification": "verification",
-    "WeightsError": "errors",
     "find_images": "images",
     "load_image": "images",
     "read_place": "metadata.read",

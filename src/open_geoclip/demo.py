@@ -1,8 +1,4 @@
-"""``make demo``: six views of the Earth that the embedded model has never seen, located.
-
-The views are the first six of the test split, not chosen. Views, answers and a map of all are written to
-the folder ``demo``.
-"""
+"""``make demo``: locate the first six test views of the Earth; write views, answers and a map to ``demo/``."""
 
 import json
 import sys
@@ -20,7 +16,7 @@ FOLDER = Path("demo")
 
 
 def main() -> None:
-    """Render, locate, print, draw."""
+    """Render the views, locate them, print a table and draw the map."""
     FOLDER.mkdir(exist_ok=True)
     batch = next(views("test", 6))
     paths = []

@@ -1,27 +1,4 @@
-"""Every error this package raises on purpose.
-
-::
-
-    OpenGeoCLIPError
-    ├── CoordinateError      (ValueError)   a coordinate that is not on Earth
-    ├── ImageError           (ValueError)   a picture that cannot be read; names it
-    ├── TextError            (ValueError)   a text that a model cannot read: empty or too long
-    ├── DataError            (ValueError)   photos and coordinates that cannot be used as data
-    │   └── MetadataError                   metadata that cannot be understood, written or removed
-    ├── SettingsError        (ValueError)   a setting that is unknown or out of range
-    │   └── AreaError                       limits that cannot be understood, or hold no place
-    ├── GalleryError         (ValueError)   a gallery file that cannot be used
-    ├── PredictionsError     (ValueError)   predictions that cannot be scored
-    ├── BenchmarkError       (ValueError)   labels or photos of a benchmark that cannot be used
-    ├── ModelNameError       (ValueError)   a model name that does not follow the grammar
-    ├── WeightsError         (ValueError)   weights that are damaged or of another layout
-    │   └── MissingWeightsError             weights that are not on this machine yet
-    ├── TrainingError        (RuntimeError) a training run that cannot go on
-    ├── MissingProgramError  (RuntimeError) a program that is not installed
-    └── MissingExtraError    (ImportError)  an optional dependency that is not installed
-
-Each message names the thing that is wrong and what to do about it.
-"""
+"""The exceptions of this package. Each message names what is wrong and what to do about it."""
 
 __all__ = [
     "AreaError",
@@ -45,7 +22,7 @@ __all__ = [
 
 
 class OpenGeoCLIPError(Exception):
-    """The root: catch this to catch everything the package raises on purpose."""
+    """Base class of all exceptions that this package raises on purpose."""
 
 
 class CoordinateError(OpenGeoCLIPError, ValueError):
@@ -53,7 +30,7 @@ class CoordinateError(OpenGeoCLIPError, ValueError):
 
 
 class ImageError(OpenGeoCLIPError, ValueError):
-    """A picture that cannot be read. ``name`` is the picture, ``reason`` what is wrong with it."""
+    """An image that cannot be read: ``name`` is the image, ``reason`` what is wrong with it."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -62,11 +39,11 @@ class ImageError(OpenGeoCLIPError, ValueError):
 
 
 class TextError(OpenGeoCLIPError, ValueError):
-    """A text that a model cannot read: empty, or longer than it was made for."""
+    """A text that a model cannot encode: empty or too long."""
 
 
 class DataError(OpenGeoCLIPError, ValueError):
-    """A table, folder or shard of photos that cannot be used; says which, where in it, and why."""
+    """A table, folder or shard of photos that cannot be used; the message names the row or file."""
 
 
 class SettingsError(OpenGeoCLIPError, ValueError):
@@ -74,7 +51,7 @@ class SettingsError(OpenGeoCLIPError, ValueError):
 
 
 class AreaError(SettingsError):
-    """Limits (a country, a box, a circle, a polygon) that cannot be understood, or that hold no place."""
+    """An area (country, box, circle, polygon) that cannot be parsed or contains no place."""
 
 
 class GalleryError(OpenGeoCLIPError, ValueError):
@@ -82,11 +59,11 @@ class GalleryError(OpenGeoCLIPError, ValueError):
 
 
 class PredictionsError(OpenGeoCLIPError, ValueError):
-    """Predictions that cannot be scored; says which file, which row and why."""
+    """Predictions that cannot be scored; the message names file and row."""
 
 
 class BenchmarkError(OpenGeoCLIPError, ValueError):
-    """Labels or photos of a benchmark that cannot be used, or a gallery that knows the answers."""
+    """Labels or photos of a benchmark that cannot be used, or a gallery that contains test coordinates."""
 
 
 class ModelNameError(OpenGeoCLIPError, ValueError):
@@ -98,15 +75,15 @@ class WeightsError(OpenGeoCLIPError, ValueError):
 
 
 class MissingWeightsError(WeightsError):
-    """Weights that are not on this machine yet; the message says which command brings them."""
+    """Weights that are not on this machine; the message names the command that downloads them."""
 
 
 class TrainingError(OpenGeoCLIPError, RuntimeError):
-    """A training run that cannot go on: names the step and the pictures, or the file that cannot be written."""
+    """A training run that cannot continue; the message names the step and the images, or the file."""
 
 
 class MetadataError(DataError):
-    """Metadata of a file that cannot be understood, written or removed."""
+    """Metadata that cannot be parsed, written or removed."""
 
 
 class MissingProgramError(OpenGeoCLIPError, RuntimeError):

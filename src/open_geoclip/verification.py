@@ -1,8 +1,8 @@
-"""Whether an image agrees with the place in the metadata of its photo.
+"""Comparison of an image with the place in the metadata of its photo.
 
-Estimates and metadata meet only here: the image is located first, and the place in the metadata is compared with the
-posterior afterwards. ``benchmarks/verify_rates.py`` measures how often the verdicts are right. The heavy modules are
-imported where they are used: the server's main process needs the declarations alone.
+The image is located first, without the metadata; then the place is compared with the posterior.
+``benchmarks/verify_rates.py`` measures how often the verdicts are right. Heavy modules are imported where they are
+used, because the server's main process needs only the declarations.
 """
 
 import itertools
@@ -31,7 +31,6 @@ __all__ = [
     "VERDICTS",
     "Comparison",
     "Findings",
-    "Verdict",
     "Verification",
     "compare",
     "verify",
@@ -41,19 +40,19 @@ Verdict = Literal["consistent", "unlikely", "contradicts", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 UNLIKELY, CONTRADICTS = 0.05, 0.01
-"""Largest p-values at which a place is called unlikely, and contradicted."""
+"""Largest p-values of the verdicts."""
 
 RADII_KM = (25, 200, 750, 2500)
-_MAX_CELL_RADII = 3.0  # a place farther from the gallery is not known to it; 2.6 is the most of 4,096 true places
+_MAX_CELL_RADII = 3.0  # of distance to the gallery; the largest of 4,096 true places is 2.6
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A place held against the posterior of an image."""
+    """Comparison of a place with the posterior of an image."""
 
     p_value: Annotated[
         float | None,
-        "Share of the true places of validation images that are at least as surprising; null where not calibrated.",
+        "Share of true places of validation images that are at least as improbable; null if not calibrated.",
     ]
     hpd_level: Annotated[
         float,
@@ -68,31 +67,31 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the metadata of a photo say, and whether the image agrees. Stands in JSON beside the keys of the answer."""
+    """The metadata of a photo and the verdict; in JSON, next to the keys of the answer."""
 
     exif: Annotated[
-        PhotoPlace | None, "The place in the metadata, which took no part in the estimate; null where there is none."
+        PhotoPlace | None, "The place in the metadata, which is not used for the estimate; null if there is none."
     ] = None
     camera: Annotated[str | None, "Maker and model."] = None
     software: Annotated[tuple[str, ...], "Programs that wrote the file."] = ()
     verdict: Annotated[
         Verdict | None,
-        "consistent (no more surprising than true places are, which is no confirmation), unlikely (at most 5 % of true "
-        "places are as surprising), contradicts (at most 1 %), or cannot tell.",
+        "consistent (as probable as true places, which is no confirmation), unlikely (at most 5 % of true places are "
+        "as improbable), contradicts (at most 1 %), or cannot tell.",
     ] = None
-    reason: Annotated[str | None, "What the verdict rests on, or why there is none."] = None
-    comparison: Annotated[Comparison | None, "Figures of the comparison; null where there is no place."] = None
-    remarks: Annotated[tuple[Remark, ...], "Oddities of the metadata, found without a model."] = ()
+    reason: Annotated[str | None, "The reason for the verdict."] = None
+    comparison: Annotated[Comparison | None, "Figures of the comparison; null if there is no place."] = None
+    remarks: Annotated[tuple[Remark, ...], "Inconsistencies in the metadata, found without a model."] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Findings):
-    """One photo: the answer for its image alone, and the findings."""
+    """The answer for the image of a photo, and the findings about its metadata."""
 
     answer: Answer
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; ``{"image", "error"}`` alone where the image could not be read."""
+        """Return values for JSON; only ``{"image", "error"}`` if the image could not be read."""
         values = self.answer.to_dict()
         if self.answer.error is not None:
             return values
@@ -108,11 +107,11 @@ class Verification(Findings):
 def verify(
     locator: "Locator", images: Iterable[ImageSource], top_k: int = 5, *, detail: bool = False
 ) -> Iterator[Verification]:
-    """Compare photos with the places in their metadata, one by one; memory stays flat.
+    """Compare photos with the places in their metadata, one by one, in constant memory.
 
     Args:
-        locator: without limits, refinement or ten crops, for which nothing was calibrated.
-        images: the photos; of files, sidecars are read too.
+        locator: without area, refinement or ten crops, which are not calibrated.
+        images: the photos; sidecars of files are read too.
         top_k: candidates per answer.
         detail: whether answers have regions and heat.
     """
@@ -177,7 +176,7 @@ def compare(posterior: "Posterior", place: PhotoPlace, answer: Answer) -> Findin
         reason = "too few validation images had an answer like this one"
     else:
         verdict: Verdict = "contradicts" if p <= CONTRADICTS else "unlikely" if p <= UNLIKELY else "consistent"
-        share = f"{100 * p:.2g} % of true places are as surprising, by {calibration.n_images:,} {calibration.fitted_on}"
+        share = f"{100 * p:.2g} % of true places are as improbable, by {calibration.n_images:,} {calibration.fitted_on}"
         return Findings(verdict=verdict, reason=share, comparison=replace(figures, p_value=p))
     return Findings(verdict="cannot tell", reason=reason, comparison=figures)
 

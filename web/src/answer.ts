@@ -52,9 +52,9 @@ export interface PhotoPlace {
   no_fix?: boolean;
 }
 
-/** A place held against the posterior of an image. */
+/** Comparison of a place with the posterior of an image. */
 export interface Comparison {
-  /** Share of the true places of validation images that are at least as surprising; null where not calibrated. */
+  /** Share of true places of validation images that are at least as improbable; null if not calibrated. */
   p_value: number | null;
   /** Share of the probability in places more probable than this one: from 0, the most probable place, to 1. */
   hpd_level: number;
@@ -121,15 +121,15 @@ export interface Result {
   /** Programs that wrote the file. */
   software?: string[];
   /**
-   * consistent (no more surprising than true places are, which is no confirmation), unlikely (at most 5 % of true
-   * places are as surprising), contradicts (at most 1 %), or cannot tell.
+   * consistent (as probable as true places, which is no confirmation), unlikely (at most 5 % of true places are as
+   * improbable), contradicts (at most 1 %), or cannot tell.
    */
   verdict?: "consistent" | "unlikely" | "contradicts" | "cannot tell" | null;
-  /** What the verdict rests on, or why there is none. */
+  /** The reason for the verdict. */
   reason?: string | null;
-  /** Figures of the comparison; null where there is no place. */
+  /** Figures of the comparison; null if there is no place. */
   comparison?: Comparison | null;
-  /** Oddities of the metadata, found without a model. */
+  /** Inconsistencies in the metadata, found without a model. */
   remarks?: Remark[];
   /** A JPEG as a data URI. */
   thumbnail?: string | null;
