@@ -9,14 +9,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LocationFeatures", "export_onnx"]
 
-_HOME = {"LocationFeatures": "transformer", "export_onnx": "onnx"}
-
-
-def __dir__() -> list[str]:
-    return __all__
-
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    modules = {"LocationFeatures": "transformer", "export_onnx": "onnx"}
+    if name in modules:
+        return getattr(import_module(f"{__name__}.{modules[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

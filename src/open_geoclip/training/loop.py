@@ -174,7 +174,7 @@ def _train_epoch(
         candidates = torch.cat([noisy_batch, add_noise(state.queue, settings.queue_noise_m, noise)])
 
         state.optimizer.zero_grad()
-        value = _backward(model, batch, places, candidates, settings, loss, ranks)
+        value = _backward(state, loss, settings, batch, places, candidates)
         if not math.isfinite(value):
             where = f"epoch {state.epoch}, step {state.step}; the batch is {_shorten(batch.keys())}"
             raise TrainingError(f"the loss is {value} at {where}. The last checkpoint is unharmed")
@@ -196,35 +196,14 @@ def _train_epoch(
             callbacks.step(figures | {"learning_rate": rate})
 
 
-def _backward(
-    model: GeoCLIP,
-    batch: Batch,
-    places: Float64[Tensor, "m 2"],
-    candidates: Float64[Tensor, "m 2"],
-    settings: TrainSettings,
-    loss: Loss,
-    ranks: Ranks,
-) -> float:
-    """Add up the gradient of a batch, part by part, each against all candidates; return the mean loss."""
-    device, total = model.logit_scale.device, 0.0
-    places, candidates, n = places.to(device), candidates.to(device), len(batch.features)
-    first = ranks.rank * n
-    for features in batch.features.chunk(settings.accumulate):
-        share = len(features) / n
-        part = batch_loss(model, features.to(device), places, candidates, settings, loss, first=first, ranks=ranks)
-        (part * share).backward()
-        first, total = first + len(features), total + part.item() * share
-    return total
-
-
 def batch_loss(
     model: GeoCLIP,
     features: Float[Tensor, "n d"],
     places: Float64[Tensor, "m 2"],
     candidates: Float64[Tensor, "m 2"],
     settings: TrainSettings,
-    loss: Loss = contrastive_loss,
     *,
+    loss: Loss = contrastive_loss,
     first: int = 0,
     ranks: Ranks | None = None,
 ) -> Float[Tensor, ""]:
@@ -256,6 +235,27 @@ def batch_loss(
     ignore = near_duplicates(candidates[own], places[:n], settings.mask_km, first) if settings.mask_km else None
     positives = None if positives is None else positives[:, :n]
     return (value + loss(location[own], images, scale, first=first, ignore=ignore, positives=positives)) / 2
+
+
+def _backward(
+    state: RunState,
+    loss: Loss,
+    settings: TrainSettings,
+    batch: Batch,
+    places: Float64[Tensor, "m 2"],
+    candidates: Float64[Tensor, "m 2"],
+) -> float:
+    """Add up the gradient of a batch, part by part, each against all candidates; return the mean loss."""
+    model, ranks = state.model, state.ranks
+    device, total = model.logit_scale.device, 0.0
+    places, candidates, n = places.to(device), candidates.to(device), len(batch.features)
+    first = ranks.rank * n
+    for features in batch.features.chunk(settings.accumulate):
+        share = len(features) / n
+        part = batch_loss(model, features.to(device), places, candidates, settings, loss=loss, first=first, ranks=ranks)
+        (part * share).backward()
+        first, total = first + len(features), total + part.item() * share
+    return total
 
 
 def check_batch(settings: TrainSettings, images: int, processes: int) -> None:

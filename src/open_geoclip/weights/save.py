@@ -33,9 +33,9 @@ def save_model(
     model: GeoCLIP,
     *,
     card: Mapping[str, Any],
+    dtype: Literal["float16", "float32"] = "float16",
     gallery: Path | None = None,
     curves: Path | None = None,
-    dtype: Literal["float16", "float32"] = "float16",
 ) -> Path:
     """Write a model in our own layout. Backbones are not written, only their names.
 
