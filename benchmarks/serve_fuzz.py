@@ -193,7 +193,11 @@ def main() -> None:
             server.terminate()
             server.wait(DEADLINE_S + 10)
         lines = log.read_text(encoding="utf-8").splitlines()
-        told = [line for line in lines if '"level": "error"' in line or not line.startswith(("{", "geoclip: http"))]
+        told = [
+            line
+            for line in lines
+            if '"level": "error"' in line or "is replaced: " in line or not line.startswith(("{", "geoclip: http"))
+        ]
         faults += [f"logged: {line[:500]}" for line in told[:20]]
     for fault in faults[:40]:
         print(fault)

@@ -46,8 +46,8 @@ def log_as_json(level: int = logging.INFO) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("open_geoclip").setLevel(level)
-    # What it says about damaged images is in their answers, and concerns their sender alone.
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for name in ("PIL", "python_multipart"):  # what they say about damaged files and forms concerns the sender alone
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True

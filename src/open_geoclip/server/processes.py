@@ -132,13 +132,15 @@ class ProcessWorker:
         async with self._turn:
             assert self._starting is not None, "start() comes first"
             await asyncio.shield(self._starting)
-            process, self._busy_since = self._process, time.monotonic()
+            process, start = self._process, time.monotonic()
+            self._busy_since = start
             assert process is not None
             try:
                 async with asyncio.timeout(timeout_s):
                     return await _exchange(process, message)
-            except BaseException:  # whatever it would still answer belongs to nobody
-                self._replace(process)
+            except BaseException as error:  # whatever it would still answer belongs to nobody
+                what = "ping" if message is _PING else "message"
+                self._replace(process, f"{type(error).__name__} at a {what} after {time.monotonic() - start:.1f} s")
                 raise
             finally:
                 self._busy_since = None
@@ -172,17 +174,17 @@ class ProcessWorker:
                 async with asyncio.timeout(_PING_INTERVAL_S):
                     await process.wait()
             if process.returncode is not None:
-                self._replace(process)
+                self._replace(process, "it ended")
             elif not self._turn.locked():  # a busy worker has a deadline already
                 with contextlib.suppress(TimeoutError, OpenGeoCLIPError):
                     await self.run(_PING, _PING_TIMEOUT_S)
 
-    def _replace(self, process: asyncio.subprocess.Process) -> None:
+    def _replace(self, process: asyncio.subprocess.Process, why: str) -> None:
         """Begin to replace a child, unless that has begun."""
         assert self._starting is not None
         if process is self._process and self._starting.done():
             self._on_restart()
-            logger.warning("a worker died or was too slow, and is replaced")
+            logger.warning("a %s worker is replaced: %s", self._settings["role"], why)
             self._starting = asyncio.create_task(self._spawn())
 
     async def _spawn(self) -> None:
