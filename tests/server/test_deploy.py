@@ -95,7 +95,6 @@ def caddy(folder: Path, port: int, server: Server, certificate: tuple[Path, Path
         whole,
         (f"{NAME} {{", f"https://{NAME}:{port} {{\n\tbind 127.0.0.1\n\ttls {certificate[0]} {certificate[1]}"),
         ("127.0.0.1:8000", f"127.0.0.1:{server.port}"),
-        ("max_size 256MiB", "max_size 8MiB"),
     )
     (folder / "Caddyfile").write_text(f"{{\n\tadmin off\n\tauto_https off\n}}\n{config}", encoding="utf-8")
     return ["caddy", "run", "--adapter", "caddyfile", "--config", f"{folder}/Caddyfile"]

@@ -28,6 +28,7 @@ __all__ = ["Authorization", "Guard", "is_loopback", "json_response", "problem_re
 logger = logging.getLogger(__name__)
 
 _HANG_UP_S = 5
+_DISCARD_S = 2
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _OPEN_PATHS = {"/", "/healthz", "/readyz", "/favicon.ico"}  # and /assets/: the page asks for the token itself
 _HEADERS = {
@@ -173,8 +174,8 @@ class Authorization:
             started[:] = [message]
             await send(message)
 
+        headers = Headers(scope=scope)
         try:
-            headers = Headers(scope=scope)
             if scope["path"] not in _OPEN_PATHS and not scope["path"].startswith("/assets/"):
                 self._check_origin(scope["method"], headers)
                 self._check_token(headers.get("authorization", ""))
@@ -186,6 +187,8 @@ class Authorization:
             self._metrics.refused.labels(problem.code).inc()
             for one in (error, error.__cause__, error.__context__):  # frames would keep bodies until garbage collection
                 traceback.clear_frames(None if one is None else one.__traceback__)
+            if problem.status == 413 and "expect" not in headers:
+                await _discard_body(receive)
             await problem_response(problem)(scope, receive, send)
 
     def _check_origin(self, method: str, headers: Headers) -> None:
@@ -209,6 +212,14 @@ class Authorization:
         if scheme.lower() != "bearer" or not any(known):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Problem(401, "invalid_token", "send a token of this server: Authorization: Bearer ...", challenge)
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read what a client is still sending, for a while: one that is cut off, such as a proxy, would see no answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while (await receive()).get("more_body"):
+                pass
 
 
 def _host_name(header: str) -> str:
