@@ -76,6 +76,21 @@ def test_names_match_whatever_their_case(name: str, tmp_path: Path) -> None:
     assert place.lat == pytest.approx(-22.9519)
 
 
+def test_photos_whose_names_differ_by_case_alone(tmp_path: Path) -> None:
+    """A file system that tells them apart is needed."""
+    upper, lower = photo(tmp_path / "IMG_1.jpg"), photo(tmp_path / "img_1.JPG")
+    if upper.samefile(lower):
+        pytest.skip("this file system does not tell names apart by case")
+    (tmp_path / "IMG_1.jpg.xmp").write_bytes(carriers.packet())
+    assert (names(upper), names(lower)) == (["IMG_1.jpg.xmp"], [])
+    assert writable_sidecar(lower).name == "img_1.JPG.xmp"
+    (tmp_path / "img_1.xmp").write_bytes(carriers.packet())
+    assert (names(upper), names(lower)) == (["IMG_1.jpg.xmp"], ["img_1.xmp"])
+    photo(tmp_path / "IMG_1.JPG")
+    (tmp_path / "IMG_1.xmp").write_bytes(carriers.packet())
+    assert names(upper) == ["IMG_1.jpg.xmp"], "it is shared"
+
+
 LONG = "Screenshot_20210101-123456_Some Application Name.jpg"
 
 

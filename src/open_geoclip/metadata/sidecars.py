@@ -61,16 +61,16 @@ def sidecars_beside(photo: Path) -> list[Sidecar]:
     """The files that may hold a photo's place: its own, and those that it shares with other files of its name."""
     names = _names(photo.parent)
     stem, suffix = photo.stem.lower(), photo.suffix.lower()
-    own = names.get(f"{photo.name.lower()}.xmp", ())
+    others = [one for other in SUFFIXES for one in names.get(f"{stem}{other}", ()) if one != photo.name]
+    has_twin = any(one.lower() == photo.name.lower() for one in others)  # whose name differs by case alone
+    own = [one for one in names.get(f"{photo.name.lower()}.xmp", ()) if one[:-4] == photo.name or not has_twin]
     found = [Sidecar(photo.with_name(one), "xmp", is_writable=True) for one in own]
-    has_image, has_raw = (
-        any(f"{stem}{other}" in names for other in suffixes - {suffix}) for suffixes in (SUFFIXES, _RAW)
-    )
+    has_raw = any(f"{stem}{other}" in names for other in _RAW - {suffix})
     for one in names.get(f"{stem}.xmp", ()):
-        owner = _owner(photo.with_name(one))
-        is_own = owner == suffix or (owner is None and not has_image)
-        is_writable = owner == suffix or (is_own and not has_raw)
-        found.append(Sidecar(photo.with_name(one), "xmp", is_own, is_writable))
+        owner, is_exact = _owner(photo.with_name(one)), one[:-4] == photo.stem
+        is_shared = any(Path(other).stem == photo.stem or not is_exact for other in others)
+        is_own = owner == suffix or (owner is None and not is_shared)
+        found.append(Sidecar(photo.with_name(one), "xmp", is_own, owner == suffix or (is_own and not has_raw)))
     takeout = [one for key in _takeout_names(photo) for one in names.get(key, ())]
     return found + [Sidecar(photo.with_name(one), "takeout") for one in takeout]
 
@@ -97,26 +97,22 @@ def _takeout_names(photo: Path) -> list[str]:
 def _names(folder: Path) -> dict[str, list[str]]:
     """The names in a folder, by their lower case; a folder is listed again when it has changed."""
     try:
-        stat = folder.stat()
+        changed_ns = folder.stat().st_mtime_ns
     except OSError:
         return {}
     # A change within the clock's resolution would not show: what has just changed is not remembered.
-    is_settled = time.time() - stat.st_mtime > _RACY_S
-    return _cached_names(str(folder), stat.st_mtime_ns) if is_settled else _read_names(str(folder))
+    is_settled = time.time() - changed_ns / 1e9 > _RACY_S
+    return (_list_folder if is_settled else _list_folder.__wrapped__)(str(folder), changed_ns)
 
 
-def _read_names(folder: str) -> dict[str, list[str]]:
+@lru_cache(maxsize=4)
+def _list_folder(folder: str, changed_ns: int) -> dict[str, list[str]]:
+    del changed_ns  # of the cache's key
     found: dict[str, list[str]] = {}
     with suppress(OSError):
         for name in sorted(os.listdir(folder)):  # noqa: PTH208  # names alone, of which there may be many
             found.setdefault(name.lower(), []).append(name)
     return found
-
-
-@lru_cache(maxsize=4)
-def _cached_names(folder: str, changed_ns: int) -> dict[str, list[str]]:
-    del changed_ns
-    return _read_names(folder)
 
 
 def _owner(sidecar: Path) -> str | None:

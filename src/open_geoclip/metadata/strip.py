@@ -102,18 +102,21 @@ def remove_locations(
         ImageError: a place cannot be removed.
     """
     kind, reason = sniff(data, name), ""
+    unwanted = xmp.is_location if names else xmp.is_coordinate
     changed, lost = _edit_in_place(data, kind, exiftool, found, names=names)
     is_edited = changed != data and not maker_notes and {tag.family for tag in found.tags} <= _IN_PLACE
     after = inspect(changed, name, exiftool, names=names) if is_edited else found
     if after.places or maker_notes:
         arguments = ["-MakerNotes:all="] * maker_notes + _deletions(found.tags, kind)
         try:
-            packet = exiftool.read_xmp(changed, SUFFIXES[kind]) if any(map(_is_xmp, after.places)) else b""
-            packet = xmp.remove_properties(packet, _unwanted(names))[0] if packet else b""
-            changed = write_tags(changed, kind, exiftool, *arguments, packet=packet)
+            changed = write_tags(changed, kind, exiftool, *arguments)
+            after = inspect(changed, name, exiftool, names=names)
+            if any(place.startswith("XMP") for place in after.places):  # names or encodings that ExifTool does not edit
+                packet, _ = xmp.remove_properties(exiftool.read_xmp(changed, SUFFIXES[kind]), unwanted)
+                changed = write_tags(changed, kind, exiftool, packet=packet)
+                after = inspect(changed, name, exiftool, names=names)
         except MetadataError as error:
-            reason = f" ({error})"
-        after = inspect(changed, name, exiftool, names=names)
+            after, reason = inspect(changed, name, exiftool, names=names), f" ({error})"
     if after.places:
         hint = "; --maker-notes removes them" if any(tag.family == "MakerNotes" for tag in after.tags) else ""
         raise ImageError(name, f"not all could be removed: {', '.join(after.places)}{hint}{reason}")
@@ -140,54 +143,47 @@ def _deletions(tags: Iterable[Tag], kind: str) -> list[str]:
     return list(unique(found))
 
 
-def _is_xmp(place: str) -> bool:
-    return place.startswith("XMP")
-
-
-def _unwanted(names: bool) -> xmp.Filter:
-    return xmp.is_location if names else xmp.is_coordinate
-
-
 def _edit_in_place(
     data: bytes, kind: str, exiftool: ExifTool, found: Inspection, *, names: bool
 ) -> tuple[bytes, list[str]]:
     """What ExifTool does not write: XMP with names that it does not know, boxes, texts, files within the file."""
+    unwanted = xmp.is_location if names else xmp.is_coordinate
     wholes = unique(group for tag in found.tags for group in (tag.family, tag.group) if group in _WHOLE)
     lost = ["content credentials (C2PA)" if group == "JUMBF" else f"all {group} metadata" for group in wholes]
     if kind == "JPEG":
         data = containers.normalized_jpeg(data)
     if kind == "PNG":
         matches = is_location_name if names else is_coordinate_name
-        keywords = [(chunk, containers.png_keyword(data, chunk)) for chunk in containers.png_chunks(data)]
-        data = containers.without_spans(
-            data,
-            (
-                chunk
-                for chunk, key in keywords
-                if (chunk.kind == b"caBX" and "JUMBF" in wholes) or (key and matches(key.rpartition(":")[2]))
-            ),
-        )
+        dropped = []
+        for chunk in containers.png_chunks(data):
+            key = containers.png_keyword(data, chunk)
+            if (chunk.kind == b"caBX" and "JUMBF" in wholes) or (key and matches(key.rpartition(":")[2])):
+                dropped.append(chunk)
+        data = containers.without_spans(data, dropped)
     changed = bytearray(data)
     for start, end in containers.xmp_regions(data, kind):
-        lost += xmp.blank_properties(changed, start, end, _unwanted(names))
+        lost += xmp.blank_properties(changed, start, end, unwanted)
     if kind == "JPEG":
-        _edit_extended_xmp(changed, _unwanted(names))
+        _edit_extended_xmp(changed, unwanted)
     for start, end in containers.other_exif(bytes(changed), kind):
         with suppress(MetadataError):
-            edited = _edit_exif(bytes(changed[start:end]), exiftool)
-            if len(edited) <= end - start:
-                changed[start:end] = edited.ljust(end - start, b"\0")
+            _put_back(changed, start, end, _edit_exif(bytes(changed[start:end]), exiftool))
     containers.blank_locations(changed, kind)
     for span in containers.embedded_files(data, kind):
         part = bytes(changed[span.start : span.end])
         with suppress(ImageError):
             if span.kind == b".jpg":
                 inside = inspect(part, "", exiftool, names=names)
-                edited = remove_locations(part, "", exiftool, inside, names=names)[0]
+                edited, *_ = remove_locations(part, "", exiftool, inside, names=names)
                 check_pixels(part, edited, "")
-                if len(edited) <= len(part):
-                    changed[span.start : span.end] = edited.ljust(len(part), b"\0")
+                _put_back(changed, span.start, span.end, edited)
     return bytes(changed), lost
+
+
+def _put_back(data: bytearray, start: int, end: int, edited: bytes) -> None:
+    """Put a part back into its place, if it is no longer than it was."""
+    if len(edited) <= end - start:
+        data[start:end] = edited.ljust(end - start, b"\0")
 
 
 def _edit_extended_xmp(data: bytearray, unwanted: xmp.Filter) -> None:
