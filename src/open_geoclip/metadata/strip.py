@@ -109,11 +109,13 @@ def remove_locations(
     if after.places or maker_notes:
         arguments = ["-MakerNotes:all="] * maker_notes + _deletions(found.tags, kind)
         try:
-            changed = write_tags(changed, kind, exiftool, *arguments)
-            after = inspect(changed, name, exiftool, names=names)
-            if any(place.startswith("XMP") for place in after.places):  # names or encodings that ExifTool does not edit
-                packet, _ = xmp.remove_properties(exiftool.read_xmp(changed, SUFFIXES[kind]), unwanted)
-                changed = write_tags(changed, kind, exiftool, packet=packet)
+            for is_second in (False, True):  # which is for names and encodings that ExifTool does not edit
+                has_xmp = any(place.startswith("XMP") for place in after.places)
+                if is_second and not has_xmp:
+                    break
+                is_replaced = has_xmp and (is_second or kind == "PNG")  # whose XMP has not been edited in place
+                packet = _read_edited_xmp(changed, kind, exiftool, unwanted) if is_replaced else b""
+                changed = write_tags(changed, kind, exiftool, *arguments, packet=packet)
                 after = inspect(changed, name, exiftool, names=names)
         except MetadataError as error:
             after, reason = inspect(changed, name, exiftool, names=names), f" ({error})"
@@ -127,6 +129,13 @@ def write_tags(data: bytes, kind: str, exiftool: ExifTool, *arguments: str, pack
     """A file that ExifTool has written, with what stands behind the image; see :meth:`ExifTool.write`."""
     end = containers.image_end(data, kind) if kind in ("WEBP", "HEIF", "AVIF") else len(data)
     return exiftool.write(data[:end], SUFFIXES[kind], *arguments, xmp=packet) + data[end:]
+
+
+def _read_edited_xmp(data: bytes, kind: str, exiftool: ExifTool, unwanted: xmp.Filter) -> bytes:
+    """The XMP packet of a file without places; empty when there is none that can be understood."""
+    with suppress(xmp.XmpError):
+        return xmp.remove_properties(exiftool.read_xmp(data, SUFFIXES[kind]), unwanted)[0]
+    return b""
 
 
 def _deletions(tags: Iterable[Tag], kind: str) -> list[str]:
