@@ -52,8 +52,8 @@ def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:
     from open_geoclip.search.index import GalleryIndex
 
     path = GalleryIndex.cached_path(encoder, gallery)
-    south, west = gallery.coordinates.min(axis=0).tolist()
-    north, east = gallery.coordinates.max(axis=0).tolist()
+    coordinates = gallery.coordinates.astype(float).round(5)  # float32 has no more digits
+    (south, west), (north, east) = coordinates.min(axis=0).tolist(), coordinates.max(axis=0).tolist()
     return {
         "name": gallery.name,
         "places": len(gallery),

@@ -38,6 +38,7 @@ def _as_json(one: Status) -> dict[str, Any]:
     }
 
 
+_BENCHMARKS = 2  # in the table
 EXTRA = "pip install 'open-geoclip[earth]'"
 
 
@@ -77,7 +78,7 @@ def _size(size: int) -> str:
 
 
 def _accuracy(accuracy: object) -> str:
-    """Return percentages within distances, a line per benchmark; a sentence stays as it is."""
+    """Return percentages within distances of the first benchmarks, a line each; a sentence stays as it is."""
     if not isinstance(accuracy, dict):
         return str(accuracy)
     lines = []
@@ -88,4 +89,5 @@ def _accuracy(accuracy: object) -> str:
             lines.append(f"{benchmark}: {values} % within {within}")
         else:
             lines.append(f"{benchmark}: {figures}")
-    return "\n".join(lines)
+    more = [f"and {len(lines) - _BENCHMARKS} more: geoclip models --format json"] if len(lines) > _BENCHMARKS else []
+    return "\n".join([*lines[:_BENCHMARKS], *more])

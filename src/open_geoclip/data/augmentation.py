@@ -28,7 +28,7 @@ class Augmentation:
 
     Attributes:
         size: side of a view in pixels.
-        scale: smallest and largest share of the image's area that is cropped.
+        scale: smallest and largest share of the image's area in the crop.
         ratio: smallest and largest aspect ratio (width over height) of the crop.
         resample: ``bilinear``, as released, or ``bicubic``, as CLIP itself resizes.
         flip: probability of a horizontal flip.

@@ -31,15 +31,14 @@ def decode_photos(
 ) -> Iterator[tuple[Photo, T]]:
     """Decode and transform the photos of a source, in its order.
 
-    Pillow releases the GIL while it decodes and resizes, so threads are usually enough. Processes are for transforms
-    that compute in Python; each result is then sent between processes.
+    Pillow releases the GIL, so threads are usually enough; processes are for transforms that compute in Python.
 
     Args:
         source: the photos.
-        transform: called with an upright RGB image and its key; with ``processes`` a function of a module, no lambda.
-        workers: how many; 0 does the work in the caller.
+        transform: called with an upright RGB image and its key; with ``processes`` a function of a module.
+        workers: their number; 0 does the work in the caller.
         processes: use processes instead of threads.
-        on_fault: called with each entry that could not be used; by default they are logged.
+        on_fault: called with each entry that cannot be used; default: they are logged.
 
     Yields:
         The photo, its image emptied if it was bytes, and the transform's result.
@@ -72,7 +71,7 @@ def map_photos(
     Args:
         source: the photos.
         work: called in a worker; an `ImageError` that it raises becomes a fault.
-        workers: how many; 0 does the work in the caller.
+        workers: their number; 0 does the work in the caller.
         processes: use processes instead of threads.
         start: the first entry, to resume.
 

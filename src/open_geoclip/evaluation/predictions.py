@@ -1,4 +1,4 @@
-"""Anybody's predictions, read from a table: true and predicted places, one photo a row."""
+"""Read predictions of any model from a table: true and predicted places, one photo per row."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates, havers
 __all__ = ["ID_COLUMNS", "Predictions", "read_predictions"]
 
 ID_COLUMNS = ("id", "image", "IMG_ID", "idx")
-"""Columns that name the photo, the most telling first."""
+"""Columns that name the photo, in order of preference."""
 
 _TRUTH = ("true_lat", "true_lon")
 _ANSWER = ("pred_lat", "pred_lon")
@@ -24,14 +24,14 @@ _ANSWER = ("pred_lat", "pred_lon")
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Where photos were taken, and where somebody's model says they were. See :func:`read_predictions`.
+    """True and predicted places of photos; see :func:`read_predictions`.
 
     Attributes:
-        name: what a message calls them.
+        name: for messages.
         truth: (lat, lon) in degrees.
         predicted: (lat, lon) in degrees, row by row.
-        ids: the photos' names, each once, by the column that holds them; none of the columns need be there.
-        groups: for each photo, what it belongs to.
+        ids: names of the photos, each once, by column; may be empty.
+        groups: of each photo.
 
     Raises:
         PredictionsError: the parts are not of one length, or a photo is named twice.
@@ -61,12 +61,11 @@ class Predictions:
 def read_predictions(path: str | Path, *, group: str | None = None) -> Predictions:
     """Read true_lat, true_lon, pred_lat and pred_lon, in degrees, from CSV, Parquet or GeoJSON properties.
 
-    Any of the columns id, image, IMG_ID and idx is taken as the photo's name. Other columns are left alone, their
-    order does not matter, nor do capitals in their names.
+    The columns id, image, IMG_ID and idx name the photos; others are ignored.
 
     Args:
-        path: the file; its suffix tells the format.
-        group: a column that says what each photo belongs to, such as its author.
+        path: the file; its suffix is that of the format.
+        group: a column of groups, such as authors.
 
     Raises:
         PredictionsError: the file cannot be read, is empty, lacks a column; a coordinate is missing or not on Earth;
@@ -101,7 +100,7 @@ def read_predictions(path: str | Path, *, group: str | None = None) -> Predictio
 
 
 def _filled(table: Table, column: str, name: str) -> list[str]:
-    """The texts of a column, none of them empty."""
+    """Return the texts of a column, none of them empty."""
     texts = list(table.texts[column])
     empty = [row for row, text in enumerate(texts) if not text]
     if empty:
@@ -125,7 +124,7 @@ def _refuse_repeated(table: Table, column: str, names: Sequence[str]) -> None:
 def _coordinates(
     table: Table, columns: tuple[str, str], ids: Mapping[str, Sequence[str]], what: str, advice: str
 ) -> Float64[np.ndarray, "n 2"]:
-    """Two columns as coordinates, each of which must be there and on Earth."""
+    """Return two columns as coordinates, all of which must exist and be on Earth."""
     degrees = table.coordinates(*columns)
 
     def where(row: int) -> str:
