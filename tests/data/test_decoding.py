@@ -10,7 +10,7 @@ from PIL import Image
 
 from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.decoding import decode_photos, map_photos
-from open_geoclip.data.photos import Fault, Photo
+from open_geoclip.data.photos import Photo, SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import SettingsError
 
@@ -23,9 +23,9 @@ def test_order_is_kept_and_a_broken_photo_is_named(make_table: Make, make_shards
     (path.parent / "005.jpg").write_bytes(b"nothing")
     (path.parent / "007.jpg").unlink()
     (path.parent / "009.jpg").write_bytes((path.parent / "009.jpg").read_bytes()[:300])
-    faults: list[Fault] = []
+    faults: list[SkippedRecord] = []
     done = decode_photos(
-        open_source(path), lambda image, key: (key, image.size), workers=workers, on_fault=faults.append
+        open_source(path), lambda image, key: (key, image.size), workers=workers, on_skip=faults.append
     )
     assert [(photo.key, value) for photo, value in done] == [
         (f"{i:03d}.jpg", (f"{i:03d}.jpg", (40, 30))) for i in range(12) if i not in (5, 7, 9)
@@ -69,7 +69,9 @@ def test_no_more_is_decoded_than_is_soon_taken(make_table: Make) -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert count <= 9
-    assert [result[0].key for result in map_photos(source, work, start=38) if not isinstance(result, Fault)] == [
+    assert [
+        result[0].key for result in map_photos(source, work, start=38) if not isinstance(result, SkippedRecord)
+    ] == [
         "038.jpg",
         "039.jpg",
     ]

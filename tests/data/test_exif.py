@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from open_geoclip.data.exif import NoPositionError, read_position
-from open_geoclip.data.photos import Fault
+from open_geoclip.data.photos import SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import DataError, ImageError
 
@@ -80,7 +80,7 @@ def test_a_folder_of_photos(tmp_path: Path, jpeg: Any, dms: Any, gps: Any) -> No
     photos = list(source)
     assert [(photo.key, photo.group) for photo in photos] == [("b.jpg", None), ("rome/large.jpg", "rome")]
     assert (photos[1].lat, photos[1].lon) == pytest.approx((-41.9, -12.5), abs=1e-5)
-    faults = {entry.key: entry.kind for entry in source.entries() if isinstance(entry, Fault)}
+    faults = {entry.key: entry.kind for entry in source.entries() if isinstance(entry, SkippedRecord)}
     assert faults == {
         "far.jpg": "out of range",
         "gone.jpg": "missing",

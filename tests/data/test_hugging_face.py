@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from open_geoclip.data.decoding import decode_photos
-from open_geoclip.data.photos import Fault
+from open_geoclip.data.photos import SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import DataError
 
@@ -33,8 +33,8 @@ def saved(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
 @pytest.mark.parametrize("scheme", ["hf", "hf-stream"])
 def test_a_dataset_is_a_source(saved: Path, scheme: str) -> None:
     source = open_source(f"{scheme}:{saved}")
-    faults: list[Fault] = []
-    found = list(decode_photos(source, lambda image, key: image.size, on_fault=faults.append))
+    faults: list[SkippedRecord] = []
+    found = list(decode_photos(source, lambda image, key: image.size, on_skip=faults.append))
     assert [(p.key, p.lat, p.lon, p.group, size) for p, size in found] == [
         (f"x{i}", i + 1.0, 2.0, "ann", (40, 30)) for i in range(7)
     ]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from open_geoclip.data.packing import PackSettings, pack
 from open_geoclip.data.photo_tables import TablePhotos
-from open_geoclip.data.photos import Entry, Fault
+from open_geoclip.data.photos import Entry, SkippedRecord
 from open_geoclip.data.sources import EarthViewPhotos, open_source
 from open_geoclip.errors import DataError, SettingsError
 
@@ -150,4 +150,4 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path: Path, make_table: Make, monke
     assert len(hashes(tmp_path / "out")) == 2
     pack(source, tmp_path / "out", SMALL)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert not [entry for entry in open_source(tmp_path / "out").entries() if isinstance(entry, Fault)]
+    assert not [entry for entry in open_source(tmp_path / "out").entries() if isinstance(entry, SkippedRecord)]

@@ -12,7 +12,7 @@ import pytest
 
 from open_geoclip.data import shards as shards_module
 from open_geoclip.data.decoding import decode_photos
-from open_geoclip.data.photos import Fault, Photo
+from open_geoclip.data.photos import Photo, SkippedRecord
 from open_geoclip.data.shards import TarPhotos, expand_braces
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.tar import CutOffError, Member, members
@@ -78,13 +78,13 @@ def test_a_cut_shard_is_used_up_to_the_cut_and_reported(make_shards: Make) -> No
         path.write_bytes(data[:at])
         entries = list(TarPhotos.opened(folder).entries())
         assert sum(isinstance(entry, Photo) for entry in entries) == photos
-        (fault,) = (entry for entry in entries if isinstance(entry, Fault))
+        (fault,) = (entry for entry in entries if isinstance(entry, SkippedRecord))
         assert (fault.key, fault.kind) == (str(path), "cut off")
         assert f"at byte {at:,}" in fault.reason
     zipped = gzip.compress(data)
     path.write_bytes(zipped[: len(zipped) // 2])
     entries = list(TarPhotos.opened(folder).entries())
-    assert [entry.kind for entry in entries if isinstance(entry, Fault)] == ["cut off"]
+    assert [entry.kind for entry in entries if isinstance(entry, SkippedRecord)] == ["cut off"]
     assert 10 < len(entries) < 16
 
 
@@ -115,10 +115,10 @@ def test_records_that_cannot_be_used_are_named(tmp_path: Path, add: Any, jpeg: A
                 add(tar, f"{name}.jpg", picture)
             if facts is not None:
                 add(tar, f"{name}.json", facts)
-    faults: list[Fault] = []
+    faults: list[SkippedRecord] = []
     done = [
         photo.key
-        for photo, _ in decode_photos(open_source(tmp_path / "a.tar"), lambda image, key: key, on_fault=faults.append)
+        for photo, _ in decode_photos(open_source(tmp_path / "a.tar"), lambda image, key: key, on_skip=faults.append)
     ]
     assert done == ["g"]
     assert {fault.key: fault.kind for fault in faults} == {
@@ -148,7 +148,7 @@ def test_a_break_is_told_by_one_part_alone(make_shards: Make) -> None:
     path = folder / "000.tar"
     path.write_bytes(path.read_bytes()[:-20_000])
     source = TarPhotos.opened(folder)
-    faults = [entry for r in range(4) for entry in source.shard(r, 4).entries() if isinstance(entry, Fault)]
+    faults = [entry for r in range(4) for entry in source.shard(r, 4).entries() if isinstance(entry, SkippedRecord)]
     assert [fault.kind for fault in faults] == ["cut off"]
 
 
@@ -202,5 +202,5 @@ def test_a_shard_that_is_gone_meanwhile(make_shards: Make) -> None:
     folder = make_shards(2, 3)
     source = TarPhotos.opened(folder)
     (folder / "000.tar").unlink()
-    (fault,) = (entry for entry in source.entries() if isinstance(entry, Fault))
+    (fault,) = (entry for entry in source.entries() if isinstance(entry, SkippedRecord))
     assert (fault.kind, len(keys(source))) == ("missing", 3)

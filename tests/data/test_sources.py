@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_geoclip.data.columns import Texts
-from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource, photo_or_fault
+from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource, SkippedRecord, photo_or_skipped
 from open_geoclip.data.shards import TarPhotos
 from open_geoclip.data.sources import EarthViewPhotos, open_source
 from open_geoclip.errors import DataError, SettingsError
@@ -84,8 +84,8 @@ def test_a_part_that_is_not_there(rank: int, world: int, make_shards: Make) -> N
     ],
 )
 def test_coordinates_that_cannot_be_used(lat: float, lon: float, kind: str, message: str) -> None:
-    fault = photo_or_fault("a", b"", lat, lon)
-    assert isinstance(fault, Fault)
+    fault = photo_or_skipped("a", b"", lat, lon)
+    assert isinstance(fault, SkippedRecord)
     assert fault.kind == kind
     assert message in fault.reason
     assert str(fault).startswith("a: ")
@@ -93,7 +93,7 @@ def test_coordinates_that_cannot_be_used(lat: float, lon: float, kind: str, mess
 
 @given(lat=st.floats(-90, 90), lon=st.floats(-540, 540))
 def test_what_is_on_earth_is_kept_and_longitudes_are_wrapped(lat: float, lon: float) -> None:
-    entry = photo_or_fault("a", b"", lat, lon)
+    entry = photo_or_skipped("a", b"", lat, lon)
     if isinstance(entry, Photo):
         assert entry.lat == lat
         assert -180 <= entry.lon <= 180

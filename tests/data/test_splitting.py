@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_geoclip.data.photos import Fault
+from open_geoclip.data.photos import SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, clusters, split, write_splits
 from open_geoclip.errors import DataError, SettingsError
@@ -109,9 +109,9 @@ def test_tables_are_written_and_open_again(tmp_path: Path, make_table: Make, mak
 
 def test_what_cannot_be_split(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,lat,lon\na.jpg,120,2\nb.jpg,0,0\n")
-    faults: list[Fault] = []
+    faults: list[SkippedRecord] = []
     with pytest.raises(DataError, match="no photo that can be used"):
-        write_splits(open_source(tmp_path / "t.csv"), tmp_path / "s", SplitSettings(), on_fault=faults.append)
+        write_splits(open_source(tmp_path / "t.csv"), tmp_path / "s", SplitSettings(), on_skip=faults.append)
     assert [fault.kind for fault in faults] == ["out of range", "zero"]
     assert not (tmp_path / "s").exists()
     for wrong in ({"shares": {"a": 1.0}}, {"shares": {"a": 1.0, "b": 0.0}}, {"buffer_km": 0.001}, {"square_km": 0.0}):

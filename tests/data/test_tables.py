@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from open_geoclip.data.photo_tables import ParquetPhotos, TablePhotos
-from open_geoclip.data.photos import Fault, Photo
+from open_geoclip.data.photos import Photo, SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import DataError
 
@@ -64,7 +64,7 @@ def test_parquet_says_what_csv_says(tmp_path: Path, make_table: Make) -> None:
     assert list(open_source(tmp_path / "t.parquet")) == list(open_source(path))
     pandas.DataFrame({"id": [1, 2], "lat": [None, 3.0], "lon": [1.0, 2.0]}).to_parquet(tmp_path / "n.parquet")
     absent, there = open_source(tmp_path / "n.parquet").entries()
-    assert isinstance(absent, Fault)
+    assert isinstance(absent, SkippedRecord)
     assert (there.key, there) == ("2", Photo("2", tmp_path / "2", 3.0, 2.0))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(DataError, match=r"bad\.parquet: it cannot be read as Parquet"):
@@ -77,7 +77,7 @@ def test_damaged_rows_are_named_and_the_others_used(tmp_path: Path, caplog: pyte
     source = open_source(tmp_path / "t.csv")
     with caplog.at_level(logging.WARNING):
         assert [photo.key for photo in source] == ["a.jpg", "f.jpg"]
-    faults = [entry for entry in source.entries() if isinstance(entry, Fault)]
+    faults = [entry for entry in source.entries() if isinstance(entry, SkippedRecord)]
     assert [(fault.key, fault.kind) for fault in faults] == [
         ("b.jpg", "no coordinates"),
         ("c.jpg", "no coordinates"),

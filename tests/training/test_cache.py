@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from open_geoclip.data.augmentation import Augmentation
-from open_geoclip.data.photos import Fault
+from open_geoclip.data.photos import SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import DataError, SettingsError, TrainingError
 from open_geoclip.model.preprocessing import Preprocessing
@@ -131,8 +131,8 @@ def pixel_batches(data: PixelData, position: int = 0) -> Iterator[tuple[Tensor, 
 
 
 def test_pixels_each_epoch_anew_and_from_any_batch(table: Path) -> None:
-    faults: list[Fault] = []
-    data = PixelData(open_source(table), EXTRACTOR, on_fault=faults.append)
+    faults: list[SkippedRecord] = []
+    data = PixelData(open_source(table), EXTRACTOR, on_skip=faults.append)
     whole = list(pixel_batches(data))
     assert len({key for batch in whole for key in batch[3]}) == 20
     assert len(faults) == 3

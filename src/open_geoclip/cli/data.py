@@ -157,14 +157,14 @@ def split(
         square_km: Side of those squares.
         seed: Random seed; the same seed gives the same split.
     """
-    from open_geoclip.data.photos import FaultLog
+    from open_geoclip.data.photos import SkipLog
     from open_geoclip.data.sources import open_source
     from open_geoclip.data.splitting import SplitSettings, write_splits
 
     settings = SplitSettings(_shares(shares), buffer_km, groups, leave_out, square_km, seed)
     opened = open_source(source, images=images)
-    log = FaultLog(opened.name)
-    done = write_splits(opened, folder, settings, on_fault=log)
+    log = SkipLog(opened.name)
+    done = write_splits(opened, folder, settings, on_skip=log)
     log.close()
     sides = {name: {"file": str(path), "photos": done.counts[name]} for name, path in done.files.items()}
     facts = {"sides": sides, "left_out": done.left_out, "unusable": done.unusable}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from open_geoclip.data.decoding import map_photos
-from open_geoclip.data.photos import FAULT_KINDS, Fault, Photo, PhotoSource
+from open_geoclip.data.photos import SKIP_KINDS, Photo, PhotoSource, SkippedRecord
 from open_geoclip.data.shards import TarPhotos
 from open_geoclip.errors import ImageError
 from open_geoclip.images import load_image
@@ -29,7 +29,7 @@ class Check:
         entries: number of photos, usable or not.
         usable: number of those that can be used.
         places: number of their different coordinates.
-        sharing_a_place: number of usable photos with the coordinates of another; that is no fault.
+        sharing_a_place: number of usable photos with the coordinates of another; that is no reason to skip one.
         groups: number of groups of the usable photos.
         bounds: south, west, north, east of the usable photos, in degrees; None without any.
         decoded: whether images were decoded, or only looked for.
@@ -45,13 +45,13 @@ class Check:
     groups: int
     bounds: tuple[float, float, float, float] | None
     decoded: bool
-    faults: tuple[Fault, ...]
+    faults: tuple[SkippedRecord, ...]
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of faults of each kind."""
         found = Counter(fault.kind for fault in self.faults)
-        return {kind: found[kind] for kind in FAULT_KINDS if found[kind]}
+        return {kind: found[kind] for kind in SKIP_KINDS if found[kind]}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it for JSON, with ``counts`` as ``unusable`` and ``duplicates``."""
@@ -77,7 +77,7 @@ def check_source(
         workers: threads that decode.
         progress: called with (done, total) entries, if the total is known.
     """
-    faults: list[Fault] = []
+    faults: list[SkippedRecord] = []
     first: dict[bytes, str] = {}
     seen: set[str] = set()
     groups: set[str] = set()
@@ -85,14 +85,14 @@ def check_source(
     entries = 0
     for result in map_photos(source, _digest if decode else _look, workers=workers):
         entries += 1
-        if isinstance(result, Fault):
+        if isinstance(result, SkippedRecord):
             faults.append(result)
             seen.add(result.key)
         else:
             photo, digest = result
             seen.add(photo.key)
             if digest and digest in first:
-                faults.append(Fault(photo.key, "duplicate", f"it has the pixels of {first[digest]}"))
+                faults.append(SkippedRecord(photo.key, "duplicate", f"it has the pixels of {first[digest]}"))
             first.setdefault(digest, photo.key)
             coordinates[photo.lat, photo.lon] += 1
             if photo.group is not None:
@@ -102,7 +102,7 @@ def check_source(
     if isinstance(source, TarPhotos) and source.table is not None:
         absent = [key for key in source.table.keys if key not in seen]
         entries += len(absent)
-        faults += [Fault(key, "missing", "it is in the table and in none of the shards") for key in absent]
+        faults += [SkippedRecord(key, "missing", "it is in the table and in none of the shards") for key in absent]
     places = np.array(list(coordinates), np.float64).reshape(-1, 2)
     bounds = (*places.min(axis=0).tolist(), *places.max(axis=0).tolist()) if len(places) else None
     return Check(

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from open_geoclip.data.photos import Entry, Fault, FaultLog, IndexedPhotos, OnFault, Photo, PhotoSource
+from open_geoclip.data.photos import Entry, IndexedPhotos, OnSkip, Photo, PhotoSource, SkipLog, SkippedRecord
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import load_image
 
-__all__ = ["decode_photos", "fault_of", "map_photos"]
+__all__ = ["decode_photos", "map_photos", "skipped_record"]
 
 T = TypeVar("T")
 _AHEAD = 4  # images per worker that are done or waiting
@@ -27,7 +27,7 @@ def decode_photos(
     *,
     workers: int = 2,
     processes: bool = False,
-    on_fault: OnFault | None = None,
+    on_skip: OnSkip | None = None,
 ) -> Iterator[tuple[Photo, T]]:
     """Decode and transform the photos of a source, in its order.
 
@@ -38,7 +38,7 @@ def decode_photos(
         transform: called with an upright RGB image and its key; with ``processes`` a function of a module.
         workers: their number; 0 does the work in the caller.
         processes: use processes instead of threads.
-        on_fault: called with each entry that cannot be used; default: they are logged.
+        on_skip: called with each entry that cannot be used; default: they are logged.
 
     Yields:
         The photo, its image emptied if it was bytes, and the transform's result.
@@ -46,11 +46,11 @@ def decode_photos(
     Raises:
         SettingsError: fewer than 0 workers.
     """
-    log = FaultLog(source.name)
-    report = log if on_fault is None else on_fault
+    log = SkipLog(source.name)
+    report = log if on_skip is None else on_skip
     try:
         for result in map_photos(source, partial(_load_and_transform, transform), workers=workers, processes=processes):
-            if isinstance(result, Fault):
+            if isinstance(result, SkippedRecord):
                 report(result)
             else:
                 yield result
@@ -65,18 +65,18 @@ def map_photos(
     workers: int = 2,
     processes: bool = False,
     start: int = 0,
-) -> Iterator[Fault | tuple[Photo, T]]:
+) -> Iterator[SkippedRecord | tuple[Photo, T]]:
     """Call a function with each photo of a source, ahead of the caller, and yield the results in order.
 
     Args:
         source: the photos.
-        work: called in a worker; an `ImageError` that it raises becomes a fault.
+        work: called in a worker; an `ImageError` that it raises becomes a skipped record.
         workers: their number; 0 does the work in the caller.
         processes: use processes instead of threads.
         start: the first entry, to resume.
 
     Yields:
-        One result per entry: the fault, or the photo and the function's result.
+        One result per entry: the skipped record, or the photo and the function's result.
 
     Raises:
         SettingsError: fewer than 0 workers.
@@ -123,23 +123,23 @@ def _run_task(item: Any) -> Any:
     return _task[-1](item)
 
 
-def _work_on_row(source: IndexedPhotos, work: Callable[[Photo], T], index: int) -> Fault | tuple[Photo, T]:
+def _work_on_row(source: IndexedPhotos, work: Callable[[Photo], T], index: int) -> SkippedRecord | tuple[Photo, T]:
     return _work_on(work, source[index])
 
 
-def _work_on(work: Callable[[Photo], T], entry: Entry) -> Fault | tuple[Photo, T]:
-    if isinstance(entry, Fault):
+def _work_on(work: Callable[[Photo], T], entry: Entry) -> SkippedRecord | tuple[Photo, T]:
+    if isinstance(entry, SkippedRecord):
         return entry
     try:
         result = work(entry)
     except ImageError as error:
-        return fault_of(entry.key, error)
+        return skipped_record(entry.key, error)
     return (replace(entry, image=b"") if isinstance(entry.image, bytes) else entry), result
 
 
-def fault_of(key: str, error: ImageError) -> Fault:
-    """Return the fault of an image that cannot be read."""
-    return Fault(key, "missing" if error.reason == "there is no such file" else "broken", error.reason)
+def skipped_record(key: str, error: ImageError) -> SkippedRecord:
+    """Return the skipped record of an image that cannot be read."""
+    return SkippedRecord(key, "missing" if error.reason == "there is no such file" else "broken", error.reason)
 
 
 def _load_and_transform(transform: Callable[[Image.Image, str], T], photo: Photo) -> T:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from open_geoclip.data.photos import Entry, Fault, FaultKind, IndexedPhotos, Photo, photo_or_fault
+from open_geoclip.data.photos import Entry, IndexedPhotos, Photo, SkipKind, SkippedRecord, photo_or_skipped
 from open_geoclip.errors import DataError, ImageError
 from open_geoclip.images import ImageSource, find_images
 from open_geoclip.metadata.read import read_metadata
@@ -16,10 +16,10 @@ __all__ = ["ExifPhotos", "NoPositionError", "read_position"]
 
 
 class NoPositionError(DataError):
-    """A photo without coordinates; ``kind`` and ``reason`` are those of the fault."""
+    """A photo without coordinates; ``kind`` and ``reason`` are those of the skipped record."""
 
-    def __init__(self, name: str, kind: FaultKind, reason: str) -> None:
-        self.kind: FaultKind = kind
+    def __init__(self, name: str, kind: SkipKind, reason: str) -> None:
+        self.kind: SkipKind = kind
         self.reason = reason
         super().__init__(f"{name}: {reason}")
 
@@ -85,8 +85,8 @@ class ExifPhotos(IndexedPhotos):
         try:
             lat, lon = read_position(path)
         except NoPositionError as error:
-            return Fault(key, error.kind, error.reason)
+            return SkippedRecord(key, error.kind, error.reason)
         except ImageError as error:
-            return Fault(key, "broken" if path.exists() else "missing", error.reason)
+            return SkippedRecord(key, "broken" if path.exists() else "missing", error.reason)
         parent = path.parent.relative_to(self.folder).as_posix()
-        return photo_or_fault(key, path, lat, lon, None if parent == "." else parent)
+        return photo_or_skipped(key, path, lat, lon, None if parent == "." else parent)

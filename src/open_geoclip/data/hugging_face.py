@@ -10,7 +10,16 @@ import numpy as np
 
 from open_geoclip.data.columns import COORDINATES, find_columns
 from open_geoclip.data.photo_tables import PHOTO_COLUMNS
-from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, Photo, PhotoSource, check_part, photo_or_fault, usable
+from open_geoclip.data.photos import (
+    Entry,
+    IndexedPhotos,
+    Photo,
+    PhotoSource,
+    SkippedRecord,
+    check_part,
+    photo_or_skipped,
+    usable,
+)
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError
 
 __all__ = ["DatasetPhotos", "DatasetStream", "open_dataset"]
@@ -80,14 +89,14 @@ def _entry(record: Mapping[str, Any], columns: dict[str, str], row: int | str) -
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if image is None:
-        return Fault(key, "missing", "the record holds no image")
+        return SkippedRecord(key, "missing", "the record holds no image")
     if "lat" not in columns:
         return Photo(key, image, float("nan"), float("nan"))
     lat, lon = (
         float("nan") if record[name] is None else float(record[name]) for name in (columns["lat"], columns["lon"])
     )
     group = record[columns["group"]] if "group" in columns else None
-    return photo_or_fault(key, image, lat, lon, None if group is None else str(group))
+    return photo_or_skipped(key, image, lat, lon, None if group is None else str(group))
 
 
 @dataclass(frozen=True, eq=False)

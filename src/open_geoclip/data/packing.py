@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from open_geoclip.data.decoding import map_photos
-from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
 from open_geoclip.data.shards import INDEX
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.files import atomic_file, atomic_write
@@ -25,7 +25,7 @@ from open_geoclip.images import load_image, read_bytes, sniff
 __all__ = ["PackSettings", "Packed", "pack"]
 
 _VERSION = 1
-_Result = Fault | tuple[Photo, tuple[str, bytes]]
+_Result = SkippedRecord | tuple[Photo, tuple[str, bytes]]
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
 
@@ -67,7 +67,7 @@ class Packed:
         shards: number of shards.
         photos: number of photos in them.
         bytes: size of the shards.
-        left_out: number of entries by kind of fault; ``index.json`` names them.
+        left_out: number of entries by kind of skipped record; ``index.json`` names them.
         resumed_at: number of entries that an earlier call had packed.
     """
 
@@ -232,7 +232,7 @@ def _write_shard(path: Path, results: Iterable[tuple[int, _Result]], max_bytes: 
         tarfile.open(fileobj=(hashing := _Hashing(file)), mode="w|", format=tarfile.USTAR_FORMAT) as tar,  # type: ignore[call-overload]
     ):
         for entries_until, result in results:
-            if isinstance(result, Fault):
+            if isinstance(result, SkippedRecord):
                 left_out.append((result.key, result.kind, result.reason))
                 continue
             photo, (suffix, image) = result

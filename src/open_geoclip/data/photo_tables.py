@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from open_geoclip.data.columns import COORDINATES, Column, Texts
-from open_geoclip.data.photos import Entry, Fault, IndexedPhotos, Photo, photo_or_fault
+from open_geoclip.data.photos import Entry, IndexedPhotos, Photo, SkippedRecord, photo_or_skipped
 from open_geoclip.data.tables import TABLE_SUFFIXES, read_table
 from open_geoclip.errors import DataError
 from open_geoclip.files import sha256
@@ -145,7 +145,7 @@ class TablePhotos(IndexedPhotos):
         """Return the photo of a row, or what is wrong with it."""
         key, name = self.table.keys[row], self.table.files[row]
         if not name and row not in self.table.invalid:
-            return Fault(key or f"row {row}", "missing", "the table names no image")
+            return SkippedRecord(key or f"row {row}", "missing", "the table names no image")
         return _entry(self.table, row, key or name, self._path(name))
 
     def names_files(self) -> bool:
@@ -166,11 +166,11 @@ class TablePhotos(IndexedPhotos):
 
 def _entry(table: PhotoTable, row: int, key: str, image: ImageSource) -> Entry:
     if row in table.invalid:
-        return Fault(key, "no coordinates" if table.places else "broken", table.invalid[row])
+        return SkippedRecord(key, "no coordinates" if table.places else "broken", table.invalid[row])
     if not table.places:
         return Photo(key, image, math.nan, math.nan)
     lat, lon = table.coordinates[row].tolist()
-    return photo_or_fault(key, image, lat, lon, table.group(row))
+    return photo_or_skipped(key, image, lat, lon, table.group(row))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +192,7 @@ class ParquetPhotos(IndexedPhotos):
         if image is None and row not in self.table.invalid:
             name = self.table.files[row]
             if not name:
-                return Fault(key, "missing", "the table holds no image")
+                return SkippedRecord(key, "missing", "the table holds no image")
             return _entry(self.table, row, key, self.table.path.parent / name)
         return _entry(self.table, row, key, image or b"")
 

@@ -1,7 +1,8 @@
 """A photo, and the interface of all sources of photos.
 
-A source yields *entries*, each a `Photo` or a `Fault`: what cannot be used is named and counted. Images are decoded by
-`open_geoclip.data.decoding`. Sources are immutable and hold no open files, so they can be sent to another process.
+A source yields *entries*, each a `Photo` or a `SkippedRecord`: what cannot be used is named and counted. Images are
+decoded by `open_geoclip.data.decoding`. Sources are immutable and hold no open files, so they can be sent to another
+process.
 `shard` and `shuffled` return new ones; any chain of the two keeps the parts disjoint and complete.
 """
 
@@ -21,23 +22,23 @@ from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG
 from open_geoclip.images import ImageSource
 
 __all__ = [
-    "FAULT_KINDS",
+    "SKIP_KINDS",
     "Entry",
-    "Fault",
-    "FaultKind",
-    "FaultLog",
     "IndexedPhotos",
     "Photo",
     "PhotoSource",
+    "SkipKind",
+    "SkipLog",
+    "SkippedRecord",
     "check_part",
-    "photo_or_fault",
+    "photo_or_skipped",
     "usable",
 ]
 
 _log = logging.getLogger(__name__)
 
-FaultKind = Literal["missing", "broken", "no coordinates", "zero", "out of range", "duplicate", "cut off"]
-FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+SkipKind = Literal["missing", "broken", "no coordinates", "zero", "out of range", "duplicate", "cut off"]
+SKIP_KINDS: tuple[SkipKind, ...] = get_args(SkipKind)
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,24 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Fault:
+class SkippedRecord:
     """An entry that cannot be used, and why.
 
     Attributes:
         key: its name within the source; for a shard that ends early, the shard's.
-        kind: one of `FAULT_KINDS`.
+        kind: one of `SKIP_KINDS`.
         reason: for messages.
     """
 
     key: str
-    kind: FaultKind
+    kind: SkipKind
     reason: str
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
 
 
-Entry: TypeAlias = Photo | Fault
+Entry: TypeAlias = Photo | SkippedRecord
 
 
 @runtime_checkable
@@ -116,16 +117,16 @@ class PhotoSource(Protocol):
         ...
 
 
-class FaultLog:
-    """Logs the first faults, each in a line, and their number when it is closed; ``counts`` has that of each kind."""
+class SkipLog:
+    """Logs the first skipped records, each in a line, and their number when it is closed; ``counts`` is by kind."""
 
     def __init__(self, name: str, shown: int = 10) -> None:
         self.name = name
-        self.counts: Counter[FaultKind] = Counter()
+        self.counts: Counter[SkipKind] = Counter()
         self._shown = shown
 
-    def __call__(self, fault: Fault) -> None:
-        """Count a fault."""
+    def __call__(self, fault: SkippedRecord) -> None:
+        """Count a skipped record."""
         self.counts[fault.kind] += 1
         if self.counts.total() <= self._shown:
             _log.warning("left out: %s", fault)
@@ -139,10 +140,10 @@ class FaultLog:
 
 def usable(entries: Iterable[Entry], name: str) -> Iterator[Photo]:
     """Yield the photos among entries; the log says what is left out."""
-    log = FaultLog(name)
+    log = SkipLog(name)
     try:
         for entry in entries:
-            if isinstance(entry, Fault):
+            if isinstance(entry, SkippedRecord):
                 log(entry)
             else:
                 yield entry
@@ -150,17 +151,17 @@ def usable(entries: Iterable[Entry], name: str) -> Iterator[Photo]:
         log.close()
 
 
-def photo_or_fault(key: str, image: ImageSource, lat: float, lon: float, group: str | None = None) -> Entry:
-    """Return a photo, or the fault of its coordinates (NaN: none). Longitudes up to 540 degrees are wrapped."""
+def photo_or_skipped(key: str, image: ImageSource, lat: float, lon: float, group: str | None = None) -> Entry:
+    """Return a photo, or why its coordinates (NaN: none) cannot be used. Longitudes up to 540 degrees are wrapped."""
     if math.isnan(lat) or math.isnan(lon):
-        return Fault(key, "no coordinates", "it has no coordinates")
+        return SkippedRecord(key, "no coordinates", "it has no coordinates")
     if lat == 0 and lon == 0:
-        return Fault(key, "zero", "its coordinates are 0, 0, which is what a receiver without a fix writes")
+        return SkippedRecord(key, "zero", "its coordinates are 0, 0, which is what a receiver without a fix writes")
     if not abs(lat) <= 90:
         swapped = "; latitude and longitude look exchanged" if abs(lon) <= 90 and abs(lat) <= 180 else ""
-        return Fault(key, "out of range", f"latitude {lat:.10g} is not within -90 and 90 degrees{swapped}")
+        return SkippedRecord(key, "out of range", f"latitude {lat:.10g} is not within -90 and 90 degrees{swapped}")
     if not abs(lon) <= MAX_LONGITUDE_DEG:
-        return Fault(key, "out of range", f"longitude {lon:.10g} is not within -180 and 180 degrees")
+        return SkippedRecord(key, "out of range", f"longitude {lon:.10g} is not within -180 and 180 degrees")
     if abs(lon) > 180:
         lon -= 360 * round(lon / 360)
     return Photo(key, image, float(lat), float(lon), group)
@@ -232,4 +233,4 @@ class IndexedPhotos:
         return replace(self, rows=np.random.default_rng([seed, epoch]).permutation(self.rows))
 
 
-OnFault: TypeAlias = Callable[[Fault], None]
+OnSkip: TypeAlias = Callable[[SkippedRecord], None]

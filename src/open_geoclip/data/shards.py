@@ -19,7 +19,7 @@ import numpy as np
 from open_geoclip.data.columns import find_columns
 from open_geoclip.data.exif import NoPositionError, read_position
 from open_geoclip.data.photo_tables import PHOTO_COLUMNS, PhotoTable
-from open_geoclip.data.photos import Entry, Fault, Photo, check_part, photo_or_fault, usable
+from open_geoclip.data.photos import Entry, Photo, SkippedRecord, check_part, photo_or_skipped, usable
 from open_geoclip.data.tar import CutOffError, Member, members
 from open_geoclip.errors import DataError, ImageError
 from open_geoclip.images import SUFFIXES
@@ -172,7 +172,7 @@ class TarPhotos:
         return replace(self, paths=tuple(paths), order=order)
 
     def entries(self) -> Iterator[Entry]:
-        """Yield all entries; for a shard that breaks, a fault after what is whole before the break."""
+        """Yield all entries; for a shard that breaks, a skipped record after what is whole before the break."""
         stored = (entry for path in self.paths for entry in self._shard_entries(path))
         return _buffered(stored, np.random.default_rng((*self.order, 1))) if self.order else stored
 
@@ -200,10 +200,10 @@ class TarPhotos:
             if self.table is not None or any(member.name.endswith(".json") for member in record):
                 yield from (entry for entry in self._entry(path, record) if isinstance(entry, Photo))
             if first == 0:  # told once, not by each part
-                yield Fault(str(path), "cut off", str(cut).removeprefix(f"{path}: "))
+                yield SkippedRecord(str(path), "cut off", str(cut).removeprefix(f"{path}: "))
             return
         except OSError as error:
-            yield Fault(str(path), "missing", f"the shard cannot be read: {error.strerror or error}")
+            yield SkippedRecord(str(path), "missing", f"the shard cannot be read: {error.strerror or error}")
             return
         yield from self._entry(path, record)
 
@@ -216,7 +216,7 @@ class TarPhotos:
         if not self.places:
             key = f"{path.name}/{stem}"
             if image is None:
-                yield Fault(key, "missing", f"there is no image among {', '.join(m.name for m in record)}")
+                yield SkippedRecord(key, "missing", f"there is no image among {', '.join(m.name for m in record)}")
             else:
                 yield Photo(key, image, math.nan, math.nan)
             return
@@ -225,10 +225,10 @@ class TarPhotos:
             facts = json.loads(text)
             facts = _by_column(facts if isinstance(facts, dict) else {})
         except DataError as error:
-            yield Fault(stem, "no coordinates", f"{place}: {error}")
+            yield SkippedRecord(stem, "no coordinates", f"{place}: {error}")
             return
         except ValueError as error:
-            yield Fault(stem, "no coordinates", f"{place}: its JSON is damaged ({error})")
+            yield SkippedRecord(stem, "no coordinates", f"{place}: its JSON is damaged ({error})")
             return
         key = str(facts["key"]) if facts.get("key") not in (None, "") else stem
         if self.table is not None:
@@ -240,23 +240,23 @@ class TarPhotos:
             lat, lon = self.table.coordinates[row].tolist()
             group = self.table.group(row)
         if image is None:
-            yield Fault(key, "missing", f"{place}: there is no image among {', '.join(m.name for m in record)}")
+            yield SkippedRecord(key, "missing", f"{place}: there is no image among {', '.join(m.name for m in record)}")
             return
         if self.table is None:
             try:
                 lat, lon = _place(facts) or read_position(image, name=key)
             except NoPositionError as error:
-                yield Fault(key, error.kind, f"{place}: {error.reason}")
+                yield SkippedRecord(key, error.kind, f"{place}: {error.reason}")
                 return
             except ImageError as error:
-                yield Fault(key, "broken", f"{place}: {error.reason}")
+                yield SkippedRecord(key, "broken", f"{place}: {error.reason}")
                 return
             except (TypeError, ValueError):
-                yield Fault(key, "no coordinates", f"{place}: its coordinates are no numbers")
+                yield SkippedRecord(key, "no coordinates", f"{place}: its coordinates are no numbers")
                 return
             group = None if facts.get("group") is None else str(facts["group"])
-        entry = photo_or_fault(key, image, lat, lon, group)
-        yield Fault(key, entry.kind, f"{place}: {entry.reason}") if isinstance(entry, Fault) else entry
+        entry = photo_or_skipped(key, image, lat, lon, group)
+        yield SkippedRecord(key, entry.kind, f"{place}: {entry.reason}") if isinstance(entry, SkippedRecord) else entry
 
 
 def _stem(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from open_geoclip.data.photos import Fault, OnFault, PhotoSource
+from open_geoclip.data.photos import OnSkip, PhotoSource, SkippedRecord
 from open_geoclip.data.shards import TarPhotos
 from open_geoclip.data.tables import format_csv
 from open_geoclip.errors import DataError, SettingsError
@@ -265,7 +265,7 @@ class SplitReport:
 
 
 def write_splits(
-    source: PhotoSource, folder: Path, settings: SplitSettings, *, on_fault: OnFault | None = None
+    source: PhotoSource, folder: Path, settings: SplitSettings, *, on_skip: OnSkip | None = None
 ) -> SplitReport:
     """Write a table (IMG_ID, IMG_FILE, LAT, LON, GROUP) of each side: ``train.csv``, ``validation.csv``...
 
@@ -276,7 +276,7 @@ def write_splits(
         source: photos in files or in shards.
         folder: is created.
         settings: of the split.
-        on_fault: called with each entry that cannot be used.
+        on_skip: called with each entry that cannot be used.
 
     Raises:
         DataError: no photo is usable, a side is empty, the photos are neither in files nor in shards, or the folder
@@ -285,10 +285,10 @@ def write_splits(
     rows: list[tuple[str, str, float, float, str | None]] = []
     unusable = 0
     for entry in source.entries():
-        if isinstance(entry, Fault):
+        if isinstance(entry, SkippedRecord):
             unusable += 1
-            if on_fault is not None:
-                on_fault(entry)
+            if on_skip is not None:
+                on_skip(entry)
             continue
         if isinstance(entry.image, (str, Path)):
             file = Path(os.path.relpath(entry.image, folder)).as_posix()

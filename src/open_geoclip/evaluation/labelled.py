@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from jaxtyping import Float64, Int
 
-from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
 from open_geoclip.errors import BenchmarkError
 from open_geoclip.images import ImageSource
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Labelled", "label_source", "places_fingerprint"]
 
-_SHOWN_FAULTS = 5
+_SHOWN_RECORDS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +100,10 @@ def label_source(source: PhotoSource) -> Labelled:
         BenchmarkError: no photo has a place.
     """
     photos: list[tuple[str, float, float, str | None]] = []
-    faults: list[Fault] = []
+    faults: list[SkippedRecord] = []
     seen: Counter[str] = Counter()
     for entry in source.entries():
-        if isinstance(entry, Fault):
+        if isinstance(entry, SkippedRecord):
             faults.append(entry)
             continue
         seen[entry.key] += 1
@@ -132,5 +132,5 @@ def label_source(source: PhotoSource) -> Labelled:
         places_sha256=places_fingerprint(truth),
         counts=counts | {"rows_without_place": len(faults) - len(missing)},
         missing=missing,
-        notes=[f"left out: {fault}" for fault in faults[:_SHOWN_FAULTS]],
+        notes=[f"left out: {fault}" for fault in faults[:_SHOWN_RECORDS]],
     )

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from open_geoclip._version import __version__
 from open_geoclip.data.decoding import map_photos
-from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
 from open_geoclip.errors import DataError, ImageError, SettingsError
 from open_geoclip.export.tables import escape
 from open_geoclip.files import atomic_write, sha256
@@ -33,7 +33,7 @@ __all__ = ["JobReport", "JobSettings", "run_job"]
 
 _FORMAT = 1
 _Progress = Callable[[int, int | None], None]
-_Decoded = tuple[str, DecodedImage | Fault]
+_Decoded = tuple[str, DecodedImage | SkippedRecord]
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,10 @@ def _run(
         name = escape(photo.key)
         return None if name in done else decoder(photo.image, name)
 
-    def new(results: Iterable[Fault | tuple[Photo, DecodedImage | None]]) -> Iterator[_Decoded]:
+    def new(results: Iterable[SkippedRecord | tuple[Photo, DecodedImage | None]]) -> Iterator[_Decoded]:
         for at, result in enumerate(results, 1):
-            key = escape(result.key if isinstance(result, Fault) else result[0].key)
-            decoded = result if isinstance(result, Fault) else result[1]
+            key = escape(result.key if isinstance(result, SkippedRecord) else result[0].key)
+            decoded = result if isinstance(result, SkippedRecord) else result[1]
             report.duplicates += key in seen
             if key not in seen and key not in done and decoded is not None:
                 yield key, decoded
@@ -212,7 +212,7 @@ def _encode(locator: Locator, batch: Sequence[_Decoded]) -> EncodedBatch:
     images = [decoded for _, decoded in batch if isinstance(decoded, DecodedImage)]
     return EncodedBatch(
         [key for key, _ in batch],
-        [ImageError(key, decoded.reason) if isinstance(decoded, Fault) else None for key, decoded in batch],
+        [ImageError(key, decoded.reason) if isinstance(decoded, SkippedRecord) else None for key, decoded in batch],
         [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch],
         locator.encode([image.pixels for image in images]),
     )

@@ -19,7 +19,7 @@ from jaxtyping import Float16, Float64, Int64
 from safetensors import safe_open
 from torch import Tensor
 
-from open_geoclip.data.photos import Fault, Photo, PhotoSource
+from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet
 from open_geoclip.training.checkpoint import read_tensors, write_tensors
@@ -122,7 +122,7 @@ def _read_unfinished(part: Path, start: int) -> EncodedPhotos:
     tensors, about = read_tensors(path)
     photos = [Photo(k, b"", *c) for k, c in zip(about["keys"], tensors["coordinates"].tolist(), strict=True)]
     features = [tensors["features"]] if photos else []
-    return EncodedPhotos(about["end"], photos, features, [Fault(*fault) for fault in about["faults"]])
+    return EncodedPhotos(about["end"], photos, features, [SkippedRecord(*fault) for fault in about["faults"]])
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Shard:
     end: int
     is_last: bool
     keys: list[str]
-    faults: list[Fault]
+    faults: list[SkippedRecord]
 
 
 def _read_shards(part: Path) -> list[_Shard]:
@@ -140,7 +140,7 @@ def _read_shards(part: Path) -> list[_Shard]:
     while (path := part / f"{shards[-1].end if shards else 0:010d}.safetensors").exists():
         with safe_open(path, framework="pt") as file:
             about = {key: json.loads(value) for key, value in file.metadata().items()}
-        faults = [Fault(*fault) for fault in about["faults"]]
+        faults = [SkippedRecord(*fault) for fault in about["faults"]]
         shards.append(_Shard(path, about["end"], about["last"], about["keys"], faults))
         if shards[-1].is_last:
             break
@@ -167,7 +167,7 @@ class CachedFeatures:
     coordinates: Float64[Tensor, "n 2"]
     fingerprint: str
     paths: list[Path]
-    faults: list[Fault]
+    faults: list[SkippedRecord]
     together: int = 1
 
     @staticmethod

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.decoding import map_photos
-from open_geoclip.data.photos import Fault, FaultLog, Photo, PhotoSource
+from open_geoclip.data.photos import Photo, PhotoSource, SkipLog, SkippedRecord
 from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
 from open_geoclip.model.backbones.runtime import DType, prepare_backbone
@@ -37,7 +37,7 @@ class EncodedPhotos:
     position: int
     photos: list[Photo] = field(default_factory=list)
     features: list[Float16[Tensor, "_ views d"]] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[SkippedRecord] = field(default_factory=list)
 
     def extend(self, following: "EncodedPhotos") -> None:
         """Append the entries that follow."""
@@ -122,7 +122,7 @@ class FeatureExtractor:
         pixels: list[Tensor] = []
         for result in map_photos(source, partial(self._pixels, views), workers=workers, start=start):
             encoded.position += 1
-            if isinstance(result, Fault):
+            if isinstance(result, SkippedRecord):
                 encoded.faults.append(result)
                 continue
             encoded.photos.append(result[0])
@@ -159,7 +159,7 @@ class PixelData:
         source: the photos.
         extractor: computes their features, with the augmentation.
         workers: threads that decode.
-        on_fault: called with each entry that cannot be used; the log tells the first ones when not given.
+        on_skip: called with each entry that cannot be used; the log tells the first ones when not given.
 
     Raises:
         DataError: there is no photo.
@@ -171,7 +171,7 @@ class PixelData:
         extractor: FeatureExtractor,
         *,
         workers: int = 2,
-        on_fault: Callable[[Fault], None] | None = None,
+        on_skip: Callable[[SkippedRecord], None] | None = None,
     ) -> None:
         count = source.count
         if count is None:  # a stream: read once, without decoding, for the length of an epoch
@@ -179,7 +179,7 @@ class PixelData:
         if not count:
             raise DataError(f"{source.name}: there is no photo to train on")
         self.source, self.extractor, self.workers, self._count = source, extractor, workers, count
-        self._report = on_fault or FaultLog(source.name)
+        self._report = on_skip or SkipLog(source.name)
 
     @cached_property
     def fingerprint(self) -> str:

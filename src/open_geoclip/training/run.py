@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from open_geoclip._version import __version__
 from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.exif import ExifPhotos
-from open_geoclip.data.photos import Fault, IndexedPhotos, Photo, PhotoSource
+from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource, SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError, TrainingError
@@ -42,7 +42,7 @@ from open_geoclip.weights.save import save_model
 __all__ = ["add_levels", "best_places", "evaluate_model", "export_model", "run"]
 
 GALLERY_SIZE = 100_000  # training coordinates at most, as many as the released gallery has
-_SHOWN_FAULTS = 10
+_SHOWN_RECORDS = 10
 
 
 def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | None = None) -> Path:
@@ -163,9 +163,9 @@ def _fixed_gallery(name: str) -> Float64[Tensor, "m 2"] | None:
 # --- photos and features --------------------------------------------------------------------------
 
 
-def _report_skipped(faults: list[Fault], used: int, settings: DataSettings, log: Callable[[str], None]) -> None:
+def _report_skipped(faults: list[SkippedRecord], used: int, settings: DataSettings, log: Callable[[str], None]) -> None:
     """Log how many entries were skipped, and the first of them."""
-    for fault in faults[:_SHOWN_FAULTS]:
+    for fault in faults[:_SHOWN_RECORDS]:
         log(f"skipped: {fault}")
     _check_swapped(faults, used + len(faults), settings)
     if faults:
@@ -173,7 +173,7 @@ def _report_skipped(faults: list[Fault], used: int, settings: DataSettings, log:
         log(f"{len(faults):,} entries were skipped ({kinds}), {used:,} photos are used")
 
 
-def _check_swapped(faults: Iterable[Fault], total: int, settings: DataSettings) -> None:
+def _check_swapped(faults: Iterable[SkippedRecord], total: int, settings: DataSettings) -> None:
     """Stop where many latitudes look like longitudes: the entries that are in range may be swapped, too."""
     swapped = sum(fault.kind == "out of range" and "exchanged" in fault.reason for fault in faults)
     if swapped > settings.max_swapped * total:
@@ -202,7 +202,7 @@ def _open_photos(
     photos = [entry for entry in entries if isinstance(entry, Photo)]
     if not photos:
         return source, None  # the cache says what is wrong with each
-    _check_swapped([entry for entry in entries if isinstance(entry, Fault)], len(entries), settings)
+    _check_swapped([entry for entry in entries if isinstance(entry, SkippedRecord)], len(entries), settings)
     sides = _split(photos, settings, seed, log, groups_matter=not isinstance(source, ExifPhotos))
     unusable = np.setdiff1d(np.arange(len(entries)), rows)  # stay with the training photos, to be named
     return source.select(np.sort(np.concatenate([rows[sides == 0], unusable]))), source.select(rows[sides == 1])
