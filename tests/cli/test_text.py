@@ -38,7 +38,7 @@ def test_formats(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "answers.csv").read_text())))
     assert [(row["text"], row["rank"]) for row in rows] == [("ice", "1"), ("ice", "2")]
     run("ice", "--model", model, "--map", str(tmp_path / "ice.png"))
-    assert capsys.readouterr().out.startswith("ice\n   1 ")
+    assert capsys.readouterr().out.startswith("ice\n      not calibrated for this: ")
     with Image.open(tmp_path / "ice.png") as drawn:
         assert min(drawn.size) > 500
 

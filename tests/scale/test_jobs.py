@@ -153,18 +153,22 @@ def test_a_decoder_that_is_killed_costs_nothing_and_one_that_hangs_costs_one_pho
 ) -> None:
     from open_geoclip.scale import decoding
 
-    def signal_children(number: int) -> None:
-        for child in subprocess.run(
-            ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
-        ).stdout.splitlines():
-            if decoding.__name__ in child:
-                os.kill(int(child.split()[0]), number)
+    def signal_children(number: int) -> int:
+        ps = ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="]
+        listed = subprocess.run(ps, capture_output=True, text=True, check=True).stdout.splitlines()
+        found = [int(child.split()[0]) for child in listed if decoding.__name__ in child]
+        for pid in found:
+            os.kill(pid, number)
+        return len(found)
+
+    stopped = 0
 
     def disturb(done: int, total: int | None) -> None:
+        nonlocal stopped
         if done == 1:
-            signal_children(signal.SIGKILL)
-        if done == 4:
-            signal_children(signal.SIGSTOP)
+            assert signal_children(signal.SIGKILL) == 1
+        if done >= 4 and not stopped:  # it may just be starting again
+            stopped = signal_children(signal.SIGSTOP)
 
     settings = JobSettings(workers=1, photo_timeout_s=2)
     report = run_job(locator, open_source(photos, places=False), tmp_path, settings, progress=disturb)
