@@ -42,5 +42,9 @@ def test_a_job_and_its_results(command: Command, tmp_path: Path) -> None:
         ("locate", photos, photos, "-o", tmp_path / "x"),
         ("locate", photos, "-o", tmp_path / "x", "--shard", "1of3"),
     ):
-        command(*words, status=2)
+        assert "Traceback" not in command(*words, status=2).err
+    for given in ([photos, photos], [photos / "0.png"]):
+        ended = command("locate", *given, "-o", tmp_path / "x", status=2)
+        assert "Add an ending, or name the folder of the photos" in ended.err
+    assert not (tmp_path / "x").exists()
     assert "holds no results" in command("results", tmp_path, status=1).err

@@ -69,6 +69,7 @@ class Output:
     """Options of all commands that write a result; subclasses name the formats that there are."""
 
     option: ClassVar[str] = "--output"
+    takes_folder: ClassVar[bool] = False
     format_: Annotated[str | None, _FORMAT] = None
     path: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write to this file; default: stdout.")] = None
 
@@ -77,7 +78,7 @@ class Output:
 
     @property
     def format(self) -> str:
-        """The format: that of ``--format``, or that of the ending of the file.
+        """The format: that of ``--format``, or that of the ending of the file; ``folder`` if it has none.
 
         Raises:
             SettingsError: the ending is of no format, or the command does not write it; or it is not for a terminal.
@@ -86,6 +87,8 @@ class Output:
         endings = ", ".join(suffix for suffix, name in _SUFFIXES.items() if name in offered and suffix != ".htm")
         chosen = self.format_
         if chosen is None and self.path is not None:
+            if self.takes_folder and (self.path.is_dir() or not self.path.suffix):
+                return "folder"
             chosen = _SUFFIXES.get(self.path.suffix.lower())
             if chosen is None:
                 raise SettingsError(f"{self.option} {self.path}: end its name in {endings}, or say --format")

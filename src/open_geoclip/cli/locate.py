@@ -2,11 +2,12 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +17,8 @@ from open_geoclip.cli._output import DetailOutput, collect, exit_if_failed, prin
 from open_geoclip.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
+    from open_geoclip.data.photos import PhotoSource
+    from open_geoclip.scale.jobs import JobSettings
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.query import Query
@@ -41,19 +44,29 @@ class JobOptions:
     photo_timeout_s: Annotated[float, Parameter(help="A photo that takes longer to decode is an error.")] = 60.0
     workers: Annotated[int | None, Parameter(help="Processes that decode; default: one per processor core.")] = None
 
+    def prepare(self, images: list[Path], folder: Path) -> Callable[..., None]:
+        """Return a function that runs the job with a locator; what can be refused is refused before one is loaded."""
+        from open_geoclip.data.sources import open_source
+        from open_geoclip.images import SUFFIXES
+        from open_geoclip.scale.jobs import JobSettings
+
+        number, slash, count = self.shard.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise SettingsError(f"--shard: I/N, such as 3/16, not {self.shard!r}")
+        if len(images) != 1 or (images[0].suffix.lower() in SUFFIXES and not images[0].is_dir()):
+            raise SettingsError(
+                f"-o {folder} has no ending such as .json, so it is the folder of a job, which has one source: a "
+                "folder of photos, a table, shards or hf:NAME. Add an ending, or name the folder of the photos"
+            )
+        settings = JobSettings(**{**asdict(self), "shard": (int(number), int(count))})
+        return partial(_run_job, open_source(str(images[0]), places=False), folder, settings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocateOutput(DetailOutput):
-    """Options of the output, which may also be a folder of the results of a job."""
+    """Options of the output, which may also be a folder: that of a job."""
 
-    def __post_init__(self) -> None:
-        if not self.is_job:
-            super().__post_init__()
-
-    @property
-    def is_job(self) -> bool:
-        """Whether the output is a folder: a name without an ending, and no --format."""
-        return self.path is not None and self.format_ is None and (self.path.is_dir() or not self.path.suffix)
+    takes_folder: ClassVar[bool] = True
 
 
 def locate(
@@ -118,34 +131,33 @@ def locate(
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.describe import AnswerSettings
 
-    if output.is_job and (together or trip or map_ is not None):
+    is_job = output.format == "folder"
+    if is_job and (together or trip or map_ is not None):
         raise SettingsError("--together, --trip and --map are for a file or stdout, not for a folder of results")
-    if not output.is_job and job != JobOptions():
+    if not is_job and job != JobOptions():
         raise SettingsError("--resume and the other options of jobs need -o FOLDER, a name without an ending")
+    run_job = job.prepare(images, output.path) if is_job and output.path is not None else None
     area = Area.parse(within or (), not_within or ())  # before the model is loaded: it may be an error
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
     locator = options.load(answers=settings, refine=refine, crops=crops).within(area)
-    if output.is_job:
-        assert output.path is not None
+    if run_job is not None:
         limits = {"within": within or [], "not_within": not_within or []}
         wanted = {"top_k": top_k, "text": text, "text_weight": text_weight, "detail": bool(output.detail)}
-        _run_job(locator, images, output.path, job, options=limits, **wanted)
+        run_job(locator, options=limits, **wanted)
         return
     files, failed = photo_files(images, unique=False)
-
-    def queries() -> Iterator["Query"]:
-        if files and together:
-            yield locator.query_together(files)
-        elif files and trip:
-            yield locator.query_trip(files, hours_of(files, times), speed_kmh=speed_kmh)
-        elif files:
-            yield from locator.query_images(files, text=text, text_weight=text_weight)
-
+    queries: Iterable[Query] = ()
+    if files and together:
+        queries = [locator.query_together(files)]
+    elif files and trip:
+        queries = [locator.query_trip(files, hours_of(files, times), speed_kmh=speed_kmh)]
+    elif files:
+        queries = locator.query_images(files, text=text, text_weight=text_weight)
     posterior = None
 
     def located() -> Iterator["Answer"]:
         nonlocal posterior
-        for answer, of_answer in locator.answer(queries(), top_k, detail=output.has_detail):
+        for answer, of_answer in locator.answer(queries, top_k, detail=output.has_detail):
             posterior = of_answer or posterior
             yield answer
 
@@ -161,21 +173,15 @@ def locate(
     exit_if_failed(errors, interrupted=interrupted)
 
 
-def _run_job(locator: "Locator", images: list[Path], folder: Path, job: JobOptions, **options: Any) -> None:
-    from open_geoclip.data.sources import open_source
-    from open_geoclip.scale.jobs import JobSettings, run_job
+def _run_job(source: "PhotoSource", folder: Path, settings: "JobSettings", locator: "Locator", **options: Any) -> None:
+    from open_geoclip.scale.jobs import run_job
 
-    if len(images) != 1:
-        raise SettingsError(
-            f"-o {folder} is a job, which has one source (a folder, a table, shards), not {len(images)}"
-        )
-    number, slash, count = job.shard.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
-        raise SettingsError(f"--shard: I/N, such as 3/16, not {job.shard!r}")
-    settings = JobSettings(**{**asdict(job), "shard": (int(number), int(count))})
-    source = open_source(str(images[0]), places=False)
-    with progress_bar("locating", log_interval_s=30) as progress:
-        report = run_job(locator, source, folder, settings, progress=progress, **options)
+    try:
+        with progress_bar("locating", log_interval_s=30) as progress:
+            report = run_job(locator, source, folder, settings, progress=progress, **options)
+    except KeyboardInterrupt:
+        print(f"geoclip: interrupted; {folder} has what is finished, --resume continues from there", file=sys.stderr)
+        sys.exit(130)
     before = f"; {report.done_before:,} were done before" if report.done_before else ""
     repeated = f"; {report.duplicates:,} named twice, done once" if report.duplicates else ""
     print(f"geoclip: {folder}: {report.located:,} located, {report.failed:,} failed{before}{repeated}", file=sys.stderr)

@@ -19,7 +19,7 @@ from open_geoclip.geo.countries import (
     has_outline,
     nearest_shore,
 )
-from open_geoclip.geo.sphere import check_coordinates, geodesic_km, haversine_km, tangent_frame, unit_vectors
+from open_geoclip.geo.sphere import check_coordinates, geodesic_km, tangent_frame, unit_vectors
 
 __all__ = ["Cities", "City", "Place", "describe", "load_cities", "nearest_cities"]
 
@@ -138,7 +138,7 @@ def _region(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
     if city.country != code and not has_outline(city.country):
         return f"{country_name(city.country)}, {name}"  # French Guiana, which is drawn as a part of France
     centre, radius_km = country_centre(code)
-    from_centre = float(haversine_km(centre, point)) / radius_km
+    from_centre = float(geodesic_km(centre, point)) / radius_km
     if abs(centre[0]) > _POLAR_DEG or from_centre > _OVERSEAS:
         return name
     name = name.removeprefix("The ")

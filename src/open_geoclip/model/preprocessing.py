@@ -88,7 +88,7 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 crop crop"]:
         """The tensor of an upright RGB picture."""
-        return self._normalised(_middle(self._resized(image, self.resize), self.crop))
+        return self._normalised(_middle(np.asarray(resize_shortest_edge(image, self.resize, self.resample)), self.crop))
 
     def ten_crops(self, image: Image.Image) -> Float[Tensor, "10 3 crop crop"]:
         """Ten crops of an upright RGB picture: corners and middle, and the same mirrored.
@@ -97,7 +97,7 @@ class Preprocessing:
         crops), by the filter that the weights were trained with.
         """
         crop = self.crop
-        pixels = self._resized(image, round(crop * 256 / 224))
+        pixels = np.asarray(resize_shortest_edge(image, round(crop * 256 / 224), self.resample))
         crops = []
         for side in (pixels, pixels[:, ::-1]):
             height, width, _ = side.shape
@@ -106,9 +106,6 @@ class Preprocessing:
             corners.append((round((height - crop) / 2), round((width - crop) / 2)))
             crops += [self._normalised(side[y : y + crop, x : x + crop]) for y, x in corners]
         return torch.stack(crops)
-
-    def _resized(self, image: Image.Image, shortest: int) -> UInt8[np.ndarray, "h w 3"]:
-        return np.asarray(resize_shortest_edge(image, shortest, self.resample))
 
     def _normalised(self, pixels: UInt8[np.ndarray, "crop crop 3"]) -> Float[Tensor, "3 crop crop"]:
         table = self._table

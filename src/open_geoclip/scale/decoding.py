@@ -24,6 +24,7 @@ from open_geoclip.images import MAX_FILE_BYTES, MAX_PIXELS, ImageSource, load_im
 __all__ = ["DecodeSettings", "DecodedImage", "Decoder"]
 
 _START_TIMEOUT_S = 120.0
+_MEMORY_BYTES = 4 * 2**30  # of a child; an image that needs more is an error
 _ATTEMPTS = 2  # a child may have been killed from outside: the image is tried again in a new one
 
 
@@ -36,7 +37,6 @@ class DecodeSettings:
         resample: the filter; both are those of :class:`~open_geoclip.model.preprocessing.Preprocessing`.
         max_pixels: larger images are refused before they are decoded.
         timeout_s: time that one image may take.
-        memory_mb: memory that a child process may use; an image that needs more is an error.
 
     Raises:
         SettingsError: a number is out of range.
@@ -46,7 +46,6 @@ class DecodeSettings:
     resample: str
     max_pixels: int = MAX_PIXELS
     timeout_s: float = 60.0
-    memory_mb: int = 4096
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < float("inf"):
@@ -207,7 +206,7 @@ def _serve() -> None:
     tasks, results = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
     os.dup2(2, 1)  # what a library prints must not meet the results
     settings = DecodeSettings(**json.loads(tasks.recv_bytes()))
-    resource.setrlimit(resource.RLIMIT_DATA, (settings.memory_mb * 2**20,) * 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     results.send_bytes(b"ready")
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -215,7 +214,7 @@ def _serve() -> None:
             try:
                 done = _decode(os.fsdecode(content) if task["is_file"] else content, task["name"], settings)
             except (ImageError, MemoryError) as error:
-                too_large = f"needs more than {settings.memory_mb} MB of memory to decode"
+                too_large = f"needs more than {_MEMORY_BYTES / 2**30:g} GiB of memory to decode"
                 reason = error.reason if isinstance(error, ImageError) else too_large
                 results.send_bytes(json.dumps({"error": reason}).encode())
             else:

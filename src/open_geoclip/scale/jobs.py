@@ -9,8 +9,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from filelock import FileLock, Timeout
 from open_geoclip._version import __version__
 from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
-from open_geoclip.errors import DataError, ImageError, SettingsError
+from open_geoclip.errors import DataError, ImageError, MissingExtraError, SettingsError
 from open_geoclip.export.tables import escape
 from open_geoclip.files import atomic_write, sha256
 from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
@@ -117,11 +119,13 @@ def run_job(
         progress: called with how many photos are done, and of how many (None: not known).
 
     Raises:
-        DataError: the folder holds results and ``resume`` is not set, or results of other weights or settings; it
-            cannot be written; or another process works on this shard.
+        DataError: the folder holds results and ``resume`` is not set, results of other weights or settings, or other
+            files; it cannot be written; or another process works on this shard.
         MissingExtraError: the extra ``parquet`` is not installed.
     """
     settings = settings or JobSettings()
+    if find_spec("pyarrow") is None:
+        raise MissingExtraError("A job", "parquet")
     asked = {"top_k": top_k, "detail": detail, **(options or {})}
     if text is not None:
         asked |= {"text": text, "text_weight": text_weight}
@@ -135,15 +139,24 @@ def run_job(
             yield key, answer.to_dict()
 
     prefix = part_prefix(*settings.shard)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{prefix}.lock", timeout=0):
+    with ExitStack() as stack:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(folder / f".{prefix}.lock", timeout=0))
+            except Timeout as error:
+                shard = "/".join(map(str, settings.shard))
+                raise DataError(f"{folder}: another process works on shard {shard}") from error
             for left in folder.glob(f".{prefix}-*.part"):  # by a process that was killed
                 left.unlink()
             _check_manifest(folder, _manifest(locator, source, asked), settings)
-            return _run(locator, source, folder, settings, answers, progress)
-    except Timeout as error:
-        raise DataError(f"{folder}: another process works on shard {'/'.join(map(str, settings.shard))}") from error
+        return _run(locator, source, folder, settings, answers, progress)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(
             f"{folder}: the results cannot be written: {error.strerror or error}; what is finished is kept, and "
@@ -196,9 +209,7 @@ def _run(
                     report.failed += "error" in record
                     report.located += "error" not in record
                     writer.add(key, record, replaces=failed.get(key))
-        except OSError:
-            raise  # the disk is full: another attempt to write would hide why
-        except BaseException:
+        except KeyboardInterrupt:
             writer.flush()
             raise
         finally:
@@ -239,12 +250,14 @@ class _Writer:
         if self._rows:
             self._write_part()
         for part, rows in self._replaced.items():
-            replace_rows(part, rows)
+            with _writing(self.folder):
+                replace_rows(part, rows)
         self._replaced = {}
 
     def _write_part(self) -> None:
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
-        write_part(part_path(self.folder, self.settings.shard), self._rows, seconds)
+        with _writing(self.folder):
+            write_part(part_path(self.folder, self.settings.shard), self._rows, seconds)
         self._rows = {}
 
 
@@ -270,6 +283,8 @@ def _manifest(locator: Locator, source: PhotoSource, options: Mapping[str, Any])
 def _check_manifest(folder: Path, manifest: dict[str, Any], settings: JobSettings) -> None:
     """Write the manifest; where there is one, refuse to continue if anything differs."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
+    if not (folder / MANIFEST).exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise DataError(f"{folder}: it holds other files, and no results: choose an empty or a new folder")
     try:
         atomic_write(folder / MANIFEST, json.dumps({**manifest, "created": created}, indent=1) + "\n", new=True)
     except FileExistsError:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_geoclip.errors import DataError, MissingExtraError
-from open_geoclip.export.formats import About
 from open_geoclip.export.tables import COLUMNS, add_geometry, arrow_table, rows
 from open_geoclip.files import atomic_file
 
@@ -65,7 +64,7 @@ def replace_rows(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _row(key: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    first = next(rows([record], vars(About())))
+    first = next(rows([record], {"caution": "", "created": ""}))
     answer = json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return {
         **{name: first[name] for name in _ROW if name in first},
@@ -114,7 +113,7 @@ class Summary:
         errors: how often each reason occurs.
         countries: how often each country is that of the first candidate.
         duplicates: rows of photos that have one already; they are not counted above.
-        photos_per_s: of all processes together, while they ran.
+        photos_per_s: of one process, while it ran.
     """
 
     photos: int = 0
@@ -212,13 +211,8 @@ class Results:
             found.sure += row["sure"] is True
             found.unsure += row["sure"] is False
             countries[row["country"] or ""] += 1
-        n_rows, seconds = 0, 0.0
-        for path in self.parts:
-            from pyarrow import parquet
-
-            metadata = parquet.read_metadata(path)
-            n_rows += metadata.num_rows
-            seconds += float((metadata.metadata or {}).get(b"seconds", b"0"))
+        tables = [_read(path, ["error"]) for path in self.parts]
+        n_rows, seconds = sum(map(len, tables)), sum(_seconds(table.schema) for table in tables)
         found.duplicates = n_rows - found.photos
         found.errors, found.countries = dict(errors.most_common()), dict(countries.most_common())
         found.photos_per_s = round(n_rows / seconds, 2) if seconds else None

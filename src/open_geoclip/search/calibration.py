@@ -150,10 +150,6 @@ class Calibration:
             max=_MAX_BACKGROUND
         )
 
-    def is_in_distribution(self, best_score: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Return whether images resemble those of the validation data, by the cosine of their best cells."""
-        return best_score >= self.min_score
-
     def calibrated_level(
         self, nominal: Float64[np.ndarray, "n k"], background: Float[np.ndarray, " n"], *, hpd: bool = False
     ) -> Float64[np.ndarray, "n k"]:

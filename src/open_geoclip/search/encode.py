@@ -18,7 +18,7 @@ from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image, read_bytes
 from open_geoclip.model.geoclip import GeoCLIP
 
-__all__ = ["EncodeSettings", "EncodedBatch", "as_list", "encode_batches", "encode_images"]
+__all__ = ["EncodeSettings", "EncodedBatch", "encode_batches", "encode_images"]
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,19 @@ class EncodedBatch:
 
 
 def encode_batches(
-    model: GeoCLIP, images: Iterable[ImageSource], settings: EncodeSettings | None = None
+    model: GeoCLIP, images: ImageSource | Iterable[ImageSource], settings: EncodeSettings | None = None
 ) -> Iterator[EncodedBatch]:
     """Encode images batch by batch; a batch is decoded ahead while the model runs on the one before.
 
     Args:
         model: with an image encoder.
-        images: any number; an image that cannot be read is reported in its batch.
+        images: one or any number; an image that cannot be read is reported in its batch.
         settings: how.
     """
     settings = settings or EncodeSettings()
-    numbered = enumerate(images)
+    single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray)
+    several = [images] if single or hasattr(images, "read") else images
+    numbered = enumerate(cast(Iterable[ImageSource], several))
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
 
         def submit() -> list[tuple[str, Future[tuple[Float[Tensor, "crops 3 h w"], str | None]]]]:
@@ -128,15 +130,6 @@ def encode_images(
         hashes += batch.sha256
         parts.append(batch.embeddings)
     return EncodedBatch(names, [None] * len(names), hashes, torch.cat(parts))
-
-
-def as_list(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """Return a single image as a list of one, and anything else as it is."""
-    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray):
-        return [images]
-    if hasattr(images, "read"):
-        return [cast(ImageSource, images)]
-    return images
 
 
 def _preprocess(

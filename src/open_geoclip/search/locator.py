@@ -19,7 +19,7 @@ from open_geoclip.search.answer import Answer
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.describe import AnswerSettings, describe
-from open_geoclip.search.encode import EncodedBatch, EncodeSettings, as_list, encode_batches, encode_images
+from open_geoclip.search.encode import EncodedBatch, EncodeSettings, encode_batches, encode_images
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
 from open_geoclip.search.posterior import Posterior
@@ -318,7 +318,7 @@ class Locator:
         self, images: ImageSource | Iterable[ImageSource], *, text: str | None = None, text_weight: float = 0.5
     ) -> Iterator[Query]:
         """Encode images, batch by batch; arguments and errors are those of :meth:`locate`."""
-        batches = encode_batches(self.model, as_list(images), self.encoding)
+        batches = encode_batches(self.model, images, self.encoding)
         queries = (Query(batch, self.calibration) for batch in batches)
         if text is None:
             return queries

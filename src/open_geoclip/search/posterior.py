@@ -115,7 +115,7 @@ class Posterior:
             share = background.to(mass.dtype)[:, None]
             mass.mul_(1 - share).addcmul_(share, torch.softmax(cells.log_prior.to(mass.dtype), dim=0))
         if best_logits is not None and scale is not None:
-            in_distribution = calibration.is_in_distribution(best_logits / scale)
+            in_distribution = best_logits / scale >= calibration.min_score
         return cls(
             cells, mass.float(), calibration, None if background is None else background.float(), in_distribution
         )
@@ -250,17 +250,12 @@ class Posterior:
         top, rows, points, sigma = (part[:, :_SMOOTHED] for part in self._top)
         near, near_mass = smoothed_distances(answers, top, points.double(), sigma)
         far_mass = self.mass.scatter(1, rows, 0.0)
-        cdf = np.concatenate(
-            [
-                radial_cdf((near[part], self._distances(answers[part])), (near_mass[part], far_mass[part]))
-                for part in (slice(start, start + _BLOCK) for start in range(0, len(self), _BLOCK))
-            ]
-        )
-        return RadialProfile(self.calibration.calibrated_level(cdf, self._background))
-
-    def _distances(self, answers: Float64[Tensor, "n 3"]) -> Float32[Tensor, "n m"]:
-        """Return kilometres from each answer to all cells, good to 3 km."""
-        return (answers.float() @ self.cells.points.T).clamp_(-1, 1).acos_().mul_(EARTH_RADIUS_KM)
+        parts = []
+        for start in range(0, len(self), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            far = (answers[block].float() @ self.cells.points.T).clamp_(-1, 1).acos_().mul_(EARTH_RADIUS_KM)  # to 3 km
+            parts.append(radial_cdf((near[block], far), (near_mass[block], far_mass[block])))
+        return RadialProfile(self.calibration.calibrated_level(np.concatenate(parts), self._background))
 
     def is_sure(self, profile: RadialProfile) -> list[bool | None]:
         """Return whether answers are right within 200 km with a probability of at least 0.8.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
-from open_geoclip.errors import MissingExtraError, SettingsError
+from open_geoclip.errors import GalleryError, MissingExtraError, SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 from open_geoclip.search.gallery import Gallery
 
@@ -160,7 +160,10 @@ def _prior_mass(
 def _read_prior(prior: str | Path) -> Gallery:
     if not Path(prior).suffix:
         raise SettingsError(f"prior: gallery, even, population or a file of places with weights, not {str(prior)!r}")
-    return Gallery.from_file(prior)
+    try:
+        return Gallery.from_file(prior)
+    except GalleryError as error:
+        raise GalleryError(f"prior: {error}") from error
 
 
 def _cities() -> Gallery:

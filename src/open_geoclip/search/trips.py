@@ -107,7 +107,7 @@ def trip_posterior(
     if not (speed_kmh >= 0 and slack_km >= 0 and math.isfinite(speed_kmh + slack_km)):
         raise SettingsError(f"speed and slack: numbers of 0 or more, not {speed_kmh} and {slack_km}")
     if not np.isfinite(times_h).all():
-        raise SettingsError("each picture of a trip needs its time")
+        raise SettingsError("each image of a trip needs its time")
     order = np.argsort(times_h, kind="stable")
     reach_km = np.diff(times_h[order]) * speed_kmh + slack_km
     points = unit_vectors(torch.from_numpy(np.asarray(places, np.float64)))
