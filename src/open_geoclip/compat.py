@@ -162,7 +162,7 @@ class GeoCLIP(geoclip.GeoCLIP):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GeoCLIP":
         # Coordinates keep their precision when the network is cast: .half(), .to(torch.bfloat16).
         gallery, queue = self.gps_gallery, self.gps_queue
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Module._apply(self, fn, recurse)
         self.gps_gallery, self.gps_queue = gallery.to(self.gps_gallery.device), queue.to(self.gps_queue.device)
         return self
 

@@ -97,7 +97,7 @@ class FourierFeatures(Encoding):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FourierFeatures":
         # Frequencies keep their float32 when the network is cast: .to(torch.bfloat16), .half().
         b = self.b
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Module._apply(self, fn, recurse)
         self.b = b.to(self.b.device)
         return self
 
