@@ -56,9 +56,12 @@ def test_without_a_terminal_progress_is_lines(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("open_geoclip.cli.train._LINE_SECONDS", 0.0)
+    (config.parent / "photos" / "[red] :car:.jpg").write_bytes(b"no image")
     train(config)
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("features of training photos: 12 of 12, ") for line in lines)
+    assert any(line.startswith("skipped: [red] :car:.jpg: ") for line in lines)
+    assert not any(" 0 photos per second" in line or " 0.0 per second" in line for line in lines)
+    assert any(line.startswith("features of training photos: 13 of 13, ") for line in lines)
     assert any(line.startswith("epoch 2 of 2, step 3 of 3, loss ") for line in lines)
 
 
@@ -95,6 +98,7 @@ def test_ctrl_c_says_nothing_of_tracebacks_and_resume_goes_on(config: Path) -> N
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
+    assert err.endswith("what is done is saved: the same command with --resume continues\ngeoclip: interrupted\n")
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("model")
     lines = (config.parent / "run" / "metrics.jsonl").read_text().splitlines()

@@ -215,6 +215,8 @@ def test_the_best_epoch_is_kept_and_the_run_stops_early(tmp_path: Path) -> None:
     assert (kept["epoch"], kept["median_km"]) == (2, 3.0)
     assert len(seen) == 4, "two epochs without a better one"
     assert all(torch.equal(seen[1][name], tensor) for name, tensor in model.state_dict().items())
+    again = train(new_model(data), data, settings, tmp_path, evaluate=evaluate, resume=True)
+    assert list(again.items()) == list(kept.items()), "in the order in which they are reported"
 
 
 def test_a_folder_keeps_to_one_run(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_a_folder_keeps_to_one_run(tmp_path: Path) -> None:
     run(tmp_path, once)
     with pytest.raises(SettingsError, match="holds a run: resume it"):
         run(tmp_path, once)
-    with pytest.raises(SettingsError, match=r"another settings .noise_m was 2000"):
+    with pytest.raises(SettingsError, match=r"with other settings .noise_m was 2000"):
         run(tmp_path, replace(once, noise_m=5.0), resume=True)
     data = world(300, seed=3)
     with pytest.raises(SettingsError, match="other data"):

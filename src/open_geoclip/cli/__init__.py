@@ -19,6 +19,7 @@ app = App(
     version=__version__,
     version_flags=["--version"],
     default_parameter=Parameter(negative_iterable=()),  # no --empty-within and the like
+    suppress_keyboard_interrupt=False,  # main reports it
 )
 _COMMANDS = (
     *("locate", "results", "text", "verify", "tag", "strip", "serve", "mcp"),

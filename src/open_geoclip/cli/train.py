@@ -29,6 +29,7 @@ def train(
         tensorboard: A folder to log to for TensorBoard as well.
     """
     import os
+    import shlex
     import time
     from functools import partial
 
@@ -45,7 +46,7 @@ def train(
     from open_geoclip.training.settings import read_settings
 
     settings = read_settings(config, set_ or [])
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)  # names of files stay as they are
     writer = None
     if tensorboard is not None:
         try:
@@ -74,16 +75,14 @@ def train(
 
         def encoding(what: str, done: int, total: int | None) -> None:
             text = f"features of {what}: {done:,}" + (f" of {total:,}" if total else "")
-            show(f"{text}, {rate(what, done):.1f} per second", is_last=done == total)
+            speed = rate(what, done)
+            show(text + (f", {speed:.1f} per second" if speed else ""), is_last=done == total)
 
         def step(figures: dict[str, float]) -> None:
             epoch, number, steps = int(figures["epoch"]), int(figures["step"]), int(figures["steps"])
             speed = rate(f"epoch {epoch}", number) * settings.train.batch_size
-            show(
-                f"epoch {epoch + 1} of {settings.train.epochs}, step {number} of {steps}, loss {figures['loss']:.4f}, "
-                f"{speed:,.0f} photos per second",
-                is_last=False,
-            )
+            text = f"epoch {epoch + 1} of {settings.train.epochs}, step {number} of {steps}, loss {figures['loss']:.4f}"
+            show(text + (f", {speed:,.0f} photos per second" if speed else ""), is_last=False)
             if writer is not None:
                 writer.add_scalar("step/loss", figures["loss"], epoch * steps + number)
 
@@ -94,7 +93,12 @@ def train(
                     writer.add_scalar(f"epoch/{name}", value, int(figures["epoch"]))
 
         log = partial(live.console.print, soft_wrap=True) if ranks.is_main else lambda _: None
-        folder = run(settings, resume=resume, callbacks=Callbacks(log, encoding, step, epoch))
+        try:
+            folder = run(settings, resume=resume, callbacks=Callbacks(log, encoding, step, epoch))
+        except KeyboardInterrupt:
+            if ranks.is_main:
+                live.console.print("what is done is saved: the same command with --resume continues", soft_wrap=True)
+            raise
     if ranks.is_main:
-        console.print(f"done: geoclip locate PHOTO --model dir:{folder}")
+        console.print(f"done: geoclip locate PHOTO --model {shlex.quote(f'dir:{folder}')}", soft_wrap=True)
         print(folder)

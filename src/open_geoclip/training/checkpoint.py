@@ -42,7 +42,7 @@ _MAY_CHANGE = {("settings", name) for name in ("epochs", "patience", "checkpoint
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None) -> None:
     """Write tensors and JSON values atomically; raises TrainingError where that fails."""
-    record = {key: json.dumps(value, sort_keys=True) for key, value in (metadata or {}).items()}
+    record = {key: json.dumps(value) for key, value in (metadata or {}).items()}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _write(path, safetensors.torch.save(cpu, record or None))
 
@@ -196,12 +196,12 @@ def check_record(folder: Path, now: Mapping[str, Any]) -> None:
     """Compare settings with those of the run in a folder; raises SettingsError where what cannot change differs."""
     path, now = folder / "run.json", json.loads(json.dumps(now))
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for part in ("settings", "model"):
+    for part, differing in (("settings", "other settings"), ("model", "another model")):
         old, new = before.get(part, {}), now.get(part, {})
         changed = [k for k in new.keys() & old.keys() if old[k] != new[k] and (part, k) not in _MAY_CHANGE]
         if changed:
             listed = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in sorted(changed))
-            raise SettingsError(f"{folder} holds a run with another {part} ({listed}): choose another folder")
+            raise SettingsError(f"{folder} holds a run with {differing} ({listed}): choose another folder")
     if "data" in now and before.get("data", now["data"])["fingerprint"] != now["data"]["fingerprint"]:
         raise SettingsError(f"{folder} holds a run on other data: choose another folder")
 
