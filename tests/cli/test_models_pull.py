@@ -1,4 +1,4 @@
-"""`geoclip models` and `geoclip pull` without a network. Downloads are in tests/weights/test_hub.py."""
+"""`geoclip models` and `geoclip pull` without a network. Downloads are in tests/weights/test_pull.py."""
 
 import json
 import subprocess
