@@ -23,7 +23,8 @@ def test_a_job_and_its_results(command: Command, tmp_path: Path) -> None:
     for name in ("empty.png", "junk.png"):
         (photos / name).write_text(name[:4] * (name != "empty.png"))
     ended = command("locate", photos, "-o", results, "--part-size", 9, status=1)
-    assert ended.err.endswith(f"geoclip: {results}: {N - 2} located, 2 failed\n")
+    last = f"geoclip: geoclip results {results} says why photos failed\n"
+    assert ended.err.endswith(f"geoclip: {results}: {N - 2} located, 2 failed\n{last}")
     assert "continue with --resume" in command("locate", photos, "-o", results, status=1).err
     assert f"0 located, 0 failed; {N} were done before" in command("locate", photos, "-o", results, "--resume").err
     assert command("results", results).out.startswith(f"{N} photos: {N - 2} located, 2 failed\nsure: ")

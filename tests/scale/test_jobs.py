@@ -1,6 +1,7 @@
 """Jobs that are killed, interrupted, sharded and given bad input: each photo has one row, and it is the right one."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -176,7 +177,9 @@ def test_a_decoder_that_is_killed_costs_nothing_and_one_that_hangs_costs_one_pho
     rows = [path.name for path in Results(tmp_path).parts]
     assert run(locator, photos, tmp_path, retry_errors=True) == JobReport(located=1, failed=2, done_before=N - 3)
     assert [path.name for path in Results(tmp_path).parts] == rows
-    assert set(Results(tmp_path).summary().errors.values()) == {1}
+    summary = Results(tmp_path).summary()
+    assert set(summary.errors.values()) == {1}
+    assert set(summary.examples.values()) == {"empty.jpg", "junk.png"}
 
 
 def test_tables_of_paths_and_uris_need_no_coordinates(locator: Locator, photos: Path, tmp_path: Path) -> None:
@@ -238,6 +241,14 @@ def test_a_damaged_manifest_is_refused(locator: Locator, photos: Path, tmp_path:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json: it is damaged"):
         run(locator, photos, tmp_path, resume=True)
+
+
+def test_a_manifest_that_is_removed_is_written_again(locator: Locator, photos: Path, tmp_path: Path) -> None:
+    run(locator, photos, tmp_path)
+    before = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").unlink()
+    assert run(locator, photos, tmp_path, resume=True) == JobReport(done_before=N)
+    assert {**json.loads((tmp_path / "manifest.json").read_text()), "created": before["created"]} == before
 
 
 def test_a_damaged_part_is_named(locator: Locator, photos: Path, tmp_path: Path) -> None:

@@ -186,6 +186,7 @@ def _run_job(source: "PhotoSource", folder: Path, settings: "JobSettings", locat
     repeated = f"; {report.duplicates:,} named twice, done once" if report.duplicates else ""
     print(f"geoclip: {folder}: {report.located:,} located, {report.failed:,} failed{before}{repeated}", file=sys.stderr)
     if report.failed:
+        print(f"geoclip: geoclip results {folder} says why photos failed", file=sys.stderr)
         sys.exit(1)
 
 

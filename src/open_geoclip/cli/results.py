@@ -46,8 +46,11 @@ def _table(summary: "Summary") -> str:
         lines.append(f"{summary.photos_per_s:,} photos per second and process")
     if summary.duplicates:
         lines.append(f"{summary.duplicates:,} photos were done twice, the first row of each counts")
-    for title, counts in (("countries", summary.countries), ("errors", summary.errors)):
-        if counts:
-            lines.append(f"{title}:")
-            lines += [f"  {count:>9,}  {name or 'at sea'}" for name, count in list(counts.items())[:20]]
+    if summary.countries:
+        lines.append("countries:")
+        lines += [f"  {count:>9,}  {name or 'at sea'}" for name, count in list(summary.countries.items())[:20]]
+    if summary.errors:
+        lines.append("errors:")
+        found = list(summary.errors.items())[:20]
+        lines += [f"  {count:>9,}  {reason}, such as {summary.examples[reason]}" for reason, count in found]
     return "".join(f"{line}\n" for line in lines)

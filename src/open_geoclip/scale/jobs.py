@@ -26,7 +26,7 @@ from open_geoclip.errors import DataError, ImageError, MissingExtraError, Settin
 from open_geoclip.export.tables import escape
 from open_geoclip.files import atomic_write, sha256
 from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
-from open_geoclip.scale.results import MANIFEST, Results, part_path, part_prefix, replace_rows, write_part
+from open_geoclip.scale.results import MANIFEST, PARTS, Results, part_path, part_prefix, replace_rows, write_part
 from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.query import Query
@@ -283,7 +283,10 @@ def _manifest(locator: Locator, source: PhotoSource, options: Mapping[str, Any])
 def _check_manifest(folder: Path, manifest: dict[str, Any], settings: JobSettings) -> None:
     """Write the manifest; where there is one, refuse to continue if anything differs."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    if not (folder / MANIFEST).exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    parts = set(folder.glob(PARTS))  # left when somebody removed a damaged manifest
+    if not (folder / MANIFEST).exists() and any(
+        path not in parts and not path.name.startswith(".") for path in folder.iterdir()
+    ):
         raise DataError(f"{folder}: it holds other files, and no results: choose an empty or a new folder")
     try:
         atomic_write(folder / MANIFEST, json.dumps({**manifest, "created": created}, indent=1) + "\n", new=True)

@@ -15,9 +15,10 @@ from open_geoclip.files import atomic_file
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MANIFEST", "Results", "Summary", "part_path", "part_prefix", "replace_rows", "write_part"]
+__all__ = ["MANIFEST", "PARTS", "Results", "Summary", "part_path", "part_prefix", "replace_rows", "write_part"]
 
 MANIFEST = "manifest.json"
+PARTS = "part-*-of-*-*.parquet"
 _OF_THE_JOB = {"image", "rank", "caution", "created", "model", "gallery", "version", "weights_sha256"}
 _OF_THE_JOB |= {"gallery_sha256", "image_sha256", "exif_lat", "exif_lon"}
 _ROW = {
@@ -110,7 +111,8 @@ class Summary:
         located: photos with an answer.
         sure: answers that are sure.
         unsure: answers that are not.
-        errors: how often each reason occurs.
+        errors: how often each reason occurs, the most frequent first.
+        examples: a photo for each of these reasons.
         countries: how often each country is that of the first candidate.
         duplicates: rows of photos that have one already; they are not counted above.
         photos_per_s: of one process, while it ran.
@@ -121,6 +123,7 @@ class Summary:
     sure: int = 0
     unsure: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
     countries: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
     photos_per_s: float | None = None
@@ -156,7 +159,7 @@ class Results:
     @property
     def parts(self) -> list[Path]:
         """The parts, by name."""
-        return sorted(self.folder.glob("part-*-of-*-*.parquet"))
+        return sorted(self.folder.glob(PARTS))
 
     def keys(self, shard: tuple[int, int] | None = None) -> tuple[set[str], dict[str, Path]]:
         """Return the photos that are located, and those with an error and the part that has their row.
@@ -206,6 +209,7 @@ class Results:
             found.photos += 1
             if row["error"] is not None:
                 errors[row["error"]] += 1
+                found.examples.setdefault(row["error"], row["photo"])
                 continue
             found.located += 1
             found.sure += row["sure"] is True
