@@ -85,11 +85,10 @@ def to_geopackage(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answers.gpkg"
         for name, kind, table in layers:
-            where: dict[str, Any] = (
-                {"geometry_name": "geometry", "geometry_type": kind, "crs": "EPSG:4326"} if kind else {}
-            )
-            where |= {"append": True} if path.exists() else {"dataset_options": {"VERSION": "1.3"}}
-            pyogrio.write_arrow(table, path, driver="GPKG", layer=name, **where)
+            options: dict[str, Any] = {"append": True} if path.exists() else {"dataset_options": {"VERSION": "1.3"}}
+            if kind is not None:
+                options |= {"geometry_name": "geometry", "geometry_type": kind, "crs": "EPSG:4326"}
+            pyogrio.write_arrow(table, path, driver="GPKG", layer=name, **options)
         with closing(sqlite3.connect(path)) as database, database:
             _write_styles(database, {name for name, _, _ in layers})
         return path.read_bytes()
