@@ -8,6 +8,7 @@ import type { Item, Result } from "./types";
 export const FORMATS: [id: string, name: string, use: string][] = [
   ["html", "HTML report", "this page as one file; opens without a network"],
   ["geojson", "GeoJSON", "for GIS: candidates and regions"],
+  ["gpkg", "GeoPackage", "for QGIS, with styles"],
   ["kmz", "KMZ", "for Google Earth, with the photos"],
   ["kml", "KML", "for Google Earth, without photos"],
   ["csv", "CSV", "one row per candidate"],

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from open_geoclip.schema import from_dict
 
 __all__ = [
+    "DecodeMethod",
     "Job",
     "Message",
     "Options",
@@ -21,6 +22,9 @@ __all__ = [
     "encode_jobs",
     "image_records",
 ]
+
+DecodeMethod = Literal["mass", "distance", "geoscore", "max"]
+"""That of :mod:`open_geoclip.search.decode`, which imports PyTorch."""
 
 Message = tuple[Any, Sequence[bytes | bytearray]]
 """JSON-ready content, and bytes that belong to it."""
@@ -72,7 +76,7 @@ class Options:
     text: str | None = None
     text_weight: float = 0.5
     together: bool = False
-    decode: Literal["mass", "distance", "geoscore", "max"] | None = None
+    decode: DecodeMethod | None = None
     detail: bool = False
 
     @property

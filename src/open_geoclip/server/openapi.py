@@ -94,6 +94,7 @@ def files(**more: Any) -> dict[int | str, dict[str, Any]]:
         "application/vnd.google-earth.kml+xml",
         "application/vnd.google-earth.kmz",
         "application/vnd.apache.parquet",
+        "application/geopackage+sqlite3",
         "text/html; charset=utf-8",
     )
     content: dict[str, Any] = {**dict.fromkeys(kinds, binary), "application/geo+json": {"schema": {"type": "object"}}}

@@ -1,13 +1,14 @@
 """Bodies of requests and answers: requests are validated by them, answers described in OpenAPI."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
 
 from open_geoclip.metadata.read import PhotoPlace
 from open_geoclip.schema import record_schema
 from open_geoclip.search.answer import Answer
+from open_geoclip.server.jobs import DecodeMethod
 from open_geoclip.server.problems import Problem
 
 __all__ = [
@@ -32,14 +33,15 @@ __all__ = [
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
-FORMATS = ("json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html")
+FormatName = Literal["json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html"]
 """The keys of :data:`open_geoclip.export.formats.FORMATS`, which is slow to import."""
+
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+"""All of them."""
 
 FORMATS_WITH_IMAGES = ("kmz", "html")
 """Formats that contain thumbnails."""
 
-FormatName = Literal["json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html"]
-Decode = Literal["mass", "distance", "geoscore", "max"]
 AreaText = Annotated[str, StringConstraints(min_length=1, max_length=2**20)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
@@ -81,7 +83,7 @@ class LocateForm(_Query):
     text: Text | None = Field(None, description="What is known about the images, in words.")
     text_weight: float = Field(0.5, ge=0, le=1, description="Weight of the text, from 0 (images alone) to 1.")
     together: bool = Field(False, description="All images show one place: one answer for all.")
-    decode: Decode | None = Field(None, description="What the first candidate optimises.")
+    decode: DecodeMethod | None = Field(None, description="What the first candidate optimises.")
     exif: bool = Field(
         False,
         description="Include the place in the metadata of each photo, which takes no part in the estimate.",
