@@ -291,7 +291,7 @@ def test_embeddings_of_places_and_images_compare(call: Caller) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     products = vectors[3:6] @ vectors[:3].T
     assert products.argmax(axis=1).tolist() == [0, 1, 2]
-    [good, bad] = call("embed", images=["rome.png", "none.png"])["embeddings"]
+    [good, bad] = call("embed", images=["rome.png", "none.png"], coordinates=None)["embeddings"]
     assert good["embedding"] == pytest.approx(found["embeddings"][3]["embedding"], abs=1e-6)
     assert bad["embedding"] is None
     assert "no such file" in bad["error"]

@@ -229,13 +229,14 @@ class _Tools:
     async def embed(
         self,
         ctx: _CONTEXT,
-        coordinates: Coordinates = [],  # noqa: B006 - pydantic copies defaults
-        images: Annotated[list[str], Field(description="As for locate.")] = [],  # noqa: B006
-        texts: Annotated[list[str], Field(max_length=256)] = [],  # noqa: B006
+        coordinates: Coordinates | None = None,
+        images: Annotated[list[str] | None, Field(description="As for locate.")] = None,
+        texts: Annotated[list[str], Field(max_length=256)] | None = None,
         full: Full = False,
     ) -> Annotated[CallToolResult, EmbeddingsResult]:
         """Compute embeddings of length 1 of places, images and texts in one space; dot products compare them."""
         with _tool_errors():
+            coordinates, texts = coordinates or [], texts or []
             if not (coordinates or images or texts):
                 raise SettingsError("give coordinates, images or texts, or several of these")
             files = await self._work(self.folders.find_images, images) if images else []
