@@ -82,7 +82,10 @@ export class AnswerView {
     const image = h("img", { class: "answer-picture", src, alt: `The photo ${item.name}` });
     image.addEventListener("error", () => {
       if (item.thumbnail !== null && image.src !== item.thumbnail) image.src = item.thumbnail; // the server's
-      else image.replaceWith(h("div", { class: "answer-picture blank" }, icon("photo"), h("span", {}, "This browser cannot show this kind of image.")));
+      else {
+        const why = item.status === "failed" ? null : h("span", {}, "This browser cannot show this kind of image.");
+        image.replaceWith(h("div", { class: "answer-picture blank" }, icon("photo"), why));
+      }
     });
     return image;
   }

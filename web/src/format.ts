@@ -2,12 +2,13 @@
 import type { Candidate, Exif, Result } from "./types";
 import { contains, distanceKm } from "./geo";
 
-/** 63 %, 4.2 %, < 0.1 %. */
+/** 63 %, 4.2 %, 99.8 %, < 0.1 %. */
 export function percent(share: number): string {
   const value = 100 * share;
   if (value > 0 && value < 0.1) return "< 0.1 %";
   if (value > 99.9 && value < 100) return "> 99.9 %";
-  return `${value < 10 && value > 0 ? value.toFixed(1) : value.toFixed(0)} %`;
+  const isNearEnd = (value > 0 && value < 10) || (value > 99 && value < 100);
+  return `${value.toFixed(isNearEnd ? 1 : 0)} %`;
 }
 
 /** 850 m, 4.2 km, 1,240 km. */

@@ -19,6 +19,7 @@ export function inputPanel(store: Store, handlers: InputHandlers): HTMLElement {
     const files = given.filter((file) => !projects.includes(file));
     const failed = (error: unknown): void => {
       notice.textContent = error instanceof Error ? error.message : String(error);
+      notice.scrollIntoView({ block: "nearest" }); // a file may be dropped on any part of the page
     };
     for (const project of projects) handlers.openProject(project).catch(failed);
     if (projects.length > 0 && files.length === 0) return;

@@ -79,7 +79,7 @@ export class List {
       id: `row-${item.id}`,
       onclick: () => {
         this.store.select(item.id);
-        if (isNarrow()) document.querySelector(".answer")?.scrollIntoView({ block: "start", behavior: "smooth" });
+        if (isNarrow()) document.querySelector(".answer")?.scrollIntoView({ block: "start" });
       },
     });
     const element = h("li", { class: "row" }, this.actions && h("label", { class: "row-check" }, check), button);

@@ -32,16 +32,16 @@ export function writeProject({ items, ...rest }: Session): Blob {
 export async function readProject(file: File): Promise<Session> {
   const start = await file.slice(0, MAX_FIRST_LINE).text();
   const length = new RegExp(`^${MAGIC} (\\d+)\\n`).exec(start);
-  if (length === null) throw new Error(`${file.name} is not a project file of this version.`);
+  if (length === null) throw new Error(`${file.name} is not a project file, or another version of OpenGeoCLIP saved it.`);
   const json = file.slice(length[0].length, length[0].length + Number(length[1]));
   let header: Header;
   try {
     header = JSON.parse(await json.text()) as Header;
   } catch {
-    throw new Error(`${file.name} is damaged: its contents cannot be read.`);
+    throw new Error(`${file.name} is damaged: save or copy the project again.`);
   }
   let offset = length[0].length + Number(length[1]);
-  if (offset + header.files.reduce((sum, { size }) => sum + size, 0) !== file.size) throw new Error(`${file.name} is incomplete.`);
+  if (offset + header.files.reduce((sum, { size }) => sum + size, 0) !== file.size) throw new Error(`${file.name} is incomplete: save or copy the project again.`);
   const files = header.files.map(({ name, type, size, lastModified }) => {
     offset += size;
     return new File([file.slice(offset - size, offset)], name, { type, lastModified });

@@ -17,7 +17,7 @@ const COUNTRIES = [
 ];
 
 test("numbers are rounded to their significant digits", () => {
-  assert.deepEqual([0, 0.00005, 0.042, 0.634, 0.9996, 1].map(percent), ["0 %", "< 0.1 %", "4.2 %", "63 %", "> 99.9 %", "100 %"]);
+  assert.deepEqual([0, 0.00005, 0.042, 0.634, 0.9978, 0.9996, 1].map(percent), ["0 %", "< 0.1 %", "4.2 %", "63 %", "99.8 %", "> 99.9 %", "100 %"]);
   assert.deepEqual([0.05, 4.21, 85.2, 15345].map(kilometres), ["50 m", "4.2 km", "85 km", "15,345 km"]);
   assert.equal(coordinates(-22.9, -43.2, 1), "22.9° S, 43.2° W");
   assert.equal(countryName("IT"), "Italy");
