@@ -178,8 +178,11 @@ def test_lists(serving: Serve) -> None:
     assert countries["FR"]["name"] == "France"
     assert {"GB", "GBR", "UK", "Great Britain"} <= set(countries["GB"]["spellings"])
     assert client.get("/v1/page").json()["limits"]["max_images"] == 100
-    assert client.get("/nothing").json()["error"]["code"] == "not_found"
-    assert client.get("/v1/locate").status_code == 405
+    nothing, wrong = client.get("/nothing"), client.get("/v1/locate")
+    assert (nothing.status_code, nothing.json()["error"]["code"]) == (404, "not_found")
+    assert "/openapi.json" in nothing.json()["error"]["message"]
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert "takes POST" in wrong.json()["error"]["message"]
     assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
 
 
@@ -188,6 +191,8 @@ def test_answers_as_files(serving: Serve, png: Png) -> None:
 
     client = serving()
     assert client.get("/v1/page").json()["formats"] == list(FORMATS)
+    described = client.get("/openapi.json").json()["paths"]["/v1/locate"]["post"]["responses"]["200"]["content"]
+    assert set(described) == {"application/json", *(kind.media_type for kind in FORMATS.values())}
     files = [("images", ("a.png", png(1))), ("images", ("b.png", b"x"))]
     records = client.post("/v1/locate", files=files).json()["data"]
     table = client.post("/v1/locate", files=files, data={"format": "csv"})

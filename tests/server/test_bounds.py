@@ -1,5 +1,6 @@
 """What the server does not let happen: too much, too long, unasked, on disk, in the log; and what outlives a worker."""
 
+import asyncio
 import json
 import logging
 import os
@@ -20,10 +21,10 @@ from starlette.testclient import TestClient
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.search.locator import Locator
-from open_geoclip.server.app import model_workers
+from open_geoclip.server.app import bind_sockets, model_workers
 from open_geoclip.server.engine import Engine
 from open_geoclip.server.jobs import Job, Options
-from open_geoclip.server.processes import ProcessWorker
+from open_geoclip.server.processes import ProcessWorker, _pack
 from open_geoclip.server.settings import ServerSettings
 
 Serve = Callable[..., TestClient]
@@ -274,6 +275,31 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     [record] = post(client, "1", body=png(1)).json()["data"]
     assert record["candidates"][0]["lat"] == pytest.approx(expected_of[1], abs=1e-5)
     assert worker.pid != second
+
+
+def test_a_port_in_use_is_an_error_before_anything_is_loaded() -> None:
+    [bound] = asyncio.run(bind_sockets(ServerSettings(port=0)))
+    with bound:
+        port = bound.getsockname()[1]
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", port)) != 0, "refused until the server serves"
+        bound.listen()
+        with pytest.raises(SettingsError, match=f"127.0.0.1:{port}: address already in use: choose .*--port"):
+            asyncio.run(bind_sockets(ServerSettings(port=port)))
+
+
+def test_a_worker_whose_server_is_gone_ends_without_a_word() -> None:
+    command = [sys.executable, "-m", "open_geoclip.server.worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        worker.stdout.close()
+        worker.stdin.writelines(_pack(({"role": "utility", "memory_mb": 2000}, [])))
+        worker.stdin.close()
+        assert worker.stderr.read() == b""
+        assert worker.wait(60) == 0
 
 
 @pytest.mark.slow

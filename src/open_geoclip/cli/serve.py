@@ -95,16 +95,17 @@ def serve(
 
 
 async def _serve(settings: "ServerSettings", models: dict[str, dict[str, Any]]) -> None:
-    from open_geoclip.server.app import create_app, create_server, model_workers, utility_workers
+    from open_geoclip.server.app import bind_sockets, create_app, create_server, model_workers, utility_workers
     from open_geoclip.server.monitoring import log_as_json
 
     log_as_json()
+    sockets = await bind_sockets(settings)  # before models are loaded, which takes seconds
     workers = {name: model_workers(settings, name, **load) for name, load in models.items()}
     app = create_app(settings, workers, utilities=utility_workers(settings))
     server = create_server(app, settings)
     try:
-        await app.state.service.start()  # before a port is opened: an error of it is the command's own
-        print(f"geoclip: http://{settings.host}:{settings.port}", file=sys.stderr)
-        await server.serve()
+        await app.state.service.start()  # before connections are accepted: an error of it is the command's own
+        print(f"geoclip: http://{settings.host}:{sockets[0].getsockname()[1]}", file=sys.stderr)
+        await server.serve(sockets)
     finally:
         await app.state.service.stop()

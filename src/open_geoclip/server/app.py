@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -23,6 +24,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from open_geoclip._version import __version__
+from open_geoclip.errors import SettingsError
 from open_geoclip.server.guard import Authorization, Guard, problem_response
 from open_geoclip.server.openapi import openapi
 from open_geoclip.server.problems import Problem
@@ -34,7 +36,7 @@ from open_geoclip.server.settings import ServerSettings
 if TYPE_CHECKING:
     from open_geoclip.search.locator import Locator
 
-__all__ = ["create_app", "create_server", "model_workers", "page_folder", "utility_workers"]
+__all__ = ["bind_sockets", "create_app", "create_server", "model_workers", "page_folder", "utility_workers"]
 
 _NOT_BUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OpenGeoCLIP</title>
 <p>The page is not built: run <code>make web</code> in the checkout, or install a wheel, which contains it.
@@ -136,9 +138,13 @@ def utility_workers(settings: ServerSettings) -> list[Worker]:
 
 async def _http_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    code = codes.get(error.status_code, "invalid_request")
-    return problem_response(Problem(error.status_code, code, str(error.detail), error.headers or {}))
+    headers = error.headers or {}
+    known = {
+        404: ("not_found", "nothing is served at this path: /openapi.json lists the routes"),
+        405: ("method_not_allowed", f"this path takes {headers.get('Allow')}, not this method"),
+    }
+    code, message = known.get(error.status_code, ("invalid_request", str(error.detail)))
+    return problem_response(Problem(error.status_code, code, message, headers))
 
 
 def page_folder() -> Path:
@@ -213,6 +219,23 @@ class _Protocol(H11Protocol):
             self._headers_timer = None
         elif self._headers_timer is None and is_waiting:
             self._headers_timer = self.loop.call_later(self.timeout_s, self.transport.close)
+
+
+async def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
+    """Sockets at the address of the server, which refuse connections until it serves them.
+
+    Raises:
+        SettingsError: the address does not exist, or its port is in use.
+    """
+    host, port = settings.host, settings.port
+    try:
+        bound = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    except OSError as error:
+        why = str(error.strerror).rpartition(": ")[2]
+        raise SettingsError(f"{host}:{port}: {why}: choose another address with --host or --port") from error
+    sockets = [one.dup() for one in bound.sockets]
+    bound.close()
+    return sockets
 
 
 def create_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:

@@ -40,15 +40,24 @@ class WorkerDiedError(OpenGeoCLIPError):
 
 @runtime_checkable
 class Worker(Protocol):
-    """Answers messages, one at a time; see :class:`ProcessWorker`."""
+    """Answers messages, one at a time."""
 
     @property
-    def ready(self) -> bool: ...  # noqa: D102
+    def ready(self) -> bool:
+        """Whether it can answer now."""
+
     @property
-    def info(self) -> Mapping[str, Any]: ...  # noqa: D102
-    async def start(self, on_restart: Callable[[], None]) -> None: ...  # noqa: D102
-    async def run(self, message: Message, timeout_s: float) -> Message: ...  # noqa: D102
-    async def stop(self) -> None: ...  # noqa: D102
+    def info(self) -> Mapping[str, Any]:
+        """What it says about itself once it is started."""
+
+    async def start(self, on_restart: Callable[[], None]) -> None:
+        """Load what it needs; ``on_restart`` is called whenever it is replaced later."""
+
+    async def run(self, message: Message, timeout_s: float) -> Message:
+        """The reply to a message, or TimeoutError."""
+
+    async def stop(self) -> None:
+        """End it."""
 
 
 class ThreadWorker:
@@ -257,8 +266,13 @@ def _read(file: BinaryIO) -> Message | None:
 
 def serve_messages(load: Callable[[dict[str, Any]], tuple[Handler, dict[str, Any]]]) -> None:
     """Be a child: make a handler, and information about it, of the first message; answer others until stdin ends."""
-    # What a library prints must not meet the replies: stdout is kept aside, and is stderr from now on.
-    with os.fdopen(os.dup(1), "wb") as output, os.fdopen(os.dup(0), "rb") as source:
+    # What a library prints must not meet the replies: stdout is kept aside, and is stderr from now on. A reply that
+    # nobody reads any more is the end too.
+    with (
+        contextlib.suppress(BrokenPipeError),
+        os.fdopen(os.dup(1), "wb") as output,
+        os.fdopen(os.dup(0), "rb") as source,
+    ):
         os.dup2(2, 1)
 
         def write(message: Message) -> None:
