@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from open_geoclip import LocationEncoder, LocationSettings
+from open_geoclip.training.settings import read_settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -20,6 +21,13 @@ def example(name: str) -> ModuleType:
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_configurations_are_valid_and_need_no_weights_but_pulled_ones(path: Path) -> None:
+    model = read_settings(path, []).model
+    assert not model.backbone.startswith("dir:")
+    assert not model.start.startswith("dir:")
 
 
 def test_climate_from_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
