@@ -5,7 +5,6 @@ import type { Country, Model, Options, PageSettings, Result } from "./types";
 
 interface ErrorBody {
   error?: { message?: string };
-  detail?: unknown;
 }
 
 interface Answers {
@@ -49,11 +48,7 @@ const postJson = (body: unknown, signal: AbortSignal | null): RequestInit => ({
 
 export const settings = (): Promise<PageSettings> => json<PageSettings>("v1/page");
 export const models = async (): Promise<Model[]> => (await json<{ data: Model[] }>("v1/models")).data;
-
-export async function countries(): Promise<Country[]> {
-  const answer = await json<Country[] | { data: Country[] }>("v1/countries");
-  return Array.isArray(answer) ? answer : answer.data;
-}
+export const countries = (): Promise<Country[]> => json<Country[]>("v1/countries");
 
 const areas = (options: Options, inside: boolean): string[] =>
   options.limits.filter((limit) => limit.inside === inside).map(({ grammar }) => grammar);

@@ -5,7 +5,7 @@ import { count } from "./format";
 import type { Store } from "./store";
 import type { Item, Result } from "./types";
 
-export const FORMATS: [id: string, name: string, use: string][] = [
+const FORMATS: [id: string, name: string, use: string][] = [
   ["html", "HTML report", "this page as one file; opens without a network"],
   ["geojson", "GeoJSON", "for GIS: candidates and regions"],
   ["gpkg", "GeoPackage", "for QGIS, with styles"],

@@ -55,7 +55,7 @@ export function suggestions(typed: string, countries: readonly Country[], most =
 }
 
 /** All that a country may be called, as the server resolves it, folded. */
-function spellings({ code, name, spellings = [] }: Country): string[] {
+function spellings({ code, name, spellings }: Country): string[] {
   return [code, name, ...spellings].map(fold);
 }
 

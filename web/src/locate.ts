@@ -20,13 +20,12 @@ export class Locating {
 
   constructor(
     private readonly store: Store,
-    page: PageSettings | null,
+    { limits }: PageSettings,
   ) {
-    const limits = page?.limits ?? {};
     this.settings = {
       ...DEFAULT_SETTINGS,
-      batch: Math.max(1, Math.min(DEFAULT_SETTINGS.batch, limits["max_images"] ?? DEFAULT_SETTINGS.batch)),
-      batchBytes: Math.min(DEFAULT_SETTINGS.batchBytes, 0.9 * 2 ** 20 * (limits["max_request_mb"] ?? 100)),
+      batch: Math.min(DEFAULT_SETTINGS.batch, limits.max_images),
+      batchBytes: Math.min(DEFAULT_SETTINGS.batchBytes, 0.9 * 2 ** 20 * limits.max_request_mb),
     };
   }
 

@@ -3,7 +3,7 @@ import "./styles/index.css";
 import { AnswerView } from "./answer-view";
 import * as api from "./api";
 import { announce, h, icon } from "./dom";
-import { exportMenu, FORMATS } from "./export-menu";
+import { exportMenu } from "./export-menu";
 import { coordinates, count } from "./format";
 import { inputPanel, type InputHandlers } from "./input-panel";
 import { legend } from "./legend";
@@ -38,7 +38,7 @@ async function boot(): Promise<void> {
   const store = createStore();
   const [bytes, page] = await Promise.all([fetchWorld(), report ? null : api.settings()]);
   if (page) {
-    const [models, countries] = await Promise.all([api.models(), api.countries().catch(() => [])]);
+    const [models, countries] = await Promise.all([api.models(), api.countries()]);
     store.set({ models, countries, model: models[0]?.id ?? "" });
   }
   const limits = new LimitsPanel(store, (tool, inside) => map.draw(tool, inside));
@@ -48,7 +48,7 @@ async function boot(): Promise<void> {
     addLimit: (limit) => limits.add(limit),
     selectBox: (box) => selectInBox(store, box),
   });
-  const locating = report ? null : new Locating(store, page);
+  const locating = page && new Locating(store, page);
   document.getElementById("app")!.replaceChildren(...layout(store, map, limits, locating, page, report));
   connectMap(store, map);
   if (locating) await restoreSession(store, locating);
@@ -98,7 +98,6 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
     store,
     locating && { retry: (item) => locating.retry([item]), remove: (item) => locating.remove(new Set([item.id])) },
   );
-  const formats = report ? null : (page?.formats ?? FORMATS.map(([id]) => id));
   const problem = h("p", { class: "banner", role: "alert", hidden: true });
   store.subscribe(["problem"], () => {
     problem.textContent = store.state.problem;
@@ -108,7 +107,7 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
     "header",
     { class: "head" },
     h("h1", {}, icon("mark"), h("span", { class: "head-name" }, "OpenGeoCLIP"), report && h("span", { class: "head-kind" }, "report")),
-    h("div", { class: "head-tools" }, !report && modelSelect(store), locating && undoButton(store), exportMenu(store, formats), printButton(), themeToggle((dark) => map.setTheme(dark))),
+    h("div", { class: "head-tools" }, !report && modelSelect(store), locating && undoButton(store), exportMenu(store, page && page.formats), printButton(), themeToggle((dark) => map.setTheme(dark))),
   );
   const left = h(
     "aside",
@@ -177,7 +176,7 @@ function footer(store: Store, page: PageSettings | null): HTMLElement {
     const best = result?.candidates?.[store.state.candidate];
     made.textContent = result
       ? [result.model, result.gallery, `OpenGeoCLIP ${result.version ?? ""}`].filter(Boolean).join(" · ")
-      : [store.state.model, page?.version ? `OpenGeoCLIP ${page.version}` : ""].filter(Boolean).join(" · ");
+      : [store.state.model, page && `OpenGeoCLIP ${page.version}`].filter(Boolean).join(" · ");
     made.title = best ? coordinates(best.lat, best.lon) : "";
   };
   store.subscribe(["items", "selected", "candidate", "model"], render);

@@ -35,17 +35,17 @@ export interface Country {
   code: string;
   name: string;
   /** All that a limit may call it: codes and names. */
-  spellings?: readonly string[];
+  spellings: readonly string[];
 }
 
 /** GET /v1/page. */
 export interface PageSettings {
   tile_url: string | null;
   tile_attribution: string | null;
-  limits: Record<string, number>;
+  limits: { max_images: number; max_request_mb: number };
   /** Formats of /v1/export. */
-  formats?: string[];
-  version?: string;
+  formats: string[];
+  version: string;
 }
 
 export type Decision = "accepted" | "rejected";

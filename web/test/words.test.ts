@@ -8,10 +8,10 @@ import { optionsKey } from "../src/store";
 import type { Candidate, Limit } from "../src/types";
 
 const COUNTRIES = [
-  { code: "CI", name: "Côte d’Ivoire" },
-  { code: "FR", name: "France" },
-  { code: "PF", name: "French Polynesia" },
-  { code: "CF", name: "Central African Republic" },
+  { code: "CI", name: "Côte d’Ivoire", spellings: ["CI"] },
+  { code: "FR", name: "France", spellings: ["FR"] },
+  { code: "PF", name: "French Polynesia", spellings: ["PF"] },
+  { code: "CF", name: "Central African Republic", spellings: ["CF"] },
   { code: "UA", name: "Ukraine", spellings: ["UA", "UKR"] },
   { code: "GB", name: "United Kingdom", spellings: ["GB", "GBR", "UK", "Great Britain"] },
 ];
