@@ -113,14 +113,18 @@ def test_countries_take_no_memory_in_the_main_process(server: Server) -> None:
 
 def test_an_idle_worker_that_dies_is_replaced_at_once_and_counted(server: Server) -> None:
     model, children = model_worker(server), server.children()
-    for pid in (model, *(pid for pid in children if pid != model)):
+
+    def kill(pid: int) -> None:
         before, counted = set(server.children()), server.restarts()
         os.kill(pid, signal.SIGKILL)
-        server.wait_until(lambda: server.restarts() == counted + 1, 5, "count")  # noqa: B023
+        server.wait_until(lambda: server.restarts() == counted + 1, 5, "count")
         if pid == model:
             assert not server.is_ready()
-        server.wait_until(lambda: len(set(server.children()) - before) == 1, 5, "a new process")  # noqa: B023
+        server.wait_until(lambda: len(set(server.children()) - before) == 1, 5, "a new process")
         server.wait_until(server.is_ready, 60, "ready again")
+
+    for pid in (model, *(pid for pid in children if pid != model)):
+        kill(pid)
     assert len(server.children()) == len(children)
     assert server.restarts("dir:") == 1
 

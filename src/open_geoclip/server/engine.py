@@ -111,8 +111,7 @@ class Engine:
             found = _attempt(self._locate, options, [one for n in group for one in parts[n]])
             records = None if found.answers is None else iter(found.answers)
             for n in group:
-                own = found if records is None else Outcome(list(itertools.islice(records, len(parts[n]))))
-                outcomes[n] = own
+                outcomes[n] = found if records is None else Outcome(list(itertools.islice(records, len(parts[n]))))
         return [outcomes[n] if n in outcomes else _attempt(self._answer, job, parts[n]) for n, job in enumerate(jobs)]
 
     def _encode(self, images: Sequence[Pixels]) -> Tensor:

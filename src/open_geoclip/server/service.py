@@ -13,7 +13,7 @@ from open_geoclip.server.problems import Problem
 from open_geoclip.server.processes import Worker, WorkerDiedError
 from open_geoclip.server.settings import ServerSettings
 
-__all__ = ["EmbeddingInput", "MemoryHold", "Service", "queue_full"]
+__all__ = ["EmbeddingInput", "MemoryHold", "Service"]
 
 _T = TypeVar("_T")
 
