@@ -1,5 +1,6 @@
 """Decoding: Pillow's bits for ordinary images, and an ImageError, never more, for everything else."""
 
+import errno
 import io
 import os
 import random
@@ -738,6 +739,7 @@ def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
     found = [str(path.relative_to(photos)) for path in find_images([photos])]
     assert found == ["a/1.jpg", "lost.jpg", "self.jpg", "x/2.jpg"]
     assert reason(photos / "lost.jpg") == "there is no such file"
+    assert reason(photos / "self.jpg") == f"cannot be read: {os.strerror(errno.ELOOP)}"
     (tmp_path / "link").symlink_to(photos)
     assert len(find_images(tmp_path / "link")) == 4
 

@@ -178,6 +178,13 @@ def test_links_are_followed_and_stay(command: Command, photo: Path, tmp_path: Pa
     assert not (tmp_path / "link.jpg.original").exists()
 
 
+def test_a_link_to_itself_is_one_error_and_the_others_are_done(command: Command, photo: Path) -> None:
+    (photo.parent / "loop.jpg").symlink_to("loop.jpg")
+    done = command("strip", "in", "--in-place", "--format", "json", status=1)
+    assert "in/loop.jpg: cannot be read: Too many levels of symbolic links\n" in done.err
+    assert [record["image"] for record in json.loads(done.out) if record.get("written")] == ["in/a.jpg"]
+
+
 def test_interrupted_it_tells_what_was_done(
     command: Command, photo: Path, placed: Placed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,4 +196,6 @@ def _why_unread(source: object, error: Exception) -> str:
 def in_words(error: Exception) -> str:
     """An error in words."""
     # "KeyError: 7" says more than "7"; for the usual kinds the sentence is enough.
-    return str(error) if isinstance(error, (OSError, SyntaxError)) else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)  # without the number and the path, which is the image's name
+    return str(error) if isinstance(error, SyntaxError) else f"{type(error).__name__}: {error}"

@@ -18,7 +18,7 @@ def unique_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     unique: list[Path] = []
     repeated: list[Path] = []
     for path in paths:
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # resolve() fails on a link to itself before Python 3.13
         (repeated if real in known else unique).append(path)
         known.add(real)
     return unique, repeated
