@@ -41,11 +41,19 @@ class _DamagedError(tarfile.ReadError):
     """A header that is no header."""
 
 
+class _EndMarkError(tarfile.HeaderError):
+    """A block of zeros: the mark of the end."""
+
+
 class _Header(tarfile.TarInfo):
     """A header that raises an error wherever it is damaged or cut."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        if len(buf) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("a cut header")
+        if not any(buf):
+            raise _EndMarkError("the mark of the end")
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type in _NAMES and header.size > _MAX_NAME):
             raise _DamagedError(f"a size of {header.size:,}")
@@ -55,10 +63,8 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
         try:
             header = super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end
+        except _EndMarkError:
             raise
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(str(error)) from error
         except (tarfile.HeaderError, ValueError) as error:
             raise _DamagedError(str(error)) from error
         if header.size < 0:
@@ -82,12 +88,14 @@ def members(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Itera
         try:
             archive = tarfile.TarFile(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
             while (header := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them in memory
+                archive.members = []  # type: ignore[attr-defined]  # what TarFile(stream=True) does since Python 3.13
                 name = header.name
                 if header.type in _FILES and header.sparse is None and wanted(name):
                     content = archive.extractfile(header)
                     assert content is not None
                     yield Member(name, content.read(), header.offset)
+        except _EndMarkError:
+            return
         except _DamagedError as error:
             raise CutOffError(path, file.tell() - tarfile.BLOCKSIZE, f"the archive is damaged: {error}") from error
         except tarfile.ReadError as error:
