@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -91,7 +92,7 @@ def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
     for name, settings in SMALL.items():
         torch.manual_seed(0)
         yield f"{name}, untrained", embeddings(LocationEncoder(settings).eval())
-        yield f"{name}, trained", lambda places, n=name, s=settings: embeddings(trained(n, s))(places)  # type: ignore[misc]
+        yield f"{name}, trained", partial(trained_embeddings, name, settings)
     for title, model in (("released", "geoclip"), ("earth", "earth")):
         encoder = LocationEncoder.from_pretrained(model)
         yield f"{title}, sum", embeddings(encoder)
@@ -113,6 +114,11 @@ def embeddings(encoder: LocationEncoder, level: int | None = None) -> Callable[[
         return nn.functional.normalize(out, dim=1).numpy()
 
     return of
+
+
+def trained_embeddings(name: str, settings: LocationSettings, places: np.ndarray) -> np.ndarray:
+    """Return embeddings by a small encoder, which is trained, or read from disk, only now."""
+    return embeddings(trained(name, settings))(places)
 
 
 def measured(places: Known, seeds: int) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_no_more_is_decoded_than_is_soon_taken(make_table: Make) -> None:
 
     results = map_photos(source, work, workers=2)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert count <= 9
     assert [
         result[0].key for result in map_photos(source, work, start=38) if not isinstance(result, SkippedRecord)

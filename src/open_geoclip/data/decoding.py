@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ def decode_photos(
     workers: int = 2,
     processes: bool = False,
     on_skip: OnSkip | None = None,
-) -> Iterator[tuple[Photo, T]]:
+) -> Generator[tuple[Photo, T], None, None]:
     """Decode and transform the photos of a source, in its order.
 
     Pillow releases the GIL, so threads are usually enough; processes are for transforms that compute in Python.
@@ -65,7 +65,7 @@ def map_photos(
     workers: int = 2,
     processes: bool = False,
     start: int = 0,
-) -> Iterator[SkippedRecord | tuple[Photo, T]]:
+) -> Generator[SkippedRecord | tuple[Photo, T], None, None]:
     """Call a function with each photo of a source, ahead of the caller, and yield the results in order.
 
     Args:
@@ -76,7 +76,7 @@ def map_photos(
         start: the first entry, to resume.
 
     Yields:
-        One result per entry: the skipped record, or the photo and the function's result.
+        One result per entry: the skipped record, or the photo and the function's result. ``close`` stops the workers.
 
     Raises:
         SettingsError: fewer than 0 workers.

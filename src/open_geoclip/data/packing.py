@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -166,8 +167,7 @@ def _write_shards(
                 progress(number, source.count)
             yield number, result
 
-    results = map_photos(source, _Packing(settings), workers=workers, start=done)
-    try:
+    with closing(map_photos(source, _Packing(settings), workers=workers, start=done)) as results:
         remaining = counted(results)
         for first in remaining:
             path = folder / f"{len(index['shards']):06d}.tar"
@@ -175,8 +175,6 @@ def _write_shards(
                 shard = _write_shard(temporary, itertools.chain([first], remaining), settings.shard_mb * 1e6)
             index["shards"].append({"name": path.name, **shard})
             _write_index(folder, index)
-    finally:
-        results.close()  # type: ignore[attr-defined]  # a generator: stops its workers
     index["finished"] = True
     _write_index(folder, index)
 
@@ -227,6 +225,7 @@ def _write_shard(path: Path, results: Iterable[tuple[int, _Result]], max_bytes: 
     """Write one shard until it has ``max_bytes`` or the results end; return its entry in the index."""
     size = count = entries_until = 0
     left_out: list[tuple[str, str, str]] = []
+    # mypy asks for a whole file; "w|" is documented to need no more than write().
     with (
         path.open("wb") as file,
         tarfile.open(fileobj=(hashing := _Hashing(file)), mode="w|", format=tarfile.USTAR_FORMAT) as tar,  # type: ignore[call-overload]

@@ -195,11 +195,10 @@ class LocationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if hasattr(X, "crs") and hasattr(X, "geometry") and self.columns is None:
             rows = _points(X.geometry)
             return validate_data(self, X=rows, reset=True, **how) if reset else rows
-        if hasattr(X, "columns"):
-            X = X[_coordinate_columns(list(X.columns), self.columns)]  # noqa: N806
-        if getattr(X, "dtype", None) == np.float16:
+        given = X[_coordinate_columns(list(X.columns), self.columns)] if hasattr(X, "columns") else X
+        if getattr(given, "dtype", None) == np.float16:
             raise CoordinateError("coordinates must be float32 or float64: float16 moves a place by kilometres")
-        rows = validate_data(self, X=X, reset=reset, **how)
+        rows = validate_data(self, X=given, reset=reset, **how)
         if rows.shape[1] != 2:
             raise CoordinateError(f"places have two features, lat and lon; these have {rows.shape[1]} feature(s)")
         return rows

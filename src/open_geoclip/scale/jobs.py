@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -200,8 +200,8 @@ def _run(
             if progress is not None:
                 progress(at, source.count)
 
-    with Decoder(decoding) as decoder:
-        results = map_photos(source, work, workers=settings.workers or len(os.sched_getaffinity(0)))
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    with Decoder(decoding) as decoder, closing(map_photos(source, work, workers=workers)) as results:
         try:
             decoded = new(results)
             while batch := list(islice(decoded, encoding.batch_size)):
@@ -212,8 +212,6 @@ def _run(
         except KeyboardInterrupt:
             writer.flush()
             raise
-        finally:
-            results.close()  # type: ignore[attr-defined]  # a generator: stops its workers
         writer.flush()
     return report
 
