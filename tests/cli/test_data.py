@@ -64,6 +64,13 @@ def test_check_pack_and_split(geoclip: Run, photos: Path, tmp_path: Path) -> Non
     assert "of 1 photos can be used" in geoclip("check", "sides/test.csv", "--images", "shards").out
 
 
+def test_a_table_without_its_images_says_how_to_name_their_folder(geoclip: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "t.csv").write_text("file,lat,lon\n0.png,1,2\n1.png,3,4\n")
+    assert "with --images" in geoclip("check", "elsewhere/t.csv", status=1).err
+    assert geoclip("check", "elsewhere/t.csv", "--images", ".").err == ""
+
+
 def test_wrong_use(geoclip: Run, photos: Path) -> None:
     assert "no such file" in geoclip("check", "none.csv", status=1).err
     assert "train=0.8" in geoclip("split", "photos.csv", "out", "--shares", "8:1:1", status=2).err

@@ -12,6 +12,8 @@ from open_geoclip.cli.evaluate import evaluate
 from open_geoclip.cli.reproduce import reproduce
 from open_geoclip.cli.score import score
 from open_geoclip.data.earth_views import views
+from open_geoclip.data.packing import pack
+from open_geoclip.data.sources import open_source
 from open_geoclip.errors import BenchmarkError, SettingsError
 
 N = 6
@@ -105,6 +107,15 @@ def test_reproduce_holds_answers_against_published_ones(
     printed = capsys.readouterr().out
     assert "these are not the benchmark's labels" in printed
     assert "for a check photo by photo" in printed
+
+
+def test_a_folder_of_shards_is_no_folder_with_a_table(
+    app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(open_source("earth-views:test:2"), tmp_path / "shards")
+    (tmp_path / "shards" / "README.txt").write_text("Two views of the Earth.")
+    app(["evaluate", "--data", str(tmp_path / "shards"), "-o", str(tmp_path / "out"), "--bootstrap", "0"])
+    assert "on shards: 2 photos" in capsys.readouterr().out
 
 
 def test_what_is_refused(app: App, data: Path, out: Path, tmp_path: Path) -> None:

@@ -125,9 +125,14 @@ def test_folders_that_cannot_be_packed_into(tmp_path: Path, make_table: Make, ma
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written: File exists"):
         pack(source, tmp_path / "file")
-    (tmp_path / "empty.csv").write_text("file,lat,lon\nnone.jpg,1,2\n")
-    with pytest.raises(DataError, match="none of its photos"):
-        pack(open_source(tmp_path / "empty.csv"), tmp_path / "empty")
+    table = make_table(3)
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere" / "photos.csv"
+    copy.write_bytes(table.read_bytes())
+    with pytest.raises(DataError, match=r"none of its photos.*the first is 000\.jpg: there is no such file"):
+        pack(open_source(copy), tmp_path / "later")
+    # Nothing is left that would be taken for a finished run.
+    assert pack(open_source(copy, images=table.parent), tmp_path / "later").photos == 3
     with pytest.raises(SettingsError, match="shard_mb"):
         PackSettings(shard_mb=0)
 

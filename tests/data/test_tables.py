@@ -119,6 +119,13 @@ def test_tables_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -
         open_source(tmp_path / "t.csv", images=tmp_path / "none")
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.geojson"])
+def test_a_folder_is_no_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="it is a folder, not a table"):
+        open_source(tmp_path / name)
+
+
 def test_the_fingerprint_is_of_the_table(tmp_path: Path, make_table: Make) -> None:
     path = make_table(3)
     before = open_source(path).fingerprint

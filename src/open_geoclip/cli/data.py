@@ -54,6 +54,8 @@ def check(
     with progress_bar("checking") as progress:
         found = check_source(opened, decode=decode, workers=workers, progress=progress)
     output.write(found.to_dict(), table=_table(found, show))
+    if images is None and Path(source).is_file() and found.counts.get("missing") == found.entries:
+        print("geoclip: if the images are elsewhere, name their folder with --images", file=sys.stderr)
     if found.faults:
         sys.exit(1)
 

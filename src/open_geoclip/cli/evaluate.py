@@ -64,12 +64,11 @@ def evaluate(
 def _labelled(data: str, benchmark: str | None, table: Path | None, group: str | None) -> "Labelled":
     """Photos of a folder with a table of labels, or of any source."""
     from open_geoclip.data.sources import open_source
-    from open_geoclip.data.tables import TABLE_SUFFIXES
-    from open_geoclip.evaluation.benchmarks import read_labelled
+    from open_geoclip.evaluation.benchmarks import label_tables, read_labelled
     from open_geoclip.evaluation.labelled import label_source
 
     folder = Path(data)
-    has_table = folder.is_dir() and any(path.suffix.lower() in TABLE_SUFFIXES for path in folder.iterdir())
+    has_table = folder.is_dir() and bool(label_tables(folder))
     if benchmark is not None or table is not None or group is not None or has_table:
         return read_labelled(folder, benchmark=benchmark, table=table, group=group)
     return label_source(open_source(data))

@@ -113,17 +113,21 @@ def pack(
             resumed_at = index["shards"][-1]["entries_until"] if index["shards"] else 0
             if not index["finished"]:
                 _write_shards(source, folder, settings, index, workers, progress)
+            shards = index["shards"]
+            left_out = [fault for shard in shards for fault in shard["left_out"]]
+            if not any(shard["count"] for shard in shards):
+                for name in (*(shard["name"] for shard in shards), INDEX):  # or the next call would find it finished
+                    (folder / name).unlink(missing_ok=True)
+                first = "; the first is {0}: {2}".format(*left_out[0]) if left_out else ""
+                raise DataError(f"{source.name}: none of its photos can be used, so there is nothing to pack{first}")
     except Timeout as error:
         raise DataError(f"{folder}: another process is packing into it") from error
     except OSError as error:
         what = f"the shards in {folder} cannot be written: {error.strerror or error}"
         raise DataError(f"{what}; what is whole is kept, and the same command goes on from there") from error
-    shards = index["shards"]
-    if not any(shard["count"] for shard in shards):
-        raise DataError(f"{source.name}: none of its photos can be used, so there is nothing to pack")
-    left_out = Counter(kind for shard in shards for _, kind, _ in shard["left_out"])
+    kinds = Counter(kind for _, kind, _ in left_out)
     sizes = sum(shard["bytes"] for shard in shards)
-    return Packed(folder, len(shards), sum(s["count"] for s in shards), sizes, dict(left_out), resumed_at)
+    return Packed(folder, len(shards), sum(s["count"] for s in shards), sizes, dict(kinds), resumed_at)
 
 
 def _opened_index(folder: Path, source: PhotoSource, settings: PackSettings) -> dict[str, Any]:

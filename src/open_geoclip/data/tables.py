@@ -107,6 +107,8 @@ def read_table(
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file") from error
     except (OSError, UnicodeError) as error:
+        if path.is_dir():
+            raise DataError(f"{path}: it is a folder, not a table") from error
         raise DataError(f"{path}: it cannot be read: {error}") from error
 
 

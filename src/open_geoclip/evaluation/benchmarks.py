@@ -20,7 +20,7 @@ from open_geoclip.files import sha256
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG, check_coordinates
 from open_geoclip.images import find_images
 
-__all__ = ["BENCHMARKS", "Benchmark", "describe_counts", "read_labelled"]
+__all__ = ["BENCHMARKS", "Benchmark", "describe_counts", "label_tables", "read_labelled"]
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,17 @@ def _table_in(folder: Path, record: Benchmark | None) -> Path:
         for place in (folder, folder / "metadata", folder / "meta", folder.parent):
             if (place / name).is_file():
                 return place / name
-    tables = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".parquet", ".geojson")
-    )
+    tables = label_tables(folder)
     if record is None and len(tables) == 1:
         return tables[0]
-    wanted = f"{' or '.join(names)} is not there" if names else "no table of labels can be told apart"
+    wanted = f"{' or '.join(names)} is not there" if names else "which table holds the labels is not clear"
     held = ", ".join(path.name for path in tables[:5]) or "no CSV, Parquet or GeoJSON file"
     raise BenchmarkError(f"{folder}: {wanted} (it holds {held}): say which it is with --table FILE")
+
+
+def label_tables(folder: Path) -> list[Path]:
+    """Return the files of a folder that may be its table of labels: no ``.txt`` or ``.json``, which may be notes."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".parquet", ".geojson"))
 
 
 def _places(labels: Table, record: Benchmark | None, notes: list[str]) -> Float64[np.ndarray, "n 2"]:

@@ -75,7 +75,7 @@ def markdown(found: Mapping[str, Any], *, command: str, images: Sequence[tuple[s
     lines += [
         "",
         "The sha256 of the photos is that of the lines `sha256  name` in the order of names; that of the places is "
-        "told in docs/evaluation.md. Both record what was read.",
+        "described in docs/evaluation.md. Both record what was read.",
     ]
     return "\n".join(lines) + "\n"
 
