@@ -43,7 +43,8 @@ def write_photos(folder: Path, count: int) -> None:
 
 def run(photos: Path, results: Path, *options: str, kill_after_s: float | None = None, kill: str = "job") -> int:
     """Run the command; kill it, or one of its decoders, after some seconds. Returns the exit status."""
-    command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(results), *options]
+    command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(results), "--part-size", "50"]
+    command += options
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         if kill_after_s is not None:
             try:

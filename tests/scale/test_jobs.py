@@ -251,6 +251,14 @@ def test_a_manifest_that_is_removed_is_written_again(locator: Locator, photos: P
     assert {**json.loads((tmp_path / "manifest.json").read_text()), "created": before["created"]} == before
 
 
+def test_a_slow_job_writes_smaller_parts(
+    locator: Locator, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("open_geoclip.scale.jobs._MAX_PART_S", 0.0)
+    assert run(locator, photos, tmp_path).located == N - 2
+    assert len(Results(tmp_path).parts) == N
+
+
 def test_a_damaged_part_is_named(locator: Locator, photos: Path, tmp_path: Path) -> None:
     run(locator, photos, tmp_path, part_size=7)
     part = Results(tmp_path).parts[0]

@@ -40,7 +40,7 @@ class JobOptions:
     shard: Annotated[
         str, Parameter(help="I/N: do the I-th of N shares of the photos; run the others anywhere, at any time.")
     ] = "1/1"
-    part_size: Annotated[int, Parameter(help="Photos per file.")] = 1000
+    part_size: Annotated[int, Parameter(help="Photos per file, or fewer: one is written every five minutes.")] = 1000
     photo_timeout_s: Annotated[float, Parameter(help="A photo that takes longer to decode is an error.")] = 60.0
     workers: Annotated[int | None, Parameter(help="Processes that decode; default: one per processor core.")] = None
 

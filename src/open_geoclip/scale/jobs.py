@@ -34,6 +34,7 @@ from open_geoclip.search.query import Query
 __all__ = ["JobReport", "JobSettings", "run_job"]
 
 _FORMAT = 1
+_MAX_PART_S = 300.0  # a slow model writes smaller parts: a kill costs minutes at most
 _Progress = Callable[[int, int | None], None]
 _Decoded = tuple[str, DecodedImage | SkippedRecord]
 
@@ -47,7 +48,8 @@ class JobSettings:
         retry_errors: continue, and locate photos again whose rows have an error.
         shard: (number, count), numbers from 1: this process does one of so many shares of the source. The processes
             need not know of each other.
-        part_size: photos per part: what is lost at most when the process is killed.
+        part_size: photos per part, or fewer when these take longer than five minutes: what is lost at most when the
+            process is killed.
         photo_timeout_s: a photo that takes longer to decode is a row with an error.
         workers: processes that decode; default: one per processor core.
 
@@ -240,19 +242,20 @@ class _Writer:
         """Add a row; ``replaces`` is the part that has an older one."""
         rows = self._rows if replaces is None else self._replaced.setdefault(replaces, {})
         rows[key] = record
-        if len(self._rows) >= self.settings.part_size:
+        if len(self._rows) >= self.settings.part_size or time.monotonic() - self._since > _MAX_PART_S:
             self._write_part()
 
     def flush(self) -> None:
         """Write what is there."""
-        if self._rows:
-            self._write_part()
+        self._write_part()
         for part, rows in self._replaced.items():
             with _writing(self.folder):
                 replace_rows(part, rows)
         self._replaced = {}
 
     def _write_part(self) -> None:
+        if not self._rows:
+            return
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         with _writing(self.folder):
             write_part(part_path(self.folder, self.settings.shard), self._rows, seconds)
