@@ -1,6 +1,7 @@
 """Shapes: what lies inside, across the 180th meridian and at the poles, and what GeoJSON is refused."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_geoclip.errors import AreaError
+from open_geoclip.errors import AreaError, MissingExtraError
+from open_geoclip.geo import countries
 from open_geoclip.geo.areas import Area, Box, Circle, Polygon, parse_shape
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, destination, even_points, haversine_km
 
@@ -37,6 +39,15 @@ def test_boxes_cross_the_180th_meridian_and_reach_the_poles() -> None:
     everywhere = Box(-90, -180, 90, 180)
     assert everywhere.contains(GLOBE).all()
     assert everywhere.area_km2 == pytest.approx(EARTH_KM2)
+
+
+def test_polygons_and_countries_need_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "area.geojson").write_text(json.dumps(square(0, 0, 5, 5)))
+    countries._outlines.cache_clear()
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    for text in (str(tmp_path / "area.geojson"), "France"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'open-geoclip\[places\]'"):
+            parse_shape(text)
 
 
 @given(st.floats(-90, 90), st.floats(-180, 180), st.floats(0.01, 9000), st.floats(0, 360))

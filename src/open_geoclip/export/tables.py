@@ -2,7 +2,6 @@
 
 import io
 import json
-from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -100,7 +99,7 @@ def to_csv(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes
 
 def to_csv_with_bom(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
     """Write the same after a byte order mark, for Excel."""
-    return BOM_UTF8 + to_csv(records, about)
+    return format_rows("csv-bom", list(rows(records, about)), COLUMNS)
 
 
 def to_parquet(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> bytes:
@@ -190,8 +189,7 @@ def add_geometry(table: "pa.Table") -> "pa.Table":
     points["order"], points["kind"], points["x"], points["y"] = 1, 1, lon, lat
     geometry = pa.array([bytes(p) if ok else None for p, ok in zip(points, is_there, strict=True)], pa.binary())
     corners = {"xmin": lon, "ymin": lat, "xmax": lon, "ymax": lat}
-    bbox = pa.StructArray.from_arrays([pa.array(values) for values in corners.values()], names=list(corners))
-    bbox = pa.array(bbox.to_pylist(), bbox.type, mask=~is_there)
+    bbox = pa.StructArray.from_arrays(list(map(pa.array, corners.values())), list(corners), mask=pa.array(~is_there))
     column: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": ["Point"],

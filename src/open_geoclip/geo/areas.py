@@ -57,6 +57,7 @@ class Area:
 
         Raises:
             AreaError: a text is not a shape, a country is unknown, or a file cannot be used.
+            MissingExtraError: countries and files need the extra ``places``.
         """
 
         def shapes(texts: str | Iterable[str]) -> tuple[Shape, ...]:
@@ -135,6 +136,7 @@ def parse_shape(text: str) -> Shape:
 
     Raises:
         AreaError: the text is not a shape, the country is unknown, or the file cannot be used.
+        MissingExtraError: countries and files need the extra ``places``.
     """
     text = text.strip()
     if text.lower().endswith(_FILE_SUFFIXES):

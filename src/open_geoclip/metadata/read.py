@@ -177,8 +177,6 @@ def _lacks_end_marker(image: Image.Image) -> bool:
 def _packets(image: Image.Image) -> list[bytes]:
     """The XMP packets that Pillow finds."""
     raw = [image.info.get(key) for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type xmp")]
-    if getattr(image, "tag_v2", None) is not None:
-        raw.append(image.tag_v2.get(700))  # type: ignore[attr-defined]
     found = []
     for packet in raw:
         if isinstance(packet, str) and packet.lstrip().startswith("xmp"):  # ImageMagick's profile, in hexadecimal
