@@ -45,32 +45,36 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(locator: Locator, photos: Path) -> dict[str, dict[str, Any]]:
-    """What `locate` answers, by the name in results."""
-    paths = sorted(path for path in photos.rglob("*") if path.is_file())
-    names = [escape(str(path.relative_to(photos))) for path in paths]
-    answers = locator.locate(paths)
-    return {name: {**answer.to_dict(), "image": name} for name, answer in zip(names, answers, strict=True)}
+def expected(locator: Locator, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What a job that nothing interrupts answers, by the name in results."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(locator, photos, folder) == JobReport(located=N - 2, failed=2)
+    return {answer["image"]: answer for answer in Results(folder).answers()}
 
 
 def check(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
-    """Each photo has exactly one row, with the answer that it has alone."""
+    """Each photo has exactly one row, with the answer of a job that nothing interrupts, to the last bit."""
     tables = [geopandas.read_parquet(path) for path in Results(folder).parts]
     assert sorted(name for table in tables for name in table["photo"]) == sorted(expected)
-    for answer in Results(folder).answers():
-        alone = expected[answer["image"]]
-        assert answer.keys() == alone.keys()
-        assert answer.get("error") == alone.get("error")
-        assert answer.get("sha256") == alone.get("sha256")
-        for one, other in zip(answer.get("candidates", ()), alone.get("candidates", ()), strict=True):
-            assert one["place"] == other["place"]
-            assert [one["lat"], one["lon"], one["probability"]] == pytest.approx(
-                [other["lat"], other["lon"], other["probability"]], abs=1e-4
-            )
+    assert {answer["image"]: answer for answer in Results(folder).answers()} == expected
 
 
 def run(locator: Locator, source: Path | str, folder: Path, **settings: Any) -> JobReport:
     return run_job(locator, open_source(source, places=False), folder, JobSettings(**settings))
+
+
+def test_a_job_answers_as_locate_does(locator: Locator, photos: Path, expected: dict[str, dict[str, Any]]) -> None:
+    paths = sorted(path for path in photos.rglob("*") if path.is_file())
+    for path, located in zip(paths, locator.locate(paths), strict=True):
+        one, other = expected[escape(str(path.relative_to(photos)))], located.to_dict()
+        assert one.keys() == other.keys()
+        assert one.get("error") == other.get("error")
+        assert one.get("sha256") == other.get("sha256")
+        for candidate, same in zip(one.get("candidates", ()), other.get("candidates", ()), strict=True):
+            assert candidate["place"] == same["place"]
+            assert [candidate["lat"], candidate["lon"], candidate["probability"]] == pytest.approx(
+                [same["lat"], same["lon"], same["probability"]], abs=1e-4
+            )
 
 
 def killed_after(count: int, photos: Path, folder: Path, how: str) -> int:

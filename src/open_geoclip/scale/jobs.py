@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from open_geoclip._version import __version__
@@ -137,7 +138,7 @@ def run_job(
         query = Query(_encode(locator, batch), locator.calibration)
         if text is not None and embedding is not None:
             query = query.with_text(text, embedding, text_weight)
-        for (key, _), (answer, _) in zip(batch, locator.answer([query], top_k, detail=detail), strict=True):
+        for (key, _), (answer, _) in zip(batch, locator.answer([query], top_k, detail=detail), strict=False):
             yield key, answer.to_dict()
 
     prefix = part_prefix(*settings.shard)
@@ -219,13 +220,20 @@ def _run(
 
 
 def _encode(locator: Locator, batch: Sequence[_Decoded]) -> EncodedBatch:
-    """Return the embeddings of images that were decoded, and the errors of those that were not."""
-    images = [decoded for _, decoded in batch if isinstance(decoded, DecodedImage)]
+    """Return the embeddings of images that were decoded, and the errors of those that were not.
+
+    Blank images fill the batch, for matrix products round by their size: so an answer does not depend on what else is
+    in its batch, and a job that was interrupted gives the same answers as one that was not.
+    """
+    images = [decoded.pixels for _, decoded in batch if isinstance(decoded, DecodedImage)]
+    blanks = locator.encoding.batch_size - len(images) if images else 0
+    fill = [None] * blanks
     return EncodedBatch(
-        [key for key, _ in batch],
-        [ImageError(key, decoded.reason) if isinstance(decoded, SkippedRecord) else None for key, decoded in batch],
-        [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch],
-        locator.encode([image.pixels for image in images]),
+        [key for key, _ in batch] + [""] * blanks,
+        [ImageError(key, decoded.reason) if isinstance(decoded, SkippedRecord) else None for key, decoded in batch]
+        + fill,
+        [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch] + fill,
+        locator.encode(images + [np.zeros((1, 1, 3), np.uint8)] * blanks),
     )
 
 
