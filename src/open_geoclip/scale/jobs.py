@@ -227,12 +227,11 @@ def _encode(locator: Locator, batch: Sequence[_Decoded]) -> EncodedBatch:
     """
     images = [decoded.pixels for _, decoded in batch if isinstance(decoded, DecodedImage)]
     blanks = locator.encoding.batch_size - len(images) if images else 0
-    fill = [None] * blanks
     return EncodedBatch(
         [key for key, _ in batch] + [""] * blanks,
         [ImageError(key, decoded.reason) if isinstance(decoded, SkippedRecord) else None for key, decoded in batch]
-        + fill,
-        [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch] + fill,
+        + [None] * blanks,
+        [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch] + [None] * blanks,
         locator.encode(images + [np.zeros((1, 1, 3), np.uint8)] * blanks),
     )
 
