@@ -157,7 +157,7 @@ class TestRefuse:
             read_predictions(tmp_path / "run.xlsx")
         folder = tmp_path / "folder.csv"
         folder.mkdir()
-        with pytest.raises(PredictionsError, match="it cannot be read"):
+        with pytest.raises(PredictionsError, match="it is a folder, not a table"):
             read_predictions(folder)
         (tmp_path / "wide.csv").write_bytes((HEAD + "1,1,2,3,4").encode("utf-16")[:-1])
         with pytest.raises(PredictionsError, match=r"it cannot be read: .*utf-16.* truncated data"):
