@@ -20,8 +20,9 @@ from rich.console import Console
 from torch import Tensor
 
 from open_geoclip.data.earth_views import Split
-from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, reliability
+from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, measure_calibration
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
+from open_geoclip.export.figures import draw_reliability
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, SURE_KM, SURE_PROBABILITY, Calibration
 from open_geoclip.search.decode import DecodeMethod
@@ -50,8 +51,7 @@ DECODINGS: tuple[tuple[str, DecodeMethod, float], ...] = (
     ("least expected distance", "distance", 25.0),
     ("best expected GeoScore", "geoscore", 25.0),
 )
-BINNED_KM = (25, 200, 750)  # distances whose reliability is drawn; at 1 km nothing is right, at 2500 km nearly all
-SHARES = (0.5, 0.9)
+BINNED_KM = (25, 200, 750)  # distances whose reliability is drawn; at 2500 km nearly all is right
 _CHUNK = 32  # images
 _BETWEEN, _REFINED = 1024, 512  # views that refinement is calibrated and measured on: it takes longer
 
@@ -110,41 +110,21 @@ def count_sure(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) ->
 def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibration) -> dict[str, Any]:
     """Measure one model on one set of views."""
     cells, n = GalleryCells.from_gallery(index.gallery), len(views.truth)
-    answers = {name: np.empty((n, 2)) for name, _, _ in DECODINGS}
-    within, radii = np.empty((n, len(THRESHOLDS_KM))), np.empty((n, len(SHARES)))
-    density, level, sure = np.empty(n), np.empty(n), np.zeros(n, bool)
-    raw = np.empty(n)
-    for rows, posterior, plain in posteriors(index, cells, views, scale, calibration):
-        for name, how, radius in DECODINGS:
-            answers[name][rows] = posterior.decode(how, radius)
-        best = answers["most probability within 200 km"][rows]
-        profile = posterior.profile(best)
-        within[rows], radii[rows] = profile.within(THRESHOLDS_KM), profile.radius_km(SHARES)
-        sure[rows] = posterior.is_sure(profile)
-        density[rows] = posterior.log_density(views.truth[rows])
-        level[rows] = posterior.hpd_level(views.truth[rows])
-        raw[rows] = plain.log_density(views.truth[rows])
-        console.print(f"{min(rows.stop, n):,} of {n:,} views")
-    km = {name: distances_km(views.truth, found) for name, found in answers.items()}
-    off = km["most probability within 200 km"]
-    return {
-        "n": n,
+    answers, raw = {name: np.empty((n, 2)) for name, _, _ in DECODINGS}, np.empty(n)
+
+    def decoded() -> Iterator[Posterior]:
+        for rows, posterior, plain in posteriors(index, cells, views, scale, calibration):
+            for name, how, radius in DECODINGS:
+                answers[name][rows] = posterior.decode(how, radius)
+            raw[rows] = plain.log_density(views.truth[rows])
+            yield posterior
+            console.print(f"{min(rows.stop, n):,} of {n:,} views")
+
+    found = measure_calibration(decoded(), views.truth)
+    return found | {
         "calibration": calibration.to_dict(),
-        "decoding": {name: summary(distance) for name, distance in km.items()},
-        "circle_holds": {
-            f"{100 * s:.0f}": 100 * float(np.mean(off <= r)) for s, r in zip(SHARES, radii.T, strict=True)
-        },
-        "circle_median_km": {f"{100 * s:.0f}": float(np.median(r)) for s, r in zip(SHARES, radii.T, strict=True)},
-        "region_holds": {f"{100 * s:.0f}": 100 * float(np.mean(level <= s)) for s in SHARES},
-        "reliability": {
-            str(t): reliability(within[:, i], off <= t) for i, t in enumerate(THRESHOLDS_KM) if t in (*BINNED_KM, 2500)
-        },
-        "nats_per_km2": {"calibrated": float(-density.mean()), "not calibrated": float(-raw.mean())},
-        "sure": {
-            "share": 100 * float(sure.mean()),
-            "right_when_sure": 100 * float((off <= SURE_KM)[sure].mean()) if sure.any() else None,
-            "right_when_not_sure": 100 * float((off <= SURE_KM)[~sure].mean()) if not sure.all() else None,
-        },
+        "decoding": {name: summary(distances_km(views.truth, places)) for name, places in answers.items()},
+        "nats_per_km2": {"calibrated": found["nats_per_km2"], "not calibrated": float(-raw.mean())},
     }
 
 
@@ -224,29 +204,10 @@ def page(name: str, figures: dict[str, Any]) -> str:
         "",
         *several_lines(test),
         "The released `geoclip` weights are not calibrated, for lack of validation photos: `sure` is null, and",
-        "probabilities use the temperature of the weights. With photos of your own,",
-        "`open_geoclip.evaluation.calibration.fit_calibration` fits a calibration.",
+        "probabilities use the temperature of the weights. With photos of your own, `geoclip calibrate` fits one.",
         "",
     ]
     return "\n".join(lines)
-
-
-def plot(path: Path, figures: dict[str, Any]) -> None:
-    """Draw the reliability diagram."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.4, 4.4), dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.14, 0.12, 0.83, 0.85), xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.plot([0, 1], [0, 1], color="#A9B4BC", linewidth=1)
-    for km, colour in zip(BINNED_KM, ("#0072B2", "#D55E00", "#009E73"), strict=True):
-        bins = figures["reliability"][str(km)]["bins"]
-        claimed, right = ([row[key] for row in bins] for key in ("claimed", "right"))
-        axes.plot(claimed, right, "o-", color=colour, markersize=4, linewidth=1, label=f"within {km} km")
-    axes.set(xlabel="mean predicted probability", ylabel="observed frequency")
-    axes.legend(frameon=False, loc="upper left")
-    figure.savefig(path, metadata={"Software": "open-geoclip"})
 
 
 def main() -> None:
@@ -298,7 +259,8 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (options.docs / "accuracy.md").write_text(page(options.model, figures), encoding="utf-8")
-    plot(options.docs / "reliability.png", figures)
+    binned = {str(km): figures["reliability"][str(km)] for km in BINNED_KM}
+    draw_reliability(options.docs / "reliability.png", binned)
     sys.stdout.write(page(options.model, figures))
 
 

@@ -68,7 +68,7 @@ def test_clusters_are_what_hangs_together_pair_by_pair(seed: int, buffer_km: flo
     for _ in range(7):  # paths of up to 2^7 steps
         near = near @ near
     expected = np.unique(near.argmax(axis=1), return_inverse=True)[1]
-    np.testing.assert_array_equal(clusters(places, codes, buffer_km), expected)
+    np.testing.assert_array_equal(clusters(places, groups, buffer_km), expected)
 
 
 def test_shares_are_kept_and_the_seed_decides() -> None:

@@ -25,7 +25,7 @@ _COMMANDS = (
     *("locate", "results", "text", "verify", "tag", "strip", "serve", "mcp"),
     *("embed", "similar", "where", "gallery", "render"),
     *("models", "pull", "push", "train", "data"),
-    *("evaluate", "score", "compare", "reproduce"),
+    *("evaluate", "calibrate", "score", "compare", "reproduce"),
 )
 _GROUPS = ("data", "gallery")
 

@@ -1,7 +1,7 @@
 """Arguments that commands share: each option and its help once, coordinates, photos."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from open_geoclip.cli._output import progress_bar
 from open_geoclip.errors import CoordinateError, ImageError
 
 if TYPE_CHECKING:
+    from open_geoclip.search.calibration import Calibration
     from open_geoclip.search.locator import Locator
 
 __all__ = [
@@ -99,6 +100,14 @@ class ModelOptions:
             arguments["max_pixels"] = MAX_PIXELS
         with progress_bar("encoding the gallery, once") as progress:
             return Locator.from_pretrained(arguments.pop("model"), progress=progress, **arguments)
+
+    def shipped_calibration(self) -> "Calibration":
+        """Return the calibration that comes with the weights, whether or not the user has fitted another one."""
+        from open_geoclip.search.calibration import Calibration
+        from open_geoclip.weights.load import load_release
+
+        shipped = Calibration.from_dict(load_release(self.model).calibration)
+        return shipped if self.gallery is None else replace(shipped, fitted_on=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,8 +83,9 @@ def run(
     distance: Literal["haversine", "geodesic"] = "haversine",
     bootstrap: int = 1000,
     allow_leak: bool = False,
+    **model: Any,
 ) -> "Evaluation":
-    """Evaluate with progress on stderr, and report what was skipped."""
+    """Evaluate with progress on stderr, and report what was skipped; ``model`` are further options of the locator."""
     from open_geoclip.evaluation import evaluate as evaluation
     from open_geoclip.evaluation.benchmarks import describe_counts
 
@@ -93,7 +94,7 @@ def run(
         raise SettingsError(f"--bootstrap is a number of resamples, 0 or more, not {bootstrap}")
     for text in (*describe_counts(labelled.counts), *labelled.notes):
         print(f"geoclip: {text}", file=sys.stderr)
-    locator = options.load(crops=crops)
+    locator = options.load(crops=crops, **model)
     try:
         with progress_bar("locating", log_interval_s=30) as bar:
 

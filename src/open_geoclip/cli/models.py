@@ -1,11 +1,14 @@
 """``geoclip models``: list models, installed or not."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from open_geoclip.cli._output import TextOutput
 from open_geoclip.weights.folders import Status, status
 from open_geoclip.weights.registry import RECORDS
+
+if TYPE_CHECKING:
+    from open_geoclip.weights.calibrations import UserCalibration
 
 __all__ = ["models"]
 
@@ -13,14 +16,26 @@ __all__ = ["models"]
 def models(*, output: TextOutput = TextOutput()) -> None:
     """List the models: whether they are on this machine, download size, licence, training data and accuracy.
 
-    Other models are named by their location: hub:org/repo@revision or dir:/folder.
+    Other models are named by their location: hub:org/repo@revision or dir:/folder. Below the table are the calibrations
+    that geoclip calibrate fitted.
     """
-    found = [status(name) for name in RECORDS]
-    output.write([_as_json(one) for one in found], table=_table(found, output.path))
+    from open_geoclip.weights.calibrations import user_calibrations
+
+    found, own = [status(name) for name in RECORDS], list(user_calibrations())
+    lines = []
+    for one in own:
+        photos = f"{one.calibration['n_images']:,} {one.calibration['fitted_on']}"
+        lines.append(f"{one.model} over {one.gallery}: calibrated on {photos}\n")
+    output.write([_as_json(one, own) for one in found], table="".join([_table(found, output.path), *lines]))
 
 
-def _as_json(one: Status) -> dict[str, Any]:
+def _as_json(one: Status, own: "list[UserCalibration]") -> dict[str, Any]:
     record = one.record
+    calibrations = [
+        {"gallery": kept.gallery, "fitted_on": kept.calibration["fitted_on"], "photos": kept.calibration["n_images"]}
+        for kept in own
+        if kept.model.split()[0] == record.name
+    ]
     return {
         "name": record.name,
         "title": record.title,
@@ -35,6 +50,7 @@ def _as_json(one: Status) -> dict[str, Any]:
         "licence": record.licence,
         "trained_on": record.trained_on,
         "accuracy": record.accuracy,
+        "calibrations": calibrations,
     }
 
 

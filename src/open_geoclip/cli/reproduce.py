@@ -55,7 +55,7 @@ def reproduce(
     theirs = None if published is None else _named(read_predictions(published))
     labelled = read_labelled(data, benchmark=benchmark, table=table)
     folder = Path(f"reproduce-{benchmark}") if output is None else output
-    found = run(labelled, folder, options, crops=crops)
+    found = run(labelled, folder, options, crops=crops, calibration=options.shipped_calibration())
     write_results(found, folder)
     figures = figures_agree(found.figures["within_km"], found.figures["n"], BENCHMARKS[benchmark].published[crops])
     whole = labelled.places_sha256 == BENCHMARKS[benchmark].places_sha256

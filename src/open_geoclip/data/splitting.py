@@ -74,14 +74,14 @@ def split(
     Raises:
         DataError: a side is empty.
     """
-    codes = _group_codes(groups if settings.groups else [None] * len(coordinates))
+    groups = groups if settings.groups else [None] * len(coordinates)
     if settings.leave_out:
         units = _squares(coordinates, settings.square_km)
     else:
-        units = clusters(coordinates, codes, settings.buffer_km)
+        units = clusters(coordinates, groups, settings.buffer_km)
     sides = _assign(units, settings)
     if settings.leave_out:
-        _leave_out(sides, coordinates, codes, settings)
+        _leave_out(sides, coordinates, _group_codes(groups), settings)
     empty = [name for side, name in enumerate(settings.shares) if not np.any(sides == side)]
     if empty:
         largest = int(np.bincount(units).max()) if len(units) else 0
@@ -122,7 +122,7 @@ class _Union:
 
 
 def clusters(
-    coordinates: Float64[np.ndarray, "n 2"], codes: Int64[np.ndarray, " n"], buffer_km: float
+    coordinates: Float64[np.ndarray, "n 2"], groups: Sequence[str | None], buffer_km: float
 ) -> Int64[np.ndarray, " n"]:
     """Return the connected components of photos that are of one group or within the buffer of each other, from 0.
 
@@ -131,10 +131,10 @@ def clusters(
 
     Args:
         coordinates: (lat, lon) in degrees.
-        codes: a number per group, -1 for none.
+        groups: of each photo, or None.
         buffer_km: largest distance of connected photos.
     """
-    union = _Union(len(coordinates))
+    union, codes = _Union(len(coordinates)), _group_codes(groups)
     cells = _Cells(coordinates, buffer_km)
     for rows in cells.rows:
         for row in rows[1:].tolist():

@@ -7,19 +7,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
-from open_geoclip.search.calibration import CALIBRATED_LEVELS, IN_DISTRIBUTION_SHARE, Calibration, conformal_levels
+from open_geoclip.search.calibration import (
+    CALIBRATED_LEVELS,
+    IN_DISTRIBUTION_SHARE,
+    SURE_KM,
+    Calibration,
+    conformal_levels,
+)
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.smoothing import RadialProfile, log_kernel
 
-__all__ = ["ANSWER_KM", "fit_calibration", "reliability"]
+__all__ = ["ANSWER_KM", "fit_calibration", "measure_calibration", "reliability"]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer with the most mass within this radius."""
@@ -28,6 +35,9 @@ _BATCH = 128  # images
 _NEIGHBOURS = 48  # cells around a truth; those beyond add nothing to the density there
 _TEMPERATURES = np.geomspace(0.2, 5.0, 17)
 _MIN_IMAGES = 100
+_SHARES = (0.5, 0.9)  # of the circles and regions that are measured
+_RESAMPLES = 1000
+_LEAST_KM = 25  # whose reliability is measured; at 1 km nearly nothing is right
 
 
 @torch.inference_mode()
@@ -128,26 +138,27 @@ def fit_calibration(
             logits = index.logits(part, scale)
             yield logits, Posterior.from_logits(logits, cells, calibration)
 
-    levels, hpd_levels = _fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
+    levels, hpd_levels, nominal = _fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
     calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
-    calibration = _fit_conformal(batches(), truth, scale, calibration)
+    calibration = _fit_conformal(batches(), nominal, scale, calibration)
     if n_refined == 0:
         return calibration
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
     parts = embeddings[:n_refined].split(_BATCH)
     refined = (posterior for part in parts for posterior in space.refined_posteriors(part, scale, plain))
-    levels, hpd_levels = _fit_levels(refined, truth[:n_refined], plain, space.cells)
+    levels, hpd_levels, _ = _fit_levels(refined, truth[:n_refined], plain, space.cells)
     return replace(calibration, refined_levels=levels, refined_hpd_levels=hpd_levels)
 
 
 def _fit_levels(
     posteriors: Iterable[Posterior], truth: Float[np.ndarray, "n 2"], plain: Calibration, cells: GalleryCells
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+) -> tuple[tuple[float, ...], tuple[float, ...], Float64[np.ndarray, " n"]]:
     """Fit ``levels`` and ``hpd_levels``: the shares of the mass that hold the truth as often as they should.
 
     Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", 2018: quantiles
     of the mass that is nearer to the answer, or of higher density, than the truth. Truths that the background explains
-    better than the image are weighted down by as much: how often they occur is the background's own share.
+    better than the image are weighted down by as much: how often they occur is the background's own share. Returned,
+    too: the share of the mass that is of higher density than each truth.
 
     Args:
         posteriors: of all truths, in order, without levels.
@@ -157,7 +168,7 @@ def _fit_levels(
     """
     places = np.asarray(truth, np.float64)
     prior_density = cells.log_prior.exp().double().numpy() / cells.area_km2
-    nearer, denser, weight = (np.empty(len(places)) for _ in range(3))
+    nearer, nominal, denser, weight = (np.empty(len(places)) for _ in range(4))
     start = 0
     for posterior in posteriors:
         part = slice(start, start + len(posterior))
@@ -168,7 +179,7 @@ def _fit_levels(
         nearer[part] = [
             RadialProfile(row[None]).within((max(km, 1e-3),))[0, 0] for row, km in zip(cdf, distance_km, strict=True)
         ]
-        denser[part] = posterior.hpd_level(places[part])
+        nominal[part] = denser[part] = posterior.hpd_level(places[part])
         if posterior.background is None or not plain.background_slope:
             weight[part] = 1.0
             continue
@@ -179,7 +190,7 @@ def _fit_levels(
         weight[part] = 1 - np.clip(by_chance, 0, 1)
         nearer[part] = np.minimum(nearer[part] / (1 - background), 1)
         denser[part] = np.minimum(denser[part] / (1 - background), 1)
-    return _weighted_levels(nearer, weight), _weighted_levels(denser, weight)
+    return _weighted_levels(nearer, weight), _weighted_levels(denser, weight), nominal
 
 
 def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarray, " n"]) -> tuple[float, ...]:
@@ -194,22 +205,90 @@ def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarr
 
 def _fit_conformal(
     batches: Iterable[tuple[Tensor, Posterior]],
-    truth: Float[np.ndarray, "n 2"],
+    nominal: Float64[np.ndarray, " n"],
     scale: float,
     calibration: Calibration,
 ) -> Calibration:
     """Fit the levels of conformal p-values, and the score below which an image is out of distribution."""
-    hpd_level, best, sure = (np.empty(len(truth), kind) for kind in (float, float, bool))
+    hpd_level, best, sure = (np.empty(len(nominal), kind) for kind in (float, float, bool))
     start = 0
     for logits, posterior in batches:
         part = slice(start, start + len(posterior))
         start = part.stop
-        hpd_level[part] = posterior.hpd_level(np.asarray(truth[part], np.float64))
+        share = posterior.background_share
+        hpd_level[part] = calibration.calibrated_level(nominal[part][:, None], share, hpd=True)[:, 0]
         best[part] = logits.max(dim=1).values.double().numpy() / scale
         sure[part] = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
     min_score = round(float(np.quantile(best, 1 - IN_DISTRIBUTION_SHARE)), 6)
     inside = best >= min_score
     return replace(calibration, conformal_levels=conformal_levels(hpd_level[inside], sure[inside]), min_score=min_score)
+
+
+@torch.inference_mode()
+def measure_calibration(
+    posteriors: Iterable[Posterior],
+    truth: Float[np.ndarray, "n 2"],
+    clusters: Int64[np.ndarray, " n"] | None = None,
+) -> dict[str, Any]:
+    """Measure whether probabilities hold on data that they were not fitted on.
+
+    Args:
+        posteriors: of all truths, in order, any number of rows at a time.
+        truth: (lat, lon) in degrees.
+        clusters: a number from 0 for each truth; those of one cluster are resampled together for the intervals.
+
+    Returns:
+        ``circle_holds`` and ``region_holds``: percentages of truths within the circles and the regions of highest
+        density of 50 and 90 %; ``circle_median_km``; ``reliability`` by distance, see :func:`reliability`;
+        ``nats_per_km2``, the mean negative log density at the truths; ``sure``: its share, and the percentages right
+        within 200 km of sure answers and of the others (None where there is none), or None without a calibration. With
+        clusters,
+        ``circle_interval``: 95 % bootstrap intervals of ``circle_holds``.
+    """
+    n = len(truth)
+    off_km, density, level, sure = np.empty(n), np.empty(n), np.empty(n), np.zeros(n, bool)
+    is_calibrated = True
+    within, radii = np.empty((n, len(THRESHOLDS_KM))), np.empty((n, len(_SHARES)))
+    start = 0
+    for posterior in posteriors:
+        part = slice(start, start + len(posterior))
+        start, places = part.stop, np.asarray(truth[part], np.float64)
+        answers = posterior.decode("mass", ANSWER_KM)
+        profile = posterior.profile(answers)
+        off_km[part] = distances_km(places, answers)
+        within[part], radii[part] = profile.within(THRESHOLDS_KM), profile.radius_km(_SHARES)
+        is_calibrated &= posterior.calibration.fitted_on is not None
+        sure[part] = list(map(bool, posterior.is_sure(profile)))
+        density[part], level[part] = posterior.log_density(places), posterior.hpd_level(places)
+    hits, right = off_km[:, None] <= radii, off_km <= SURE_KM
+    names = [f"{100 * share:.0f}" for share in _SHARES]
+    intervals = {}
+    if clusters is not None:
+        sizes = np.bincount(clusters)
+        draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=_RESAMPLES)
+        held = np.stack([np.bincount(clusters, hit) for hit in hits.T], axis=1)
+        shares = 100 * (draws @ held) / (draws @ sizes)[:, None]
+        ends = np.quantile(shares, (0.025, 0.975), axis=0).T.tolist()
+        intervals = {"circle_interval": dict(zip(names, ends, strict=True))}
+    return intervals | {
+        "n": n,
+        "circle_holds": dict(zip(names, (100 * hits.mean(axis=0)).tolist(), strict=True)),
+        "circle_median_km": dict(zip(names, np.median(radii, axis=0).tolist(), strict=True)),
+        "region_holds": {name: 100 * float(np.mean(level <= s)) for name, s in zip(names, _SHARES, strict=True)},
+        "reliability": {
+            str(km): reliability(within[:, column], off_km <= km)
+            for column, km in enumerate(THRESHOLDS_KM)
+            if km >= _LEAST_KM
+        },
+        "nats_per_km2": float(-density.mean()),
+        "sure": {
+            "share": 100 * float(sure.mean()),
+            "right_when_sure": 100 * float(right[sure].mean()) if sure.any() else None,
+            "right_when_not_sure": 100 * float(right[~sure].mean()) if not sure.all() else None,
+        }
+        if is_calibrated
+        else None,
+    }
 
 
 def reliability(claimed: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int = 10) -> dict[str, Any]:

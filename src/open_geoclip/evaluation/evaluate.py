@@ -31,7 +31,7 @@ from open_geoclip.images import ImageSource
 from open_geoclip.search.index import index_key
 from open_geoclip.search.locator import Locator
 
-__all__ = ["Evaluation", "Names", "evaluate", "leaks"]
+__all__ = ["Evaluation", "Names", "evaluate", "leaks", "locator_settings", "probe"]
 
 Names = Callable[[Float[np.ndarray, "n 2"]], Sequence[str | None]]
 """Returns the name of the country, or of the continent, of each place; None at sea."""
@@ -112,9 +112,9 @@ def evaluate(
     gallery = locator.gallery
     nearest = nearest_km(labelled.truth, gallery)
     leak = leaks(nearest, gallery.name, allowed=allow_leak)
-    settings = _settings(locator) | (settings or {})
+    settings = locator_settings(locator) | (settings or {})
     started = time.perf_counter()
-    with Journal.opened(folder, settings, _probe(locator)) as journal:
+    with Journal.opened(folder, settings, probe(locator)) as journal:
         lines, resumed = _answered(locator, labelled, journal, progress)
     seconds = time.perf_counter() - started
     good = np.array([row for row, line in enumerate(lines) if "error" not in line], np.int64)
@@ -221,7 +221,7 @@ def _answered(
     return [line for line in lines if line is not None], resumed
 
 
-def _settings(locator: Locator) -> dict[str, Any]:
+def locator_settings(locator: Locator) -> dict[str, Any]:
     """Return what answers depend on, except the backbone's weights, which the probe distinguishes."""
     head = hashlib.sha256()
     learned = locator.model.image_encoder.state_dict()
@@ -238,12 +238,13 @@ def _settings(locator: Locator) -> dict[str, Any]:
         "weights_sha256": locator.weights_sha256,
         "gallery_sha256": locator.gallery.fingerprint,
         "scale": round(locator.model.scale, 6),
+        "calibration_sha256": locator.calibration.fingerprint,
         "crops": locator.encoding.crops,
         "max_pixels": locator.encoding.max_pixels,
     }
 
 
-def _probe(locator: Locator) -> Float[np.ndarray, " k"]:
+def probe(locator: Locator) -> Float[np.ndarray, " k"]:
     """The vector of an image of coloured blocks, the same on every machine."""
     blocks = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = Image.fromarray(blocks).resize((224, 224), Image.Resampling.NEAREST)

@@ -1,7 +1,8 @@
-"""Figures of an evaluation (share of answers within a distance, map of the errors) and of a training run."""
+"""Figures of an evaluation (share of answers within a distance, map of the errors, reliability) and of training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from open_geoclip.export.basemap import INK, MAP_RATIO, add_world, new_figure, save_png
 from open_geoclip.geo.projections import equal_earth
 
-__all__ = ["draw_error_curve", "draw_error_map", "draw_training_curves"]
+__all__ = ["draw_error_curve", "draw_error_map", "draw_reliability", "draw_training_curves"]
 
 _TICKS = (1, 25, 200, 750, 2500)
 _COLOURS = ("#1A6FB5", "#5AA5C8", "#9BC97F", "#F0B93A", "#E8743B", "#B2182B")  # small to large errors
@@ -58,6 +59,28 @@ def draw_error_curve(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     figure.text(0.09, 0.93, title, fontsize=11, color=INK)
+    save_png(figure, path)
+
+
+def draw_reliability(path: Path, reliability: Mapping[str, Any]) -> None:
+    """Draw how often answers were right over the predicted probability, as a PNG file.
+
+    Args:
+        path: the file.
+        reliability: by distance in km, as :func:`open_geoclip.evaluation.calibration.reliability` gives it.
+
+    Raises:
+        MissingExtraError: the extra ``earth`` is not installed.
+        OpenGeoCLIPError: the file cannot be written.
+    """
+    figure = new_figure(4.4, 4.4, _DPI)
+    axes = figure.add_axes((0.14, 0.12, 0.83, 0.85), xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.plot([0, 1], [0, 1], color="#A9B4BC", linewidth=1)
+    for (km, found), colour in zip(reliability.items(), ("#0072B2", "#D55E00", "#009E73"), strict=False):
+        claimed, right = ([row[key] for row in found["bins"]] for key in ("claimed", "right"))
+        axes.plot(claimed, right, "o-", color=colour, markersize=4, linewidth=1, label=f"within {km} km")
+    axes.set(xlabel="mean predicted probability", ylabel="observed frequency")
+    axes.legend(frameon=False, loc="upper left")
     save_png(figure, path)
 
 

@@ -25,7 +25,7 @@ from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
 from open_geoclip.errors import DataError, ImageError, MissingExtraError, SettingsError
 from open_geoclip.export.tables import escape
-from open_geoclip.files import atomic_write, sha256
+from open_geoclip.files import atomic_write
 from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
 from open_geoclip.scale.results import MANIFEST, PARTS, Results, part_path, part_prefix, replace_rows, write_part
 from open_geoclip.search.encode import EncodedBatch
@@ -283,7 +283,7 @@ def _manifest(locator: Locator, source: PhotoSource, options: Mapping[str, Any])
         "model": locator.model_name,
         "weights_sha256": locator.weights_sha256,
         "gallery": locator.search_space.name,
-        "calibration_sha256": sha256(json.dumps(locator.calibration.to_dict(), sort_keys=True).encode()),
+        "calibration_sha256": locator.calibration.fingerprint,
         "settings": {**answers, **encoding, "refine": locator.refine, **options},
     }
 

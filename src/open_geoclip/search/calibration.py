@@ -3,6 +3,7 @@
 Fitting is in :mod:`open_geoclip.evaluation.calibration`.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.files import sha256
 
 __all__ = [
     "CALIBRATED_LEVELS",
@@ -134,6 +136,11 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, as a release stores them."""
         return asdict(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the parameters, in hexadecimal."""
+        return sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
 
     @property
     def refined(self) -> "Calibration":

@@ -25,6 +25,7 @@ from open_geoclip.search.index import GalleryIndex, Progress
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.query import Query
 from open_geoclip.search.search_space import SearchSpace
+from open_geoclip.weights.calibrations import find_calibration
 from open_geoclip.weights.load import load_model, load_release
 
 __all__ = ["Locator"]
@@ -102,6 +103,7 @@ class Locator:
         engine: Engine = "auto",
         device: str = "cpu",
         towers: tuple[Tower, ...] = ("image", "text"),
+        calibration: Calibration | None = None,
         **options: Any,
     ) -> "Locator":
         """Load a locator with trained weights.
@@ -115,6 +117,8 @@ class Locator:
                 extra ``fast`` is installed.
             device: where to compute, such as ``cpu`` or ``cuda``.
             towers: what to load beside the location encoder; ``("text",)`` for texts alone loads no image backbone.
+            calibration: default: the user's own for these weights and this gallery, as ``geoclip calibrate`` keeps it;
+                else that of the weights.
             options: arguments of the class: ``batch_size``, ``max_pixels``, ``crops``, ``cache``, ``progress``,
                 ``answers`` and ``refine``.
 
@@ -124,14 +128,17 @@ class Locator:
             GalleryError: the gallery cannot be used, or the weights have none and none was given.
         """
         release = load_release(name)
-        calibration = Calibration.from_dict(release.calibration)
+        shipped = Calibration.from_dict(release.calibration)
         if gallery is not None:  # its temperature is kept, but nothing was measured with this gallery
-            calibration = replace(calibration, fitted_on=None)
+            shipped = replace(shipped, fitted_on=None)
             gallery = gallery if isinstance(gallery, Gallery) else Gallery.from_file(gallery)
         elif release.gallery is not None:
             gallery = Gallery.from_file(release.gallery, name=f"{name}/{release.gallery.name}")
         else:
             raise GalleryError(f"{name} has no gallery of its own: give one (CSV, GeoJSON or Parquet)")
+        if calibration is None:
+            own = find_calibration(release.fingerprint, gallery.fingerprint)
+            calibration = shipped if own is None else Calibration.from_dict(own.calibration)
         model = load_model(release, backbone=backbone, towers=towers, engine=engine, dtype=dtype, device=device)
         options |= {"model_name": f"{name} {release.version}", "weights_sha256": release.fingerprint}
         return cls(model, gallery, calibration=calibration, **options)

@@ -255,7 +255,7 @@ class Posterior:
             block = slice(start, start + _BLOCK)
             far = (answers[block].float() @ self.cells.points.T).clamp_(-1, 1).acos_().mul_(EARTH_RADIUS_KM)  # to 3 km
             parts.append(radial_cdf((near[block], far), (near_mass[block], far_mass[block])))
-        return RadialProfile(self.calibration.calibrated_level(np.concatenate(parts), self._background))
+        return RadialProfile(self.calibration.calibrated_level(np.concatenate(parts), self.background_share))
 
     def is_sure(self, profile: RadialProfile) -> list[bool | None]:
         """Return whether answers are right within 200 km with a probability of at least 0.8.
@@ -324,7 +324,7 @@ class Posterior:
         the region of 90 % held fewer of the true places of validation images.
         """
         asked = np.tile(np.asarray(levels, np.float64), (len(self), 1))
-        return self.calibration.nominal_level(asked, self._background, hpd=True)
+        return self.calibration.nominal_level(asked, self.background_share, hpd=True)
 
     def hpd_level(self, places: Float[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
         """Return the probability that the truth has a higher density than a place, one place a row.
@@ -334,8 +334,9 @@ class Posterior:
         points = unit_vectors(np.asarray(places, np.float64))
         mixtures = (Mixture.from_posterior(self, row) for row in range(len(points)))
         nominal = np.array([mixture.hpd_level(point[None]) for mixture, point in zip(mixtures, points, strict=True)])
-        return self.calibration.calibrated_level(nominal.reshape(-1, 1), self._background, hpd=True)[:, 0]
+        return self.calibration.calibrated_level(nominal.reshape(-1, 1), self.background_share, hpd=True)[:, 0]
 
     @property
-    def _background(self) -> Float64[np.ndarray, " n"]:
+    def background_share(self) -> Float64[np.ndarray, " n"]:
+        """Share of each row's mass that follows the prior alone; 0 where there is none."""
         return np.zeros(len(self)) if self.background is None else self.background.double().numpy()
