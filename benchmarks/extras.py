@@ -65,6 +65,9 @@ COMMANDS = {
     "onnx": f"PYTHON \"from open_geoclip.features import export_onnx; export_onnx('{MODEL}', 'tower.onnx')\"",
     "parquet": f"geoclip locate a.png --model {MODEL} --top-k 2 --output answers.parquet",
     "places": "geoclip where 48.8584,2.2945",
+    # No database is there: it fails where psycopg connects.
+    "postgis": f"geoclip locate a.png --model {MODEL} --output postgresql://127.0.0.1:1/none 2>&1 | tee /dev/stderr "
+    "| grep refused",
     "server": f"geoclip serve --model {MODEL}",
     "tensorboard": "geoclip train run.toml --set 'output=\"runs/second\"' --tensorboard runs/log",
     "text": "geoclip text 'a hot desert' --model earth --top-k 2",

@@ -42,7 +42,7 @@ ROWS = [
     ],
 )
 def test_what_is_chosen(format_: Any, output: str | None, chosen: str) -> None:
-    assert PointOutput(format_=format_, path=None if output is None else Path(output)).format == chosen
+    assert PointOutput(format_=format_, target=None if output is None else Path(output)).format == chosen
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_is_chosen(format_: Any, output: str | None, chosen: str) -> None:
 )
 def test_formats_that_cannot_be_chosen(format_: Any, output: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        PointOutput(format_=format_, path=Path(output))
+        PointOutput(format_=format_, target=Path(output))
 
 
 def test_nothing_binary_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ import re
 import sys
 from importlib import resources
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsPanel, Parameter
 
 from open_geoclip._version import __version__
+from open_geoclip.cli._output import hide_password
 from open_geoclip.errors import ModelNameError, OpenGeoCLIPError, SettingsError, TextError
 
 __all__ = ["app", "main"]
@@ -20,6 +21,7 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative_iterable=()),  # no --empty-within and the like
     suppress_keyboard_interrupt=False,  # main reports it
+    error_formatter=lambda error: CycloptsPanel(hide_password(str(error))),
 )
 _COMMANDS = (
     *("locate", "results", "text", "verify", "tag", "strip", "serve", "mcp"),
@@ -58,10 +60,10 @@ def main(words: list[str] | None = None) -> None:
     try:
         app(words)
     except (ModelNameError, SettingsError, TextError) as error:
-        print(f"geoclip: {error}", file=sys.stderr)
+        print(f"geoclip: {hide_password(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OpenGeoCLIPError as error:
-        print(f"geoclip: {error}", file=sys.stderr)
+        print(f"geoclip: {hide_password(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader, such as head, has ended
         sys.stderr.close()

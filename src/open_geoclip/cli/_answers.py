@@ -1,5 +1,6 @@
 """Answers as tables, files and maps."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.posterior import Posterior
 
-__all__ = ["draw_answers", "write_answers"]
+__all__ = ["draw_answers", "print_written", "write_answers"]
 
 
 def write_answers(answers: "list[Answer]", output: AnswerOutput, *, max_pixels: int) -> None:
@@ -25,6 +26,11 @@ def write_answers(answers: "list[Answer]", output: AnswerOutput, *, max_pixels: 
         if record.get("image") and "error" not in record:
             record |= _photo_details(Path(record["image"]), output.format, max_pixels)
     write_output(render(records, output.format), output.path)
+
+
+def print_written(where: object, located: int, failed: int, more: str = "") -> None:
+    """Print to stderr what a job or a database has got."""
+    print(f"geoclip: {where}: {located:,} located, {failed:,} failed{more}", file=sys.stderr)
 
 
 def _photo_details(path: Path, format_: str, max_pixels: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Output of all commands: formats, progress, errors and exit status."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from open_geoclip.errors import DataError, ImageError, OpenGeoCLIPError, SettingsError
 from open_geoclip.files import atomic_write
@@ -26,6 +27,8 @@ __all__ = [
     "attempt",
     "collect",
     "exit_if_failed",
+    "file_or_database",
+    "hide_password",
     "print_errors",
     "progress_bar",
     "to_json",
@@ -56,11 +59,22 @@ _SUFFIXES = {
     ".htm": "html",
 }
 _BINARY = ("kmz", "parquet", "gpkg")
-MAP_FORMATS = ("geojson", "kml", "kmz", "gpkg", "html")
+MAP_FORMATS = ("geojson", "kml", "kmz", "gpkg", "html", "postgis")
 """Formats that have regions."""
 
 
 # --- where a result goes, and in which format -----------------------------------------------------
+
+
+def file_or_database(_: object, tokens: Sequence[Token]) -> Path | str:
+    """Return the URL of a database as it is, and all else as the path of a file."""
+    value = tokens[0].value
+    return value if re.match("postgres(ql)?://", value) else Path(value)
+
+
+def hide_password(text: str) -> str:
+    """Return a message in which the URL of a database, given in a wrong place, shows no password."""
+    return re.sub(r"(postgres(?:ql)?:/+[^:@/]*:).*@", r"\1***@", re.sub(r"(password=)[^&\s]*", r"\1***", text))
 
 
 @Parameter(name="*")
@@ -70,15 +84,29 @@ class Output:
 
     option: ClassVar[str] = "--output"
     takes_folder: ClassVar[bool] = False
+    takes_database: ClassVar[bool] = False
     format_: Annotated[str | None, _FORMAT] = None
-    path: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write to this file; default: stdout.")] = None
+    target: Annotated[
+        Path | str | None,
+        Parameter(name=["--output", "-o"], converter=file_or_database, help="Write to this file; default: stdout."),
+    ] = None
 
     def __post_init__(self) -> None:
         _ = self.format  # an error is one before any work
 
     @property
+    def path(self) -> Path | None:
+        """The file, if it is to be one."""
+        return self.target if isinstance(self.target, Path) else None
+
+    @property
+    def database(self) -> str | None:
+        """The URL of the database, if it is to be one. It may contain a password."""
+        return self.target if isinstance(self.target, str) else None
+
+    @property
     def format(self) -> str:
-        """The format: that of ``--format``, or that of the ending of the file; ``folder`` if it has none.
+        """The format: that of ``--format``, or that of the ending of the file; else ``folder`` or ``postgis``.
 
         Raises:
             SettingsError: the ending is of no format, or the command does not write it; or it is not for a terminal.
@@ -86,6 +114,12 @@ class Output:
         offered = get_args(get_args(get_type_hints(type(self))["format_"])[0])
         endings = ", ".join(suffix for suffix, name in _SUFFIXES.items() if name in offered and suffix != ".htm")
         chosen = self.format_
+        if self.database is not None:
+            if not self.takes_database or chosen is not None:
+                raise SettingsError(
+                    f"{self.option}: " + ("a database has no --format" if chosen else "this command writes no database")
+                )
+            return "postgis"
         if chosen is None and self.path is not None:
             if self.takes_folder and (self.path.is_dir() or not self.path.suffix):
                 return "folder"
@@ -161,7 +195,7 @@ class DetailOutput(AnswerOutput):
         bool | None,
         Parameter(
             help="Include the regions of 50 and 90 % and the heat map; default: in formats that draw them (GeoJSON, "
-            "KML, KMZ, GeoPackage, HTML)."
+            "KML, KMZ, GeoPackage, HTML, PostGIS)."
         ),
     ] = None
 
@@ -172,7 +206,7 @@ class DetailOutput(AnswerOutput):
             return bool(self.detail)
         if all(find_spec(name) for name in ("shapely", "contourpy")):
             return True
-        print("geoclip: the file has no regions, which need pip install 'open-geoclip[places]'", file=sys.stderr)
+        print("geoclip: there are no regions, which need pip install 'open-geoclip[places]'", file=sys.stderr)
         return False
 
 
@@ -262,7 +296,7 @@ def print_errors(records: Iterable[Mapping[str, Any]]) -> None:
     """Print to stderr which images failed, and why."""
     for record in records:
         if "error" in record:
-            print(f"geoclip: {record['image']}: {record['error']}", file=sys.stderr)
+            print(f"geoclip: {hide_password(record['image'])}: {record['error']}", file=sys.stderr)
 
 
 def exit_if_failed(records: Iterable[Mapping[str, Any]], *, interrupted: bool = False, found: bool = False) -> None:

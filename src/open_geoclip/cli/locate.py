@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._answers import draw_answers, write_answers
+from open_geoclip.cli._answers import draw_answers, print_written, write_answers
 from open_geoclip.cli._options import Crops, ImageModelOptions, Map, Photos, photo_files
 from open_geoclip.cli._output import DetailOutput, collect, exit_if_failed, print_errors, progress_bar
 from open_geoclip.errors import DataError, SettingsError
@@ -19,6 +19,7 @@ from open_geoclip.errors import DataError, SettingsError
 if TYPE_CHECKING:
     from open_geoclip.data.photos import PhotoSource
     from open_geoclip.scale.jobs import JobSettings
+    from open_geoclip.scale.postgis import PostGIS
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.query import Query
@@ -64,9 +65,10 @@ class JobOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LocateOutput(DetailOutput):
-    """Options of the output, which may also be a folder: that of a job."""
+    """Options of the output, which may also be a folder, that of a job, or a database."""
 
     takes_folder: ClassVar[bool] = True
+    takes_database: ClassVar[bool] = True
 
 
 def locate(
@@ -101,6 +103,8 @@ def locate(
     (shards/{000..012}.tar) or hf:NAME, is located into Parquet files. It can be interrupted, and continued with
     --resume. See geoclip results.
 
+    With -o postgresql://USER@HOST/DATABASE answers are written to a database with PostGIS while photos are located.
+
     Args:
         within: Where the photos were taken: a country (France), a box south,west,north,east (35,-10,60,30), a circle
             lat,lon,radius (48.86,2.29,50km) or a GeoJSON file. Several are united.
@@ -132,20 +136,28 @@ def locate(
     from open_geoclip.search.describe import AnswerSettings
 
     is_job = output.format == "folder"
-    if is_job and (together or trip or map_ is not None):
-        raise SettingsError("--together, --trip and --map are for a file or stdout, not for a folder of results")
+    if output.format in ("folder", "postgis") and (together or trip or map_ is not None):
+        raise SettingsError("--together, --trip and --map are for a file or stdout, not for a folder or a database")
     if not is_job and job != JobOptions():
         raise SettingsError("--resume and the other options of jobs need -o FOLDER, a name without an ending")
     run_job = job.prepare(images, output.path) if is_job and output.path is not None else None
     area = Area.parse(within or (), not_within or ())  # before the model is loaded: it may be an error
+    database = None
+    if output.database is not None:
+        from open_geoclip.scale.postgis import PostGIS
+
+        database = PostGIS(output.database)
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
     locator = options.load(answers=settings, refine=refine, crops=crops).within(area)
+    limits = {"within": within or [], "not_within": not_within or []}
+    wanted: dict[str, Any] = {"top_k": top_k, "text": text, "text_weight": text_weight, "options": limits}
     if run_job is not None:
-        limits = {"within": within or [], "not_within": not_within or []}
-        wanted = {"top_k": top_k, "text": text, "text_weight": text_weight, "detail": bool(output.detail)}
-        run_job(locator, options=limits, **wanted)
+        run_job(locator, detail=bool(output.detail), **wanted)
         return
     files, failed = photo_files(images, unique=False)
+    if database is not None:
+        _fill_database(database, locator, files, failed, detail=output.has_detail, **wanted)
+        return
     queries: Iterable[Query] = ()
     if files and together:
         queries = [locator.query_together(files)]
@@ -184,10 +196,51 @@ def _run_job(source: "PhotoSource", folder: Path, settings: "JobSettings", locat
         sys.exit(130)
     before = f"; {report.done_before:,} were done before" if report.done_before else ""
     repeated = f"; {report.duplicates:,} named twice, done once" if report.duplicates else ""
-    print(f"geoclip: {folder}: {report.located:,} located, {report.failed:,} failed{before}{repeated}", file=sys.stderr)
+    print_written(folder, report.located, report.failed, before + repeated)
     if report.failed:
         print(f"geoclip: geoclip results {folder} says why photos failed", file=sys.stderr)
         sys.exit(1)
+
+
+def _fill_database(
+    database: "PostGIS",
+    locator: "Locator",
+    files: list[Path],
+    failed: list[dict[str, Any]],
+    *,
+    detail: bool,
+    options: dict[str, Any],
+    **wanted: Any,
+) -> None:
+    """Locate photos and store the answers batch by batch; what is finished is stored also after Ctrl-C."""
+    from open_geoclip.scale.jobs import describe_job
+
+    interrupted = False
+
+    def records() -> Iterator[dict[str, Any]]:
+        nonlocal interrupted
+        yield from failed
+        try:
+            with progress_bar("locating", log_interval_s=30) as progress:
+                for done, answer in enumerate(locator.stream(files, detail=detail, **wanted), 1):
+                    progress(done, len(files))
+                    yield answer.to_dict()
+        except KeyboardInterrupt:
+            interrupted = True
+
+    def reported() -> Iterator[dict[str, Any]]:
+        for record in records():
+            print_errors([record])
+            yield record
+
+    with database:
+        manifest = describe_job(locator, "", detail=detail, options=options, **wanted)
+        n_located, n_failed = database.write(reported(), manifest, batch_size=100)
+    print_written(database.name, n_located, n_failed)
+    if interrupted:
+        print("geoclip: interrupted; run the command again for the other photos", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(1 if n_failed else 0)
 
 
 def hours_of(files: list[Path], times: Path | None) -> list[float]:

@@ -1,10 +1,11 @@
 """``geoclip results``: summarise and convert the results of a job."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from open_geoclip.cli._output import AnswerOutput, write_output
+from open_geoclip.cli._answers import print_written
+from open_geoclip.cli._output import AnswerOutput, progress_bar, write_output
 from open_geoclip.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -13,21 +14,36 @@ if TYPE_CHECKING:
 __all__ = ["results"]
 
 
-def results(folder: Path, /, *, output: AnswerOutput = AnswerOutput()) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ResultsOutput(AnswerOutput):
+    """Options of the output, which may also be a database."""
+
+    takes_database: ClassVar[bool] = True
+
+
+def results(folder: Path, /, *, output: ResultsOutput = ResultsOutput()) -> None:
     """Summarise the results of a job, and convert them to other formats.
 
-    Without --output, prints a summary; --format json prints it with the settings of the job.
+    Without --output, prints a summary; --format json prints it with the settings of the job. --output may be a
+    database with PostGIS: postgresql://USER@HOST/DATABASE.
 
     Args:
         folder: The folder that geoclip locate -o wrote.
     """
     from open_geoclip.scale.results import Results
 
-    if output.path is None and output.format not in ("table", "json"):
+    if output.target is None and output.format not in ("table", "json"):
         raise SettingsError(f"--format {output.format} is for answers: name a file with --output")
     if output.path is not None and output.format == "table":
         raise SettingsError("a table is a summary: leave out --output, or write answers in another format")
     found = Results(folder)
+    if output.database is not None:
+        from open_geoclip.scale.postgis import PostGIS
+
+        with PostGIS(output.database) as database, progress_bar("writing", log_interval_s=30) as progress:
+            written = database.write(found.answers(), found.manifest, progress=progress)
+        print_written(database.name, *written)
+        return
     if output.path is None:
         summary = found.summary()
         output.write({**found.manifest, **asdict(summary)}, table=_table(summary))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import Photos, photo_files
-from open_geoclip.cli._output import RowOutput, attempt, collect, exit_if_failed, print_errors
+from open_geoclip.cli._output import RowOutput, attempt, collect, exit_if_failed, file_or_database, print_errors
 from open_geoclip.errors import DataError, ImageError, MetadataError, SettingsError
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ class ReportOutput(RowOutput):
     """Options of the report, as --output names the photos."""
 
     option: ClassVar[str] = "--report"
-    path: Annotated[Path | None, Parameter(name="--report", help="Write the report to this file; default: stdout.")] = (
-        None
-    )
+    target: Annotated[
+        Path | str | None,
+        Parameter(name="--report", converter=file_or_database, help="Write the report to this file; default: stdout."),
+    ] = None
 
 
 def strip(

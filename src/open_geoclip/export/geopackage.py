@@ -18,7 +18,7 @@ from open_geoclip.search.answer import Answer
 if TYPE_CHECKING:
     import geopandas
 
-__all__ = ["to_geodataframe", "to_geopackage"]
+__all__ = ["region_rows", "to_geodataframe", "to_geopackage"]
 
 _REGIONS = {"image": "string", "text": "string", "percent": "float64", "model": "string", "caution": "string"}
 _ERRORS = {"image": "string", "error": "string"}
@@ -71,7 +71,7 @@ def to_geopackage(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -
     measured = [row for row in answers if row["rank"] == 1 and row["exif_lat"] is not None]
     exif = [{**row, "lat": row["exif_lat"], "lon": row["exif_lon"]} for row in measured]
     errors = [record for record in records if "error" in record]
-    regions = list(_regions(records, about))
+    regions = list(region_rows(records, about))
     layers: list[tuple[str, str | None, Any]] = []
     if regions:
         shapes = shapely.to_wkb(shapely.from_geojson([json.dumps(row["geometry"]) for row in regions]))
@@ -94,7 +94,7 @@ def to_geopackage(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -
         return path.read_bytes()
 
 
-def _regions(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterator[dict[str, Any]]:
+def region_rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Yield one row per region, the widest first, so that it is drawn at the bottom."""
     for record in records:
         common = {name: record.get(name) for name in ("image", "text", "model")} | {"caution": about["caution"]}

@@ -32,7 +32,7 @@ from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.query import Query
 
-__all__ = ["JobReport", "JobSettings", "run_job"]
+__all__ = ["JobReport", "JobSettings", "describe_job", "run_job"]
 
 _FORMAT = 1
 _MAX_PART_S = 300.0  # a slow model writes smaller parts: a kill costs minutes at most
@@ -129,9 +129,9 @@ def run_job(
     settings = settings or JobSettings()
     if find_spec("pyarrow") is None:
         raise MissingExtraError("A job", "parquet")
-    asked = {"top_k": top_k, "detail": detail, **(options or {})}
-    if text is not None:
-        asked |= {"text": text, "text_weight": text_weight}
+    manifest = describe_job(
+        locator, source.name, top_k=top_k, text=text, text_weight=text_weight, detail=detail, options=options
+    )
     embedding = None if text is None else locator.encode_text([text])[0]
 
     def answers(batch: Sequence[_Decoded]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,7 +152,7 @@ def run_job(
                 raise DataError(f"{folder}: another process works on shard {shard}") from error
             for left in folder.glob(f".{prefix}-*.part"):  # by a process that was killed
                 left.unlink()
-            _check_manifest(folder, _manifest(locator, source, asked), settings)
+            _check_manifest(folder, manifest, settings)
         return _run(locator, source, folder, settings, answers, progress)
 
 
@@ -272,19 +272,41 @@ class _Writer:
 # --- manifest -------------------------------------------------------------------------------------
 
 
-def _manifest(locator: Locator, source: PhotoSource, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what answers depend on, and what they are answers to."""
+def describe_job(
+    locator: Locator,
+    source: str,
+    *,
+    top_k: int,
+    text: str | None,
+    text_weight: float,
+    detail: bool,
+    options: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the manifest: what answers depend on, and what they are answers to.
+
+    Args:
+        locator: with which to locate.
+        source: the name of the photos.
+        top_k: candidates per photo.
+        text: what is known about all photos.
+        text_weight: weight of the text.
+        detail: whether answers have regions and heat.
+        options: further settings that answers depend on.
+    """
+    asked = {"top_k": top_k, "detail": detail, **(options or {})}
+    if text is not None:
+        asked |= {"text": text, "text_weight": text_weight}
     answers = {name: str(value) for name, value in vars(locator.answers).items() if value is not None}
     encoding = {"crops": locator.encoding.crops, "max_pixels": locator.encoding.max_pixels}
     return {
         "format": _FORMAT,
         "version": __version__,
-        "source": source.name,
+        "source": source,
         "model": locator.model_name,
         "weights_sha256": locator.weights_sha256,
         "gallery": locator.search_space.name,
         "calibration_sha256": locator.calibration.fingerprint,
-        "settings": {**answers, **encoding, "refine": locator.refine, **options},
+        "settings": {**answers, **encoding, "refine": locator.refine, **asked},
     }
 
 
