@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -238,6 +238,7 @@ def country_outline(text: str) -> Any:
     return outline
 
 
+@cache
 def country_centre(code: str) -> tuple[Float64[np.ndarray, "2"], float]:
     """Return the (lat, lon) of the centre of a country, and the radius in km of a disc of its area."""
     outlines = _outlines()

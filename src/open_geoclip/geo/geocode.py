@@ -19,7 +19,7 @@ from open_geoclip.geo.countries import (
     has_outline,
     nearest_shore,
 )
-from open_geoclip.geo.sphere import check_coordinates, geodesic_km, tangent_frame, unit_vectors
+from open_geoclip.geo.sphere import azimuth_deg, check_coordinates, geodesic_km, unit_vectors
 
 __all__ = ["Cities", "City", "Place", "describe", "load_cities", "nearest_cities"]
 
@@ -152,6 +152,5 @@ def _offshore(point: Float64[np.ndarray, "2"]) -> str:
 
 
 def _direction(start: Float64[np.ndarray, "2"], end: Float64[np.ndarray, "2"]) -> str:
-    """Return the direction in which a great circle leaves ``start`` towards ``end``, as one of eight words."""
-    east, north, _ = tangent_frame(unit_vectors(start)) @ unit_vectors(end)
-    return _DIRECTIONS[round(np.rad2deg(np.arctan2(east, north)) / 45) % 8]
+    """Return the direction in which the shortest line leaves ``start`` towards ``end``, as one of eight words."""
+    return _DIRECTIONS[round(azimuth_deg(start, end) / 45) % 8]

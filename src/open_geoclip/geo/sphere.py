@@ -24,6 +24,7 @@ __all__ = [
     "EARTH_RADIUS_KM",
     "GOLDEN_RATIO",
     "MAX_LONGITUDE_DEG",
+    "azimuth_deg",
     "check_coordinates",
     "coordinates_of",
     "destination",
@@ -157,6 +158,14 @@ def geodesic_km(a: Float[np.ndarray, "*#n 2"], b: Float[np.ndarray, "*#n 2"]) ->
     a, b = np.broadcast_arrays(a, b)
     (lat_a, lon_a), (lat_b, lon_b) = (end.reshape(-1, 2).astype(np.float64).T for end in (a, b))
     return np.asarray(_WGS84.inv(lon_a, lat_a, lon_b, lat_b)[2] / 1000).reshape(a.shape[:-1])
+
+
+def azimuth_deg(start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"]) -> float:
+    """Return the azimuth, clockwise from north, at which the geodesic on WGS84 from one (lat, lon) to another starts.
+
+    By pyproj, as :func:`geodesic_km`.
+    """
+    return float(_WGS84.inv(start[1], start[0], end[1], end[0])[0])
 
 
 # --- unit vectors ---------------------------------------------------------------------------------
