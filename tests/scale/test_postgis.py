@@ -93,7 +93,6 @@ def url(server: int) -> Iterator[Url]:
         address = f"postgresql://admin:{QUOTED}@127.0.0.1:{server}/{name}"
         if extension:
             fetch(address, "CREATE SCHEMA gis; CREATE EXTENSION postgis SCHEMA gis")
-            fetch(address, f"ALTER DATABASE {name} SET search_path = public, gis")
         return address
 
     yield connect
@@ -103,7 +102,7 @@ def url(server: int) -> Iterator[Url]:
 
 
 def fetch(address: str, query: str) -> list[Any]:
-    with psycopg.connect(address) as connection:
+    with psycopg.connect(address, options="-csearch_path=public,gis") as connection:
         cursor = connection.execute(query)
         return cursor.fetchall() if cursor.description else []
 
@@ -173,7 +172,7 @@ def test_a_second_run_writes_nothing(url: Url) -> None:
 def test_an_error_that_is_gone_and_an_answer_that_has_changed(url: Url) -> None:
     address = url()
     with PostGIS(address) as database:
-        database.write([{"image": "0.jpg", "error": "is empty"}, record(1)], MANIFEST_OF_A_JOB)
+        database.write([{"image": "0.jpg", "error": "is empty"}, record(1)], MANIFEST_OF_A_JOB, batch_size=1)
         database.write([record(0), record(1, n_candidates=1)], MANIFEST_OF_A_JOB)
         assert fetch(address, "SELECT * FROM geoclip_errors") == []
         assert fetch(address, "SELECT image, rank FROM geoclip_candidates ORDER BY 1, 2") == [

@@ -62,7 +62,7 @@ _CANDIDATES = _Table(
         **_OF_A_PHOTO,
         "rank": "integer NOT NULL",
         **{name: _TYPES[kind] for name, kind in COLUMNS.items() if name not in _ELSEWHERE},
-        "geometry": "{postgis}.geometry(Point, 4326)",
+        "geometry": "geometry(Point, 4326)",
     },
     ("image_sha256", "fingerprint", "rank"),
 )
@@ -72,7 +72,7 @@ _REGIONS = _Table(
         **_OF_A_PHOTO,
         "percent": "double precision NOT NULL",
         "image": "text",
-        "geometry": "{postgis}.geometry(MultiPolygon, 4326)",
+        "geometry": "geometry(MultiPolygon, 4326)",
     },
     ("image_sha256", "fingerprint", "percent"),
 )
@@ -196,11 +196,12 @@ class PostGIS:
                 f"{self.name}: the database has no PostGIS: a superuser runs CREATE EXTENSION postgis in it "
                 "(Debian: package postgresql-15-postgis-3 and the like)"
             )
+        path = "concat_ws(', ', nullif(current_setting('search_path'), ''), %s::text)"  # PostGIS may be in any schema
+        execute(f"SELECT set_config('search_path', {path}, false)", [found[0]])
         for table in _TABLES:
             # CREATE TABLE IF NOT EXISTS needs the right to create even where the table exists.
             if execute("SELECT to_regclass(%s)", [table.name]).fetchone() == (None,):
                 columns = ", ".join(f"{name} {kind}" for name, kind in table.columns.items())
-                columns = columns.replace("{postgis}", found[0])
                 execute(f"CREATE TABLE {table.name} ({columns}, PRIMARY KEY ({', '.join(table.key)}))".encode())
                 if "geometry" in table.columns:
                     execute(f"CREATE INDEX ON {table.name} USING gist (geometry)".encode())
@@ -299,7 +300,7 @@ def _rows_of(batch: Iterable[Mapping[str, Any]], made_by: str) -> list[tuple[_Ta
         about = {"caution": CAUTION, "created": ""}
         candidates += [row | common for row in rows([record], about)]
         regions += [row | common for row in region_rows([record], about)]
-    points = shapely.points([(row["lon"], row["lat"]) for row in candidates])
+    points = [shapely.Point(row["lon"], row["lat"]) for row in candidates]
     shapes = shapely.from_geojson([json.dumps(row["geometry"]) for row in regions])
     for found, geometries in ((candidates, points), (regions, shapes)):
         hexadecimal = shapely.to_wkb(shapely.set_srid(geometries, 4326), hex=True, include_srid=True)
