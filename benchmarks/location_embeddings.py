@@ -26,6 +26,7 @@ from torch import nn
 from open_geoclip.files import atomic_file, atomic_write
 from open_geoclip.geo.projections import equal_earth_inverse
 from open_geoclip.geo.sphere import unit_vectors
+from open_geoclip.model.encodings import SphericalHarmonics
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from report import put_between
 from research.location_tasks import CLASSES, NUMBERS, SPLIT_KINDS, Known, draw_places, split
@@ -89,6 +90,7 @@ def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
     """Yield each kind of embedding by its name in the table; encoders are loaded when they are used."""
     yield "raw coordinates", lambda places: places
     yield "unit vector", unit_vectors
+    yield "spherical harmonics, degree 10", harmonics
     for name, settings in SMALL.items():
         torch.manual_seed(0)
         yield f"{name}, untrained", embeddings(LocationEncoder(settings).eval())
@@ -100,6 +102,11 @@ def encoders() -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
             yield f"{title}, level {level}", embeddings(encoder, level)
     torch.manual_seed(0)
     yield "released's shape, untrained", embeddings(LocationEncoder(LocationSettings()).eval())
+
+
+def harmonics(places: np.ndarray) -> np.ndarray:
+    """Return the 121 spherical harmonics up to degree 10, untrained, without a network."""
+    return SphericalHarmonics(LocationSettings(encoding="harmonics", degree=10), 0)(torch.from_numpy(places)).numpy()
 
 
 def embeddings(encoder: LocationEncoder, level: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
@@ -121,12 +128,14 @@ def trained_embeddings(name: str, settings: LocationSettings, places: np.ndarray
     return embeddings(trained(name, settings))(places)
 
 
-def measured(places: Known, seeds: int) -> dict[str, Any]:
+def measured(places: Known, seeds: int, only: list[str]) -> dict[str, Any]:
     """Compute the scores of each embedding, split and seed, for each probe and task; continue where a run ended."""
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     mark = mark_of(places)
     tasks = places.labels | places.values
     for name, encode in encoders():
+        if only and name not in only:
+            continue
         done = kept_scores(mark)  # again, since two processes may share the work
         wanted = [(kind, seed) for kind in SPLIT_KINDS for seed in range(seeds)]
         left = [(kind, seed) for kind, seed in wanted if f"{name}|{kind}|{seed}" not in done]
@@ -155,12 +164,13 @@ def kept_scores(mark: str) -> dict[str, Any]:
     return {entry["run"]: entry["scores"] for entry in entries if entry["places"] == mark}
 
 
-def summary(done: dict[str, Any], seeds: int) -> dict[str, Any]:
+def summary(done: dict[str, Any], seeds: int, committed: dict[str, Any]) -> dict[str, Any]:
     """Return mean and standard deviation over the seeds, by name, split, probe and task."""
     out: dict[str, Any] = {}
     for name, _ in encoders():
         if any(f"{name}|{kind}|{seed}" not in done for kind in SPLIT_KINDS for seed in range(seeds)):
-            say(f"{name}: not finished, left out")
+            say(f"{name}: not computed here, {'as committed' if name in committed else 'left out'}")
+            out |= {name: committed[name]} if name in committed else {}
             continue
         for kind in SPLIT_KINDS:
             runs = [done[f"{name}|{kind}|{seed}"] for seed in range(seeds)]
@@ -253,6 +263,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="splits of each kind")
     parser.add_argument("--write", action="store_true", help="write results, tables in docs/ and maps too")
     parser.add_argument("--report", action="store_true", help="print the cached scores, compute nothing")
+    parser.add_argument("--only", nargs="+", help="compute these embeddings; the others are taken as committed")
     parser.add_argument("--maps", action="store_true", help="draw the maps only")
     parser.add_argument("--map-width", type=int, default=320, help="pixels")
     options = parser.parse_args()
@@ -262,7 +273,10 @@ def main() -> None:
     began = time.monotonic()
     places = draw_places(options.land, options.sea)
     say(f"{len(places)} places: {time.monotonic() - began:.0f} s")
-    done = kept_scores(mark_of(places)) if options.report else measured(places, options.seeds)
+    done = kept_scores(mark_of(places)) if options.report else measured(places, options.seeds, options.only or [])
+    committed = json.loads(RESULTS.read_text()) if options.only else {}
+    if options.only and any(committed[name] != getattr(options, name) for name in ("land", "sea", "seeds")):
+        parser.error("--only: the committed results are of other places or seeds")
     report = {
         "command": "python benchmarks/location_embeddings.py --write",
         "land": options.land,
@@ -271,14 +285,14 @@ def main() -> None:
         "torch": torch.__version__,
         "processors": os.cpu_count(),
         "chance": {name: round(value, 4) for name, value in places.chance.items()},
-        "scores": summary(done, options.seeds),
+        "scores": summary(done, options.seeds, committed.get("scores", {})),
     }
     tables = markdown(report)
     print(tables)
     if options.write:
         atomic_write(RESULTS, json.dumps(report, indent=1) + "\n")
         put_between(PAGE, "make location-benchmark", tables)
-        if not options.report:
+        if not options.report and not options.only:
             draw_maps(MAPS, options.map_width)
 
 

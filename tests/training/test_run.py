@@ -18,6 +18,7 @@ from open_geoclip.model.encodings import ENCODINGS, Encoding
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.locator import Locator
 from open_geoclip.training.distributed import resolve_device
+from open_geoclip.training.features import FeatureExtractor
 from open_geoclip.training.loop import Callbacks
 from open_geoclip.training.run import add_levels, run
 from open_geoclip.training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings, read_settings
@@ -268,6 +269,24 @@ def never_encodes() -> Callbacks:
         pytest.fail("photos are encoded")
 
     return Callbacks(encoding=fail)
+
+
+@pytest.mark.parametrize(("encode_batch", "sizes"), [(0, [16, 8]), (5, [5, 5, 5, 5, 4])])
+def test_the_encoding_batch_is_a_setting(
+    tmp_path: Path, photos: Path, clip: str, encode_batch: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    compute = FeatureExtractor._run
+
+    def record(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
+        encoded.append(len(pixels))
+        return compute(extractor, pixels)
+
+    monkeypatch.setattr(FeatureExtractor, "_run", record)
+    run(one(tmp_path, photos, small(clip), augment=False, views=1, encode_batch=encode_batch))
+    assert encoded == sizes
+    with pytest.raises(SettingsError, match="encode_batch: 0 or more"):
+        DataSettings("photos.csv", encode_batch=-1)
 
 
 def test_a_monitor_that_no_evaluation_gives(tmp_path: Path, photos: Path, clip: str) -> None:
