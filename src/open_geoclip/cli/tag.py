@@ -2,10 +2,13 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from open_geoclip.cli._options import ImageModelOptions, Photos, photo_files
-from open_geoclip.cli._output import RowOutput, attempt, collect, exit_if_failed, print_errors
+from cyclopts import Parameter
+
+from open_geoclip.cli._options import ImageModelOptions, photo_files
+from open_geoclip.cli._output import RowOutput, attempt, collect, exit_if_failed, print_errors, write_output
+from open_geoclip.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.metadata.exiftool import ExifTool
@@ -24,7 +27,7 @@ _COLUMNS = {
 
 
 def tag(
-    photos: Photos,
+    photos: Annotated[list[Path] | None, Parameter(help="Photos, or folders of photos.")] = None,
     /,
     *,
     into: Literal["sidecar", "exif"] = "sidecar",
@@ -32,6 +35,8 @@ def tag(
     overwrite: bool = False,
     unsure: bool = False,
     dry_run: bool = False,
+    plan: Path | None = None,
+    apply: Path | None = None,
     output: RowOutput = RowOutput(),
 ) -> None:
     """Write estimated places into XMP sidecars, or into EXIF, marked as estimates. Pixels are not touched.
@@ -45,49 +50,83 @@ def tag(
         overwrite: Replace all coordinates that the photo has.
         unsure: Also write answers that are not sure, or of a model that is not calibrated for the image.
         dry_run: Write nothing; report what would be done.
+        plan: Write nothing but this CSV file, for a person to review: yes or no in the column write, corrected places.
+        apply: Write what a reviewed plan says; no model is run. Photos that were changed since are refused.
     """
+    from open_geoclip.cli._plan import PlanRow, format_plan, read_plan
+    from open_geoclip.files import sha256
+    from open_geoclip.images import read_bytes
     from open_geoclip.metadata.exiftool import ExifTool
 
-    files, failed = photo_files(photos)
+    if (photos is None) == (apply is None) or (plan is not None and apply is not None):
+        raise SettingsError("give photos, to estimate their places, or --apply PLAN, to write those of a plan")
+    rows = {} if apply is None else {row.path: row for row in read_plan(apply) if row.write}
+    files, failed = (list(rows), []) if photos is None else photo_files(photos)
     exiftool = ExifTool() if into == "exif" else None
-    locator = options.load()
+    planned: list[PlanRow] = []
+    if photos is not None:
+        answers = options.load().stream(files, 1)
 
-    answers = locator.stream(files, 1)
+    def estimate(path: Path) -> dict[str, Any]:
+        answer = next(answers)
+        if answer.error is not None:
+            return {"image": str(path), "error": answer.error}
+        place, reason = _estimate(answer), _reason(path, answer, exiftool, overwrite, unsure)
+        planned.append(PlanRow(path, answer.sha256["image"], reason is None, place, reason))
+        record = _record(path, place)
+        if reason is not None:
+            return {**record, "left": reason}
+        return {**record, **_write(path, place, exiftool, dry_run or plan is not None)}
 
-    def work(path: Path) -> dict[str, Any]:
-        return _tag(path, next(answers), exiftool, overwrite, unsure, dry_run)
+    def follow(path: Path) -> dict[str, Any]:
+        row = rows[path]
+        if sha256(read_bytes(path, str(path))) != row.sha256:
+            raise ImageError(str(path), "it was changed since the plan was made: make a new plan for it")
+        record = _record(path, row.estimate)
+        if not overwrite and (existing := _existing_place(path, exiftool)):
+            return {**record, "left": f"it has {existing}: --overwrite"}
+        return {**record, **_write(path, row.estimate, exiftool, dry_run)}
 
-    tagged = (attempt(path, work) for path in files)
+    tagged = (attempt(path, follow if photos is None else estimate) for path in files)
     with exiftool or nullcontext():
         done, interrupted = collect(tagged, len(files), "tagging")
     records = failed + done
     print_errors(records)
+    if plan is not None:
+        write_output(format_plan(planned, plan), plan)
     output.write(records, table=_table(records), rows=records, columns=_COLUMNS)
     exit_if_failed(records, interrupted=interrupted)
 
 
-def _tag(
-    path: Path, answer: "Answer", exiftool: "ExifTool | None", overwrite: bool, unsure: bool, dry_run: bool
-) -> dict[str, Any]:
+def _estimate(answer: "Answer") -> "Estimate":
     from open_geoclip.metadata.tag import Estimate
 
-    if answer.error is not None:
-        return {"image": str(path), "error": answer.error}
-    best = answer.candidates[0]
-    record = {"image": str(path), "lat": best.lat, "lon": best.lon}
-    sure = None if answer.in_distribution is False else answer.sure
-    record |= {"probability": best.probability, "sure": sure}
-    if not overwrite and (existing := _existing_place(path, exiftool)):
-        return {**record, "left": f"it has {existing}: --overwrite"}
-    if not sure and not unsure:
-        unknown = "nothing is known of the model on images like this"
-        return {**record, "left": f"{unknown if sure is None else 'the answer is not sure'}: --unsure"}
+    best, sure = answer.candidates[0], None if answer.in_distribution is False else answer.sure
     radius = None if sure is None else answer.credible_radius_km["90"]
-    source = (answer.model, answer.gallery, answer.version)
-    estimate = Estimate(best.lat, best.lon, *source, radius, best.probability, sure)
+    return Estimate(best.lat, best.lon, answer.model, answer.gallery, answer.version, radius, best.probability, sure)
+
+
+def _record(path: Path, place: "Estimate") -> dict[str, Any]:
+    names = ("lat", "lon", "probability", "sure", "radius_km")
+    return {"image": str(path), **{name: getattr(place, name) for name in names}}
+
+
+def _reason(path: Path, answer: "Answer", exiftool: "ExifTool | None", overwrite: bool, unsure: bool) -> str | None:
+    """Return why a photo is left unchanged; None if it is not."""
+    if not overwrite and (existing := _existing_place(path, exiftool)):
+        return f"it has {existing}: --overwrite"
+    sure = _estimate(answer).sure
+    if sure or unsure:
+        return None
+    return (
+        f"{'nothing is known of the model on images like this' if sure is None else 'the answer is not sure'}: --unsure"
+    )
+
+
+def _write(path: Path, place: "Estimate", exiftool: "ExifTool | None", dry_run: bool) -> dict[str, str]:
     if exiftool is None:
-        return {**record, "radius_km": radius, **_write_sidecar(path, estimate, dry_run)}
-    return {**record, "radius_km": radius, **_write_exif(path, estimate, exiftool, dry_run)}
+        return _write_sidecar(path, place, dry_run)
+    return _write_exif(path, place, exiftool, dry_run)
 
 
 def _existing_place(path: Path, exiftool: "ExifTool | None") -> str | None:

@@ -16,11 +16,12 @@ __all__ = ["Estimate", "sidecar_packet", "write_place"]
 
 _WRITABLE = ("JPEG", "PNG", "WEBP", "TIFF")
 _TOLERANCE_DEG = 1e-6
+_MANUAL = "MANUAL"  # a value of GPSProcessingMethod in the standard: a person chose the place
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A place that a model estimated.
+    """A place that a model estimated, or a person corrected.
 
     Attributes:
         lat: degrees north.
@@ -29,8 +30,9 @@ class Estimate:
         gallery: what the place was chosen from.
         version: of this package.
         radius_km: contains the true place with a probability of 90 %; None when the model is not calibrated.
-        probability: of the place.
+        probability: of the place; None when a person corrected it.
         sure: as answers say it.
+        is_corrected: a person chose another place than the model.
     """
 
     lat: float
@@ -39,12 +41,15 @@ class Estimate:
     gallery: str
     version: str
     radius_km: float | None
-    probability: float
+    probability: float | None
     sure: bool | None
+    is_corrected: bool = False
 
     @property
     def method(self) -> str:
         """The GPSProcessingMethod: a word for programs, and what made the estimate for people."""
+        if self.is_corrected:
+            return f"{_MANUAL}: a person corrected the estimate of open-geoclip {self.version}"
         how = "90 % radius" if self.radius_km is not None else "not calibrated, no accuracy known"
         text = f"{ESTIMATED} from the picture by open-geoclip {self.version}, model {self.model}; {how}"
         return " ".join(text.encode("ascii", "replace").decode().split())
@@ -123,14 +128,16 @@ def sidecar_packet(packet: bytes | None, estimate: Estimate) -> bytes:
     }
     if estimate.accuracy_m is not None:
         place["GPSHPositioningError"] = f"{round(estimate.accuracy_m)}/1"
-    source = {
-        "Model": estimate.model,
-        "Gallery": estimate.gallery,
-        "Version": estimate.version,
-        "Probability": f"{estimate.probability:.6g}",
-        "Sure": {True: "True", False: "False", None: "not calibrated"}[estimate.sure],
-    }
-    groups = [("exif", xmp.EXIF_NS, place), ("geoclip", xmp.ESTIMATE_NS, source)]
+    groups = [("exif", xmp.EXIF_NS, place)]
+    if not estimate.is_corrected:
+        source = {
+            "Model": estimate.model,
+            "Gallery": estimate.gallery,
+            "Version": estimate.version,
+            "Probability": f"{estimate.probability:.6g}",
+            "Sure": {True: "True", False: "False", None: "not calibrated"}[estimate.sure],
+        }
+        groups.append(("geoclip", xmp.ESTIMATE_NS, source))
     try:
         return xmp.add_properties(packet and xmp.remove_properties(packet, xmp.is_coordinate)[0], groups)
     except xmp.XmpError as error:
