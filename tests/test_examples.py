@@ -1,14 +1,22 @@
 """The examples run, in a reduced form, and what they teach works."""
 
+import ast
+import json
+from functools import partial
 from importlib import util
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
+import pyogrio
 import pytest
 import torch
 
 from open_geoclip import LocationEncoder, LocationSettings
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.locator import Locator
 from open_geoclip.training.settings import read_settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -56,3 +64,27 @@ def test_a_frozen_tower_stays_and_a_trained_one_moves() -> None:
         optimizer.step()
         assert torch.equal(before, tower.state_dict()["LocEnc0.head.0.weight"]) != trained
     assert classifier(0, tower, 3)(features, places).shape == classifier(6, None, 3)(features, places).shape == (8, 3)
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = Gallery.from_coordinates(np.random.default_rng(0).uniform((-60, -180), (75, 180), (500, 2)))
+    load = partial(Locator.from_pretrained, gallery=gallery, cache=tmp_path)  # a small gallery, to be quick
+    monkeypatch.setattr(Locator, "from_pretrained", load)
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "locate.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "commit it without outputs"
+            program = ast.parse("".join(cell["source"]))
+            last = program.body.pop() if isinstance(program.body[-1], ast.Expr) else None
+            exec(compile(program, cell["id"], "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown[cell["id"]] = eval(compile(ast.Expression(last.value), cell["id"], "eval"), names)
+    html = shown["answers"]._repr_html_()
+    assert "cape-town.png" in html
+    assert html.count('src="data:image/') == 2
+    assert list(shown["frame"]["rank"])[:2] == [1, 2]
+    assert shown["areas"].between(100, 510e6).all()
+    assert {"candidates", "regions"} <= {name for name, _ in pyogrio.list_layers("answers.gpkg")}

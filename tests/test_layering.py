@@ -57,12 +57,13 @@ def rooms_on_disk(source: Path) -> dict[str, list[Path]]:
 def imported_names(path: Path, source: Path) -> Iterator[tuple[int, str]]:
     """Yield line and full dotted name of everything a file imports, also inside functions and `if` blocks.
 
-    `from a.b import c` gives "a.b.c", whether c is a module or not. Relative imports are made absolute. Class
-    methods `from_pretrained` are left out: a module offers them for its users, and they hand over to weights.
+    `from a.b import c` gives "a.b.c", whether c is a module or not. Relative imports are made absolute. Methods
+    that a module offers for its users and that hand over are left out: `from_pretrained` to weights, and
+    `_repr_html_`, which Jupyter calls, to export.
     """
     here = (PACKAGE, *path.relative_to(source).parent.parts)
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))))
-    handed_over = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == "from_pretrained"]
+    handed_over = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name in ("from_pretrained", "_repr_html_")]
     for node in set(nodes) - {inner for function in handed_over for inner in ast.walk(function)}:
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["MAX_CARDS", "LocatedImage", "answers_figure", "draw_answers"]
+__all__ = ["MAX_CARDS", "LocatedImage", "answers_figure", "draw_answers", "draw_candidates", "place_text"]
 
 MAX_CARDS = 60
 """Images with a thumbnail and a number; further ones are dots on the map, and the figure says so."""
@@ -27,6 +27,7 @@ MAX_CARDS = 60
 _DPI = 200
 _MARGIN = 0.35  # around the figure, in inches like all lengths below
 _GAP = 0.18  # between cards
+_WHITE_EDGE: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.7}
 _FOOT = 0.2  # from the lower edge to the centre of the small print
 
 # Okabe and Ito's palette, which is safe for colour-blind readers, without yellow (too pale) and black (the text).
@@ -205,7 +206,7 @@ def _draw_card(figure: "Figure", layout: _Layout, number: int, place: LocatedIma
     name = _fitted(figure, _printable(place.name), room, size)
     figure.text(x + (disc + 0.08) / layout.width, y, name, fontsize=size, fontweight="bold", color=INK, **style)
 
-    lines = [_place_text(place.best)]
+    lines = [place_text(place.best)]
     if place.off_km is not None:
         off = _distance_text(place.off_km)
         lines.append(f"not sure, {off} off" if place.sure is False else f"{off} from the truth")
@@ -215,7 +216,7 @@ def _draw_card(figure: "Figure", layout: _Layout, number: int, place: LocatedIma
     if layout.single and len(place.candidates) > 1:
         lines += ["", "or, with a probability of"]
         further = zip(place.probabilities[1:5], place.candidates[1:5], strict=True)
-        lines += [f"{_percent(probability)}   {_place_text(other)}" for probability, other in further]
+        lines += [f"{_percent(probability)}   {place_text(other)}" for probability, other in further]
     for line, text in enumerate(lines):
         drop = (0.22 + 0.165 * line) / layout.height
         figure.text(x, y - drop, text, fontsize=size - 0.5, color=PALE, **style)
@@ -242,18 +243,14 @@ def _draw_thumbnail(figure: "Figure", layout: _Layout, left: float, top: float, 
 def _draw_map(figure: "Figure", layout: _Layout, places: Sequence[LocatedImage]) -> None:
     """Draw the Earth, all candidates, the truths, and great circles from them to the answers."""
     axes = add_world(figure, _box(layout, layout.map_left, layout.map_top, layout.map_width, layout.map_height))
-    white: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.7}
     for number, place in reversed(list(enumerate(places))):  # the first image on top
         colour = _colour(number)
-        x, y = equal_earth(place.candidates).T
-        area = 4 + 22 * place.probabilities / max(float(place.probabilities.max()), 1e-12)
-        axes.scatter(x[1:], y[1:], area[1:], colour, alpha=0.45, linewidths=0, zorder=5, gid="candidates")
-        axes.scatter(x[:1], y[:1], 20, colour, **white, zorder=8, gid="best")
+        draw_candidates(axes, place.candidates, place.probabilities, colour)
         if place.truth is not None:
             truth = np.array(place.truth, dtype=np.float64)
             axes.plot(*equal_earth(great_circle(place.best, truth)).T, color=colour, linewidth=1.1, zorder=6)
             x, y = equal_earth(truth[None]).T
-            axes.scatter(x, y, 70, colour, marker="*", **white, zorder=7, gid="truth")
+            axes.scatter(x, y, 70, colour, marker="*", **_WHITE_EDGE, zorder=7, gid="truth")
 
     numbered = places[:MAX_CARDS]
     unit = 72 * layout.map_width / 2  # points
@@ -265,6 +262,16 @@ def _draw_map(figure: "Figure", layout: _Layout, places: Sequence[LocatedImage])
         axes.plot(*(np.stack((point, disc)) / unit).T, color=INK, linewidth=0.5, zorder=7.5, clip_on=False)
         _draw_disc(axes, disc[0] / unit, disc[1] / unit, number, size)
     _draw_legend(figure, layout, places)
+
+
+def draw_candidates(
+    axes: "Axes", candidates: Float[np.ndarray, "k 2"], probabilities: Float[np.ndarray, " k"], colour: str
+) -> None:
+    """Draw candidates, (lat, lon) in degrees, on a world map: the first one with an edge, others by probability."""
+    x, y = equal_earth(candidates).T
+    area = 4 + 22 * probabilities / max(float(probabilities.max()), 1e-12)
+    axes.scatter(x[1:], y[1:], area[1:], colour, alpha=0.45, linewidths=0, zorder=5, gid="candidates")
+    axes.scatter(x[:1], y[:1], 20, colour, **_WHITE_EDGE, zorder=8, gid="best")
 
 
 def _draw_legend(figure: "Figure", layout: _Layout, places: Sequence[LocatedImage]) -> None:
@@ -319,7 +326,8 @@ def _on(colour: str) -> str:
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"
 
 
-def _place_text(place: Float[np.ndarray, "2"]) -> str:
+def place_text(place: Float[np.ndarray, "2"]) -> str:
+    """Return (lat, lon) in degrees as text with hemispheres."""
     lat, lon = place.tolist()
     return f"{abs(lat):.3f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.3f}° {'E' if lon >= 0 else 'W'}"
 

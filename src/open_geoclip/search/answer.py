@@ -143,6 +143,12 @@ class Answer:
         values["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
         return {key: value for key, value in values.items() if value or key not in _LEFT_OUT}
 
+    def _repr_html_(self) -> str:
+        """Return what Jupyter shows: the photo if it is at hand, a map, the candidates."""
+        from open_geoclip.export.notebook import answer_html
+
+        return answer_html(self)
+
     @classmethod
     def from_dict(cls, values: object) -> "Answer":
         """Read an answer that :meth:`to_dict` wrote. Every value is checked: anyone may have written it.
