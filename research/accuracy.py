@@ -204,7 +204,8 @@ def page(name: str, figures: dict[str, Any]) -> str:
         "",
         *several_lines(test),
         "The released `geoclip` weights are not calibrated, for lack of validation photos: `sure` is null, and",
-        "probabilities use the temperature of the weights. With photos of your own, `geoclip calibrate` fits one.",
+        "probabilities use the temperature of the weights. How often their answers were right is",
+        "[measured by place](reliability.md). With photos of your own, `geoclip calibrate` fits one.",
         "",
     ]
     return "\n".join(lines)

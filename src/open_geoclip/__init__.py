@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Posterior
+    from open_geoclip.search.reliability import Reliability
     from open_geoclip.verification import Verification, verify
 
 _HOME = {
@@ -60,6 +61,7 @@ _HOME = {
     "PhotoPlace": "metadata.read",
     "Posterior": "search.posterior",
     "Preprocessing": "model.preprocessing",
+    "Reliability": "search.reliability",
     "Verification": "verification",
     "find_images": "images",
     "load_image": "images",
@@ -92,6 +94,7 @@ __all__ = [
     "Posterior",
     "PredictionsError",
     "Preprocessing",
+    "Reliability",
     "SettingsError",
     "TrainingError",
     "Verification",

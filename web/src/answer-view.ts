@@ -64,6 +64,7 @@ export class AnswerView {
       this.review(item),
       this.candidates(result),
       this.exif(result),
+      this.reliability(result),
       this.probabilities(result),
       this.countries(result),
       this.about(result),
@@ -236,6 +237,19 @@ export class AnswerView {
     );
   }
 
+  private reliability({ reliability }: Result): HTMLElement | null {
+    if (!reliability) return null;
+    const entries = Object.entries(reliability.within_km).sort(([a], [b]) => Number(a) - Number(b));
+    return h(
+      "section",
+      { class: "block reliability" },
+      h("h3", {}, "How often answers at such places were right"),
+      shares(entries.map(([km, [any, recognisable]]) => [kilometres(Number(km)), recognisable, `${percent(any)} to ${percent(recognisable)}`])),
+      h("p", { class: "quiet" }, "From photos of any kind to photos chosen for recognisable places. This photo itself is not taken into account."),
+      h("p", { class: "quiet" }, `Measured on ${reliability.measured_on}.`),
+    );
+  }
+
   private probabilities(result: Result): HTMLElement | null {
     const entries = Object.entries(result.within_km ?? {}).sort(([a], [b]) => Number(a) - Number(b));
     if (entries.length === 0) return null;
@@ -286,13 +300,13 @@ function isSameButNote(a: Item | null, b: Item | null): boolean {
   return a !== null && b !== null && (Object.keys(a) as (keyof Item)[]).every((key) => key === "note" || a[key] === b[key]);
 }
 
-/** Names with a bar and a percentage each. */
-function shares(entries: readonly (readonly [string, number])[]): HTMLElement {
+/** Names with a bar and a percentage each, or other words for it. */
+function shares(entries: readonly (readonly [string, number, string?])[]): HTMLElement {
   const list = h("dl", { class: "shares" });
-  for (const [name, share] of entries) {
+  for (const [name, share, words] of entries) {
     const bar = h("span", { class: "bar", "aria-hidden": "true" }, h("span", { class: "bar-fill" }));
     (bar.firstElementChild as HTMLElement).style.width = `${Math.min(100, 100 * share)}%`;
-    list.append(h("dt", {}, name), h("dd", {}, bar, h("span", { class: "share" }, percent(share))));
+    list.append(h("dt", {}, name), h("dd", {}, bar, h("span", { class: "share" }, words ?? percent(share))));
   }
   return list;
 }

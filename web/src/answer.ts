@@ -21,6 +21,18 @@ export interface Candidate {
   place?: string | null;
 }
 
+/** How often answers at places like the first candidate were right: measured, not derived from this image. */
+export interface PlaceReliability {
+  /** In words. */
+  text: string;
+  /** Shares that were right within 1, 25, 200, 750 and 2500 km: of photos of any kind, of recognisable places. */
+  within_km: Record<string, [number, number]>;
+  /** Radii that held the truth for 50 and 90 %: of photos of recognisable places, of any kind. */
+  radius_km: Record<string, [number, number]>;
+  /** The answers that were compared with the truth. */
+  measured_on: string;
+}
+
 /** A GeoJSON geometry, cut at 180 degrees. */
 export interface MultiPolygon {
   type: "MultiPolygon";
@@ -105,6 +117,11 @@ export interface Result {
    * meaningless. Null where the model is not calibrated for the query.
    */
   in_distribution?: boolean | null;
+  /**
+   * How often answers at such places were right. Of the released weights with their gallery, for one image without
+   * limits or text; absent for other queries and models, and where the model is calibrated.
+   */
+  reliability?: PlaceReliability | null;
   /**
    * SHA-256 of the `image` (the bytes of its file), of the `weights` (all tensors and the settings) and of the
    * `gallery` (coordinates and weights), where they are known.

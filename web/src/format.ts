@@ -72,10 +72,11 @@ export function verdict(result: Result): Verdict {
     };
   if (result.sure === false)
     return { key: "unsure", word: "Not sure", meaning: `Check the other candidates too.${chance}` };
+  const measured = result.reliability ? ` ${result.reliability.text[0]!.toUpperCase()}${result.reliability.text.slice(1)}.` : "";
   return {
     key: "uncalibrated",
     word: "Not calibrated",
-    meaning: "Probabilities compare places of one gallery. They are not the chance of being right.",
+    meaning: `Probabilities compare places of one gallery. They are not the chance of being right.${measured}`,
   };
 }
 

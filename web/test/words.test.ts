@@ -37,6 +37,8 @@ test("how sure an answer is, in three words that differ", () => {
   assert.match(verdict({ sure: true, within_km: { "200": 0.93 } }).meaning, /93 %/);
   assert.match(verdict({ sure: false, within_km: { "200": 0.6 } }).meaning, /60 %/);
   assert.match(verdict({ sure: false, in_distribution: false, within_km: { "200": 0.93 } }).meaning, /unlike/);
+  const reliability = { text: "answers here were right …", within_km: {}, radius_km: {}, measured_on: "" };
+  assert.match(verdict({ sure: null, reliability }).meaning, /being right\. Answers here were right …\.$/);
 });
 
 test("EXIF is compared by distance and by region", () => {

@@ -62,6 +62,8 @@ def _table(answers: "list[Answer]") -> str:
     for answer in answers:
         if answer.error is None:
             lines += [answer.name, f"      {_confidence(answer)}"]
+            if answer.reliability is not None:
+                lines.append(f"      {answer.reliability.text}")
             lines += [
                 f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  {100 * c.probability:6.2f} % in {c.radius_km:,.0f} km"
                 + (f"  {c.place}" if c.place else "")

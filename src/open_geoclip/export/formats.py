@@ -159,7 +159,7 @@ def _features(record: Record, number: int) -> Iterator[dict[str, Any]]:
     exif, verdict = record.get("exif"), kml.verdict_values(record)
     if exif:
         yield tables.point_feature(exif, {**common, "kind": "where the photo itself says it was taken", **verdict})
-    whole = {key: record.get(key) for key in ("credible_radius_km", "within_km")} | verdict
+    whole = {key: record.get(key) for key in ("credible_radius_km", "within_km", "reliability")} | verdict
     sure = {key: record.get(key) for key in ("sure", "in_distribution")}
     for rank, candidate in reversed(list(enumerate(record["candidates"], 1))):
         own = {key: value for key, value in candidate.items() if key not in ("lat", "lon")}

@@ -89,7 +89,8 @@ def _folder(
     made = f"{record['model']}; {record['gallery']}; open-geoclip {record['version']}{marks}; {about['caution']}"
     verdict, sure = verdict_values(record), confidence(record)
     judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
-    _text(folder, "description", f"{review}{judged}{sure[0].upper()}{sure[1:]}. {made}")
+    measured = f"; {record['reliability']['text']}" if record.get("reliability") else ""
+    _text(folder, "description", f"{review}{judged}{sure[0].upper()}{sure[1:]}{measured}. {made}")
     for rank, candidate in enumerate(record["candidates"], 1):
         share = candidate["probability"]
         mark = ET.SubElement(folder, "Placemark")

@@ -51,6 +51,11 @@ def _columns(cls: type) -> dict[str, tuple[str, str, str | None]]:
 
 
 _ANSWER = _columns(Answer)
+_RELIABILITY = {
+    f"reliability_within_{km}_km_{kind}": (km, at)
+    for km in ("25", "200")
+    for at, kind in enumerate(("any", "recognisable"))
+}
 _MADE_BY = ("model", "gallery", "version", "image_sha256", "weights_sha256", "gallery_sha256", "error")
 COLUMNS: dict[str, str] = {
     "image": "string",
@@ -58,6 +63,8 @@ COLUMNS: dict[str, str] = {
     "rank": "int32",
     **{name: kind for name, (kind, *_) in _columns(Candidate).items()},
     **{name: kind for name, (kind, *_) in _ANSWER.items() if name not in (*_MADE_BY, "image", "text")},
+    "reliability": "string",
+    **dict.fromkeys(_RELIABILITY, "float64"),
     "exif_lat": "float64",
     "exif_lon": "float64",
     "decision": "string",
@@ -74,12 +81,15 @@ def rows(records: Sequence[Mapping[str, Any]], about: dict[str, str]) -> Iterato
     empty = dict.fromkeys(COLUMNS)
     made = {"caution": about["caution"], "created": about["created"]}
     for record in records:
-        exif = record.get("exif") or {}
+        exif, reliability = record.get("exif") or {}, record.get("reliability")
+        within = reliability and reliability["within_km"]
         common = {
             **{
                 column: record.get(name) if key is None else record.get(name, {}).get(key)
                 for column, (_, name, key) in _ANSWER.items()
             },
+            "reliability": reliability and reliability["text"],
+            **{column: within and within[km][at] for column, (km, at) in _RELIABILITY.items()},
             "exif_lat": exif.get("lat"),
             "exif_lon": exif.get("lon"),
             "decision": record.get("decision"),

@@ -30,7 +30,6 @@ from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
 from open_geoclip.scale.results import MANIFEST, PARTS, Results, part_path, part_prefix, replace_rows, write_part
 from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.locator import Locator
-from open_geoclip.search.query import Query
 
 __all__ = ["JobReport", "JobSettings", "describe_job", "run_job"]
 
@@ -135,7 +134,7 @@ def run_job(
     embedding = None if text is None else locator.encode_text([text])[0]
 
     def answers(batch: Sequence[_Decoded]) -> Iterator[tuple[str, dict[str, Any]]]:
-        query = Query(_encode(locator, batch), locator.calibration)
+        query = locator.query_encoded(_encode(locator, batch))
         if text is not None and embedding is not None:
             query = query.with_text(text, embedding, text_weight)
         for (key, _), (answer, _) in zip(batch, locator.answer([query], top_k, detail=detail), strict=False):

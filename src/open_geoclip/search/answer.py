@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.schema import Range, from_dict
 
-__all__ = ["Answer", "Candidate", "Columns", "Heat", "MultiPolygon"]
+__all__ = ["Answer", "Candidate", "Columns", "Heat", "MultiPolygon", "PlaceReliability"]
 
 Latitude = Annotated[float, Range(-90, 90)]
 Longitude = Annotated[float, Range(-180, 180)]
@@ -83,6 +83,32 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class PlaceReliability:
+    """How often answers at places like the first candidate were right: measured, not derived from this image.
+
+    Ranges are between photos of any kind and photos chosen for recognisable places.
+    """
+
+    text: Annotated[str, "In words."]
+    within_km: Annotated[
+        Mapping[str, tuple[Probability, Probability]],
+        "Shares that were right within 1, 25, 200, 750 and 2500 km: of photos of any kind, of recognisable places.",
+    ]
+    radius_km: Annotated[
+        Mapping[str, tuple[Kilometres, Kilometres]],
+        "Radii that held the truth for 50 and 90 %: of photos of recognisable places, of any kind.",
+    ]
+    measured_on: Annotated[str, "The answers that were compared with the truth."]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        ranges = {
+            name: {key: list(one) for key, one in getattr(self, name).items()} for name in ("within_km", "radius_km")
+        }
+        return vars(self) | ranges
+
+
+@dataclass(frozen=True)
 class Answer:
     """The candidates for one image or text, and what they were made with. An estimate, not evidence."""
 
@@ -118,6 +144,11 @@ class Answer:
         "Whether the image is like those that the model was calibrated on. Where it is not, its probabilities may be "
         "meaningless. Null where the model is not calibrated for the query.",
     ] = None
+    reliability: Annotated[
+        PlaceReliability | None,
+        "How often answers at such places were right. Of the released weights with their gallery, for one image "
+        "without limits or text; absent for other queries and models, and where the model is calibrated.",
+    ] = None
     sha256: Annotated[
         Mapping[str, str],
         "SHA-256 of the `image` (the bytes of its file), of the `weights` (all tensors and the settings) and of the "
@@ -141,6 +172,8 @@ class Answer:
             return {"image": self.image, "error": self.error}
         values = {"image": self.image, "text": self.text, **vars(self)}
         values["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
+        if self.reliability is not None:
+            values["reliability"] = self.reliability.to_dict()
         return {key: value for key, value in values.items() if value or key not in _LEFT_OUT}
 
     def _repr_html_(self) -> str:
@@ -169,4 +202,4 @@ class Answer:
         return answer
 
 
-_LEFT_OUT = {"image", "text", "error", "sha256", "regions", "heat"}  # when empty
+_LEFT_OUT = {"image", "text", "error", "reliability", "sha256", "regions", "heat"}  # when empty

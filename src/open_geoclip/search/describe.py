@@ -16,6 +16,7 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
 from open_geoclip.search.refine import encode_cosines
 from open_geoclip.search.regions import describe_regions
+from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
 
 __all__ = ["AnswerSettings", "describe"]
@@ -51,6 +52,7 @@ def describe(
     settings: AnswerSettings,
     top_k: int,
     *,
+    reliability: Reliability | None = None,
     detail: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the fields of each answer that follow from its posterior.
@@ -61,6 +63,7 @@ def describe(
         space: that the posterior is of.
         settings: how answers are made.
         top_k: candidates per answer. A candidate outside the area becomes the nearest place of the gallery.
+        reliability: how often such answers were right, where it was measured.
         detail: whether answers have regions and heat.
 
     Raises:
@@ -98,6 +101,7 @@ def describe(
     in_distribution: list[bool | None] = [None] * len(posterior)
     if posterior.calibration.fitted_on is not None and posterior.is_in_distribution is not None:
         in_distribution = posterior.is_in_distribution.tolist()
+    measured = [None] * len(posterior) if reliability is None else reliability.describe(coordinates[:, 0])
     return [
         {
             "candidates": tuple(
@@ -116,6 +120,7 @@ def describe(
             "countries": countries[n],
             "sure": sure[n],
             "in_distribution": in_distribution[n],
+            "reliability": measured[n],
             **(describe_regions(posterior, n, space.allowed) if detail else {}),
         }
         for n in range(len(posterior))

@@ -24,6 +24,7 @@ from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.query import Query
+from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.weights.calibrations import find_calibration
 from open_geoclip.weights.load import load_model, load_release
@@ -51,6 +52,8 @@ class Locator:
         answers: how answers are made of posteriors.
         calibration: of the model. Default: none.
         refine: search between the places of the gallery too; see :mod:`open_geoclip.search.refine`.
+        reliability: how often answers were right, where it was measured. Used for single images without a text, while
+            the model is not calibrated and answers are the most probable places of the gallery.
 
     Attributes:
         search_space: the gallery with its embeddings, cells, prior and area.
@@ -73,13 +76,14 @@ class Locator:
         answers: AnswerSettings | None = None,
         calibration: Calibration | None = None,
         refine: bool = False,
+        reliability: Reliability | None = None,
     ) -> None:
         self.model = model.eval()
         self.model_name, self.weights_sha256 = model_name, weights_sha256
         self.encoding = EncodeSettings(batch_size, max_pixels, crops)
         self.answers = answers or AnswerSettings()
         self.calibration = calibration or Calibration()
-        self.refine = refine
+        self.refine, self.reliability = refine, reliability
         if refine and self.answers.decode == "max":
             raise SettingsError("decode max answers with the gallery's places, refine looks between them")
         if self.answers.decode is None:
@@ -141,7 +145,8 @@ class Locator:
             calibration = shipped if own is None else Calibration.from_dict(own.calibration)
         model = load_model(release, backbone=backbone, towers=towers, engine=engine, dtype=dtype, device=device)
         options |= {"model_name": f"{name} {release.version}", "weights_sha256": release.fingerprint}
-        return cls(model, gallery, calibration=calibration, **options)
+        reliability = Reliability.find(release.fingerprint, gallery)
+        return cls(model, gallery, calibration=calibration, reliability=reliability, **options)
 
     def within(self, area: Area, *, keep: bool = True) -> "Locator":
         """Return a locator of the same model whose answers lie inside an area.
@@ -161,7 +166,7 @@ class Locator:
         if not area.is_limited:
             return self
         calibration = replace(self.calibration, fitted_on=None)
-        return self._replace(self.search_space.within(area, keep=keep), calibration=calibration)
+        return self._replace(self.search_space.within(area, keep=keep), calibration=calibration, reliability=None)
 
     def with_decode(self, decode: DecodeMethod) -> "Locator":
         """Return a locator of the same model and search space with another decoding.
@@ -172,7 +177,7 @@ class Locator:
         return self._replace(self.search_space, answers=replace(self.answers, decode=decode))
 
     def _replace(self, space: SearchSpace, **changes: Any) -> "Locator":
-        names = ("model_name", "weights_sha256", "answers", "calibration", "refine")
+        names = ("model_name", "weights_sha256", "answers", "calibration", "refine", "reliability")
         same = {name: getattr(self, name) for name in names} | vars(self.encoding)
         return Locator(self.model, space, **(same | changes))
 
@@ -259,7 +264,7 @@ class Locator:
         detail: bool = False,
     ) -> list[Answer]:
         """Locate images that were encoded before (:meth:`encode`); arguments and errors are those of :meth:`locate`."""
-        query = Query(EncodedBatch.from_embeddings(embeddings), self.calibration)
+        query = self.query_encoded(EncodedBatch.from_embeddings(embeddings))
         if text is not None:
             query = query.with_text(text, self.encode_text([text])[0], text_weight)
         return [answer for answer, _ in self.answer([query], top_k, detail=detail)]
@@ -292,7 +297,12 @@ class Locator:
                 parts = [] if query.error else self._posteriors(query)
                 rows = batch.embeddings.split([len(part) for part in parts]) if parts else ()
                 described = [
-                    (part, describe(part, embeddings, space, self.answers, top_k, detail=detail))
+                    (
+                        part,
+                        describe(
+                            part, embeddings, space, self.answers, top_k, reliability=query.reliability, detail=detail
+                        ),
+                    )
                     for part, embeddings in zip(parts, rows, strict=True)
                 ]
                 found = ((part, row, fields) for part, several in described for row, fields in enumerate(several))
@@ -326,11 +336,19 @@ class Locator:
     ) -> Iterator[Query]:
         """Encode images, batch by batch; arguments and errors are those of :meth:`locate`."""
         batches = encode_batches(self.model, images, self.encoding)
-        queries = (Query(batch, self.calibration) for batch in batches)
+        queries = map(self.query_encoded, batches)
         if text is None:
             return queries
         [embedding] = self.encode_text([text])
         return (query.with_text(text, embedding, text_weight) for query in queries)
+
+    def query_encoded(self, batch: EncodedBatch) -> Query:
+        """Return a query of single images that are encoded already."""
+        is_measured = self.calibration.fitted_on is None and (self.answers.decode, self.answers.prior) == (
+            "max",
+            "gallery",
+        )
+        return Query(batch, self.calibration, reliability=self.reliability if is_measured else None)
 
     def query_texts(self, texts: Sequence[str]) -> Query:
         """Encode texts; errors are those of :meth:`locate_text`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from open_geoclip.errors import SettingsError
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.trips import pool_embeddings, trip_posterior
 
@@ -30,6 +31,7 @@ class Query:
         text: what was located in words, alone or with an image, one per answer.
         log_mass: of each place, where it does not follow from the embedding alone, as of a trip.
         error: why none of them has an answer.
+        reliability: how often answers to single images were right, where it was measured.
     """
 
     encoded: EncodedBatch
@@ -37,6 +39,7 @@ class Query:
     text: Sequence[str] | None = None
     log_mass: Float[Tensor, "n m"] | None = None
     error: str | None = None
+    reliability: Reliability | None = None
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], embeddings: Float[Tensor, "n d"]) -> "Query":

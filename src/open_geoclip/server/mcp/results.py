@@ -158,7 +158,9 @@ def _line(record: Mapping[str, Any]) -> str:
     radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in record["credible_radius_km"].items())
     countries = ", ".join(f"{code} {share:.0%}" for code, share in list((record["countries"] or {}).items())[:3])
     sure = {True: "sure", False: "not sure", None: "not calibrated: probabilities compare places"}[record["sure"]]
-    rest = "; ".join(part for part in (f"probability {best['probability']:.1%}", radii, countries, sure) if part)
+    measured = (record.get("reliability") or {}).get("text")
+    parts = (f"probability {best['probability']:.1%}", radii, countries, sure, measured)
+    rest = "; ".join(part for part in parts if part)
     estimate = f"{best['lat']:.4f}, {best['lon']:.4f}{place}; {rest}; by {record['model']}"
     if not record.get("verdict"):
         return f"{name}: {estimate}"
