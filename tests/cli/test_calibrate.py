@@ -35,7 +35,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupt(folder: Path) -> None:
     """Stop a run after 96 of the 200 photos."""
 
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, resumed: int) -> None:
         if done == 96:
             raise KeyboardInterrupt
 

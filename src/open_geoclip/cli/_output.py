@@ -270,6 +270,23 @@ def progress_bar(text: str, *, log_interval_s: float | None = None) -> Iterator[
         yield show
 
 
+@contextmanager
+def resumable_progress(text: str, folder: Path) -> Iterator[Callable[[int, int, int], None]]:
+    """Show progress of work that is kept in a folder: done, all, and what an earlier run did; tell how to resume it."""
+    try:
+        with progress_bar(text, log_interval_s=30) as bar:
+
+            def progress(done: int, total: int, resumed: int) -> None:
+                if done == resumed and resumed:
+                    print(f"geoclip: {resumed:,} of {total:,} photos are done already", file=sys.stderr)
+                bar(done, total)
+
+            yield progress
+    except KeyboardInterrupt:
+        print(f"geoclip: finished photos are in {folder}: run the same command again to resume", file=sys.stderr)
+        raise
+
+
 def collect(items: Iterable[T], total: int, text: str) -> tuple[list[T], bool]:
     """Return the items, with progress on stderr, and whether the user interrupted; those that were done are kept."""
     found: list[T] = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import ImageModelOptions
-from open_geoclip.cli._output import TextFormat, TextOutput, progress_bar, to_json, write_output
+from open_geoclip.cli._output import TextFormat, TextOutput, resumable_progress, to_json, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
@@ -93,12 +93,8 @@ def _fit(source: str, options: ImageModelOptions, output: Path | None, text: Tex
         print(f"geoclip: {note}", file=sys.stderr)
     folder = Path(f"calibration-{labelled.name}") if output is None else output
     locator = options.load(calibration=options.shipped_calibration())
-    try:
-        with progress_bar("encoding", log_interval_s=30) as progress:
-            report = evaluation.calibrate(locator, labelled, folder, buffer_km=buffer_km, progress=progress)
-    except KeyboardInterrupt:
-        print(f"geoclip: embeddings are in {folder}: run the same command again to resume", file=sys.stderr)
-        raise
+    with resumable_progress("encoding", folder) as progress:
+        report = evaluation.calibrate(locator, labelled, folder, buffer_km=buffer_km, progress=progress)
     for image, reason in report.broken:
         print(f"geoclip: {image}: {reason}", file=sys.stderr)
     report.result.save()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import Bootstrap, Crops, Distance, ImageModelOptions
-from open_geoclip.cli._output import TextFormat, TextOutput, progress_bar, to_json, write_output
+from open_geoclip.cli._output import TextFormat, TextOutput, resumable_progress, to_json, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
@@ -95,29 +95,19 @@ def run(
     for text in (*describe_counts(labelled.counts), *labelled.notes):
         print(f"geoclip: {text}", file=sys.stderr)
     locator = options.load(crops=crops, **model)
-    try:
-        with progress_bar("locating", log_interval_s=30) as bar:
-
-            def progress(done: int, total: int, resumed: int) -> None:
-                if done == resumed and resumed:
-                    print(f"geoclip: {resumed:,} of {total:,} photos are done already", file=sys.stderr)
-                bar(done, total)
-
-            return evaluation.evaluate(
-                locator,
-                labelled,
-                folder,
-                distance=distance,
-                resamples=bootstrap,
-                allow_leak=allow_leak,
-                countries=countries,
-                continents=continents,
-                settings={"dtype": options.dtype},
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        print(f"geoclip: finished answers are in {folder}: run the same command again to resume", file=sys.stderr)
-        raise
+    with resumable_progress("locating", folder) as progress:
+        return evaluation.evaluate(
+            locator,
+            labelled,
+            folder,
+            distance=distance,
+            resamples=bootstrap,
+            allow_leak=allow_leak,
+            countries=countries,
+            continents=continents,
+            settings={"dtype": options.dtype},
+            progress=progress,
+        )
 
 
 def _names() -> "tuple[Names, Names] | tuple[None, None]":

@@ -1,9 +1,9 @@
 """Calibrating a model on photos of one's own: embeddings that survive interruptions, cross-validation, the fit."""
 
 import base64
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def calibrate(
     folder: Path,
     *,
     buffer_km: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> CalibrationReport:
     """Fit a calibration on photos whose places are known, and measure it by cross-validation.
 
@@ -71,7 +71,7 @@ def calibrate(
         labelled: the photos.
         folder: keeps their embeddings: the same call resumes one that was killed.
         buffer_km: see above.
-        progress: called with photos encoded, and all photos.
+        progress: called with photos encoded, all photos, and those encoded by an earlier run.
 
     Raises:
         BenchmarkError: fewer than 200 photos can be used, or they are of fewer than 20 clusters, or most of them of
@@ -84,12 +84,12 @@ def calibrate(
     settings = {**locator_settings(locator), "embeddings": True}
     del settings["calibration_sha256"]
     with Journal.opened(folder, settings, probe(locator)) as journal:
-        encoded = _encode(locator, labelled, journal, progress)
-    rows = np.array([row for row, one in enumerate(encoded) if not isinstance(one, str)], np.int64)
-    broken = [(labelled.images[row], one) for row, one in enumerate(encoded) if isinstance(one, str)]
+        lines, _ = journal.complete(labelled, partial(_encoded, locator), progress)
+    rows = np.array([row for row, line in enumerate(lines) if "error" not in line], np.int64)
+    broken = [(line["image"], line["error"]) for line in lines if "error" in line]
     if len(rows) < _MIN_PHOTOS:
         raise _too_few(f"{len(rows):,} photos that can be read")
-    embeddings = torch.from_numpy(np.stack([one for one in encoded if not isinstance(one, str)]))
+    embeddings = torch.from_numpy(np.stack([_from_text(lines[row]["embedding"]) for row in rows]))
     truth = labelled.truth[rows]
     groups = [None if labelled.groups is None else labelled.groups[row] for row in rows]
     clusters = find_clusters(truth, groups, buffer_km)
@@ -135,32 +135,12 @@ def _too_few(what: str) -> BenchmarkError:
     )
 
 
-def _encode(
-    locator: Locator, labelled: Labelled, journal: Journal, progress: Callable[[int, int], None] | None
-) -> list[Float[np.ndarray, " k"] | str]:
-    """Return the embedding of each photo, from the journal or the model, or why it cannot be read."""
-    lines: list[dict[str, Any] | None] = [None] * len(labelled)
-    if not journal.is_empty:
-        lines = [journal.answer(*photo) for photo in zip(labelled.photos, labelled.images, strict=True)]
-    done = len(lines) - lines.count(None)
-    waiting: deque[tuple[int, ImageSource]] = deque()
-
-    def missing() -> Iterator[ImageSource]:
-        for row, (photo, line) in enumerate(zip(labelled.photos, list(lines), strict=True)):
-            if line is None:
-                waiting.append((row, photo))
-                yield photo
-
-    for query in locator.query_images(missing()):
+def _encoded(locator: Locator, photos: Iterator[ImageSource]) -> Iterator[dict[str, Any]]:
+    """Yield what the journal keeps of each photo: its embedding, or why it cannot be read."""
+    for query in locator.query_images(photos):
         embeddings = iter(query.encoded.embeddings.numpy())
         for error in query.encoded.errors:
-            row, photo = waiting.popleft()
-            found = {"error": error.reason} if error else {"embedding": _to_text(next(embeddings))}
-            lines[row] = journal.add(photo, labelled.images[row], found)
-            done += 1
-        if progress is not None:
-            progress(done, len(lines))
-    return [line["error"] if "error" in line else _from_text(line["embedding"]) for line in lines if line is not None]
+            yield {"error": error.reason} if error else {"embedding": _to_text(next(embeddings))}
 
 
 def _to_text(embedding: Float[np.ndarray, " k"]) -> str:

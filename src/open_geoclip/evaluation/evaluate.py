@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from open_geoclip.evaluation.metrics import (
     score,
     summary,
 )
-from open_geoclip.images import ImageSource
+from open_geoclip.search.answer import Answer
 from open_geoclip.search.index import index_key
 from open_geoclip.search.locator import Locator
 
@@ -115,7 +114,7 @@ def evaluate(
     settings = locator_settings(locator) | (settings or {})
     started = time.perf_counter()
     with Journal.opened(folder, settings, probe(locator)) as journal:
-        lines, resumed = _answered(locator, labelled, journal, progress)
+        lines, resumed = journal.complete(labelled, lambda photos: map(_fields, locator.stream(photos, 1)), progress)
     seconds = time.perf_counter() - started
     good = np.array([row for row, line in enumerate(lines) if "error" not in line], np.int64)
     broken = [line for line in lines if "error" in line]
@@ -186,39 +185,11 @@ def evaluate(
     return Evaluation(figures, table, truth, predicted, km)
 
 
-def _answered(
-    locator: Locator,
-    labelled: Labelled,
-    journal: Journal,
-    progress: Callable[[int, int, int], None] | None,
-) -> tuple[list[dict[str, Any]], int]:
-    """Return a line per photo, from the journal or the model, and the number of those from the journal."""
-    lines: list[dict[str, Any] | None] = [None] * len(labelled)
-    if not journal.is_empty:
-        lines = [journal.answer(*photo) for photo in zip(labelled.photos, labelled.images, strict=True)]
-    resumed = done = len(lines) - lines.count(None)
-    waiting: deque[tuple[int, ImageSource]] = deque()
-
-    def unanswered() -> Iterator[ImageSource]:
-        for row, (photo, line) in enumerate(zip(labelled.photos, list(lines), strict=True)):
-            if line is None:
-                waiting.append((row, photo))
-                yield photo
-
-    if progress is not None:
-        progress(done, len(lines), resumed)
-    for answer in locator.stream(unanswered(), 1):
-        row, photo = waiting.popleft()
-        if answer.error is None:
-            best = answer.candidates[0]
-            found: dict[str, Any] = {name: getattr(best, name) for name in ("lat", "lon", "score", "probability")}
-        else:
-            found = {"error": answer.error}
-        lines[row] = journal.add(photo, labelled.images[row], found)
-        done += 1
-        if progress is not None:
-            progress(done, len(lines), resumed)
-    return [line for line in lines if line is not None], resumed
+def _fields(answer: Answer) -> dict[str, Any]:
+    """Return what the journal keeps of an answer."""
+    if answer.error is not None:
+        return {"error": answer.error}
+    return {name: getattr(answer.candidates[0], name) for name in ("lat", "lon", "score", "probability")}
 
 
 def locator_settings(locator: Locator) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 
 from open_geoclip.errors import BenchmarkError
+from open_geoclip.evaluation.labelled import Labelled
 from open_geoclip.files import sha256
 from open_geoclip.images import ImageSource
 
@@ -63,10 +65,40 @@ class Journal:
             journal._file.close()
             lock.release()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no answer of an earlier run is there."""
-        return not self._known
+    def complete(
+        self,
+        labelled: Labelled,
+        compute: Callable[[Iterator[ImageSource]], Iterable[Mapping[str, Any]]],
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Return a line per photo, from the journal or computed now, and the number of those from the journal.
+
+        Args:
+            labelled: the photos.
+            compute: yields the fields of a line for each photo that it is given, in order.
+            progress: called with photos done, all photos, and those done by an earlier run.
+        """
+        lines: list[dict[str, Any] | None] = [None] * len(labelled)
+        if self._known:
+            lines = [self.answer(*photo) for photo in zip(labelled.photos, labelled.images, strict=True)]
+        resumed = done = len(lines) - lines.count(None)
+        waiting: deque[tuple[int, ImageSource]] = deque()
+
+        def missing() -> Iterator[ImageSource]:
+            for row, (photo, line) in enumerate(zip(labelled.photos, list(lines), strict=True)):
+                if line is None:
+                    waiting.append((row, photo))
+                    yield photo
+
+        if progress is not None:
+            progress(done, len(lines), resumed)
+        for found in compute(missing()):
+            row, photo = waiting.popleft()
+            lines[row] = self.add(photo, labelled.images[row], found)
+            done += 1
+            if progress is not None:
+                progress(done, len(lines), resumed)
+        return [line for line in lines if line is not None], resumed
 
     def answer(self, photo: ImageSource, image: str) -> dict[str, Any] | None:
         """Return the line of a photo, if it is still the one that was answered."""
