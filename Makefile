@@ -95,7 +95,7 @@ proxies:
 # The tests start PostgreSQL with PostGIS in a temporary folder. If it cannot be installed, they are skipped with a message.
 postgis:
 	@ls /usr/share/postgresql/*/extension/postgis.control >/dev/null 2>&1 || \
-		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql postgresql-15-postgis-3 >/dev/null; } || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-postgis >/dev/null; } || \
 		echo "no PostGIS: the tests of databases will be skipped" >&2
 
 # The images of docs/page.md; and every case at 360, 900, 1360 and 1920 pixels, dark and light, to look at.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.export import notebook
-from open_geoclip.search.answer import Answer, Candidate, MultiPolygon
+from open_geoclip.search.answer import Answer, Candidate, MultiPolygon, PlaceReliability
 
 HOSTILE = "<script>alert('1')</script>&\"> .png"
 RING = [(10.0, 40.0), (20.0, 40.0), (20.0, 50.0), (10.0, 50.0), (10.0, 40.0)]
@@ -29,7 +29,7 @@ def answer(image: str = "", *, text: str | None = None, detail: bool = False) ->
     }
     return Answer(
         image, HOSTILE, "g", "1", candidates, text=text, regions=regions if detail else None,
-        sure=True, credible_radius_km={"50": 1.0, "90": 12.3},
+        sure=True, credible_radius_km={"50": 1.0, "90": 12.3}, reliability=PlaceReliability(HOSTILE, {}, {}, ""),
     )  # fmt: skip
 
 

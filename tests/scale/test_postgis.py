@@ -264,7 +264,7 @@ def test_what_users_get_wrong(url: Url, server: int, tmp_path: Path, capsys: pyt
     wrong = {
         f"postgresql://admin:hunter2@127.0.0.1:{server}/{database}": r"password authentication failed .*~/\.pgpass",
         f"postgresql://admin@127.0.0.1:{server}/{database}": r"no password supplied .*~/\.pgpass",
-        "postgresql://admin:hunter2@127.0.0.1:1/x": r"refused.* \(is the server running",
+        "postgresql://admin:hunter2@127.0.0.1:1/x": r"refused.* \(check host and port\)",
         f"postgresql://admin:{QUOTED}@127.0.0.1:{server}/hunter": r'"hunter" does not exist \(create it with createdb',
         url(extension=False): "no PostGIS: a superuser runs CREATE EXTENSION postgis",
         f"postgresql://reader:hunter2@127.0.0.1:{server}/{database}": r"permission denied for schema public \(the user",

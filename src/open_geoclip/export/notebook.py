@@ -46,9 +46,9 @@ def answer_html(answer: Answer) -> str:
     ]
     rows = "".join(f"<tr>{''.join(map(_cell, range(len(line)), line))}</tr>" for line in lines)
     made_by = "; ".join(escape(part) for part in (answer.model, answer.gallery, CAUTION) if part)
-    measured = f"; {answer.reliability.text}" if answer.reliability is not None else ""
+    sure = confidence(answer.to_dict()) + (f"; {answer.reliability.text}" if answer.reliability is not None else "")
     return (
-        f'<div style="max-width:660px"><div>{name}<br>{escape(confidence(answer.to_dict()))}{measured}</div>'
+        f'<div style="max-width:660px"><div>{name}<br>{escape(sure)}</div>'
         f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:center;margin:8px 0">{shown}</div>'
         f'<table style="color:inherit;font-size:inherit;border-collapse:collapse">{rows}</table>'
         f'<div style="opacity:.7;font-size:85%;margin-top:6px">{made_by}</div></div>'

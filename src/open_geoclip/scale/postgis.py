@@ -82,8 +82,7 @@ _LOCK = 0x6765_6F63_6C69_70  # "geoclip": one process creates the tables, others
 
 _HINTS = {
     r"password authentication failed|no password supplied": "put the password of the user into ~/.pgpass or PGPASSWORD",
-    r"refused|could not translate|resolve|timeout|timed out|unreachable|No such file": "is the server running, and are "
-    "host and port right?",
+    r"refused|could not translate|resolve|timeout|timed out|unreachable|No such file": "check host and port",
     r'database ".*" does not exist': "create it with createdb, and PostGIS in it with CREATE EXTENSION postgis",
     r"permission denied|must be owner": "the user needs TEMPORARY on the database, CREATE on the schema to make the "
     "tables, then SELECT, INSERT, UPDATE and DELETE on tables whose names begin with geoclip_",
@@ -194,7 +193,7 @@ class PostGIS:
         if found is None:
             raise OpenGeoCLIPError(
                 f"{self.name}: the database has no PostGIS: a superuser runs CREATE EXTENSION postgis in it "
-                "(Debian: package postgresql-15-postgis-3 and the like)"
+                "(Debian: package postgresql-postgis)"
             )
         path = "concat_ws(', ', nullif(current_setting('search_path'), ''), %s::text)"  # PostGIS may be in any schema
         execute(f"SELECT set_config('search_path', {path}, false)", [found[0]])
