@@ -6,7 +6,7 @@ import torch
 
 from open_geoclip.errors import CoordinateError, DataError
 from open_geoclip.geo.sphere import even_points, haversine_km
-from open_geoclip.training.batches import BatchRequest, FeatureSet, neighborhoods
+from open_geoclip.training.batches import BatchRequest, FeatureSet, batch_order, neighborhoods
 
 PLACES = torch.from_numpy(even_points(3000))
 DATA = FeatureSet(torch.arange(3000.0)[:, None].half(), PLACES, neighborhood=50)
@@ -63,3 +63,8 @@ def test_numpy_arrays_and_mistakes_in_them() -> None:
     features[1, 2] = np.nan
     with pytest.raises(DataError, match="row 1 of the features holds NaN"):
         FeatureSet(features, places)
+
+
+def test_an_order_holds_every_image_also_behind_the_last_whole_batch() -> None:
+    order = batch_order(PLACES[:1000], 300, 40, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(1000))

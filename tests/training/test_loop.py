@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.loop import Callbacks, learning_rate_factor, train
-from open_geoclip.training.loss import contrastive_loss, near_duplicates
+from open_geoclip.training.loss import SigLIPLoss, contrastive_loss, near_duplicates, smooth_targets
 from open_geoclip.training.settings import PAPER, TrainSettings
 
 LOCATION = LocationSettings(sigmas=(1.0, 4.0), features=16, width=32, depth=2, output=16, projection="sphere")
@@ -106,6 +106,56 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(tensor, resumed[name]), name
 
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "smooth": {"smooth_km": (2000.0, 500.0), "smooth_end": 0.1, "mask_km": 0.0},
+    "ring": {"positive_km": 500.0, "mask_km": 1000.0},
+    "weights": {"near_weight": 1.0, "near_weight_km": 1000.0, "symmetric": True},
+    "siglip": {"loss": "siglip"},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_objective_learns_and_resumes_to_the_last_bit(tmp_path: Path, name: str) -> None:
+    settings = replace(SETTINGS, **OBJECTIVES[name])
+    whole, figures = run(tmp_path / "whole", settings)
+    assert figures[-1]["loss"] < figures[0]["loss"] - 0.2
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", settings, stop_after=2)
+    resumed, again = run(tmp_path / "parts", settings, resume=True)
+    assert [one["loss"] for one in again] == [one["loss"] for one in figures[2:]]
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    if name != "weights":  # which is symmetric
+        parts, _ = run(tmp_path / "accumulated", replace(settings, epochs=1, schedule="constant", accumulate=4))
+        one, _ = run(tmp_path / "one", replace(settings, epochs=1, schedule="constant"))
+        assert all(torch.allclose(tensor, parts[key], rtol=0, atol=2e-5) for key, tensor in one.items())
+
+
+def test_the_parameters_of_a_loss_are_trained_and_resumed_but_not_in_the_model(tmp_path: Path) -> None:
+    data, loss = world(300), SigLIPLoss(-4.0)
+    model = new_model(data)
+    names = model.state_dict().keys()
+    train(model, data, replace(SETTINGS, epochs=2), tmp_path, loss=loss)
+    assert loss.bias.item() != -4.0
+    assert model.state_dict().keys() == names
+    again = SigLIPLoss()
+    train(new_model(data), data, replace(SETTINGS, epochs=2), tmp_path, loss=again, resume=True)
+    assert torch.equal(again.bias, loss.bias)
+
+
+def test_widths_shrink_geometrically_over_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[float] = []
+
+    def record(km: Tensor, sizes: list[float]) -> Tensor:
+        widths.extend(sizes)
+        return smooth_targets(km, sizes)
+
+    monkeypatch.setattr("open_geoclip.training.loop.smooth_targets", record)
+    run(tmp_path, replace(SETTINGS, epochs=2, mask_km=0.0, smooth_km=(400.0,), smooth_end=0.25))
+    steps = 300 // 32
+    assert widths == pytest.approx([400 * 0.25 ** (step / (2 * steps)) for step in range(2 * steps)])
+
+
 def test_bfloat16_learns_while_weights_and_phases_keep_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Also where the processor has no instructions for it, and it would be refused for being slow.
     monkeypatch.setattr("open_geoclip.training.loop.resolve_dtype", lambda *_: torch.bfloat16)
@@ -170,6 +220,14 @@ def test_wrong_settings(tmp_path: Path) -> None:
         TrainSettings(mask_km=math.inf)
     with pytest.raises(SettingsError, match="mask_km: at most 20,015, half the Earth"):
         TrainSettings(mask_km=21_000)
+    with pytest.raises(SettingsError, match="smooth_km: gives every place a share"):
+        TrainSettings(smooth_km=(75.0,))
+    with pytest.raises(SettingsError, match="smooth_km: widths above 0"):
+        TrainSettings(smooth_km=(75.0, 0.0), mask_km=0.0)
+    with pytest.raises(SettingsError, match="siglip knows right and wrong pairs only"):
+        TrainSettings(loss="siglip", near_weight=1.0)
+    with pytest.raises(SettingsError, match="smooth_end: at most 1"):
+        TrainSettings(smooth_end=2.0)
     with pytest.raises(SettingsError, match="10 images are fewer than a batch of 32"):
         train(new_model(world(10)), world(10), SETTINGS, tmp_path)
 

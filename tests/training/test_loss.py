@@ -14,7 +14,16 @@ from torch import Tensor
 from open_geoclip.geo.sphere import haversine_km
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder
-from open_geoclip.training.loss import add_noise, contrastive_loss, near_duplicates
+from open_geoclip.training.loss import (
+    SigLIPLoss,
+    add_noise,
+    contrastive_loss,
+    distances_km,
+    near_duplicates,
+    near_weights,
+    siglip_loss,
+    smooth_targets,
+)
 
 SCALE = torch.tensor(10.0)
 
@@ -84,3 +93,107 @@ def test_noise_has_its_metres_everywhere(lat: float, sigma_m: float) -> None:
     # The distance of two normal numbers of deviation s has the mean s sqrt(pi / 2).
     assert float(metres.mean()) == pytest.approx(sigma_m * (torch.pi / 2) ** 0.5, rel=0.03)
     assert float(moved[:, 0].abs().max()) <= 90
+
+
+PLACES = torch.tensor([[48.0, 2.0], [48.2, 2.0], [-30.0, 179.95], [-30.0, -179.95], [90.0, 0.0]], dtype=torch.float64)
+
+
+def pairs64(n: int = 3, m: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image, location = (torch.randn(k, 4, generator=generator, dtype=torch.float64) for k in (n, m))
+    scale = torch.tensor(3.0, dtype=torch.float64)
+    return image.requires_grad_(), location.requires_grad_(), scale.requires_grad_()
+
+
+def test_distances_are_great_circles() -> None:
+    torch.testing.assert_close(
+        distances_km(PLACES, PLACES), haversine_km(PLACES[:, None], PLACES[None]), rtol=1e-9, atol=1e-3
+    )
+
+
+def test_smooth_targets_are_normalised_gaussians_of_the_distance() -> None:
+    km = distances_km(PLACES[:3], PLACES)
+    gaussian = [torch.exp(-((km / width) ** 2) / 2) for width in (20.0, 75.0)]
+    expected = sum(g / g.sum(dim=1, keepdim=True) for g in gaussian) / 2
+    torch.testing.assert_close(smooth_targets(km, [20.0, 75.0]), expected)
+    torch.testing.assert_close(smooth_targets(km, [1e-2]), torch.eye(3, 5, dtype=torch.float64))
+    far = smooth_targets(km, [1e6])
+    torch.testing.assert_close(far, torch.full_like(far, 0.2), rtol=1e-3, atol=0)
+
+
+def test_the_objectives_are_the_plain_loss_in_their_limits() -> None:
+    image, location, scale = pairs64()
+    km = distances_km(PLACES[:3], PLACES)
+    plain = contrastive_loss(image, location, scale)
+    for value in (
+        contrastive_loss(image, location, scale, targets=smooth_targets(km, [1e-2])),
+        contrastive_loss(image, location, scale, weights=near_weights(km, 0.0, 500.0)),
+    ):
+        torch.testing.assert_close(value, plain)
+        found, expected = (torch.autograd.grad(x, image, retain_graph=True)[0] for x in (value, plain))
+        torch.testing.assert_close(found, expected)
+
+
+def test_smooth_targets_and_weights_against_written_out_sums() -> None:
+    image, location, scale = pairs64()
+    km = distances_km(PLACES[:3], PLACES)
+    logits = scale * image @ location.T
+    targets, weights = smooth_targets(km, [75.0]), near_weights(km, 1.5, 300.0)
+    expected = -(targets * logits.log_softmax(dim=1)).sum() / 3
+    torch.testing.assert_close(contrastive_loss(image, location, scale, targets=targets), expected)
+    # The gradient by the logits is softmax minus targets, as for any cross-entropy.
+    (found,) = torch.autograd.grad(contrastive_loss(image, location, scale, targets=targets), location)
+    torch.testing.assert_close(found, scale * (logits.softmax(dim=1) - targets).T @ image / 3)
+    w = (1 + 1.5 * torch.exp(-km / 300)).fill_diagonal_(1.0)
+    expected = ((w * logits.exp()).sum(dim=1).log() - logits.diagonal()).mean()
+    torch.testing.assert_close(contrastive_loss(image, location, scale, weights=weights), expected)
+
+
+def test_positives_within_a_radius_and_an_ignored_ring() -> None:
+    """Row 0: its neighbour at 22 km is right, one at 44 km counts not at all."""
+    places = torch.tensor([[48.0, 2.0], [48.2, 2.0], [48.4, 2.0], [-30.0, 0.0]], dtype=torch.float64)
+    image, location, scale = pairs64(1, 4)
+    positives, ignore = (near_duplicates(places[:1], places, radius) for radius in (30.0, 60.0))
+    log_p = (scale * image @ location.T)[:, [0, 1, 3]].log_softmax(dim=1)
+    found = contrastive_loss(image, location, scale, ignore=ignore, positives=positives)
+    torch.testing.assert_close(found, -log_p[0, :2].mean())
+    (gradient,) = torch.autograd.grad(found, location)
+    assert not gradient[2].any()
+
+
+def test_the_siglip_loss_against_a_written_out_reference() -> None:
+    image, location, scale = pairs64()
+    bias = torch.tensor(-2.0, dtype=torch.float64)
+    ignore, positives = torch.zeros(3, 5, dtype=torch.bool), torch.zeros(3, 5, dtype=torch.bool)
+    ignore[0, 3] = ignore[1, 2] = positives[1, 2] = True
+
+    def reference(first: int, *, with_masks: bool) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for i in range(3):
+            for j in range(5):
+                if with_masks and (i, j) == (0, 3):
+                    continue
+                z = 1 if j == first + i or (with_masks and (i, j) == (1, 2)) else -1
+                total = total + torch.log1p(torch.exp(-z * (scale * image[i] @ location[j] + bias)))
+        return total / 3
+
+    torch.testing.assert_close(siglip_loss(image, location, scale, bias, first=2), reference(2, with_masks=False))
+    found = siglip_loss(image, location, scale, bias, ignore=ignore, positives=positives)
+    torch.testing.assert_close(found, reference(0, with_masks=True))
+    module = SigLIPLoss(-2.0).double()
+    torch.testing.assert_close(module(image, location, scale, ignore=ignore, positives=positives), found)
+
+
+def test_gradients_against_finite_differences() -> None:
+    image, location, scale = pairs64()
+    bias = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
+    km = distances_km(PLACES[:3], PLACES)
+    ignore = near_duplicates(PLACES[:3], PLACES, 50.0)
+    options = {"targets": smooth_targets(km, [20.0, 200.0]), "weights": near_weights(km, 2.0, 500.0)}
+    for extra in (options, {"ignore": ignore, "positives": near_duplicates(PLACES[:3], PLACES, 15.0)}):
+        assert torch.autograd.gradcheck(
+            lambda a, b, s, extra=extra: contrastive_loss(a, b, s, **extra), (image, location, scale)
+        )
+    assert torch.autograd.gradcheck(
+        lambda a, b, s, t: siglip_loss(a, b, s, t, ignore=ignore), (image, location, scale, bias)
+    )

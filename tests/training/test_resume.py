@@ -104,15 +104,17 @@ def test_ctrl_c_saves_the_step_and_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_two_processes_make_the_steps_of_one(tmp_path: Path, symmetric: bool) -> None:
-    changes: dict[str, Any] = {
-        "epochs": 1,
-        "symmetric": symmetric,
-        "mask_km": 300.0,
-        "positive_km": 100.0,
-        "optimizer": "adam",
-    }
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"mask_km": 300.0, "positive_km": 100.0},
+        {"mask_km": 300.0, "positive_km": 100.0, "symmetric": True},
+        {"mask_km": 0.0, "smooth_km": (500.0, 100.0), "smooth_end": 0.5, "near_weight": 1.0, "symmetric": True},
+        {"loss": "siglip"},
+    ],
+)
+def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {"epochs": 1, "optimizer": "adam", **objective}
     finish(start(tmp_path / "one", **changes))
     for process in joined_pair(tmp_path / "two", **changes):
         finish(process)

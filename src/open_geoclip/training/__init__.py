@@ -9,7 +9,16 @@
 
 from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet, TrainingData
 from open_geoclip.training.loop import Callbacks, train
-from open_geoclip.training.loss import add_noise, contrastive_loss, near_duplicates
+from open_geoclip.training.loss import (
+    SigLIPLoss,
+    add_noise,
+    contrastive_loss,
+    distances_km,
+    near_duplicates,
+    near_weights,
+    siglip_loss,
+    smooth_targets,
+)
 from open_geoclip.training.run import evaluate_model, export_model
 from open_geoclip.training.settings import PAPER, TrainSettings
 
@@ -19,12 +28,17 @@ __all__ = [
     "BatchRequest",
     "Callbacks",
     "FeatureSet",
+    "SigLIPLoss",
     "TrainSettings",
     "TrainingData",
     "add_noise",
     "contrastive_loss",
+    "distances_km",
     "evaluate_model",
     "export_model",
     "near_duplicates",
+    "near_weights",
+    "siglip_loss",
+    "smooth_targets",
     "train",
 ]

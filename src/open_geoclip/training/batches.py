@@ -14,7 +14,7 @@ from torch import Tensor
 from open_geoclip.errors import DataError
 from open_geoclip.geo.sphere import check_coordinates, unit_vectors
 
-__all__ = ["Batch", "BatchRequest", "FeatureSet", "TrainingData", "neighborhoods"]
+__all__ = ["Batch", "BatchRequest", "FeatureSet", "TrainingData", "batch_order", "neighborhoods"]
 
 
 @dataclass(frozen=True)
@@ -139,22 +139,11 @@ class FeatureSet:
 
     def batches(self, request: BatchRequest) -> Iterator[Batch]:
         """Yield batches in a random order of all images; the position is the number of batches before."""
-        order = self._order(request)
+        order = batch_order(self.coordinates, request.size, self.neighborhood, request.generator())
         first = request.rank * request.rank_size
         for step in range(request.position, len(self) // request.size):
             rows = order[step * request.size :][first : first + request.rank_size]
             yield Batch(self.features[rows], self.coordinates[rows], step + 1, partial(_row_keys, rows))
-
-    def _order(self, request: BatchRequest) -> Int64[Tensor, " n"]:
-        generator = request.generator()
-        if not self.neighborhood:
-            return torch.randperm(len(self), generator=generator)
-        groups = neighborhoods(self.coordinates, self.neighborhood, generator)
-        order = torch.cat([groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()])
-        half, steps = request.size // 2, len(self) // request.size
-        near, rest = order.split([steps * half, len(self) - steps * half])
-        rest = rest[torch.randperm(len(rest), generator=generator)][: steps * (request.size - half)]
-        return torch.cat([near.view(steps, half), rest.view(steps, request.size - half)], dim=1).flatten()
 
 
 def _row_keys(rows: Int64[Tensor, " n"]) -> list[str]:
@@ -182,3 +171,26 @@ def neighborhoods(
         rows = rows[(points[rows] @ direction).argsort(stable=True)]
         open_groups += rows.tensor_split(2)
     return done
+
+
+def batch_order(
+    coordinates: Float64[Tensor, "n 2"], batch: int, neighborhood: int, generator: torch.Generator
+) -> Int64[Tensor, " n"]:
+    """Return all images in a random order; with neighbourhoods, half of each batch consists of such groups.
+
+    Args:
+        coordinates: (lat, lon) in degrees.
+        batch: images per batch.
+        neighborhood: size of the largest group; 0 draws all at random.
+        generator: of the order.
+    """
+    n = len(coordinates)
+    if not neighborhood:
+        return torch.randperm(n, generator=generator)
+    groups = neighborhoods(coordinates, neighborhood, generator)
+    order = torch.cat([groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()])
+    half, steps = batch // 2, n // batch
+    near, rest = order.split([steps * half, n - steps * half])
+    rest = rest[torch.randperm(len(rest), generator=generator)]
+    rest, left = rest.split([steps * (batch - half), n - steps * batch])
+    return torch.cat([torch.cat([near.view(steps, half), rest.view(steps, batch - half)], dim=1).flatten(), left])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
 from open_geoclip.errors import DataError, SettingsError
-from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet
+from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet, batch_order
 from open_geoclip.training.checkpoint import read_tensors, write_tensors
 from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.features import EncodedPhotos, FeatureExtractor
@@ -160,7 +160,9 @@ class CachedFeatures:
         fingerprint: of what it was made from.
         paths: of the shards.
         faults: entries that could not be used.
-        together: views of a photo that a batch shows at once; they need ``positive_km`` or ``mask_km``.
+        together: views of a photo that a batch shows at once; they need ``mask_km``, ``positive_km`` or
+            ``smooth_km``.
+        neighborhood: half of each batch consists of groups of about this many photos from one area; 0 for none.
     """
 
     features: list[Float16[Tensor, "_ views d"]]
@@ -169,6 +171,7 @@ class CachedFeatures:
     paths: list[Path]
     faults: list[SkippedRecord]
     together: int = 1
+    neighborhood: int = 0
 
     @staticmethod
     def open(home: Path, name: str) -> "CachedFeatures":
@@ -235,7 +238,8 @@ class CachedFeatures:
             mine = [rows[request.rank :: request.world] for rows in shards]
         shuffled = [mine[i] for i in torch.randperm(len(mine), generator=generator).tolist()]
         windows = [torch.cat(shuffled[i : i + WINDOW]) for i in range(0, len(shuffled), WINDOW)]
-        order = torch.cat([window[torch.randperm(len(window), generator=generator)] for window in windows])
+        parts = [batch_order(self.coordinates[w], photos, self.neighborhood, generator) for w in windows]
+        order = torch.cat([window[part] for window, part in zip(windows, parts, strict=True)])
         for step in range(request.position, len(order) // photos):
             rows = order[step * photos :][:photos]
             coordinates = self.coordinates[rows].repeat_interleave(self.together, dim=0)

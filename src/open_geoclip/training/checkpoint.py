@@ -75,7 +75,7 @@ class RunState:
     Args:
         model: the model; its backbone is not part of the state.
         optimizer: of the trained parameters.
-        trained: these parameters by name.
+        trained: these parameters by name; names of a loss's own begin with ``loss.``.
         queue: coordinates of earlier batches, the latest first.
         ranks: the processes of the run.
 
@@ -109,7 +109,8 @@ class RunState:
             for key, value in self.optimizer.state[parameter].items()
         }
         progress = {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "positions", "best")}
-        write_tensors(path, _weights(self.model) | optimizer | {"queue": self.queue}, progress)
+        weights = _weights(self.model) | {n: p.detach() for n, p in self.trained.items() if n.startswith("loss.")}
+        write_tensors(path, weights | optimizer | {"queue": self.queue}, progress)
 
     def save_within_epoch(self, path: Path) -> None:
         """Write a checkpoint between two steps, with the position and loss of every process."""
@@ -125,6 +126,8 @@ class RunState:
         tensors, progress = read_tensors(path)
         load_weights(self.model, tensors, path)
         for name, parameter in self.trained.items():
+            if name.startswith("loss."):
+                parameter.data.copy_(tensors[name])
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors.get(f"optimizer.{key}.{name}")
                 if value is not None:
@@ -155,7 +158,7 @@ def _weights(model: GeoCLIP) -> dict[str, Tensor]:
 
 def load_weights(model: GeoCLIP, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load the weights of a checkpoint into a model; raises TrainingError if they do not fit."""
-    weights = {n: t for n, t in tensors.items() if n != "queue" and not n.startswith("optimizer.")}
+    weights = {n: t for n, t in tensors.items() if n != "queue" and not n.startswith(("optimizer.", "loss."))}
     weights |= {n: t for n, t in model.state_dict().items() if n.startswith("image_encoder.backbone.")}
     try:
         model.load_state_dict(weights)

@@ -34,13 +34,22 @@ from open_geoclip.training.checkpoint import (
     read_tensors,
 )
 from open_geoclip.training.distributed import Ranks
-from open_geoclip.training.loss import add_noise, contrastive_loss, near_duplicates
+from open_geoclip.training.loss import (
+    SigLIPLoss,
+    add_noise,
+    contrastive_loss,
+    distances_km,
+    near_duplicates,
+    near_weights,
+    smooth_targets,
+)
 from open_geoclip.training.settings import TrainSettings
 
 __all__ = ["Callbacks", "Loss", "train"]
 
 Loss = Callable[..., Float[Tensor, ""]]
-"""Called as :func:`~open_geoclip.training.loss.contrastive_loss` is, with the same arguments."""
+"""Called as :func:`~open_geoclip.training.loss.contrastive_loss`: with embeddings of images and of places, ``scale``,
+and by keyword ``first``, ``ignore``, ``positives``; ``targets`` if ``smooth_km``, ``weights`` if ``near_weight``."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def train(
     folder: Path | str,
     *,
     evaluate: Callable[[GeoCLIP], Figures] | None = None,
-    loss: Loss = contrastive_loss,
+    loss: Loss | None = None,
     callbacks: Callbacks | None = None,
     resume: bool = False,
     record: Mapping[str, Any] | None = None,
@@ -84,7 +93,8 @@ def train(
         settings: see :class:`~open_geoclip.training.settings.TrainSettings`.
         folder: for checkpoint and metrics; each run has its own.
         evaluate: called with the model after each epoch; returns figures of validation images.
-        loss: replaces the contrastive loss.
+        loss: replaces the loss of the settings. Parameters of an ``nn.Module`` are trained with the model's and are in
+            the checkpoint, not in the model.
         callbacks: report progress.
         resume: continue the run in the folder, if there is one; it ends with the same weights as if never interrupted.
         record: further settings for ``run.json``, which must be the same when the run is resumed.
@@ -98,6 +108,10 @@ def train(
     checkpoint = folder / CHECKPOINT
     check_batch(settings, len(data), ranks.world)
     trained = trainable_parameters(model, settings.freeze)
+    if loss is None:
+        loss = SigLIPLoss() if settings.loss == "siglip" else contrastive_loss
+    if isinstance(loss, nn.Module):
+        trained |= dict(loss.to(model.logit_scale.device).named_parameters(prefix="loss"))
     if ranks.is_main:
         open_folder(folder, model, settings, data, record or {}, resume=resume)
     frozen = [p for p in model.parameters() if p.requires_grad and not any(p is t for t in trained.values())]
@@ -109,7 +123,9 @@ def train(
     state = RunState(model, optimizer, trained, queue, ranks)
     if ranks.broadcast(checkpoint.exists()):
         state.load(checkpoint)
-    ranks.broadcast_weights(model)
+    for module in (model, loss):
+        if isinstance(module, nn.Module):
+            ranks.broadcast_weights(module)
     with _stop_between_steps() as stop_requested:
         while state.epoch < settings.epochs and not _out_of_patience(state, settings):
             began = time.monotonic()
@@ -163,7 +179,8 @@ def _train_epoch(
             raise KeyboardInterrupt
         if not all_have_batches or batch is None:
             return
-        rate = settings.learning_rate * learning_rate_factor(settings, state.epoch, min(state.step / steps, 1.0))
+        within = min(state.step / steps, 1.0)
+        rate = settings.learning_rate * learning_rate_factor(settings, state.epoch, within)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         # Negatives are the places of the batch and of the queue; all are encoded anew, with noise.
@@ -174,7 +191,8 @@ def _train_epoch(
         candidates = torch.cat([noisy_batch, add_noise(state.queue, settings.queue_noise_m, noise)])
 
         state.optimizer.zero_grad()
-        value = _backward(state, loss, settings, batch, places, candidates)
+        progress = (state.epoch + within) / settings.epochs
+        value = _backward(state, loss, settings, batch, places, candidates, progress)
         if not math.isfinite(value):
             where = f"epoch {state.epoch}, step {state.step}; the batch is {_shorten(batch.keys())}"
             raise TrainingError(f"the loss is {value} at {where}. The last checkpoint is unharmed")
@@ -205,6 +223,7 @@ def batch_loss(
     *,
     loss: Loss = contrastive_loss,
     first: int = 0,
+    progress: float = 1.0,
     ranks: Ranks | None = None,
 ) -> Float[Tensor, ""]:
     """Return the loss of some images of a batch against all candidates.
@@ -214,9 +233,10 @@ def batch_loss(
         features: of n images.
         places: (lat, lon) of the whole batch and of the queue; those of the images are ``first`` and following.
         candidates: the same with noise: what is encoded.
-        settings: radius of ignored negatives and of positives, and whether the loss is symmetric.
+        settings: which places are right, wrong or ignored, and whether the loss is symmetric.
         loss: of embeddings.
         first: row of the first image's own place.
+        progress: share of the run that is done, for the widths of smooth targets.
         ranks: the processes that share the batch; only this one when not given.
     """
     own = slice(first, first + len(features))
@@ -224,17 +244,36 @@ def batch_loss(
     with nullcontext() if dtype == torch.float32 else torch.autocast(places.device.type, dtype):
         image, location = model.encode_features(features.float()), model.encode_location(candidates)
     scale = model.logit_scale.exp()
-    # Without a radius nothing is ignored: of the same place twice, rounding would decide.
-    ignore = near_duplicates(places[own], candidates, settings.mask_km, first) if settings.mask_km else None
-    positives = near_duplicates(places[own], places, settings.positive_km, first) if settings.positive_km else None
-    value = loss(image, location, scale, first=first, ignore=ignore, positives=positives)
+    pairs = _relations(places[own], places, candidates, settings, first, progress)
+    value = loss(image, location, scale, **pairs)
     if not settings.symmetric:
         return value
     images = image if ranks is None else ranks.gather_with_gradient(image)
-    n = len(images)
-    ignore = near_duplicates(candidates[own], places[:n], settings.mask_km, first) if settings.mask_km else None
-    positives = None if positives is None else positives[:, :n]
-    return (value + loss(location[own], images, scale, first=first, ignore=ignore, positives=positives)) / 2
+    pairs = _relations(places[own], places[: len(images)], candidates[: len(images)], settings, first, progress)
+    if settings.mask_km:
+        pairs["ignore"] = near_duplicates(candidates[own], places[: len(images)], settings.mask_km, first)
+    return (value + loss(location[own], images, scale, **pairs)) / 2
+
+
+def _relations(
+    truth: Float64[Tensor, "n 2"],
+    places: Float64[Tensor, "m 2"],
+    candidates: Float64[Tensor, "m 2"],
+    settings: TrainSettings,
+    first: int,
+    progress: float,
+) -> dict[str, Any]:
+    """Return what a loss is told about pairs of images and places; ``candidates`` are the places with noise."""
+    # Without a radius nothing is ignored: of the same place twice, rounding would decide.
+    ignore = near_duplicates(truth, candidates, settings.mask_km, first) if settings.mask_km else None
+    positives = near_duplicates(truth, places, settings.positive_km, first) if settings.positive_km else None
+    pairs: dict[str, Any] = {"first": first, "ignore": ignore, "positives": positives}
+    if settings.smooth_km:
+        widths = [width * settings.smooth_end**progress for width in settings.smooth_km]
+        pairs["targets"] = smooth_targets(distances_km(truth, places), widths)
+    if settings.near_weight:
+        pairs["weights"] = near_weights(distances_km(truth, places), settings.near_weight, settings.near_weight_km)
+    return pairs
 
 
 def _backward(
@@ -244,6 +283,7 @@ def _backward(
     batch: Batch,
     places: Float64[Tensor, "m 2"],
     candidates: Float64[Tensor, "m 2"],
+    progress: float,
 ) -> float:
     """Add up the gradient of a batch, part by part, each against all candidates; return the mean loss."""
     model, ranks = state.model, state.ranks
@@ -252,7 +292,10 @@ def _backward(
     first = ranks.rank * n
     for features in batch.features.chunk(settings.accumulate):
         share = len(features) / n
-        part = batch_loss(model, features.to(device), places, candidates, settings, loss=loss, first=first, ranks=ranks)
+        features = features.to(device)
+        part = batch_loss(
+            model, features, places, candidates, settings, loss=loss, first=first, progress=progress, ranks=ranks
+        )
         (part * share).backward()
         first, total = first + len(features), total + part.item() * share
     return total

@@ -2,19 +2,30 @@
 
 Cross-entropy of an image's embedding over the embeddings of places (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023,
 section 3.2 and equation 5). Beyond the paper's code: coordinates get noise, negatives that are too near to be wrong can
-be ignored, and several places can be right.
+be ignored, several places can be right, and the distance of a place can decide how right or how important it is.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, offset, unit_vectors
 
-__all__ = ["add_noise", "contrastive_loss", "near_duplicates"]
+__all__ = [
+    "SigLIPLoss",
+    "add_noise",
+    "contrastive_loss",
+    "distances_km",
+    "near_duplicates",
+    "near_weights",
+    "siglip_loss",
+    "smooth_targets",
+]
 
 
 def add_noise(
@@ -37,6 +48,30 @@ def near_duplicates(
     return near
 
 
+def distances_km(truth: Float64[Tensor, "n 2"], candidates: Float64[Tensor, "m 2"]) -> Float64[Tensor, "n m"]:
+    """Return the great-circle distance of each pair; rounding keeps equal places within a metre."""
+    return EARTH_RADIUS_KM * (unit_vectors(truth) @ unit_vectors(candidates).T).clamp(-1, 1).acos()
+
+
+def smooth_targets(distance_km: Float64[Tensor, "n m"], widths_km: Sequence[float]) -> Float64[Tensor, "n m"]:
+    """Return the share of each place in the target of each image: Gaussians of the distance, each row with the sum 1.
+
+    For one width s, q_ij = exp(-d_ij² / 2s²) / sum_k exp(-d_ik² / 2s²); for several, the mean of these. This is the
+    haversine smoothing of PIGEON (Haas et al., CVPR 2024, section 3.2) with places of batch and queue instead of cells
+    and a Gaussian instead of an exponential. Widths towards 0 leave the image's own place: the plain contrastive loss.
+    """
+    return torch.stack([(-((distance_km / width) ** 2) / 2).softmax(dim=1) for width in widths_km]).mean(dim=0)
+
+
+def near_weights(distance_km: Float64[Tensor, "n m"], weight: float, radius_km: float) -> Float64[Tensor, "n m"]:
+    """Return the weight of each negative in the softmax, w_ij = 1 + weight exp(-d_ij / radius_km).
+
+    Near negatives count more, as hard ones do in Robinson et al. ("Contrastive Learning with Hard Negative Samples",
+    ICLR 2021), by their distance on Earth instead of their similarity. A weight of 0 is the plain contrastive loss.
+    """
+    return 1 + weight * (-distance_km / radius_km).exp()
+
+
 def contrastive_loss(
     image: Float[Tensor, "n k"],
     location: Float[Tensor, "m k"],
@@ -45,8 +80,12 @@ def contrastive_loss(
     first: int = 0,
     ignore: Bool[Tensor, "n m"] | None = None,
     positives: Bool[Tensor, "n m"] | None = None,
+    targets: Float[Tensor, "n m"] | None = None,
+    weights: Float[Tensor, "n m"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of images over places; image i was taken at place ``first + i``.
+
+    With logits l_ij and targets q_ij it is -1/n sum_ij q_ij log(w_ij exp(l_ij) / sum_k w_ik exp(l_ik)).
 
     Args:
         image: embeddings of n images, of length 1.
@@ -56,13 +95,74 @@ def contrastive_loss(
         ignore: negatives that do not count.
         positives: further places that are right: the mean of their cross-entropies is taken, as in supervised
             contrastive learning (Khosla et al., NeurIPS 2020, equation 2). A positive is never ignored.
+        targets: q, the share of each place in what is right, of sum 1 for each image, instead of ``positives``. A
+            place with a share is never ignored.
+        weights: w, above 0, of the negatives in the softmax; those of the image's own place and positives are 1.
     """
     logits = scale * image @ location.T
     own = torch.arange(first, first + len(image), device=image.device)
+    right = torch.zeros_like(logits, dtype=torch.bool) if positives is None else positives
+    right = right.scatter(1, own[:, None], True)
+    has_share = right if targets is None else targets > 0
+    if weights is not None:
+        logits = logits + weights.log().masked_fill(right, 0.0).to(logits.dtype)
     if ignore is not None:
-        logits = logits.masked_fill(ignore if positives is None else ignore & ~positives, -torch.inf)
-    if positives is None:
+        logits = logits.masked_fill(ignore & ~has_share, -torch.inf)
+    if targets is None and positives is None:
         return F.cross_entropy(logits, own)
-    right = positives.scatter(1, own[:, None], True)
-    negative_log = -logits.log_softmax(dim=1).masked_fill(~right, 0.0)  # not times 0: ignored entries are infinite
-    return (negative_log.sum(dim=1) / right.sum(dim=1)).mean()
+    if targets is None:
+        targets = right / right.sum(dim=1, keepdim=True)
+    negative_log = -logits.log_softmax(dim=1).masked_fill(~has_share, 0.0)  # not times 0: ignored ones are infinite
+    return (targets.to(logits.dtype) * negative_log).sum(dim=1).mean()
+
+
+def siglip_loss(
+    image: Float[Tensor, "n k"],
+    location: Float[Tensor, "m k"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    *,
+    first: int = 0,
+    ignore: Bool[Tensor, "n m"] | None = None,
+    positives: Bool[Tensor, "n m"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the sigmoid loss: each pair of image and place is right or wrong by itself.
+
+    -1/n sum_ij log sigmoid(z_ij (scale x_i y_j + bias)), z_ij = 1 for right pairs and -1 for others (Zhai et al.,
+    "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, section 3.2). The queue's places are wrong for all.
+
+    Args:
+        image: embeddings of n images, of length 1.
+        location: embeddings of m >= n places, of length 1.
+        scale: what cosines are multiplied with: the inverse temperature.
+        bias: added to each logit; negative, since most pairs are wrong.
+        first: row of the first image's own place.
+        ignore: wrong pairs that do not count.
+        positives: further pairs that are right.
+    """
+    logits = scale * image @ location.T + bias
+    own = torch.arange(first, first + len(image), device=image.device)
+    right = torch.zeros_like(logits, dtype=torch.bool) if positives is None else positives
+    right = right.scatter(1, own[:, None], True)
+    loss = -F.logsigmoid(torch.where(right, logits, -logits))
+    if ignore is not None:
+        loss = loss.masked_fill(ignore & ~right, 0.0)
+    return loss.sum(dim=1).mean()
+
+
+class SigLIPLoss(nn.Module):
+    """:func:`siglip_loss` with its trained bias.
+
+    Args:
+        bias: at the start; -10 in the paper.
+    """
+
+    def __init__(self, bias: float = -10.0) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(
+        self, image: Float[Tensor, "n k"], location: Float[Tensor, "m k"], scale: Float[Tensor, ""], **pairs: Any
+    ) -> Float[Tensor, ""]:
+        """Return the loss; arguments are those of :func:`siglip_loss`."""
+        return siglip_loss(image, location, scale, self.bias, **pairs)

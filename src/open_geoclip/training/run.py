@@ -87,7 +87,8 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
         training = PixelData(source, extractor, workers=settings.data.workers)
         sample = torch.cat(next(extractor.encode(source, 512, workers=settings.data.workers)).features)[:, 0]
     else:
-        training = replace(encode(source, "training photos", extractor), together=settings.data.together)
+        together, neighborhood = settings.data.together, settings.data.neighborhood
+        training = replace(encode(source, "training photos", extractor), together=together, neighborhood=neighborhood)
         sample = training.first_view(4096).features
     held_out = None
     if validation is not None:

@@ -17,10 +17,13 @@ from open_geoclip.schema import from_dict
 
 __all__ = ["PAPER", "RECIPES", "DataSettings", "ModelSettings", "RunSettings", "TrainSettings", "read_settings"]
 
-_POSITIVE = ("epochs", "batch_size", "accumulate", "learning_rate", "gamma", "start_scale", "max_scale")
+_POSITIVE = (
+    "epochs", "batch_size", "accumulate", "learning_rate", "gamma", "start_scale", "max_scale",
+    "smooth_end", "near_weight_km",
+)  # fmt: skip
 _NOT_NEGATIVE = (
     "queue_size", "weight_decay", "warmup", "clip_norm", "noise_m", "queue_noise_m", "mask_km", "positive_km",
-    "checkpoint_every", "patience", "seed",
+    "near_weight", "checkpoint_every", "patience", "seed",
 )  # fmt: skip
 _HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
@@ -43,8 +46,14 @@ class TrainSettings:
         clip_norm: largest norm of the gradient; 0 does not clip.
         noise_m: standard deviation in metres of the noise on the batch's coordinates, north and east each.
         queue_noise_m: the same for the queue.
+        loss: ``infonce``, the cross-entropy over places, or ``siglip``, a sigmoid for each pair, with a trained bias.
         mask_km: negatives nearer to the truth than this are ignored.
         positive_km: other places of batch and queue within this radius are positives too; 0 for none.
+        smooth_km: widths of Gaussians of the distance, in km: each place of batch and queue has a share in the target
+            (the mean over the widths). Needs ``mask_km`` and ``positive_km`` of 0.
+        smooth_end: the widths at the end of the run as a share of those at its beginning; they shrink geometrically.
+        near_weight: negatives near the truth count up to 1 + ``near_weight`` times; 0 weights none.
+        near_weight_km: the distance at which that excess has fallen to 1/e.
         symmetric: classify images among places and places among images, not only the former.
         start_scale: inverse temperature at the start of new weights.
         max_scale: upper bound of the inverse temperature.
@@ -73,8 +82,13 @@ class TrainSettings:
     clip_norm: float = 0.0
     noise_m: float = 2000.0
     queue_noise_m: float = 2000.0
+    loss: Literal["infonce", "siglip"] = "infonce"
     mask_km: float = 25.0
     positive_km: float = 0.0
+    smooth_km: tuple[float, ...] = ()
+    smooth_end: float = 1.0
+    near_weight: float = 0.0
+    near_weight_km: float = 500.0
     symmetric: bool = False
     start_scale: float = 1 / 0.07
     max_scale: float = 100.0
@@ -106,6 +120,16 @@ class TrainSettings:
             raise SettingsError("symmetric: needs all images of a batch at once; set accumulate to 1")
         if self.mask_km and self.positive_km > self.mask_km:
             raise SettingsError(f"positive_km: at most mask_km ({self.mask_km}), not {self.positive_km}")
+        if any(not 0 < width <= _HALF_WAY_KM for width in self.smooth_km):
+            raise SettingsError(f"smooth_km: widths above 0 and at most {_HALF_WAY_KM:,.0f}, not {self.smooth_km}")
+        if self.smooth_km and (self.mask_km or self.positive_km):
+            raise SettingsError("smooth_km: gives every place a share: set mask_km and positive_km to 0")
+        if self.loss == "siglip" and (self.smooth_km or self.near_weight):
+            raise SettingsError(
+                "loss: siglip knows right and wrong pairs only: set smooth_km to [] and near_weight to 0"
+            )
+        if self.smooth_end > 1:
+            raise SettingsError(f"smooth_end: at most 1, not {self.smooth_end}")
         if self.patience and not self.monitor:
             raise SettingsError("patience: set monitor to the figure that must improve, such as median_km")
 
@@ -144,6 +168,8 @@ class DataSettings:
         augment: train on random views of the photos instead of each as it is.
         views: views per photo in the cache.
         together: views of one photo in a batch.
+        neighborhood: half of each batch consists of groups of about this many photos from one area, which are hard
+            negatives of each other; 0 draws all at random.
         workers: threads that decode.
         encode_batch: images that the backbone encodes at a time; 0 is 16 on a CPU and 128 on a GPU.
         cache: folder for features; ``features`` in the run's own when not given.
@@ -158,6 +184,7 @@ class DataSettings:
     augment: bool = True
     views: int = 4
     together: int = 1
+    neighborhood: int = 0
     workers: int = 2
     encode_batch: int = 0
     cache: str = ""
@@ -170,6 +197,8 @@ class DataSettings:
             raise SettingsError(f"views: 1 or more, and together at most as many, not {self.views} and {self.together}")
         if self.pixels and self.together > 1:
             raise SettingsError("together: several views at once need cached features: set pixels = false")
+        if self.neighborhood < 0 or (self.pixels and self.neighborhood):
+            raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
         if self.workers < 0 or self.encode_batch < 0:
             raise SettingsError(f"workers, encode_batch: 0 or more, not {self.workers} and {self.encode_batch}")
 
@@ -231,8 +260,8 @@ class RunSettings:
             raise SettingsError(f"monitor: {monitor} needs validation photos")
         if monitor not in ("", *FIGURES):
             raise SettingsError(f"monitor: one of {', '.join(FIGURES)}, not {monitor!r}")
-        if self.data.together > 1 and not (self.train.mask_km or self.train.positive_km):
-            raise SettingsError("together: views of one photo at once need positive_km, or mask_km, above 0")
+        if self.data.together > 1 and not (self.train.mask_km or self.train.positive_km or self.train.smooth_km):
+            raise SettingsError("together: views of one photo at once need mask_km, positive_km or smooth_km")
 
 
 FIGURES = (
