@@ -118,6 +118,12 @@ def draw_answers(
         lines: tuple[str, ...] = ("probabilities compare places,", "they are not chances of being right")
         if files:
             confidence = ["not calibrated for this"] if answer.sure is None else _confidence(answer).split("; ")
+            if answer.reliability is not None:
+                low, high = answer.reliability.within_km["25"]
+                confidence += [
+                    "answers here were right within 25 km",
+                    f"for {100 * low:.0f} to {100 * high:.0f} % of photos",
+                ]
             lines = (f"{best.lat:.3f}, {best.lon:.3f}", f"probability {100 * best.probability:.1f} %", *confidence)
         draw_posterior(
             path,
