@@ -68,6 +68,7 @@ COMMANDS = {
     # No database is there: it fails where psycopg connects.
     "postgis": f"geoclip locate a.png --model {MODEL} --output postgresql://127.0.0.1:1/none 2>&1 | tee /dev/stderr "
     "| grep refused",
+    "ray": f"mkdir -p one && cp a.png one && geoclip locate one -o ray-results --ray auto --model {MODEL} --top-k 2",
     "server": f"geoclip serve --model {MODEL}",
     "tensorboard": "geoclip train run.toml --set 'output=\"runs/second\"' --tensorboard runs/log",
     "text": "geoclip text 'a hot desert' --model earth --top-k 2",

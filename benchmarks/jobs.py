@@ -3,6 +3,9 @@
 The job runs once undisturbed, and once killed with SIGKILL at random moments: the whole process, or one that decodes.
 Each time it is continued with ``--resume``, the last time to the end. Then the rows are compared. The peak of memory is
 that of the largest process, for a twentieth of the photos and for all. The machine need not be quiet.
+
+With ``--ray`` the job runs plainly, on Ray, and on a cluster of two nodes, one of which is removed meanwhile. With
+``--cost`` the costs in docs/guides/cluster.md are worked out from rates.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import random
 import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +27,10 @@ from PIL import Image
 
 from open_geoclip.data.earth_views import views
 from open_geoclip.scale.results import Results
+
+ROOT = Path(__file__).parent
+# Photos per second of ViT-L/14 at 224 pixels, measured elsewhere: timm's result files, one GPU, compiled.
+GPUS = {"RTX 4090": 805, "RTX Pro 6000, bfloat16": 1191}
 
 KILLS = 5
 DECODER = "open_geoclip.scale.decoding"
@@ -80,17 +88,67 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return largest
 
 
+def compare_ray(photos: Path, folder: Path) -> None:
+    """Run the job plainly, on Ray, and on two nodes of which one is removed; print times and differences."""
+    start = time.monotonic()
+    run(photos, folder / "plain")
+    print(f"plain: {time.monotonic() - start:.1f} s")
+    start = time.monotonic()
+    run(photos, folder / "ray", "--ray", "auto")
+    print(f"on Ray: {time.monotonic() - start:.1f} s, its start included")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=2)
+    try:
+        command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(folder / "nodes")]
+        command += ["--part-size", "20", "--ray", cluster.address, "--ray-actors", "2:2"]
+        with subprocess.Popen(command) as process:
+            while process.poll() is None and not list((folder / "nodes").glob("part-*.parquet")):
+                time.sleep(0.2)
+            assert process.poll() is None, "the job ended before a node was removed: give more --photos"
+            done = sum(map(len, Results(folder / "nodes").keys()))
+            cluster.remove_node(node, allow_graceful=False)
+            print(f"removed one of two nodes when {done:,} photos were done; status {process.wait()}")
+    finally:
+        cluster.shutdown()
+    plain = rows(folder / "plain")
+    for name in ("ray", "nodes"):
+        difference = largest_difference(plain, rows(folder / name))
+        print(f"{name}: {len(plain):,} rows, each photo once; largest difference {difference:.1e}")
+
+
+def print_costs() -> None:
+    """Print how long a million and a billion photos take, from the rates of results/ and from those of GPUs."""
+    result = json.loads((ROOT / "results" / "released_package.json").read_text())
+    row = "A photo in batches of 8, `Locator.locate`, bfloat16"
+    rates = {f"{result['machine']['machine']}, bfloat16": 1 / statistics.median(result["rows"][row]["ours"]), **GPUS}
+    print("| machine | photos per second | 1,000,000 photos | 1,000,000,000 photos |\n| --- | --- | --- | --- |")
+    for name, rate in rates.items():
+        hours = 1e6 / rate / 3600
+        texts = [f"{value:,.{0 if value > 100 else 2}f}" for value in (rate, hours)]
+        print(f"| {name} | {texts[0]} | {texts[1]} hours | {1000 * hours:,.0f} hours |")
+
+
 def main() -> None:
     """Run both jobs and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--cost", action="store_true")
     arguments = parser.parse_args()
+    if arguments.cost:
+        print_costs()
+        return
     rng = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp())
     try:
         photos, few = folder / "photos", folder / "few"
         write_photos(photos, arguments.photos)
+        if arguments.ray:
+            compare_ray(photos, folder)
+            return
         few.mkdir()
         for path in sorted(photos.iterdir())[: arguments.photos // 20]:
             (few / path.name).hardlink_to(path)

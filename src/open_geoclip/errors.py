@@ -14,6 +14,7 @@ __all__ = [
     "ModelNameError",
     "OpenGeoCLIPError",
     "PredictionsError",
+    "RayError",
     "SettingsError",
     "TextError",
     "TrainingError",
@@ -84,6 +85,10 @@ class TrainingError(OpenGeoCLIPError, RuntimeError):
 
 class MetadataError(DataError):
     """Metadata that cannot be parsed, written or removed."""
+
+
+class RayError(OpenGeoCLIPError, RuntimeError):
+    """A Ray cluster that cannot be reached, whose nodes differ, or that has failed."""
 
 
 class MissingProgramError(OpenGeoCLIPError, RuntimeError):

@@ -22,7 +22,7 @@ from open_geoclip.cli import main
 from open_geoclip.data.earth_views import views
 from open_geoclip.errors import DataError, OpenGeoCLIPError, SettingsError
 from open_geoclip.scale.postgis import PostGIS, fingerprint
-from open_geoclip.scale.results import MANIFEST, part_path, write_part
+from open_geoclip.scale.results import MANIFEST, part_path, result_row, write_part
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.locator import Locator
 
@@ -191,7 +191,7 @@ def job(folder: Path) -> Path:
     """Write the results of a job."""
     folder.mkdir()
     (folder / MANIFEST).write_text(json.dumps(MANIFEST_OF_A_JOB))
-    write_part(part_path(folder, (1, 1)), {one["image"]: one for one in RECORDS[:-1]}, 1.0)
+    write_part(part_path(folder, (1, 1)), [result_row(one["image"], one) for one in RECORDS[:-1]], 1.0)
     return folder
 
 

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +19,7 @@ from open_geoclip.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.data.photos import PhotoSource
+    from open_geoclip.geo.areas import Area
     from open_geoclip.scale.jobs import JobSettings
     from open_geoclip.scale.postgis import PostGIS
     from open_geoclip.search.answer import Answer
@@ -44,6 +46,17 @@ class JobOptions:
     part_size: Annotated[int, Parameter(help="Photos per file, or fewer: one is written every five minutes.")] = 1000
     photo_timeout_s: Annotated[float, Parameter(help="A photo that takes longer to decode is an error.")] = 60.0
     workers: Annotated[int | None, Parameter(help="Processes that decode; default: one per processor core.")] = None
+    ray: Annotated[
+        str | None,
+        Parameter(
+            help="Run on Ray: auto is the cluster that RAY_ADDRESS names, or else this machine; HOST:PORT the cluster "
+            "that this machine is a node of."
+        ),
+    ] = None
+    ray_actors: Annotated[
+        str, Parameter(help="MIN:MAX processes of Ray that have the model; without MAX as many as there is room for.")
+    ] = "1:"
+    ray_gpus: Annotated[float, Parameter(help="GPUs of each of these, such as 1 or 0.5.")] = 0
 
     def prepare(self, images: list[Path], folder: Path) -> Callable[..., None]:
         """Return a function that runs the job with a locator; what can be refused is refused before one is loaded."""
@@ -59,8 +72,18 @@ class JobOptions:
                 f"-o {folder} has no ending such as .json, so it is the folder of a job, which has one source: a "
                 "folder of photos, a table, shards or hf:NAME. Add an ending, or name the folder of the photos"
             )
-        settings = JobSettings(**{**asdict(self), "shard": (int(number), int(count))})
-        return partial(_run_job, open_source(str(images[0]), places=False), folder, settings)
+        least, colon, most = self.ray_actors.partition(":")
+        if not (colon and least.isdecimal() and (most.isdecimal() or not most)):
+            raise SettingsError(f"--ray-actors: MIN:MAX, such as 1:8, or MIN:, not {self.ray_actors!r}")
+        if self.ray is None and (self.ray_actors, self.ray_gpus) != ("1:", 0):
+            raise SettingsError("--ray-actors and --ray-gpus are for --ray")
+        if self.ray is not None and self.workers is not None:
+            raise SettingsError("--workers is not for --ray, which decodes on all processor cores")
+        of_job = {name: value for name, value in asdict(self).items() if not name.startswith("ray")}
+        settings = JobSettings(**{**of_job, "shard": (int(number), int(count))})
+        actors = {"actors": (int(least), int(most) if most else None), "num_gpus": self.ray_gpus}
+        source = open_source(str(images[0]), places=False)
+        return partial(_run_job, source, folder, settings, address=self.ray, actors=actors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +171,12 @@ def locate(
 
         database = PostGIS(output.database)
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
-    locator = options.load(answers=settings, refine=refine, crops=crops).within(area)
+    load = partial(_load_locator, options, area, answers=settings, refine=refine, crops=crops)
+    locator = load()
     limits = {"within": within or [], "not_within": not_within or []}
     wanted: dict[str, Any] = {"top_k": top_k, "text": text, "text_weight": text_weight, "options": limits}
     if run_job is not None:
-        run_job(locator, detail=bool(output.detail), **wanted)
+        run_job(locator, load, detail=bool(output.detail), **wanted)
         return
     files, failed = photo_files(images, unique=False)
     if database is not None:
@@ -185,12 +209,32 @@ def locate(
     exit_if_failed(errors, interrupted=interrupted)
 
 
-def _run_job(source: "PhotoSource", folder: Path, settings: "JobSettings", locator: "Locator", **options: Any) -> None:
-    from open_geoclip.scale.jobs import run_job
+def _load_locator(options: ImageModelOptions, area: "Area", **settings: Any) -> "Locator":
+    """Load a locator; a function of the module, so that Ray can send it to other processes."""
+    return options.load(**settings).within(area)
 
+
+def _run_job(
+    source: "PhotoSource",
+    folder: Path,
+    settings: "JobSettings",
+    locator: "Locator",
+    load: Callable[..., "Locator"],
+    *,
+    address: str | None,
+    actors: dict[str, Any],
+    **options: Any,
+) -> None:
+    from open_geoclip.scale.jobs import run_job
+    from open_geoclip.scale.ray import RaySettings, connect
+
+    ray = None if address is None else RaySettings(load, **actors)
     try:
-        with progress_bar("locating", log_interval_s=30) as progress:
-            report = run_job(locator, source, folder, settings, progress=progress, **options)
+        with (
+            nullcontext() if address is None else connect(address),
+            progress_bar("locating", log_interval_s=30) as progress,
+        ):
+            report = run_job(locator, source, folder, settings, ray=ray, progress=progress, **options)
     except KeyboardInterrupt:
         print(f"geoclip: interrupted; {folder} has what is finished, --resume continues from there", file=sys.stderr)
         sys.exit(130)

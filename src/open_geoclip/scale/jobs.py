@@ -8,35 +8,34 @@ where its last part ends, on any machine that sees the folder, also with another
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from open_geoclip._version import __version__
-from open_geoclip.data.decoding import map_photos
-from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
-from open_geoclip.errors import DataError, ImageError, MissingExtraError, SettingsError
-from open_geoclip.export.tables import escape
+from open_geoclip.data.photos import PhotoSource
+from open_geoclip.errors import DataError, MissingExtraError, SettingsError
 from open_geoclip.files import atomic_write
-from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
-from open_geoclip.scale.results import MANIFEST, PARTS, Results, part_path, part_prefix, replace_rows, write_part
-from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.scale.batches import BatchLocator, Decoded, QuerySettings, decode_new, decode_settings
+from open_geoclip.scale.decoding import Decoder
+from open_geoclip.scale.results import MANIFEST, PARTS, Results, Row, part_path, part_prefix, replace_rows, write_part
 from open_geoclip.search.locator import Locator
+
+if TYPE_CHECKING:
+    from open_geoclip.scale.ray import RaySettings
 
 __all__ = ["JobReport", "JobSettings", "describe_job", "run_job"]
 
 _FORMAT = 1
 _MAX_PART_S = 300.0  # a slow model writes smaller parts: a kill costs minutes at most
 _Progress = Callable[[int, int | None], None]
-_Decoded = tuple[str, DecodedImage | SkippedRecord]
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def run_job(
     text_weight: float = 0.5,
     detail: bool = False,
     options: Mapping[str, Any] | None = None,
+    ray: "RaySettings | None" = None,
     progress: _Progress | None = None,
 ) -> JobReport:
     """Locate the photos of a source into a folder; read it with :class:`~open_geoclip.scale.results.Results`.
@@ -118,6 +118,9 @@ def run_job(
         text_weight: weight of the text.
         detail: whether answers have regions and heat.
         options: further settings that answers depend on, JSON-ready: they are compared when the job is resumed.
+        ray: decode and locate on the Ray cluster that this process is connected to; see
+            :mod:`open_geoclip.scale.ray`. ``locator`` then tells what the answers depend on, and may be on another
+            device than those of the cluster.
         progress: called with how many photos are done, and of how many (None: not known).
 
     Raises:
@@ -131,15 +134,7 @@ def run_job(
     manifest = describe_job(
         locator, source.name, top_k=top_k, text=text, text_weight=text_weight, detail=detail, options=options
     )
-    embedding = None if text is None else locator.encode_text([text])[0]
-
-    def answers(batch: Sequence[_Decoded]) -> Iterator[tuple[str, dict[str, Any]]]:
-        query = locator.query_encoded(_encode(locator, batch))
-        if text is not None and embedding is not None:
-            query = query.with_text(text, embedding, text_weight)
-        for (key, _), (answer, _) in zip(batch, locator.answer([query], top_k, detail=detail), strict=False):
-            yield key, answer.to_dict()
-
+    query = QuerySettings(top_k, text, text_weight, detail)
     prefix = part_prefix(*settings.shard)
     with ExitStack() as stack:
         with _writing(folder):
@@ -152,7 +147,7 @@ def run_job(
             for left in folder.glob(f".{prefix}-*.part"):  # by a process that was killed
                 left.unlink()
             _check_manifest(folder, manifest, settings)
-        return _run(locator, source, folder, settings, answers, progress)
+        return _run(locator, source, folder, settings, query, ray, progress)
 
 
 @contextmanager
@@ -171,7 +166,8 @@ def _run(
     source: PhotoSource,
     folder: Path,
     settings: JobSettings,
-    answers: Callable[[Sequence[_Decoded]], Iterable[tuple[str, dict[str, Any]]]],
+    query: QuerySettings,
+    ray: "RaySettings | None",
     progress: _Progress | None,
 ) -> JobReport:
     number, count = settings.shard
@@ -181,36 +177,28 @@ def _run(
         done, failed = done | failed.keys(), {}
     report = JobReport(done_before=len(done))
     writer = _Writer(folder, settings)
-    # Ten crops are cut from a larger image.
-    preprocessing, encoding = locator.model.image_encoder.preprocessing, locator.encoding
-    resize = preprocessing.resize if encoding.crops == 1 else round(preprocessing.crop * 256 / 224)
-    decoding = DecodeSettings(resize, preprocessing.resample, encoding.max_pixels, settings.photo_timeout_s)
+    decoding = decode_settings(locator, settings.photo_timeout_s)
     seen: set[str] = set()
 
-    def work(photo: Photo) -> DecodedImage | None:
-        name = escape(photo.key)
-        return None if name in done else decoder(photo.image, name)
+    def is_new(key: str) -> bool:
+        report.duplicates += key in seen
+        is_first = key not in seen
+        seen.add(key)
+        return is_first
 
-    def new(results: Iterable[SkippedRecord | tuple[Photo, DecodedImage | None]]) -> Iterator[_Decoded]:
-        for at, result in enumerate(results, 1):
-            key = escape(result.key if isinstance(result, SkippedRecord) else result[0].key)
-            decoded = result if isinstance(result, SkippedRecord) else result[1]
-            report.duplicates += key in seen
-            if key not in seen and key not in done and decoded is not None:
-                yield key, decoded
-            seen.add(key)
-            if progress is not None:
-                progress(at, source.count)
+    if ray is None:
+        workers = settings.workers or len(os.sched_getaffinity(0))
+        found = _locate_here(locator, source, done, Decoder(decoding), workers, query, is_new, progress)
+    else:
+        from open_geoclip.scale.ray import locate_source
 
-    workers = settings.workers or len(os.sched_getaffinity(0))
-    with Decoder(decoding) as decoder, closing(map_photos(source, work, workers=workers)) as results:
+        found = locate_source(locator, source, done, decoding, ray, query, is_new, progress)
+    with closing(found) as rows:
         try:
-            decoded = new(results)
-            while batch := list(islice(decoded, encoding.batch_size)):
-                for key, record in answers(batch):
-                    report.failed += "error" in record
-                    report.located += "error" not in record
-                    writer.add(key, record, replaces=failed.get(key))
+            for row in rows:
+                report.failed += row["error"] is not None
+                report.located += row["error"] is None
+                writer.add(row, replaces=failed.get(row["photo"]))
         except KeyboardInterrupt:
             writer.flush()
             raise
@@ -218,21 +206,30 @@ def _run(
     return report
 
 
-def _encode(locator: Locator, batch: Sequence[_Decoded]) -> EncodedBatch:
-    """Return the embeddings of images that were decoded, and the errors of those that were not.
+def _locate_here(
+    locator: Locator,
+    source: PhotoSource,
+    done: Set[str],
+    decoder: Decoder,
+    workers: int,
+    query: QuerySettings,
+    is_new: Callable[[str], bool],
+    progress: _Progress | None,
+) -> Generator[Row, None, None]:
+    """Yield rows of photos that are not done, from this process."""
+    locate = BatchLocator(locator, query)
 
-    Blank images fill the batch, for matrix products round by their size: so an answer does not depend on what else is
-    in its batch, and a job that was interrupted gives the same answers as one that was not.
-    """
-    images = [decoded.pixels for _, decoded in batch if isinstance(decoded, DecodedImage)]
-    blanks = locator.encoding.batch_size - len(images) if images else 0
-    return EncodedBatch(
-        [key for key, _ in batch] + [""] * blanks,
-        [ImageError(key, decoded.reason) if isinstance(decoded, SkippedRecord) else None for key, decoded in batch]
-        + [None] * blanks,
-        [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch] + [None] * blanks,
-        locator.encode(images + [np.zeros((1, 1, 3), np.uint8)] * blanks),
-    )
+    def new(results: Iterable[tuple[str, Decoded | None]]) -> Iterator[tuple[str, Decoded]]:
+        for at, (key, decoded) in enumerate(results, 1):
+            if is_new(key) and decoded is not None:
+                yield key, decoded
+            if progress is not None:
+                progress(at, source.count)
+
+    with decoder, closing(decode_new(source, done, decoder, workers=workers)) as results:
+        decoded = new(results)
+        while batch := list(islice(decoded, locator.encoding.batch_size)):
+            yield from locate(batch)
 
 
 class _Writer:
@@ -240,14 +237,16 @@ class _Writer:
 
     def __init__(self, folder: Path, settings: JobSettings) -> None:
         self.folder, self.settings = folder, settings
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._replaced: dict[Path, dict[str, dict[str, Any]]] = {}
+        self._rows: list[Row] = []
+        self._replaced: dict[Path, dict[str, Row]] = {}
         self._since = time.monotonic()
 
-    def add(self, key: str, record: dict[str, Any], *, replaces: Path | None = None) -> None:
+    def add(self, row: Row, *, replaces: Path | None = None) -> None:
         """Add a row; ``replaces`` is the part that has an older one."""
-        rows = self._rows if replaces is None else self._replaced.setdefault(replaces, {})
-        rows[key] = record
+        if replaces is None:
+            self._rows.append(row)
+        else:
+            self._replaced.setdefault(replaces, {})[row["photo"]] = row
         if len(self._rows) >= self.settings.part_size or time.monotonic() - self._since > _MAX_PART_S:
             self._write_part()
 
@@ -265,7 +264,7 @@ class _Writer:
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         with _writing(self.folder):
             write_part(part_path(self.folder, self.settings.shard), self._rows, seconds)
-        self._rows = {}
+        self._rows = []
 
 
 # --- manifest -------------------------------------------------------------------------------------

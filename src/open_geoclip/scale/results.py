@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,26 @@ from open_geoclip.files import atomic_file
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MANIFEST", "PARTS", "Results", "Summary", "part_path", "part_prefix", "replace_rows", "write_part"]
+__all__ = [
+    "MANIFEST",
+    "PARTS",
+    "ROW",
+    "Results",
+    "Row",
+    "Summary",
+    "part_path",
+    "part_prefix",
+    "replace_rows",
+    "result_row",
+    "write_part",
+]
 
 MANIFEST = "manifest.json"
 PARTS = "part-*-of-*-*.parquet"
 _OF_THE_JOB = {"image", "rank", "caution", "created", "model", "gallery", "version", "weights_sha256"}
 _OF_THE_JOB |= {"gallery_sha256", "image_sha256", "exif_lat", "exif_lon"}
-_ROW = {
+Row = dict[str, Any]
+ROW = {
     "photo": "string",
     "sha256": "string",
     **{name: kind for name, kind in COLUMNS.items() if name not in _OF_THE_JOB},
@@ -42,37 +55,42 @@ def part_path(folder: Path, shard: tuple[int, int]) -> Path:
     return folder / f"{prefix}-{max(numbers, default=-1) + 1:06d}.parquet"
 
 
-def write_part(path: Path, records: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+def result_row(key: str, record: Mapping[str, Any]) -> Row:
+    """Return the row of a photo.
+
+    Args:
+        key: the name of the photo.
+        record: its answer, as :meth:`open_geoclip.search.answer.Answer.to_dict` gives it.
+    """
+    first = next(rows([record], {"caution": "", "created": ""}))
+    answer = json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return {
+        **{name: first[name] for name in ROW if name in first},
+        "photo": key,
+        "sha256": first["image_sha256"],
+        "answer": answer,
+    }
+
+
+def write_part(path: Path, rows: Sequence[Row], seconds: float) -> None:
     """Write a part atomically.
 
     Args:
         path: the file.
-        records: answers as JSON-ready values, by the key of the photo.
+        rows: what :func:`result_row` returns.
         seconds: that they took.
 
     Raises:
         MissingExtraError: the extra ``parquet`` is not installed.
     """
-    _write_table(path, arrow_table([_row(*item) for item in records.items()], _ROW), seconds)
+    _write_table(path, arrow_table(rows, ROW), seconds)
 
 
-def replace_rows(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the rows of some photos in a part, atomically; arguments are those of :func:`write_part`."""
+def replace_rows(path: Path, new: Mapping[str, Row]) -> None:
+    """Replace the rows of some photos, by their names, in a part, atomically."""
     table = _read(path)
-    old = table.select(list(_ROW)).to_pylist()
-    new = [_row(row["photo"], records[row["photo"]]) if row["photo"] in records else row for row in old]
-    _write_table(path, arrow_table(new, _ROW), _seconds(table.schema))
-
-
-def _row(key: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    first = next(rows([record], {"caution": "", "created": ""}))
-    answer = json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return {
-        **{name: first[name] for name in _ROW if name in first},
-        "photo": key,
-        "sha256": first["image_sha256"],
-        "answer": answer,
-    }
+    kept = [new.get(row["photo"], row) for row in table.select(list(ROW)).to_pylist()]
+    _write_table(path, arrow_table(kept, ROW), _seconds(table.schema))
 
 
 def _write_table(path: Path, table: "pa.Table", seconds: float) -> None:

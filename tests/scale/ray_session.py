@@ -1,0 +1,87 @@
+"""What test_ray.py looks at, in one process that starts Ray once: writes results and a JSON file.
+
+It is a process of its own, for classes with the test suite's checks of array shapes cannot be sent to other processes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from open_geoclip.data.sources import open_source
+from open_geoclip.errors import OpenGeoCLIPError
+from open_geoclip.scale.batches import QuerySettings
+from open_geoclip.scale.jobs import JobReport, JobSettings, run_job
+from open_geoclip.scale.ray import RaySettings, connect, locate_dataset
+from open_geoclip.search.locator import Locator
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """Return the processes below one whose command begins with a name."""
+    ps = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=2) for line in ps.splitlines()]
+    below, found = [pid], []
+    for parent in below:
+        children = [line for line in lines if int(line[1]) == parent]
+        below += [int(line[0]) for line in children]
+        found += [int(line[0]) for line in children if line[2].startswith(name)]
+    return found
+
+
+def main(folder: Path) -> None:
+    """Run everything."""
+    load = partial(Locator.from_pretrained, "earth", cache=folder / "galleries")
+    locator, settings = load(), RaySettings(load, actors=(1, 1))
+    found: dict[str, Any] = {"killed": 0}
+
+    def run(source: Path | str, name: str, locator: Locator = locator, **options: Any) -> JobReport:
+        job = JobSettings(photo_timeout_s=3, resume=True, shard=options.pop("shard", (1, 1)))
+        return run_job(locator, open_source(source, places=False), folder / name, job, **options)
+
+    def kill_actors(done: int, total: int | None) -> None:
+        assert total == 13
+        if found["killed"] == 0:
+            for pid in descendants(os.getpid(), "ray::MapWorker"):
+                os.kill(pid, signal.SIGKILL)
+                found["killed"] += 1
+
+    table, shards = folder / "photos.csv", str(folder / "{0..1}.tar")
+    run(table, "plain")
+    run(shards, "plain-shards")
+    with connect("auto"):
+        found["job"] = vars(run(table, "ray", ray=settings, progress=kill_actors))
+        found["resumed"] = vars(run(table, "ray", ray=settings))
+        run(shards, "ray-shards", ray=settings, shard=(1, 2))
+        run(shards, "ray-shards", shard=(2, 2))
+        other = Locator(locator.model, locator.search_space, weights_sha256="0" * 64)
+        try:
+            run(table, "other", other, ray=settings)
+        except OpenGeoCLIPError as error:
+            found["other"] = [type(error).__name__, str(error)]
+
+        import ray.data
+
+        rows = [
+            {"file": str(folder / "0.jpg"), "owner": "a"},
+            {"file": str(folder / "bad.jpg"), "owner": "b"},
+            {"file": None, "owner": "c"},
+        ]
+        dataset = ray.data.from_items(rows)
+        located = locate_dataset(dataset, settings, image="file", query=QuerySettings(top_k=2))
+        found["rows"] = sorted(located.take_all(), key=lambda row: str(row["owner"]))
+        for name, other_rows in (("no column", [{"x": 1}]), ("same name", [{"image": "", "lat": 1.0}])):
+            try:
+                locate_dataset(ray.data.from_items(other_rows), settings)
+            except OpenGeoCLIPError as error:
+                found[name] = str(error)
+        listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False).stdout
+        found["listening"] = [line.split()[3] for line in listening.splitlines() if "ray" in line or "gcs" in line]
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
