@@ -65,7 +65,9 @@ def server() -> Iterator[int]:
     settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", f"port={port}"]
     words = [word for setting in settings for word in ("-c", setting)]
     with (folder / "log").open("wb") as log:
-        started: list[str | Path] = [programs[-1] / "postgres", "-D", folder / "data", *words]
+        # It ends with this process, also when that is killed.
+        dying = ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
+        started: list[str | Path] = [*dying, programs[-1] / "postgres", "-D", folder / "data", *words]
         process = subprocess.Popen(started, cwd=folder, stdout=log, stderr=log, **user)
     try:
         for _ in range(600):
