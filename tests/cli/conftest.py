@@ -29,8 +29,8 @@ Command = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
-def locators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Locator]:
-    """Return the locators that were loaded so far, by the names of their models."""
+def locators() -> dict[str, Locator]:
+    """Return the locators that were loaded so far, by their models and options."""
     return {}
 
 
@@ -46,9 +46,10 @@ def command(
     real = Locator.from_pretrained
 
     def once(name: str, **options: Any) -> Locator:
-        if name not in locators:
-            locators[name] = real(name, **options)
-        return locators[name]
+        key = repr((name, *((option, value) for option, value in options.items() if option != "progress")))
+        if key not in locators:
+            locators[key] = real(name, **options)
+        return locators[key]
 
     monkeypatch.setattr(Locator, "from_pretrained", once)
     monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(tmp_path_factory.getbasetemp() / "commands-cache"))

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,51 @@ import numpy as np
 import pytest
 from PIL import Image
 
-Geoclip = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+from open_geoclip.cli import app
+from tests.cli.conftest import Command, Ended
 
 
 @pytest.fixture
-def geoclip(cache: Path, tmp_path: Path) -> Geoclip:
-    """Run the command in an empty folder; no warning may be printed."""
+def geoclip(command: Command) -> Command:
+    """Return a function that runs the command in an empty folder; no warning may be printed."""
 
-    def run(*arguments: object, status: int = 0) -> "subprocess.CompletedProcess[str]":
+    def run(*words: object, status: int = 0) -> Ended:
+        done = command(*words, status=status)
+        assert "arning" not in done.err
+        return done
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Return a function that does the same in a process of its own."""
+    environment = {"OPEN_GEOCLIP_CACHE": str(tmp_path_factory.getbasetemp() / "commands-cache"), "NO_COLOR": "1"}
+
+    def run(*words: object, status: int = 0) -> Ended:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "open_geoclip.cli", *map(str, arguments)],
+            [sys.executable, "-W", "error", "-m", "open_geoclip.cli", *map(str, words)],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "OPEN_GEOCLIP_CACHE": str(cache), "COLUMNS": "100", "NO_COLOR": "1"},
+            env=os.environ | environment,
             check=False,
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         assert "arning" not in done.stderr
-        return done
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     return run
 
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three views, made by the command itself."""
+    """Return three views, made by the command itself."""
     folder = tmp_path_factory.mktemp("views")
     for number, place in enumerate(["41.9,12.5", "-8.05,-34.9", "64.1,-21.9"]):
-        command = [sys.executable, "-W", "error", "-m", "open_geoclip.cli", "render", place, "--width-km", "900"]
-        subprocess.run([*command, "-o", str(folder / f"view_{number}.png")], check=True, capture_output=True)
+        words = ["render", place, "--width-km", "900", "-o", str(folder / f"view_{number}.png")]
+        app(words, result_action="return_value")
     return sorted(folder.iterdir())
 
 
@@ -66,9 +74,9 @@ def test_help_is_quick_and_needs_nothing_heavy() -> None:
         assert command in done.stdout
 
 
-def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
-    done = geoclip("locate", *views, "--top-k", 3, "--format", "json")
-    answers: list[dict[str, Any]] = json.loads(done.stdout)
+def test_locate_writes_json(process: Command, views: list[Path]) -> None:
+    done = process("locate", *views, "--top-k", 3, "--format", "json")
+    answers: list[dict[str, Any]] = json.loads(done.out)
     assert [answer["image"] for answer in answers] == [str(view) for view in views]
     for answer in answers:
         assert list(answer) == [
@@ -91,27 +99,27 @@ def test_locate_writes_json(geoclip: Geoclip, views: list[Path]) -> None:
         assert abs(best["lon"] - lon) < 6
 
 
-def test_locate_walks_a_folder_and_writes_csv_to_a_file(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+def test_locate_walks_a_folder_and_writes_csv_to_a_file(geoclip: Command, views: list[Path], tmp_path: Path) -> None:
     done = geoclip("locate", views[0].parent, "--format", "csv", "--top-k", 2, "--output", "answers.csv")
-    assert done.stdout == ""
+    assert done.out == ""
     rows = list(csv.DictReader(io.StringIO((tmp_path / "answers.csv").read_text())))
     assert [row["rank"] for row in rows] == ["1", "2"] * 3
     assert {row["image"] for row in rows} == {str(view) for view in views}
     assert all(-90 <= float(row["lat"]) <= 90 for row in rows)
 
 
-def test_locate_prints_a_table_and_draws_a_map(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+def test_locate_prints_a_table_and_draws_a_map(geoclip: Command, views: list[Path], tmp_path: Path) -> None:
     done = geoclip("locate", views[0], "--map", "map.png")
-    assert str(views[0]) in done.stdout
-    assert "estimates by earth" in done.stdout
+    assert str(views[0]) in done.out
+    assert "estimates by earth" in done.out
     with Image.open(tmp_path / "map.png") as picture:
         picture.load()
         assert min(picture.size) > 300
 
 
-def test_the_table_says_first_whether_an_answer_can_be_trusted(geoclip: Geoclip, tmp_path: Path) -> None:
+def test_the_table_says_first_whether_an_answer_can_be_trusted(geoclip: Command, tmp_path: Path) -> None:
     Image.effect_noise((300, 300), 90).convert("RGB").save(tmp_path / "noise.png")
-    first, second, third, name, confidence, best, *_ = geoclip("locate", tmp_path / "noise.png").stdout.splitlines()
+    first, second, third, name, confidence, best, *_ = geoclip("locate", tmp_path / "noise.png").out.splitlines()
     assert first.startswith("The model earth is for views of the Earth from orbit.")
     assert (second.strip(), third.strip()) == ("geoclip pull geoclip", "geoclip locate --model geoclip PHOTO...")
     assert name.endswith("noise.png")
@@ -119,31 +127,31 @@ def test_the_table_says_first_whether_an_answer_can_be_trusted(geoclip: Geoclip,
     assert best.split()[0] == "1"
 
 
-def test_hostile_images_are_reported_and_the_rest_is_done(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+def test_hostile_images_are_reported_and_the_rest_is_done(process: Command, views: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "empty.jpg").write_bytes(b"")
     (bad / "text.jpg").write_text("this is no picture")
     (bad / "cut.png").write_bytes(views[0].read_bytes()[:-2000])
     Image.fromarray(np.zeros((10_000, 10_000), np.uint8)).save(bad / "bomb.png")
-    done = geoclip("locate", views[0], bad, tmp_path / "none.png", views[1], "--format", "json", status=1)
-    answers = {Path(answer["image"]).name: answer for answer in json.loads(done.stdout)}
+    done = process("locate", views[0], bad, tmp_path / "none.png", views[1], "--format", "json", status=1)
+    answers = {Path(answer["image"]).name: answer for answer in json.loads(done.out)}
     assert len(answers) == 7
     for name in ("empty.jpg", "text.jpg", "cut.png", "bomb.png", "none.png"):
         assert answers[name].keys() == {"image", "error"}
-        assert name in done.stderr
+        assert name in done.err
     assert "pixel" in answers["bomb.png"]["error"]
     assert answers["view_0.png"]["candidates"]
     assert answers["view_1.png"]["candidates"]
 
 
-def test_a_phone_photo_on_its_side_is_turned(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+def test_a_phone_photo_on_its_side_is_turned(geoclip: Command, views: list[Path], tmp_path: Path) -> None:
     with Image.open(views[0]) as picture:
         exif = Image.Exif()
         exif[0x0112] = 6  # shown turned by 90 degrees clockwise
         picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "side.png", exif=exif)
     done = geoclip("locate", views[0], tmp_path / "side.png", "--format", "json", "--top-k", 1)
-    upright, side = json.loads(done.stdout)
+    upright, side = json.loads(done.out)
     assert [upright["candidates"][0][key] for key in ("lat", "lon")] == [
         side["candidates"][0][key] for key in ("lat", "lon")
     ]
@@ -171,48 +179,48 @@ def test_a_phone_photo_on_its_side_is_turned(geoclip: Geoclip, views: list[Path]
         (["pull", "nonsense"], 2, "hub:"),
     ],
 )
-def test_wrong_use(geoclip: Geoclip, arguments: list[str], status: int, message: str) -> None:
+def test_wrong_use(geoclip: Command, arguments: list[str], status: int, message: str) -> None:
     done = geoclip(*arguments, status=status)
-    assert done.stdout == ""
-    assert message in done.stderr
+    assert done.out == ""
+    assert message in done.err
 
 
-def test_top_k_out_of_range_is_wrong_use(geoclip: Geoclip, views: list[Path]) -> None:
-    assert "top_k: at least 1" in geoclip("locate", views[0], "--top-k", 0, status=2).stderr
+def test_top_k_out_of_range_is_wrong_use(geoclip: Command, views: list[Path]) -> None:
+    assert "top_k: at least 1" in geoclip("locate", views[0], "--top-k", 0, status=2).err
 
 
-def test_embed_gives_the_released_embeddings(geoclip: Geoclip, released: Path) -> None:
+def test_embed_gives_the_released_embeddings(geoclip: Command, released: Path) -> None:
     assert released.is_dir()
-    records = json.loads(geoclip("embed", "40.7128,-74.0060", "-33.8568,151.2153", "--format", "json").stdout)
+    records = json.loads(geoclip("embed", "40.7128,-74.0060", "-33.8568,151.2153", "--format", "json").out)
     assert [(r["lat"], r["lon"]) for r in records] == [(40.7128, -74.006), (-33.8568, 151.2153)]
     assert all(len(record["vector"]) == 512 for record in records)
     np.testing.assert_allclose(records[0]["vector"][:3], [-0.01039, 0.00788, 0.01302], atol=6e-6)
     np.testing.assert_allclose(records[1]["vector"][:3], [-0.01870, 0.00666, 0.00807], atol=6e-6)
 
 
-def test_gallery_info_and_build(geoclip: Geoclip, tmp_path: Path, released: Path) -> None:
+def test_gallery_info_and_build(geoclip: Command, tmp_path: Path, released: Path) -> None:
     assert released.is_dir()
     (tmp_path / "places.csv").write_text("lat,lon\n1,2\n3,4\n1,2\n")
-    before = json.loads(geoclip("gallery", "info", "places.csv", "--format", "json").stdout)
+    before = json.loads(geoclip("gallery", "info", "places.csv", "--format", "json").out)
     assert (before["places"], before["weight"], before["vectors"]) == (2, 3.0, None)
-    built = json.loads(geoclip("gallery", "build", "places.csv", "--format", "json").stdout)
+    built = json.loads(geoclip("gallery", "build", "places.csv", "--format", "json").out)
     assert Path(built["vectors"]).is_file()
-    assert "places" in geoclip("gallery", "info", "places.csv").stdout
+    assert "places" in geoclip("gallery", "info", "places.csv").out
 
 
-def test_the_files_name_says_what_is_written(geoclip: Geoclip, views: list[Path], tmp_path: Path) -> None:
+def test_the_files_name_says_what_is_written(geoclip: Command, views: list[Path], tmp_path: Path) -> None:
     done = geoclip("locate", views[0], "--output", "a.kmz")
-    assert done.stdout == ""
+    assert done.out == ""
     with zipfile.ZipFile(tmp_path / "a.kmz") as archive:
         assert archive.namelist() == ["doc.kml", "files/1.jpg"]
         assert b"an estimate, not evidence" in archive.read("doc.kml")
     done = geoclip("locate", views[0], "--format", "geojson")
-    kinds = [feature["properties"]["kind"] for feature in json.loads(done.stdout)["features"]]
+    kinds = [feature["properties"]["kind"] for feature in json.loads(done.out)["features"]]
     assert kinds.count("candidate") == 5
     assert kinds.count("credible region") == 2
 
 
-def test_a_name_that_says_nothing_is_refused_before_work(geoclip: Geoclip) -> None:
-    done = geoclip("locate", "missing.jpg", "--output", "a.doc", status=2)
-    assert "a.doc" in done.stderr
-    assert ".geojson" in done.stderr
+def test_a_name_that_says_nothing_is_refused_before_work(process: Command) -> None:
+    done = process("locate", "missing.jpg", "--output", "a.doc", status=2)
+    assert "a.doc" in done.err
+    assert ".geojson" in done.err
