@@ -23,8 +23,25 @@ from jaxtyping import install_import_hook
 # that are imported after it, so nothing may have imported the package yet.
 assert not any(name.split(".")[0] == "open_geoclip" for name in sys.modules), "open_geoclip came before its hook"
 # An int is welcome where a float is asked for, as mypy sees it too.
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_nested_checks: dict[Any, Any] = {}
+
+
+def _check_once(function: Any) -> Any:
+    """Compile the check of a function that stands in another one only once, not at each call of the outer one.
+
+    What jaxtyping hands over has the signature of the function and no body, so equal ones are checked equally.
+    """
+    if "<locals>" not in function.__qualname__:
+        return _check(function)
+    key = (function.__module__, function.__qualname__, function.__code__, repr(function.__annotations__))
+    if key not in _nested_checks:
+        _nested_checks[key] = _check(function)
+    return _nested_checks[key]
+
+
 _checker = ModuleType("open_geoclip_checker")
-vars(_checker)["check"] = beartype(conf=BeartypeConf(is_pep484_tower=True))
+vars(_checker)["check"] = _check_once
 sys.modules[_checker.__name__] = _checker
 install_import_hook(["open_geoclip", "research"], "open_geoclip_checker.check")
 

@@ -5,7 +5,7 @@ import json
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
+
+from open_geoclip.errors import MissingProgramError
+from open_geoclip.metadata.exiftool import ExifTool
 
 LAT, LON = 48.8584, -2.2945
 _PACKET = b"""<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -113,6 +116,17 @@ def _pixels(data: bytes) -> np.ndarray:
         return np.asarray(pillow_heif.open_heif(io.BytesIO(data)).to_pillow().convert("RGB"))
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
         return np.asarray(opened.convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def tool() -> Iterator[ExifTool]:
+    """Yield the package's ExifTool, running."""
+    try:
+        running = ExifTool()
+    except MissingProgramError as error:
+        pytest.skip(str(error))
+    with running:
+        yield running
 
 
 @pytest.fixture(scope="session")

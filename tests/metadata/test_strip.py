@@ -3,7 +3,7 @@
 import io
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,6 @@ WRITABLE = ("jpg", "png", "webp", "tif")
 ESTIMATE = Estimate(-33.8568, 151.2153, "earth 1", "places, 3", "0.1", 41.5, 0.9, True)
 MAKER_NOTE = b"a maker's note " + bytes(range(200))
 FAULTS = Path(__file__).parents[3] / "shared" / "faults"
-
-
-@pytest.fixture(scope="module")
-def tool() -> Iterator[ExifTool]:
-    """Yield a running ExifTool."""
-    try:
-        running = ExifTool()
-    except MissingProgramError as error:
-        pytest.skip(str(error))
-    with running:
-        yield running
 
 
 def fault(name: str) -> bytes:

@@ -1,13 +1,11 @@
 """Places that ExifTool writes, in every group and every kind of file: none is left, and all else stays."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from open_geoclip.errors import MissingProgramError
 from open_geoclip.metadata.exiftool import ExifTool
 from open_geoclip.metadata.inspection import inspect
 from open_geoclip.metadata.locations import is_location_name
@@ -34,17 +32,6 @@ PLACES = {
 }
 KEPT = ("-m", "-n", "-XMP-xmp:Rating=4", "-XMP-dc:Title=a title", "-Artist=an artist")
 KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "tif": "TIFF", "heic": "HEIF", "avif": "AVIF", "gif": "GIF"}
-
-
-@pytest.fixture(scope="module")
-def tool() -> Iterator[ExifTool]:
-    """Yield a running ExifTool."""
-    try:
-        running = ExifTool()
-    except MissingProgramError as error:
-        pytest.skip(str(error))
-    with running:
-        yield running
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from open_geoclip import Answer, AnswerSettings, GeoCLIP, ImageEncoder, LocationEncoder, Locator, compat
+from open_geoclip import Answer, AnswerSettings, Gallery, GeoCLIP, ImageEncoder, LocationEncoder, Locator, compat
 from open_geoclip.errors import (
     ImageError,
     MissingWeightsError,
@@ -235,8 +235,12 @@ def test_top_k_out_of_range(locator: Locator, photos: list[Path], top_k: int) ->
         locator.locate(photos, top_k=top_k)
 
 
-def test_a_gallery_smaller_than_top_k_gives_fewer_candidates(locator: Locator, photos: list[Path]) -> None:
-    assert len(locator.locate(photos[:1], top_k=10**6)[0].candidates) <= len(locator.gallery)
+def test_a_gallery_smaller_than_top_k_gives_fewer_candidates(
+    locator: Locator, photos: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "few.csv").write_text("lat,lon\n" + "".join(f"{lat},{lat}\n" for lat in range(20)))
+    few = Locator(locator.model, Gallery.from_file(tmp_path / "few.csv"), answers=locator.answers)
+    assert 1 <= len(few.locate(photos[:1], top_k=10**6)[0].candidates) <= len(few.gallery) == 20
 
 
 def test_forward_is_the_contrastive_model(clip: Path) -> None:

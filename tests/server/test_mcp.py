@@ -17,6 +17,7 @@ from mcp import Client, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
 from PIL import Image
 
+from open_geoclip.cli import main
 from open_geoclip.data.earth import Earth
 
 PLACES = {"rome": (41.9, 12.5), "recife": (-8.05, -34.9), "reykjavik": (64.1, -21.9)}
@@ -400,17 +401,20 @@ def test_nothing_but_the_protocol_is_on_stdout(folder: Path, environment: dict[s
         (["--max-images", "0"], ".", 2, "max_images: 1 or more"),
     ],
 )
-def test_wrong_use(arguments: list[str], folder_name: str, status: int, message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "open_geoclip.cli", "mcp", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder_name,
-        stdin=subprocess.DEVNULL,
-    )
-    assert (done.returncode, done.stdout) == (status, "")
-    assert message in done.stderr
+def test_wrong_use(
+    arguments: list[str],
+    folder_name: str,
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder_name)
+    with pytest.raises(SystemExit) as end:
+        main(["mcp", *arguments])
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (status, "")
+    assert message in printed.err
 
 
 def test_without_the_extra_it_says_which() -> None:

@@ -93,17 +93,13 @@ class Light:
     @staticmethod
     def sample(n: int, generator: np.random.Generator) -> "Light":
         """Draw the light of n views."""
-
-        def uniform(low: float, high: float, *shape: int) -> Float[np.ndarray, "..."]:
-            return generator.uniform(low, high, shape).astype(np.float32)
-
-        brightness = uniform(0.75, 1.3, n, 1)
+        brightness = generator.uniform(0.75, 1.3, (n, 1)).astype(np.float32)
         return Light(
-            gain=brightness * uniform(0.92, 1.08, n, 3),
-            gamma=uniform(0.8, 1.25, n),
-            saturation=uniform(0.6, 1.3, n),
-            haze=np.clip(uniform(-0.2, 0.35, n), 0, None),
-            slope=uniform(-0.2, 0.2, n, 2),
+            gain=brightness * generator.uniform(0.92, 1.08, (n, 3)).astype(np.float32),
+            gamma=generator.uniform(0.8, 1.25, n).astype(np.float32),
+            saturation=generator.uniform(0.6, 1.3, n).astype(np.float32),
+            haze=np.clip(generator.uniform(-0.2, 0.35, n).astype(np.float32), 0, None),
+            slope=generator.uniform(-0.2, 0.2, (n, 2)).astype(np.float32),
         )
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Light":
@@ -240,23 +236,24 @@ def _even_resolution(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h
     return pixels
 
 
+def _column(values: Float[np.ndarray, " n"] | Float[np.ndarray, "n c"]) -> Float[Tensor, "n c 1 1"]:
+    """Return one row of values per view as they multiply its pixels."""
+    return torch.from_numpy(np.ascontiguousarray(values)).view(len(values), -1, 1, 1)
+
+
 def _lit(colours: Float[Tensor, "n 3 h w"], light: Light) -> UInt8[Tensor, "n 3 h w"]:
     """Return colours from 0 to 255 in a light."""
-
-    def factor(values: Float[np.ndarray, "..."], *shape: int) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).view(*shape)
-
-    n, _, height, width = colours.shape
+    height, width = colours.shape[2:]
     x = colours / 255
     if np.any(light.gamma != 1):
-        x = x.clamp_min_(1e-4).pow_(factor(light.gamma, n, 1, 1, 1))
+        x = x.clamp_min_(1e-4).pow_(_column(light.gamma))
     if np.any(light.saturation != 1):
         grey = 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
-        x = torch.lerp(grey.expand_as(x), x, factor(light.saturation, n, 1, 1, 1))
+        x = torch.lerp(grey.expand_as(x), x, _column(light.saturation))
     right = torch.linspace(-0.5, 0.5, width).view(1, 1, 1, width)
     down = torch.linspace(-0.5, 0.5, height).view(1, 1, height, 1)
-    slope = factor(light.slope, n, 2, 1, 1)
-    x = x * factor(light.gain, n, 3, 1, 1) * (1 + slope[:, :1] * right + slope[:, 1:] * down)
+    slope = _column(light.slope)
+    x = x * _column(light.gain) * (1 + slope[:, :1] * right + slope[:, 1:] * down)
     haze = torch.tensor([0.75, 0.82, 0.9]).view(1, 3, 1, 1)
-    x = torch.lerp(x, haze, factor(light.haze, n, 1, 1, 1))
+    x = torch.lerp(x, haze, _column(light.haze))
     return x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
