@@ -30,7 +30,7 @@ Command = Callable[..., Ended]
 
 @pytest.fixture(scope="session")
 def locators() -> dict[str, Locator]:
-    """Return the locators that were loaded so far, by their models and options."""
+    """Return the locators that were loaded so far, by the names of their models, backbones and galleries."""
     return {}
 
 
@@ -46,7 +46,7 @@ def command(
     real = Locator.from_pretrained
 
     def once(name: str, **options: Any) -> Locator:
-        key = repr((name, *((option, value) for option, value in options.items() if option != "progress")))
+        key = " ".join([name, *(str(options[key]) for key in ("backbone", "gallery") if options.get(key) is not None)])
         if key not in locators:
             locators[key] = real(name, **options)
         return locators[key]
