@@ -96,6 +96,8 @@ def compare_ray(photos: Path, folder: Path) -> None:
     start = time.monotonic()
     run(photos, folder / "ray", "--ray", "auto")
     print(f"on Ray: {time.monotonic() - start:.1f} s, its start included")
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # nodes listen to 127.0.0.1 alone
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

@@ -15,7 +15,7 @@ from PIL import Image
 from open_geoclip.cli import main
 from open_geoclip.data.earth_views import views
 from open_geoclip.data.photos import SkippedRecord
-from open_geoclip.errors import MissingExtraError, SettingsError
+from open_geoclip.errors import MissingExtraError, RayError, SettingsError
 from open_geoclip.files import sha256
 from open_geoclip.scale import ray as on_ray
 from open_geoclip.scale.decoding import DecodedImage, DecodeSettings
@@ -125,6 +125,12 @@ def test_images_of_a_dataset_may_be_bytes_and_their_names_in_another_column(fold
 def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"open-geoclip\[ray\]"), on_ray.connect("auto"):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
+def test_an_address_without_a_cluster_is_an_error_at_once(address: str) -> None:
+    with pytest.raises(RayError, match="there is no cluster"), on_ray.connect(address):
         pass
 
 

@@ -10,6 +10,7 @@ Ray is imported when a function needs it, and only then.
 import logging
 import os
 import re
+import socket
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -102,6 +103,12 @@ def connect(address: str) -> Iterator[None]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what makes Ray listen to 127.0.0.1 alone, everywhere
         # One core for the actor, one to decode with.
         options |= {"include_dashboard": False, "num_cpus": max(2, len(os.sched_getaffinity(0)))}
+    else:  # Ray itself tries for minutes
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise RayError(f"--ray {address}: there is no cluster at HOST:PORT of this name ({error})") from error
     ray = _import_ray()
     try:
         with _silent_stderr():
