@@ -96,8 +96,12 @@ def test_another_augmentation_is_another_cache(table: Path, tmp_path: Path) -> N
         cache_features(open_source(table), replace(EXTRACTOR, augmentation=None), tmp_path, views=2)
 
 
-def test_an_epoch_shows_each_photo_once_and_can_be_entered_anywhere(table: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("neighborhood", [0, 4])
+def test_an_epoch_shows_each_photo_once_and_can_be_entered_anywhere(
+    table: Path, tmp_path: Path, neighborhood: int
+) -> None:
     kept = cache_features(open_source(table), EXTRACTOR, tmp_path / "kept", views=3, shard=4)
+    kept = replace(kept, neighborhood=neighborhood)
     whole = list(kept.batches(BatchRequest(epoch=0, seed=0, size=5)))
     latitudes = torch.cat([batch.coordinates[:, 0] for batch in whole])
     assert len(latitudes.unique()) == len(latitudes) == 20
