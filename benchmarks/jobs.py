@@ -100,8 +100,8 @@ def compare_ray(photos: Path, folder: Path) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    node = cluster.add_node(num_cpus=2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=3)  # one is left to decode with after both actors moved
     try:
         command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(folder / "nodes")]
         command += ["--part-size", "20", "--ray", cluster.address, "--ray-actors", "2:2"]
