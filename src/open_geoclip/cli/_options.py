@@ -11,6 +11,7 @@ from open_geoclip.cli._output import progress_bar
 from open_geoclip.errors import CoordinateError, ImageError
 
 if TYPE_CHECKING:
+    from open_geoclip.geo.areas import Area
     from open_geoclip.search.calibration import Calibration
     from open_geoclip.search.locator import Locator
 
@@ -86,10 +87,11 @@ class ModelOptions:
     backbone: Backbone = None
     gallery: Gallery = None
 
-    def load(self, **options: Any) -> "Locator":
+    def load(self, area: "Area | None" = None, /, **options: Any) -> "Locator":
         """Load the locator; a bar shows while the gallery is encoded for the first time.
 
         Args:
+            area: limits of the answers.
             options: further arguments of :meth:`~open_geoclip.search.locator.Locator.from_pretrained`.
         """
         from open_geoclip.images import MAX_PIXELS
@@ -99,7 +101,8 @@ class ModelOptions:
         if arguments.get("max_pixels") is None:
             arguments["max_pixels"] = MAX_PIXELS
         with progress_bar("encoding the gallery, once") as progress:
-            return Locator.from_pretrained(arguments.pop("model"), progress=progress, **arguments)
+            locator = Locator.from_pretrained(arguments.pop("model"), progress=progress, **arguments)
+        return locator if area is None else locator.within(area)
 
     def shipped_calibration(self) -> "Calibration":
         """Return the calibration that comes with the weights, whether or not the user has fitted another one."""

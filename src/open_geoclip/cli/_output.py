@@ -100,11 +100,6 @@ class Output:
         return self.target if isinstance(self.target, Path) else None
 
     @property
-    def database(self) -> str | None:
-        """The URL of the database, if it is to be one. It may contain a password."""
-        return self.target if isinstance(self.target, str) else None
-
-    @property
     def format(self) -> str:
         """The format: that of ``--format``, or that of the ending of the file; else ``folder`` or ``postgis``.
 
@@ -114,7 +109,7 @@ class Output:
         offered = get_args(get_args(get_type_hints(type(self))["format_"])[0])
         endings = ", ".join(suffix for suffix, name in _SUFFIXES.items() if name in offered and suffix != ".htm")
         chosen = self.format_
-        if self.database is not None:
+        if isinstance(self.target, str):
             if not self.takes_database or chosen is not None:
                 raise SettingsError(
                     f"{self.option}: " + ("a database has no --format" if chosen else "this command writes no database")

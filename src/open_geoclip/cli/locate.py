@@ -19,7 +19,6 @@ from open_geoclip.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.data.photos import PhotoSource
-    from open_geoclip.geo.areas import Area
     from open_geoclip.scale.jobs import JobSettings
     from open_geoclip.scale.postgis import PostGIS
     from open_geoclip.search.answer import Answer
@@ -166,12 +165,12 @@ def locate(
     run_job = job.prepare(images, output.path) if is_job and output.path is not None else None
     area = Area.parse(within or (), not_within or ())  # before the model is loaded: it may be an error
     database = None
-    if output.database is not None:
+    if isinstance(output.target, str):
         from open_geoclip.scale.postgis import PostGIS
 
-        database = PostGIS(output.database)
+        database = PostGIS(output.target)
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
-    load = partial(_load_locator, options, area, answers=settings, refine=refine, crops=crops)
+    load = partial(options.load, area, answers=settings, refine=refine, crops=crops)
     locator = load()
     limits = {"within": within or [], "not_within": not_within or []}
     wanted: dict[str, Any] = {"top_k": top_k, "text": text, "text_weight": text_weight, "options": limits}
@@ -207,11 +206,6 @@ def locate(
     if map_ is not None:
         draw_answers(map_, answers, posterior, together=files if together else (), max_pixels=max_pixels)
     exit_if_failed(errors, interrupted=interrupted)
-
-
-def _load_locator(options: ImageModelOptions, area: "Area", **settings: Any) -> "Locator":
-    """Load a locator; a function of the module, so that Ray can send it to other processes."""
-    return options.load(**settings).within(area)
 
 
 def _run_job(

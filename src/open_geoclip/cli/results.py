@@ -37,10 +37,10 @@ def results(folder: Path, /, *, output: ResultsOutput = ResultsOutput()) -> None
     if output.path is not None and output.format == "table":
         raise SettingsError("a table is a summary: leave out --output, or write answers in another format")
     found = Results(folder)
-    if output.database is not None:
+    if isinstance(output.target, str):
         from open_geoclip.scale.postgis import PostGIS
 
-        with PostGIS(output.database) as database, progress_bar("writing", log_interval_s=30) as progress:
+        with PostGIS(output.target) as database, progress_bar("writing", log_interval_s=30) as progress:
             written = database.write(found.answers(), found.manifest, progress=progress)
         print_written(database.name, *written)
         return

@@ -59,11 +59,8 @@ class Area:
             AreaError: a text is not a shape, a country is unknown, or a file cannot be used.
             MissingExtraError: countries and files need the extra ``places``.
         """
-
-        def shapes(texts: str | Iterable[str]) -> tuple[Shape, ...]:
-            return tuple(map(parse_shape, [texts] if isinstance(texts, str) else texts))
-
-        return cls(shapes(within), shapes(without))
+        given = ([texts] if isinstance(texts, str) else texts for texts in (within, without))
+        return cls(*(tuple(map(parse_shape, texts)) for texts in given))
 
     @property
     def is_limited(self) -> bool:

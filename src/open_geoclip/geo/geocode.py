@@ -19,7 +19,7 @@ from open_geoclip.geo.countries import (
     has_outline,
     nearest_shore,
 )
-from open_geoclip.geo.sphere import azimuth_deg, check_coordinates, geodesic_km, unit_vectors
+from open_geoclip.geo.sphere import check_coordinates, compass_direction, geodesic_km, unit_vectors
 
 __all__ = ["Cities", "City", "Place", "describe", "load_cities", "nearest_cities"]
 
@@ -28,7 +28,6 @@ _ABROAD_KM = 1.0  # the same for a city of another country
 _FAR_KM = 100.0  # a city that is farther away says nothing about a place
 _CENTRAL, _OVERSEAS = 0.35, 5.0  # radii of a country: its central part, and parts far from the rest
 _POLAR_DEG = 80.0  # around a pole, parts of a country have no names
-_DIRECTIONS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _text(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
     in_country = city.country == code or not code
     where = city.name if in_country else f"{city.name} ({country_name(city.country)})"
     if city.distance_km >= (_IN_CITY_KM if in_country else _ABROAD_KM):
-        direction = _direction(np.array([city.lat, city.lon]), point)
+        direction = compass_direction(np.array([city.lat, city.lon]), point)
         where = f"{city.distance_km:,.0f} km {direction} of {where}"
     return f"{where}, {name}" if code else f"at sea, {where}, {country_name(city.country)}"
 
@@ -142,15 +141,12 @@ def _region(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
     if abs(centre[0]) > _POLAR_DEG or from_centre > _OVERSEAS:
         return name
     name = name.removeprefix("The ")
-    return f"central {name}" if from_centre < _CENTRAL else f"{_direction(centre, point)}ern {name}"
+    return f"central {name}" if from_centre < _CENTRAL else f"{compass_direction(centre, point)}ern {name}"
 
 
 def _offshore(point: Float64[np.ndarray, "2"]) -> str:
     """Return the distance to the nearest country: "at sea, 840 km east of Brazil"."""
     (code,), (shore,) = nearest_shore(point[None])
-    return f"at sea, {float(geodesic_km(shore, point)):,.0f} km {_direction(shore, point)} of {country_name(code)}"
-
-
-def _direction(start: Float64[np.ndarray, "2"], end: Float64[np.ndarray, "2"]) -> str:
-    """Return the direction in which the shortest line leaves ``start`` towards ``end``, as one of eight words."""
-    return _DIRECTIONS[round(azimuth_deg(start, end) / 45) % 8]
+    return (
+        f"at sea, {float(geodesic_km(shore, point)):,.0f} km {compass_direction(shore, point)} of {country_name(code)}"
+    )

@@ -24,8 +24,8 @@ __all__ = [
     "EARTH_RADIUS_KM",
     "GOLDEN_RATIO",
     "MAX_LONGITUDE_DEG",
-    "azimuth_deg",
     "check_coordinates",
+    "compass_direction",
     "coordinates_of",
     "destination",
     "even_points",
@@ -48,6 +48,7 @@ GOLDEN_RATIO = (math.sqrt(5.0) - 1) / 2
 """Fractional part of the golden ratio: successive points of a lattice turn by it."""
 
 _WGS84 = Geod(ellps="WGS84")
+_DIRECTIONS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
 
 # One kind of array in, the same kind out.
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -160,12 +161,13 @@ def geodesic_km(a: Float[np.ndarray, "*#n 2"], b: Float[np.ndarray, "*#n 2"]) ->
     return np.asarray(_WGS84.inv(lon_a, lat_a, lon_b, lat_b)[2] / 1000).reshape(a.shape[:-1])
 
 
-def azimuth_deg(start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"]) -> float:
-    """Return the azimuth, clockwise from north, at which the geodesic on WGS84 from one (lat, lon) to another starts.
+def compass_direction(start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"]) -> str:
+    """Return the direction in which the geodesic from one (lat, lon) to another starts, as one of eight words.
 
     By pyproj, as :func:`geodesic_km`.
     """
-    return float(_WGS84.inv(start[1], start[0], end[1], end[0])[0])
+    azimuth_deg, _, _ = _WGS84.inv(start[1], start[0], end[1], end[0])
+    return _DIRECTIONS[round(azimuth_deg / 45) % 8]
 
 
 # --- unit vectors ---------------------------------------------------------------------------------
