@@ -113,11 +113,12 @@ def _natural_earth() -> dict[str, str]:
 
 
 class _Outlines(NamedTuple):
-    """The areas of the source: their codes and multipolygons, and each single polygon with the row of its area."""
+    """The areas of the source: codes and multipolygons; each single polygon, its envelope, and the row of its area."""
 
     codes: list[str]
     areas: Any
     parts: Any
+    envelopes: Any
     rows: np.ndarray
 
 
@@ -136,7 +137,8 @@ def _outlines() -> _Outlines:
     points -= np.repeat(points[rings[:-1]] - steps[rings[:-1]], np.diff(rings), axis=0)
     offsets = (rings, polygons, countries)
     areas = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, points * scale + translate, offsets)
-    return _Outlines(codes, areas, *shapely.get_parts(areas, return_index=True))
+    parts, rows = shapely.get_parts(areas, return_index=True)
+    return _Outlines(codes, areas, parts, shapely.envelope(parts), rows)
 
 
 @lru_cache(maxsize=1)
@@ -162,13 +164,13 @@ def country_codes(coordinates: Float[np.ndarray, "n 2"]) -> np.ndarray:
         CoordinateError: a coordinate is not on Earth.
     """
     points = check_coordinates(np.asarray(coordinates, np.float64))
-    codes, _, parts, rows = _outlines()
+    codes, _, parts, envelopes, rows = _outlines()
     import shapely
 
     found = np.full(len(points), -1)
     if len(points):
         tree = shapely.STRtree(shapely.points(points[:, 1], points[:, 0]))
-        part_of, point_of = tree.query(shapely.envelope(parts))
+        part_of, point_of = tree.query(envelopes)
         order = np.argsort(part_of, kind="stable")
         part_of, point_of = part_of[order], point_of[order]
         for pairs in np.split(np.arange(len(part_of)), np.flatnonzero(np.diff(part_of)) + 1):
