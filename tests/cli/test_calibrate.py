@@ -17,6 +17,10 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.weights.calibrations import UserCalibration, user_calibrations
 
 SOURCE = "earth-views:validation:200"
+LACKS = (
+    '{"format": "open-geoclip-calibration", "model": "a", "gallery": "b", "weights_sha256": "c", '
+    '"gallery_sha256": "d", "calibration": {"temperature": 1.0}}'
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +139,7 @@ def test_wrong_use(words: list[str], status: int, message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "open-geoclip-calibration"}', "\0"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "open-geoclip-calibration"}', "\0", LACKS])
 def test_files_that_are_no_calibration(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(WeightsError, match=r"a\.json"):

@@ -119,6 +119,10 @@ def test_photos_or_a_plan(words: list[str], command: Command, plan: Path) -> Non
     assert "give photos" in command("tag", *words, status=2).err
 
 
+def test_a_plan_that_cannot_be_written_is_an_error_before_any_work(command: Command, tmp_path: Path) -> None:
+    assert "there is no folder none" in command("tag", ".", "--plan", "none/plan.csv", status=2).err
+
+
 def test_a_table_that_is_no_plan(command: Command, tmp_path: Path) -> None:
     (tmp_path / "places.csv").write_text("lat,lon\n1,2\n")
     assert "write" in command("tag", "--apply", "places.csv", status=1).err

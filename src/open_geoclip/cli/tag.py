@@ -60,6 +60,8 @@ def tag(
 
     if (photos is None) == (apply is None) or (plan is not None and apply is not None):
         raise SettingsError("give photos, to estimate their places, or --apply PLAN, to write those of a plan")
+    if plan is not None and not plan.parent.is_dir():
+        raise SettingsError(f"--plan {plan}: there is no folder {plan.parent}")
     rows = {} if apply is None else {row.path: row for row in read_plan(apply) if row.write}
     files, failed = (list(rows), []) if photos is None else photo_files(photos)
     exiftool = ExifTool() if into == "exif" else None

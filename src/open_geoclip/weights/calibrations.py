@@ -54,8 +54,9 @@ class UserCalibration:
         texts = ("model", "gallery", "weights_sha256", "gallery_sha256")
         if set(values) != {*texts, "calibration"} or not all(isinstance(values[name], str) for name in texts):
             raise WeightsError(f"{path}: a calibration has {', '.join(texts)} and calibration")
-        if not isinstance(values["calibration"], dict):
-            raise WeightsError(f"{path}: its calibration holds no parameters")
+        parameters = values["calibration"]
+        if not isinstance(parameters, dict) or not {"n_images", "fitted_on"} <= parameters.keys():
+            raise WeightsError(f"{path}: its calibration lacks parameters")
         return cls(**values)
 
     def to_json(self) -> str:
