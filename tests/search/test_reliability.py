@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -147,8 +147,8 @@ def test_it_is_absent_where_nothing_was_measured(locator: Locator, reliability: 
     def answer(locator: Locator) -> Answer:
         return locator.locate_embeddings(embedding, 1)[0]
 
-    def other(**options: object) -> Locator:
-        return Locator(locator.model, locator.search_space, reliability=reliability, **options)  # type: ignore[arg-type]
+    def other(**options: Any) -> Locator:
+        return Locator(locator.model, locator.search_space, reliability=reliability, **options)
 
     assert answer(other()).reliability is not None
     assert answer(locator.with_decode("max")).reliability is not None

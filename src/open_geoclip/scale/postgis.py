@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -118,12 +119,11 @@ class PostGIS:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            import psycopg
-            import shapely  # noqa: F401
-            from psycopg.conninfo import make_conninfo
-        except ImportError as error:
-            raise MissingExtraError("PostGIS", "postgis") from error
+        if not all(map(find_spec, ("psycopg", "shapely"))):
+            raise MissingExtraError("PostGIS", "postgis")
+        import psycopg
+        from psycopg.conninfo import make_conninfo
+
         parameters = _parse(url)
         user, host, port, database = (parameters.get(name, "") for name in ("user", "host", "port", "dbname"))
         self.name = f"postgresql://{user}{user and '@'}{host}{port and ':'}{port}/{database}"
