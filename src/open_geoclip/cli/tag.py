@@ -1,5 +1,6 @@
 """``geoclip tag``: write estimated places beside photos or into them."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -62,7 +63,10 @@ def tag(
         raise SettingsError("give photos, to estimate their places, or --apply PLAN, to write those of a plan")
     if plan is not None and not plan.parent.is_dir():
         raise SettingsError(f"--plan {plan}: there is no folder {plan.parent}")
-    rows = {} if apply is None else {row.path: row for row in read_plan(apply) if row.write}
+    reviewed = [] if apply is None else read_plan(apply)
+    rows = {row.path: row for row in reviewed if row.write}
+    if apply is not None:
+        print(f"geoclip: {apply}: {len(rows):,} of {len(reviewed):,} photos are to be written", file=sys.stderr)
     files, failed = (list(rows), []) if photos is None else photo_files(photos)
     exiftool = ExifTool() if into == "exif" else None
     planned: list[PlanRow] = []
