@@ -87,13 +87,13 @@ def test_a_map_encodes_nothing_again(
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(placed())
     sizes: list[int] = []
-    encode = GeoCLIP.encode_image
+    encode = GeoCLIP.encode_features
 
-    def counted(model: GeoCLIP, pixels: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(pixels))
-        return encode(model, pixels)
+    def counted(model: GeoCLIP, features: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(features))
+        return encode(model, features)
 
-    monkeypatch.setattr(GeoCLIP, "encode_image", counted)
+    monkeypatch.setattr(GeoCLIP, "encode_features", counted)
     command("locate", "a.jpg", "--map", "a.png")
     assert sizes == [1]
     assert (tmp_path / "a.png").is_file()

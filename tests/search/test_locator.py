@@ -21,6 +21,7 @@ from open_geoclip.errors import (
     SettingsError,
     WeightsError,
 )
+from open_geoclip.search.encode import EncodeSettings, encode_images
 
 ROWS = 6000  # of the released gallery: it is encoded anew for each photo by the released package
 
@@ -281,3 +282,15 @@ def test_clear_errors(clip: Path, tmp_path: Path, save_clip: Callable[..., Path]
     other = save_clip(tmp_path / "other", projection=64)
     with pytest.raises(WeightsError, match="features of length 768"):
         Locator.from_pretrained("geoclip", backbone=f"dir:{other}")
+
+
+def test_encoded_images_keep_the_features_of_the_backbone(locator: Locator, photos: list[Path]) -> None:
+    model = locator.model
+    batch = encode_images(model, photos[:3], EncodeSettings(batch_size=2))
+    assert batch.features is not None
+    assert batch.features.shape == (3, model.image_encoder.settings.feature_dim)
+    assert torch.equal(model.encode_features(batch.features[:2]), batch.embeddings[:2])
+    ten = encode_images(model, photos[:1], EncodeSettings(crops=10)).features
+    assert ten is not None
+    assert ten.shape == (1, batch.features.shape[1])
+    assert not torch.equal(ten, batch.features[:1])

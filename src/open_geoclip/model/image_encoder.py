@@ -137,11 +137,15 @@ class ImageEncoder(nn.Module):
         Raises:
             SettingsError: the encoder has no backbone.
         """
+        return self.forward_head(self.forward_backbone(pixels))
+
+    @torch.no_grad()
+    def forward_backbone(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Return features of preprocessed images, as :meth:`forward_head` reads them; errors are those of the call."""
         if self.backbone is None:
             raise SettingsError("this image encoder has no backbone: give features to forward_head, or load one")
-        with torch.no_grad():
-            features = self.backbone(pixels)
-        return self.forward_head(features)
+        features: Tensor = self.backbone(pixels)
+        return features
 
     def forward_head(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Return embeddings of features that the backbone computed before."""

@@ -1,7 +1,7 @@
 """Batches of a job: photos that are decoded, and the rows that are made of them, in this process or in one of Ray."""
 
 from collections.abc import Generator, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from open_geoclip.errors import ImageError
 from open_geoclip.export.tables import escape
 from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
 from open_geoclip.scale.results import Row, result_row
-from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.encode import EncodedBatch, encode_images
 from open_geoclip.search.locator import Locator
 
 __all__ = ["BatchLocator", "Decoded", "QuerySettings", "decode_new", "decode_settings"]
@@ -83,10 +83,14 @@ class BatchLocator:
         """
         images = [decoded.pixels for _, decoded in batch if isinstance(decoded, DecodedImage)]
         blanks = self.locator.encoding.batch_size - len(images) if images else 0
-        return EncodedBatch(
-            [key for key, _ in batch] + [""] * blanks,
-            [ImageError(key, decoded.reason) if isinstance(decoded, SkippedRecord) else None for key, decoded in batch]
+        return replace(
+            encode_images(self.locator.model, images + [np.zeros((1, 1, 3), np.uint8)] * blanks, self.locator.encoding),
+            names=[key for key, _ in batch] + [""] * blanks,
+            errors=[
+                ImageError(key, decoded.reason) if isinstance(decoded, SkippedRecord) else None
+                for key, decoded in batch
+            ]
             + [None] * blanks,
-            [decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch] + [None] * blanks,
-            self.locator.encode(images + [np.zeros((1, 1, 3), np.uint8)] * blanks),
+            sha256=[decoded.sha256 if isinstance(decoded, DecodedImage) else None for _, decoded in batch]
+            + [None] * blanks,
         )

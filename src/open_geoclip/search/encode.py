@@ -54,12 +54,15 @@ class EncodedBatch:
         errors: why an image could not be read, or None; one per image.
         sha256: of the bytes of each file; None for arrays, PIL images and what could not be read.
         embeddings: of those that could be read, in order; float32, of length 1, or the mean of ten such.
+        features: of the same images, as the backbone gives them and the head reads them, or the mean of ten such;
+            float32. None where embeddings came without them.
     """
 
     names: list[str]
     errors: list[ImageError | None]
     sha256: list[str | None]
     embeddings: Float[Tensor, "n k"]
+    features: Float[Tensor, "n d"] | None = None
 
     @classmethod
     def from_embeddings(cls, embeddings: Float[Tensor, "n k"]) -> "EncodedBatch":
@@ -106,7 +109,7 @@ def encode_batches(
                     pixels.append(prepared)
                     errors.append(None)
                     hashes.append(sha256)
-            yield EncodedBatch([name for name, _ in batch], errors, hashes, _encode(model, pixels, settings))
+            yield EncodedBatch([name for name, _ in batch], errors, hashes, *_encode(model, pixels, settings))
             batch, ahead = ahead, submit()
 
 
@@ -118,18 +121,19 @@ def encode_images(
     Raises:
         ImageError: an image cannot be read.
     """
-    settings = settings or EncodeSettings()
-    names: list[str] = []
-    hashes: list[str | None] = []
-    parts = [_encode(model, [], settings)]
-    for batch in encode_batches(model, images, settings):
-        for error in batch.errors:
-            if error is not None:
-                raise error
-        names += batch.names
-        hashes += batch.sha256
-        parts.append(batch.embeddings)
-    return EncodedBatch(names, [None] * len(names), hashes, torch.cat(parts))
+    batches = list(encode_batches(model, images, settings))
+    for error in itertools.chain.from_iterable(batch.errors for batch in batches):
+        if error is not None:
+            raise error
+    if not batches:
+        return EncodedBatch.from_embeddings(torch.empty(0, model.location_encoder.settings.output))
+    return EncodedBatch(
+        [name for batch in batches for name in batch.names],
+        [None for batch in batches for _ in batch.names],
+        [sha256 for batch in batches for sha256 in batch.sha256],
+        torch.cat([batch.embeddings for batch in batches]),
+        torch.cat([batch.features for batch in batches if batch.features is not None]),
+    )
 
 
 def _preprocess(
@@ -147,11 +151,17 @@ def _preprocess(
 
 
 @torch.inference_mode()
-def _encode(model: GeoCLIP, pixels: list[Float[Tensor, "crops 3 h w"]], settings: EncodeSettings) -> Tensor:
-    """Return one embedding an image; logits are linear in it, so the mean's are the mean of the crops' logits."""
+def _encode(
+    model: GeoCLIP, pixels: list[Float[Tensor, "crops 3 h w"]], settings: EncodeSettings
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
+    """Return one embedding and feature per image; logits are linear in embeddings: the mean's are the mean logits."""
+    encoder = model.image_encoder
     if not pixels:
-        return torch.empty(0, model.location_encoder.settings.output)
+        return torch.empty(0, encoder.settings.widths[-1]), torch.empty(0, encoder.settings.feature_dim)
     device = model.logit_scale.device
-    parts = [model.encode_image(part.to(device)) for part in torch.cat(pixels).split(settings.batch_size)]
-    embeddings = torch.cat(parts).cpu()
-    return embeddings if settings.crops == 1 else embeddings.view(len(pixels), settings.crops, -1).mean(dim=1)
+    features = [encoder.forward_backbone(part.to(device)) for part in torch.cat(pixels).split(settings.batch_size)]
+    embeddings = [model.encode_features(part) for part in features]
+    of_crops = (len(pixels), settings.crops, -1)
+    return torch.cat(embeddings).cpu().view(of_crops).mean(dim=1), torch.cat(features).float().cpu().view(
+        of_crops
+    ).mean(dim=1)
