@@ -86,6 +86,7 @@ def test_what_mp16_costs_follows_from_the_rates(benchmark_module: Callable[[str]
 @pytest.mark.parametrize(
     ("page", "name"),
     [
+        ("benchmarks-gpu.md", "python benchmarks/gpu.py"),
         ("location-embeddings.md", "make location-benchmark"),
         ("refinement.md", "make refinement, earth"),
         ("refinement.md", "make refinement, released"),
