@@ -25,11 +25,11 @@ app = App(
 )
 _COMMANDS = (
     *("locate", "results", "text", "verify", "tag", "strip", "serve", "mcp"),
-    *("embed", "similar", "where", "gallery", "render"),
+    *("embed", "similar", "where", "gallery", "index", "render"),
     *("models", "pull", "push", "train", "data"),
     *("evaluate", "calibrate", "score", "compare", "reproduce"),
 )
-_GROUPS = ("data", "gallery")
+_GROUPS = ("data", "gallery", "index")
 
 
 def _read_help(name: str) -> str:

@@ -10,7 +10,8 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,9 @@ from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image, read_bytes
 from open_geoclip.model.geoclip import GeoCLIP
 
-__all__ = ["EncodeSettings", "EncodedBatch", "encode_batches", "encode_images"]
+__all__ = ["EncodeSettings", "EncodedBatch", "encode_batches", "encode_images", "perceptual_hash"]
+
+_CENTRE = 4  # of ten crops
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class EncodedBatch:
         embeddings: of those that could be read, in order; float32, of length 1, or the mean of ten such.
         features: of the same images, as the backbone gives them and the head reads them, or the mean of ten such;
             float32. None where embeddings came without them.
+        perceptual_hashes: of the same images, see :func:`perceptual_hash`; None like features.
     """
 
     names: list[str]
@@ -63,6 +67,7 @@ class EncodedBatch:
     sha256: list[str | None]
     embeddings: Float[Tensor, "n k"]
     features: Float[Tensor, "n d"] | None = None
+    perceptual_hashes: UInt8[np.ndarray, "n 32"] | None = None
 
     @classmethod
     def from_embeddings(cls, embeddings: Float[Tensor, "n k"]) -> "EncodedBatch":
@@ -133,7 +138,17 @@ def encode_images(
         [sha256 for batch in batches for sha256 in batch.sha256],
         torch.cat([batch.embeddings for batch in batches]),
         torch.cat([batch.features for batch in batches if batch.features is not None]),
+        np.concatenate([batch.perceptual_hashes for batch in batches if batch.perceptual_hashes is not None]),
     )
+
+
+def perceptual_hash(pixels: Float[Tensor, "n 3 h w"]) -> UInt8[np.ndarray, "n 32"]:
+    """Return a difference hash of 256 bits: whether each of 16 x 16 blocks is darker than the one to its right.
+
+    Compression, resizing and changes of brightness alter few bits; different photos differ in about half of them.
+    """
+    grey = F.adaptive_avg_pool2d(pixels.mean(dim=1, keepdim=True), (16, 17))[:, 0]
+    return np.packbits((grey.diff(dim=2) > 0).flatten(1).numpy(), axis=1)
 
 
 def _preprocess(
@@ -153,15 +168,18 @@ def _preprocess(
 @torch.inference_mode()
 def _encode(
     model: GeoCLIP, pixels: list[Float[Tensor, "crops 3 h w"]], settings: EncodeSettings
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
-    """Return one embedding and feature per image; logits are linear in embeddings: the mean's are the mean logits."""
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"], UInt8[np.ndarray, "n 32"]]:
+    """Return embedding, feature and hash per image; logits are linear in embeddings: the mean's are the mean logits."""
     encoder = model.image_encoder
     if not pixels:
-        return torch.empty(0, encoder.settings.widths[-1]), torch.empty(0, encoder.settings.feature_dim)
+        none = torch.empty(0, encoder.settings.widths[-1]), torch.empty(0, encoder.settings.feature_dim)
+        return *none, np.empty((0, 32), np.uint8)
     device = model.logit_scale.device
     features = [encoder.forward_backbone(part.to(device)) for part in torch.cat(pixels).split(settings.batch_size)]
     embeddings = [model.encode_features(part) for part in features]
     of_crops = (len(pixels), settings.crops, -1)
-    return torch.cat(embeddings).cpu().view(of_crops).mean(dim=1), torch.cat(features).float().cpu().view(
-        of_crops
-    ).mean(dim=1)
+    return (
+        torch.cat(embeddings).cpu().view(of_crops).mean(dim=1),
+        torch.cat(features).float().cpu().view(of_crops).mean(dim=1),
+        perceptual_hash(torch.stack([crops[0 if settings.crops == 1 else _CENTRE] for crops in pixels])),
+    )

@@ -1,0 +1,165 @@
+"""``geoclip index``: photos with known places, to be found by photos that look like them."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from open_geoclip.cli._options import ImageModelOptions
+from open_geoclip.cli._output import TextOutput, progress_bar
+from open_geoclip.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from open_geoclip.search.photo_index import PhotoIndex
+
+__all__ = ["add", "app", "build", "info", "remove"]
+
+app = App(name="index", help="Index photos with known places, for geoclip locate --index.")
+
+Images = Annotated[
+    str | None, Parameter(help="Where the images of a table are, if not next to it: a folder, or tar shards.")
+]
+Source = Annotated[
+    str,
+    Parameter(
+        help="A table (CSV, Parquet), a folder of photos with GPS, tar shards (shards/{000..012}.tar or their folder), "
+        "hf:NAME, earth-views:SPLIT:COUNT, or a safetensors file with features and coordinates of photos."
+    ),
+]
+Folder = Annotated[Path, Parameter(name=["--output", "-o"], help="The folder of the index.")]
+Thumbnails = Annotated[
+    int, Parameter(help="Longest side of the thumbnails that are kept for reports and the page, in pixels; 0: none.")
+]
+
+
+@app.command
+def build(
+    source: Source,
+    /,
+    *,
+    folder: Folder,
+    images: Images = None,
+    thumbnails: Thumbnails = 0,
+    workers: int = 2,
+    options: ImageModelOptions = ImageModelOptions(),
+) -> None:
+    """Make an index of photos whose places are known.
+
+    It holds features, coordinates, names and groups of the photos, not the photos. If it is interrupted, geoclip index
+    add continues.
+
+    Args:
+        workers: Threads that decode.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"{folder} exists already; geoclip index add {source} -o {folder} continues or extends it")
+    _index(source, folder, None, images, thumbnails, workers, options)
+
+
+@app.command
+def add(
+    source: Source,
+    /,
+    *,
+    folder: Folder,
+    images: Images = None,
+    thumbnails: Thumbnails = 0,
+    workers: int = 2,
+    options: ImageModelOptions = ImageModelOptions(),
+) -> None:
+    """Add photos to an index, except those that it has: a photo is recognised by the SHA-256 of its file.
+
+    Args:
+        workers: Threads that decode.
+    """
+    from open_geoclip.search.photo_index import PhotoIndex
+
+    _index(source, folder, PhotoIndex.open(folder), images, thumbnails, workers, options)
+
+
+@app.command
+def info(folder: Path, /, *, output: TextOutput = TextOutput()) -> None:
+    """Describe an index.
+
+    Args:
+        folder: The folder of the index.
+    """
+    from open_geoclip.search.photo_index import PhotoIndex
+
+    facts = _facts(PhotoIndex.open(folder))
+    output.write(facts, table="".join(f"{key:>12}  {value}\n" for key, value in facts.items()))
+
+
+@app.command
+def remove(folder: Path, ids: list[str] | None = None, /, *, group: list[str] | None = None) -> None:
+    """Remove photos from an index, by name or by group.
+
+    Args:
+        folder: The folder of the index.
+        ids: Names of photos.
+        group: All photos of this group; can be given several times.
+    """
+    from open_geoclip.search.photo_index import PhotoIndex
+
+    if not ids and not group:
+        raise SettingsError("name the photos to remove, or --group GROUP")
+    index = PhotoIndex.open(folder)
+    wanted, groups = set(ids or ()), set(group or ())
+    absent = [*(wanted - set(index.ids)), *(groups - set(index.groups))]
+    if absent:
+        raise DataError(f"{folder} has no {absent[0]!r}; nothing is removed")
+    rows = [row for row, name in enumerate(index.ids) if name in wanted or index.groups[row] in groups]
+    left = index.remove(rows)
+    print(f"geoclip: {len(rows):,} photos removed, {len(left):,} left in {folder}", file=sys.stderr)
+
+
+def _index(
+    source: str,
+    folder: Path,
+    index: "PhotoIndex | None",
+    images: str | None,
+    thumbnails: int,
+    workers: int,
+    options: ImageModelOptions,
+) -> None:
+    from open_geoclip.data.sources import open_source
+    from open_geoclip.images import MAX_PIXELS
+    from open_geoclip.search.photo_index import PhotoIndex
+    from open_geoclip.search.photo_indexing import IndexingSettings, index_photos
+    from open_geoclip.search.photo_records import IndexRecords
+
+    if source.endswith(".safetensors"):
+        records = IndexRecords.from_file(Path(source))
+        index = index.add(records) if index is not None else PhotoIndex.create(folder, records, backbone=options.model)
+        print(f"geoclip: {len(records):,} photos added, {len(index):,} in {folder}", file=sys.stderr)
+        return
+    opened = open_source(source, images=images)
+    encoder = options.load().model.image_encoder
+    settings = IndexingSettings(options.batch_size, workers, options.max_pixels or MAX_PIXELS, thumbnails)
+    try:
+        with progress_bar("indexing", log_interval_s=30) as progress:
+            done = index_photos(encoder, opened, folder, index, settings, progress=progress)
+    except KeyboardInterrupt:
+        if (folder / "manifest.json").exists():
+            print(f"geoclip: interrupted; geoclip index add {source} -o {folder} continues", file=sys.stderr)
+        raise
+    parts = [f"{done.added:,} photos added"]
+    parts += [f"{done.present:,} were there"] if done.present else []
+    parts += [f"{done.left_out:,} left out"] if done.left_out else []
+    print(f"geoclip: {', '.join(parts)}; {len(PhotoIndex.open(folder)):,} in {folder}", file=sys.stderr)
+
+
+def _facts(index: "PhotoIndex") -> dict[str, Any]:
+    (south, west), (north, east) = index.coordinates.min(axis=0).tolist(), index.coordinates.max(axis=0).tolist()
+    return {
+        "photos": len(index),
+        "groups": len({*index.groups} - {None}),
+        "backbone": index.manifest["backbone"],
+        "south": south,
+        "north": north,
+        "west": west,
+        "east": east,
+        "thumbnails": int(index.has_thumbnail.sum()),
+        "bytes": sum(file.stat().st_size for file in index.folder.iterdir()),
+    }

@@ -1,0 +1,77 @@
+"""``geoclip index``: what is written, and what is refused before anything is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from open_geoclip.images import load_image
+from open_geoclip.search import photo_indexing
+
+from .conftest import Command
+
+
+@pytest.fixture
+def photos(placed: Callable[..., bytes], tmp_path: Path) -> Path:
+    """Return a folder of four photos with GPS, and one without."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(placed(place=(41.5 + number / 10, 12.5)))
+    (folder / "nowhere.jpg").write_bytes(placed(place=None))
+    return folder
+
+
+def test_build_add_info_and_remove(command: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = command("index", "build", "photos", "-o", "index", "--thumbnails", 40)
+    assert "4 photos added, 1 left out; 4 in index" in built.err
+    manifest = Path("index/manifest.json").read_text()
+    assert (
+        "add photos -o index continues or extends it"
+        in command("index", "build", "photos", "-o", "index", status=2).err
+    )
+    again = command("index", "add", "photos", "-o", "index")
+    assert "0 photos added, 4 were there, 1 left out; 4 in index" in again.err
+    assert Path("index/manifest.json").read_text() == manifest
+    info: dict[str, Any] = json.loads(command("index", "info", "index", "--format", "json").out)
+    assert (info["photos"], info["thumbnails"], info["backbone"]) == (4, 4, "earth")
+    assert "north  41.8" in command("index", "info", "index").out
+    assert "has no 'other'; nothing is removed" in command("index", "remove", "index", "0.jpg", "other", status=1).err
+    assert "1 photos removed, 3 left" in command("index", "remove", "index", "0.jpg").err
+    assert "1 photos added, 3 were there" in command("index", "add", "photos", "-o", "index").err
+    assert "would be left" in command("index", "remove", "index", *(f"{i}.jpg" for i in range(4)), status=1).err
+    assert "name the photos" in command("index", "remove", "index", status=2).err
+
+
+def test_an_interrupted_index_is_continued(
+    command: Command, photos: Path, placed: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_indexing, "FIT_PHOTOS", 2)
+    monkeypatch.setattr(photo_indexing, "_thumbnail", lambda *_: b"")
+    calls: list[Any] = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return load_image(*arguments, **options)
+
+    monkeypatch.setattr(photo_indexing, "load_image", interrupted)
+    ended = command("index", "build", "photos", "-o", "index", "--workers", 0, "--batch-size", 1, status=130)
+    assert "geoclip index add photos -o index continues" in ended.err
+    assert json.loads(command("index", "info", "index", "--format", "json").out)["photos"] == 3
+    assert "1 photos added, 3 were there" in command("index", "add", "photos", "-o", "index").err
+
+
+def test_nothing_is_written_for_wrong_sources(command: Command, tmp_path: Path, placed: Callable[..., bytes]) -> None:
+    Path("empty").mkdir()
+    Path("bad.safetensors").write_bytes(b"no")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/a.jpg").write_bytes(placed(place=None))
+    for source in ("nowhere", "empty", "bad.safetensors", "bare"):
+        command("index", "build", source, "-o", "index", status=1)
+        assert not Path("index").exists()
+    assert "no photo index" in command("index", "add", "bare", "-o", "index", status=1).err
+    assert "no photo index" in command("index", "info", "index", status=1).err

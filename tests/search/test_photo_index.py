@@ -1,0 +1,141 @@
+"""The photo index: what is stored, what is found, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.search.encode import perceptual_hash
+from open_geoclip.search.photo_index import PhotoIndex
+from open_geoclip.search.photo_records import IndexRecords, QueryPhotos
+
+N, DIM = 300, 24
+
+
+@pytest.fixture
+def records(rng: np.random.Generator) -> IndexRecords:
+    """Return records with features that are points on the sphere of 6 numbers, mixed, and noise."""
+    features = torch.from_numpy(rng.normal(size=(N, 6)) @ rng.normal(size=(6, DIM)) + 5).float()
+    places = np.stack([rng.uniform(-80, 80, N), rng.uniform(-180, 180, N)], axis=1)
+    return IndexRecords.from_features(features, places, groups=[f"g{row % 3}" if row % 2 else None for row in range(N)])
+
+
+def test_finds_the_photo_itself_first_and_exactly(records: IndexRecords, tmp_path: Path) -> None:
+    index = PhotoIndex.create(tmp_path / "index", records)
+    again = PhotoIndex.open(tmp_path / "index")
+    assert again.ids == records.ids
+    assert again.groups == records.groups
+    assert len(again) == N
+    found = again.search(QueryPhotos(records.features[:5]), 7)
+    assert [one.ids[0] for one in found] == records.ids[:5]
+    projected = index.project(records.features)
+    cosines = projected[:5] @ projected.T
+    for one, row in zip(found, cosines, strict=True):
+        best, rows = row.topk(7)
+        assert one.rows.tolist() == rows.tolist()
+        np.testing.assert_allclose(one.similarity, best, atol=1e-3)
+        np.testing.assert_array_equal(one.coordinates, records.coordinates[rows])
+
+
+def test_asks_for_more_than_there_is(records: IndexRecords, tmp_path: Path) -> None:
+    index = PhotoIndex.create(tmp_path / "index", records)
+    (found,) = index.search(QueryPhotos(records.features[:1], groups={"g1", "g0", "g2"}), 1000)
+    assert len(found) == N // 2
+    assert not {index.groups[row] for row in found.rows} - {None}
+
+
+def test_a_photo_finds_neither_duplicates_nor_their_group(records: IndexRecords, tmp_path: Path) -> None:
+    sha256 = np.zeros((N, 32), np.uint8)
+    sha256[1] = np.frombuffer(bytes.fromhex("ab" * 32), np.uint8)
+    hashes = np.random.default_rng(1).integers(0, 256, (N, 32), np.uint8)
+    known = IndexRecords(**vars(records) | {"sha256": sha256, "hashes": hashes})
+    index = PhotoIndex.create(tmp_path / "index", known)
+    (by_hash,) = index.search(QueryPhotos(records.features[1:2], ["ab" * 32]), N)
+    assert {index.groups[row] for row in by_hash.rows} == {None, "g0", "g2"}
+    near = hashes[:1].copy()
+    near[0, :3] ^= 0b11000  # 6 of 256 bits
+    (by_look,) = index.search(QueryPhotos(records.features[:1], [None], near), N)
+    assert len(by_look) == N - 1
+    assert 0 not in by_look.rows
+
+
+def test_add_and_remove(records: IndexRecords, tmp_path: Path, rng: np.random.Generator) -> None:
+    index = PhotoIndex.create(tmp_path / "index", records)
+    more = IndexRecords.from_features(records.features[:4] + 0.01, records.coordinates[:4], list("abcd"))
+    more = IndexRecords(**vars(more) | {"thumbnails": [b"\xff\xd8a", b"", b"\xff\xd8c", b"\xff\xd8d"]})
+    grown = index.add(more)
+    assert grown.ids[-4:] == list("abcd")
+    assert grown.thumbnail(N) == b"\xff\xd8a"
+    assert grown.thumbnail(N + 1) is None
+    with pytest.raises(DataError, match="another process"):
+        index.add(IndexRecords.from_features(records.features[:1], records.coordinates[:1], ["e"]))
+    with pytest.raises(DataError, match="given twice"):
+        grown.add(more)
+    left = grown.remove([0, N, N + 1])
+    assert len(left) == N + 1
+    assert left.ids[-2:] == ["c", "d"]
+    assert left.thumbnail(N) == b"\xff\xd8d"
+    assert len(list((tmp_path / "index").glob("*.safetensors"))) == 3  # what was replaced is gone
+    with pytest.raises(DataError, match="no photo would be left"):
+        left.remove(range(len(left)))
+
+
+def test_refuses_what_it_cannot_use(records: IndexRecords, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    with pytest.raises(DataError, match="no photo index"):
+        PhotoIndex.open(folder)
+    with pytest.raises(DataError, match="2 photos or more"):
+        PhotoIndex.create(folder, IndexRecords.from_features(torch.ones(1, 3), np.zeros((1, 2)) + 1))
+    assert not folder.exists()
+    index = PhotoIndex.create(folder, records)
+    with pytest.raises(DataError, match="exists already"):
+        PhotoIndex.create(folder, records)
+    with pytest.raises(SettingsError, match="features of 24 numbers, not 3"):
+        index.search(QueryPhotos(torch.ones(1, 3)), 1)
+    part = next(folder.glob("photos-*"))
+    content = part.read_bytes()
+    part.write_bytes(content[:1000])
+    with pytest.raises(DataError, match="damaged"):
+        PhotoIndex.open(folder)
+    part.unlink()
+    with pytest.raises(DataError, match="missing"):
+        PhotoIndex.open(folder)
+    part.write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for changed, message in (({"parts": []}, "empty"), ({"version": 9}, "version 9"), ({"format": "x"}, "not that of")):
+        (folder / "manifest.json").write_text(json.dumps(manifest | changed))
+        with pytest.raises(DataError, match=message):
+            PhotoIndex.open(folder)
+
+
+def test_records_from_a_file(records: IndexRecords, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "views.safetensors"
+    save_file({"features": records.features.half(), "coordinates": torch.from_numpy(records.coordinates)}, path)
+    assert IndexRecords.from_file(path).ids[:2] == ["views-0000000", "views-0000001"]
+    save_file({"features": records.features.half()}, path)
+    with pytest.raises(DataError, match="coordinates"):
+        IndexRecords.from_file(path)
+    save_file({"features": records.features / 0, "coordinates": torch.from_numpy(records.coordinates)}, path)
+    with pytest.raises(DataError, match="not finite"):
+        IndexRecords.from_file(path)
+
+
+def test_perceptual_hashes_survive_resizing_and_compression(rng: np.random.Generator) -> None:
+    import io
+
+    from PIL import Image
+
+    noise = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).resize((400, 400), Image.Resampling.BICUBIC)
+    other = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).resize((224, 224), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    noise.resize((180, 180)).save(file, "JPEG", quality=60)
+    images = [noise, Image.open(file), other]
+    pixels = [torch.from_numpy(np.array(one.resize((224, 224)), np.float32)).permute(2, 0, 1) for one in images]
+    bits = np.unpackbits(perceptual_hash(torch.stack(pixels)), axis=1)
+    assert (bits[0] != bits[1]).sum() <= 12
+    assert 90 < (bits[0] != bits[2]).sum() < 166
