@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer, Candidate
     from open_geoclip.search.calibration import Calibration
     from open_geoclip.search.describe import AnswerSettings
+    from open_geoclip.search.explanation import Explanation
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.posterior import Posterior
@@ -52,6 +53,7 @@ _HOME = {
     "Area": "geo.areas",
     "Calibration": "search.calibration",
     "Candidate": "search.answer",
+    "Explanation": "search.explanation",
     "Gallery": "search.gallery",
     "GeoCLIP": "model.geoclip",
     "ImageEncoder": "model.image_encoder",
@@ -78,6 +80,7 @@ __all__ = [
     "Candidate",
     "CoordinateError",
     "DataError",
+    "Explanation",
     "Gallery",
     "GalleryError",
     "GeoCLIP",

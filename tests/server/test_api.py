@@ -19,7 +19,7 @@ from open_geoclip.server.app import create_app
 from open_geoclip.server.settings import ServerSettings
 
 Serve = Callable[..., TestClient]
-Png = Callable[[int], bytes]
+Png = Callable[..., bytes]
 
 
 def test_images_are_answered_as_the_locator_answers_them(serving: Serve, locator: Locator, png: Png) -> None:
@@ -66,6 +66,51 @@ def test_several_images_as_one_place_give_one_answer(serving: Serve, locator: Lo
     files.append(("images", ("bad.png", b"x")))
     [record] = client.post("/v1/locate", files=files, data={"together": "true"}).json()["data"]
     assert "bad.png" in record["error"]
+
+
+def test_an_image_is_explained_as_the_locator_explains_it(serving: Serve, locator: Locator, png: Png) -> None:
+    client = serving()
+    files = [("images", ("a.png", png(1, 224)))]
+    asked = {"place": "41.9, 12.5", "versus": "-33.9,18.6", "grid": "2"}
+    found = client.post("/v1/explain", files=files, data=asked).json()
+    expected = locator.explain(png(1, 224), (41.9, 12.5), (-33.9, 18.6), grid=2).to_dict()
+    for name in ("image", "sha256", "regions", "map"):
+        expected.pop(name)
+    assert found.pop("image") == "a.png"
+    assert set(found.pop("sha256")) == {"image", "weights", "gallery"}
+    assert np.shape(found.pop("map")) == (14, 14)
+    assert len(found.pop("regions")) == 4
+    assert {**found, "place": tuple(found["place"]), "versus": tuple(found["versus"])} == {
+        **expected,
+        "crop": list(expected["crop"]),
+        **{name: pytest.approx(expected[name], abs=1e-5) for name in ("score", "versus_score", "probability")},
+    }
+    within = client.post("/v1/explain", files=files, data={"grid": "0", "within": "-60,0,-30,180"}).json()
+    assert -60 <= within["place"][0] <= -30
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"place": "somewhere"}, "place: write lat,lon"),
+        ({"place": "91,0"}, "no latitude"),
+        ({"place": "1,2", "versus": "1,2"}, "the same place"),
+        ({"grid": "17"}, "grid"),
+        ({"top_k": "2"}, "top_k"),
+    ],
+)
+def test_what_cannot_be_explained_is_a_422(serving: Serve, png: Png, data: dict[str, str], message: str) -> None:
+    answer = serving().post("/v1/explain", files=[("images", ("a.png", png(1)))], data=data)
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]["message"]
+
+
+def test_one_readable_image_is_explained(serving: Serve, png: Png) -> None:
+    client = serving()
+    files = [("images", (f"{n}.png", png(n))) for n in range(2)]
+    assert "one image at a time" in client.post("/v1/explain", files=files).json()["error"]["message"]
+    bad = client.post("/v1/explain", files=[("images", ("bad.png", b"no image"))])
+    assert (bad.status_code, bad.json()["error"]["code"]) == (422, "invalid_image")
 
 
 def test_embeddings_keep_the_order_of_mixed_inputs(serving: Serve, locator: Locator, png: Png) -> None:

@@ -84,6 +84,56 @@ export interface Remark {
   text: string;
 }
 
+/** A part of the photo, and what happens when the mean colour covers it. */
+export interface CoveredRegion {
+  /** Left, top, right and bottom, in shares of the upright photo. */
+  box: [number, number, number, number];
+  /** First candidate without this part. */
+  lat: number;
+  /** First candidate without this part. */
+  lon: number;
+  /** How far the first candidate moves. */
+  moved_km: number;
+  /** What the probability within 200 km of the place loses; negative where it gains. */
+  probability_lost: number;
+}
+
+/** Where in a photo the evidence for a place lies, by one model. An estimate, not evidence. */
+export interface Explanation {
+  /** Name of the image. */
+  image: string;
+  /** Name and version of the weights. */
+  model: string;
+  /** Name, size and hash of the gallery, and the area that it was limited to. */
+  gallery: string;
+  /** Version of open-geoclip. */
+  version: string;
+  /** How the map was computed. */
+  method: string;
+  /** The place that is explained. */
+  place: [number, number];
+  /** Its description; null where the extra `places` is not installed. */
+  place_name: string | null;
+  /** Cosine of the embeddings of the image and of the place. */
+  score: number;
+  /** Probability that the photo was taken within 200 km of the place. */
+  probability: number;
+  /** The place that it is compared with. */
+  versus: [number, number] | null;
+  /** Its description. */
+  versus_name: string | null;
+  /** Cosine of the embeddings of the image and of that place. */
+  versus_score: number | null;
+  /** The part of the upright photo that the model sees, in shares of it. */
+  crop: [number, number, number, number];
+  /** What raises the score, or the difference of the two scores, in the crop: rows from the top, 1 is the most. */
+  map: number[][];
+  /** Parts of the crop that were covered one at a time, row by row. */
+  regions?: CoveredRegion[];
+  /** SHA-256 of the `image`, `weights` and `gallery`. */
+  sha256?: Record<string, string>;
+}
+
 /** The candidates for one image or text, and what they were made with. An estimate, not evidence. */
 export interface Result {
   /** Name of the image; empty for a text. */
@@ -150,6 +200,8 @@ export interface Result {
   remarks?: Remark[];
   /** A JPEG as a data URI. */
   thumbnail?: string | null;
+  /** What in the photo speaks for a candidate. */
+  explanation?: Explanation | null;
   /** What a person decided about the answer. */
   decision?: "accepted" | "rejected" | null;
   /** What a person wrote about it. */

@@ -24,7 +24,7 @@ app = App(
     error_formatter=lambda error: CycloptsPanel(hide_password(str(error))),
 )
 _COMMANDS = (
-    *("locate", "results", "text", "verify", "tag", "strip", "serve", "mcp"),
+    *("locate", "results", "text", "explain", "verify", "tag", "strip", "serve", "mcp"),
     *("embed", "similar", "where", "gallery", "index", "render"),
     *("models", "pull", "push", "train", "data"),
     *("evaluate", "calibrate", "score", "compare", "reproduce"),

@@ -20,6 +20,7 @@ __all__ = [
     "MAP_FORMATS",
     "AnswerOutput",
     "DetailOutput",
+    "PictureOutput",
     "PointOutput",
     "RowOutput",
     "TextFormat",
@@ -57,8 +58,9 @@ _SUFFIXES = {
     ".gpkg": "gpkg",
     ".html": "html",
     ".htm": "html",
+    ".png": "png",
 }
-_BINARY = ("kmz", "parquet", "gpkg")
+_BINARY = ("kmz", "parquet", "gpkg", "png")
 MAP_FORMATS = ("geojson", "kml", "kmz", "gpkg", "html", "postgis")
 """Formats that have regions."""
 
@@ -159,6 +161,13 @@ class TextOutput(Output):
     """Options of a command that writes a table or JSON."""
 
     format_: TextFormat = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOutput(Output):
+    """Options of a command that writes a table, JSON or a picture."""
+
+    format_: Annotated[Literal["table", "json", "png"] | None, _FORMAT] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from open_geoclip.export.thumbnails import decode_thumbnail
 from open_geoclip.metadata.read import PhotoPlace
 from open_geoclip.schema import from_dict, type_hints
 from open_geoclip.search.answer import Answer
+from open_geoclip.search.explanation import Explanation
 from open_geoclip.verification import Findings
 
 __all__ = ["CAUTION", "FORMATS", "About", "Additions", "Format", "Record", "check_records", "render"]
@@ -44,6 +45,7 @@ class Additions(Findings):
 
     exif: Annotated[PhotoPlace | None, _check_exif, "The place in the metadata; null where there is none."] = None
     thumbnail: Annotated[str | None, _check_thumbnail, "A JPEG as a data URI."] = None
+    explanation: Annotated[Explanation | None, "What in the photo speaks for a candidate."] = None
     decision: Annotated[Literal["accepted", "rejected"] | None, "What a person decided about the answer."] = None
     note: Annotated[str | None, "What a person wrote about it."] = None
 

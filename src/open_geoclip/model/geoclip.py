@@ -79,12 +79,12 @@ class GeoCLIP(nn.Module):
 
     def encode_image(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return embeddings of preprocessed images, of length 1, float32."""
-        self._check_image_encoder()
+        self.check_image_encoder()
         return F.normalize(self.image_encoder(pixels).float(), dim=1)
 
     def encode_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Return embeddings of features that the image backbone computed before, of length 1, float32."""
-        self._check_image_encoder()
+        self.check_image_encoder()
         return F.normalize(self.image_encoder.forward_head(features).float(), dim=1)
 
     def encode_location(self, coordinates: Float[Tensor, "n 2"]) -> Float[Tensor, "n k"]:
@@ -109,7 +109,7 @@ class GeoCLIP(nn.Module):
                 "this model has no text encoder: use one that has, such as earth, or one whose image backbone is a "
                 "CLIP, such as --model geoclip --backbone dir:/clip"
             )
-        self._check_image_encoder()
+        self.check_image_encoder()
         head = self.image_encoder.mlp
         weight = next(head.parameters())
         return F.normalize(head(self.text_encoder(texts).to(weight.device, weight.dtype)).float(), dim=1).cpu()
@@ -122,6 +122,7 @@ class GeoCLIP(nn.Module):
         """
         return self.logit_scale.exp() * self.encode_image(pixels) @ self.encode_location(coordinates).T
 
-    def _check_image_encoder(self) -> None:
+    def check_image_encoder(self) -> None:
+        """Raise WeightsError if the model only encodes coordinates."""
         if self.image_encoder is None:
             raise WeightsError("this model has a location encoder only: it cannot locate images")

@@ -151,8 +151,7 @@ class ImageEncoder(nn.Module):
         """Return embeddings of features that the backbone computed before."""
         features = features.to(next(self.mlp.parameters()).dtype)
         if self.projection is not None:
-            with torch.no_grad():
-                features = torch.cat([F.normalize(self.projection(features), dim=1), features], dim=1)
+            features = torch.cat([F.normalize(self.projection(features), dim=1), features], dim=1)
         if self.feature_mean is not None and self.feature_std is not None:
             features = (features - self.feature_mean) / self.feature_std
         return self.mlp(features)

@@ -107,6 +107,20 @@ class Preprocessing:
             crops += [self._normalised(side[y : y + crop, x : x + crop]) for y, x in corners]
         return torch.stack(crops)
 
+    def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return left, top, right and bottom of the crop in shares of a picture's width and height.
+
+        Args:
+            size: width and height of the picture, pixels.
+        """
+        starts, ends = [], []
+        for side in size:
+            resized = int(self.resize * side / min(size))
+            start = (resized - self.crop) // 2
+            starts.append(start / resized)
+            ends.append((start + self.crop) / resized)
+        return starts[0], starts[1], ends[0], ends[1]
+
     def _normalised(self, pixels: UInt8[np.ndarray, "crop crop 3"]) -> Float[Tensor, "3 crop crop"]:
         table = self._table
         return torch.from_numpy(np.stack([table[channel][pixels[..., channel]] for channel in range(3)]))

@@ -20,6 +20,8 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.describe import AnswerSettings, describe
 from open_geoclip.search.encode import EncodedBatch, EncodeSettings, encode_batches, encode_images
+from open_geoclip.search.explain import explain
+from open_geoclip.search.explanation import Explanation, LatLon
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
 from open_geoclip.search.posterior import Posterior
@@ -81,8 +83,7 @@ class Locator:
         self.model = model.eval()
         self.model_name, self.weights_sha256 = model_name, weights_sha256
         self.encoding = EncodeSettings(batch_size, max_pixels, crops)
-        self.answers = answers or AnswerSettings()
-        self.calibration = calibration or Calibration()
+        self.answers, self.calibration = answers or AnswerSettings(), calibration or Calibration()
         self.refine, self.reliability = refine, reliability
         if refine and self.answers.decode == "max":
             raise SettingsError("decode max answers with the gallery's places, refine looks between them")
@@ -251,8 +252,8 @@ class Locator:
         detail: bool = False,
     ) -> list[Answer]:
         """Locate the images of a trip; see :meth:`query_trip`. All have ``error`` set where no trip is possible."""
-        query = self.query_trip(images, times_h, speed_kmh=speed_kmh)
-        return [answer for answer, _ in self.answer([query], top_k, detail=detail)]
+        trip = self.answer([self.query_trip(images, times_h, speed_kmh=speed_kmh)], top_k, detail=detail)
+        return [answer for answer, _ in trip]
 
     def locate_embeddings(
         self,
@@ -296,16 +297,12 @@ class Locator:
                 texts: Sequence[str | None] = query.text or [None] * len(batch.names)
                 parts = [] if query.error else self._posteriors(query)
                 rows = batch.embeddings.split([len(part) for part in parts]) if parts else ()
-                described = [
-                    (
-                        part,
-                        describe(
-                            part, embeddings, space, self.answers, top_k, reliability=query.reliability, detail=detail
-                        ),
-                    )
-                    for part, embeddings in zip(parts, rows, strict=True)
-                ]
-                found = ((part, row, fields) for part, several in described for row, fields in enumerate(several))
+                options: dict[str, Any] = {"reliability": query.reliability, "detail": detail}
+                found = (
+                    (part, row, fields)
+                    for part, own in zip(parts, rows, strict=True)
+                    for row, fields in enumerate(describe(part, own, space, self.answers, top_k, **options))
+                )
                 for name, text, unread, sha256 in zip(batch.names, texts, batch.errors, batch.sha256, strict=True):
                     error = query.error if unread is None else unread.reason
                     known = {key: value for key, value in {"image": sha256, **hashes}.items() if value is not None}
@@ -335,8 +332,7 @@ class Locator:
         self, images: ImageSource | Iterable[ImageSource], *, text: str | None = None, text_weight: float = 0.5
     ) -> Iterator[Query]:
         """Encode images, batch by batch; arguments and errors are those of :meth:`locate`."""
-        batches = encode_batches(self.model, images, self.encoding)
-        queries = map(self.query_encoded, batches)
+        queries = map(self.query_encoded, encode_batches(self.model, images, self.encoding))
         if text is None:
             return queries
         [embedding] = self.encode_text([text])
@@ -344,10 +340,8 @@ class Locator:
 
     def query_encoded(self, batch: EncodedBatch) -> Query:
         """Return a query of single images that are encoded already."""
-        is_measured = self.calibration.fitted_on is None and (self.answers.decode, self.answers.prior) == (
-            "max",
-            "gallery",
-        )
+        answers = self.answers
+        is_measured = self.calibration.fitted_on is None and answers.decode == "max" and answers.prior == "gallery"
         return Query(batch, self.calibration, reliability=self.reliability if is_measured else None)
 
     def query_texts(self, texts: Sequence[str]) -> Query:
@@ -391,6 +385,16 @@ class Locator:
             raise SettingsError(f"a trip is one image or more and a time for each, not {hours.size} for {len(images)}")
         batch = encode_images(self.model, images, self.encoding)
         return Query.from_trip(batch, self.calibration, self.search_space, self.model.scale, hours, speed_kmh)
+
+    def explain(
+        self, image: ImageSource, place: LatLon | None = None, versus: LatLon | None = None, *, grid: int = 7
+    ) -> Explanation:
+        """Return where in a photo the evidence for a place lies; see :func:`open_geoclip.search.explain.explain`."""
+
+        def locate(embeddings: Float[Tensor, "n k"]) -> Iterator[Located]:
+            return self.answer([self.query_encoded(EncodedBatch.from_embeddings(embeddings))], 1)
+
+        return explain(self.model, image, locate, place, versus, grid=grid, max_pixels=self.encoding.max_pixels)
 
     # --- embeddings and probabilities --------------------------------------------------------------
 

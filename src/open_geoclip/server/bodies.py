@@ -18,7 +18,7 @@ from open_geoclip.server.jobs import Upload
 from open_geoclip.server.problems import Problem
 from open_geoclip.server.service import EmbeddingInput, MemoryHold
 
-__all__ = ["parse_embedding_input", "read_body", "read_form"]
+__all__ = ["parse_coordinate", "parse_embedding_input", "read_body", "read_form"]
 
 _CLOSE = {"Connection": "close"}  # what is still to come of the body is not read
 _MIN_BYTES_PER_S = 2**14  # a body may take its time-out, and as much longer as its size takes at this rate
@@ -142,12 +142,19 @@ def parse_embedding_input(text: str, number: int) -> EmbeddingInput:
         return Upload(f"input {number}", data)
     if _URL.match(text):
         raise Problem(422, "invalid_input", f"input {number}: URLs are not fetched; send the image as a data URI")
-    match = _COORDINATE.fullmatch(text) if len(text) < 200 else None
+    if len(text) < 200 and _COORDINATE.fullmatch(text):
+        return parse_coordinate(text, f"input {number}")
+    if len(text) > _MAX_TEXT:
+        raise Problem(422, "invalid_input", f"input {number}: a text has at most {_MAX_TEXT:,} characters")
+    return text
+
+
+def parse_coordinate(text: str, name: str) -> tuple[float, float]:
+    """A place, ``lat,lon`` in degrees; 422 if it is none, or not on Earth. ``name`` is that of the field."""
+    match = _COORDINATE.fullmatch(text)
     if match is None:
-        if len(text) > _MAX_TEXT:
-            raise Problem(422, "invalid_input", f"input {number}: a text has at most {_MAX_TEXT:,} characters")
-        return text
+        raise Problem(422, "invalid_coordinate", f"{name}: write lat,lon in degrees, such as -33.9,18.6")
     lat, lon = float(match[1]), float(match[2])
     if not (abs(lat) <= 90 and abs(lon) <= 360):
-        raise Problem(422, "invalid_coordinate", f"input {number}: ({lat:g}, {lon:g}) is no latitude and longitude")
+        raise Problem(422, "invalid_coordinate", f"{name}: ({lat:g}, {lon:g}) is no latitude and longitude")
     return lat, lon

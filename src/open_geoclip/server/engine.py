@@ -101,7 +101,7 @@ class Engine:
         Images of all jobs go through the image encoder together; those to locate with the same options are searched
         for together too.
         """
-        alone = [() if job.options.together else job.images for job in jobs]
+        alone = [() if job.options.together or job.kind == "explain" else job.images for job in jobs]
         embeddings = iter(self._encode([image for images in alone for image in images]))
         parts = [list(itertools.islice(embeddings, len(images))) for images in alone]
         outcomes: dict[int, Outcome] = {}
@@ -132,6 +132,10 @@ class Engine:
         if job.kind == "text":
             found = self._locator(options).locate_text(job.texts, options.top_k, detail=options.detail)
             return [answer.to_dict() for answer in found]
+        if job.kind == "explain":
+            [image] = map(_array, job.images)
+            locator = self._locator(options)
+            return [locator.explain(image, options.place, options.versus, grid=options.grid).to_dict()]
         if job.kind == "locate":
             arrays = map(_array, job.images)
             return [self._locator(options).locate_together(arrays, options.top_k, detail=options.detail).to_dict()]

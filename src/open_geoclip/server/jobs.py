@@ -68,7 +68,11 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Options:
-    """How a request wants its answers; the fields are those of :class:`~open_geoclip.server.schemas.LocateForm`."""
+    """How a request wants its answers.
+
+    The fields are those of :class:`~open_geoclip.server.schemas.LocateForm`, and from ``place`` on those of
+    :class:`~open_geoclip.server.schemas.ExplainForm`.
+    """
 
     top_k: int = 5
     within: tuple[str, ...] = ()
@@ -78,6 +82,9 @@ class Options:
     together: bool = False
     decode: DecodeMethod | None = None
     detail: bool = False
+    place: tuple[float, float] | None = None
+    versus: tuple[float, float] | None = None
+    grid: int = 0
 
     @property
     def area(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -90,12 +97,13 @@ class Job:
     """One unit of work for a model.
 
     Attributes:
-        kind: ``locate`` images, ``text`` to locate texts, or ``embed`` images, coordinates and texts.
+        kind: ``locate`` images, ``text`` to locate texts, ``embed`` images, coordinates and texts, or ``explain`` an
+            image.
         images: decoded, shortest edge as the model's preprocessing resizes it.
         coordinates: (lat, lon) in degrees.
     """
 
-    kind: Literal["locate", "text", "embed"]
+    kind: Literal["locate", "text", "embed", "explain"]
     options: Options = Options()
     images: tuple[Pixels, ...] = ()
     texts: tuple[str, ...] = ()
@@ -103,8 +111,8 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Number of inputs."""
-        return len(self.images) + len(self.texts) + len(self.coordinates)
+        """Number of inputs, with the copies of an image that is explained."""
+        return len(self.images) + len(self.texts) + len(self.coordinates) + self.options.grid**2
 
 
 @dataclass(frozen=True)

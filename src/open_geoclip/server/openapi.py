@@ -13,6 +13,7 @@ __all__ = ["COMMON", "WORK", "body_of", "errors", "files", "openapi"]
 
 _BODIES: list[type[BaseModel]] = [
     schemas.LocateForm,
+    schemas.ExplainForm,
     schemas.TextRequest,
     schemas.EmbeddingsRequest,
     schemas.ExportRequest,
@@ -65,6 +66,15 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
             "together": True,
             "detail": True,
             "format": "kml",
+        },
+    },
+    "ExplainForm": {
+        "the first candidate": {"images": ["(the file)"]},
+        "one place against another": {
+            "images": ["(the file)"],
+            "place": "41.9,12.5",
+            "versus": "43.3,142.5",
+            "grid": 0,
         },
     },
     "TextRequest": {

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from open_geoclip._version import __version__
 from open_geoclip.server import schemas
-from open_geoclip.server.bodies import parse_embedding_input, read_body, read_form
+from open_geoclip.server.bodies import parse_coordinate, parse_embedding_input, read_body, read_form
 from open_geoclip.server.guard import json_response
 from open_geoclip.server.jobs import Options, Upload
 from open_geoclip.server.openapi import COMMON, WORK, body_of, errors, files
@@ -27,6 +27,7 @@ __all__ = ["router"]
 router = APIRouter(responses=errors(*COMMON), generate_unique_id_function=lambda route: route.name)
 
 _T = TypeVar("_T")
+_Form = TypeVar("_Form", schemas.LocateForm, schemas.ExplainForm)
 
 _LISTS = ("within", "not_within")
 _MAX_NAME = 256  # characters of a file name that an answer repeats
@@ -83,7 +84,9 @@ async def locate(request: Request) -> Response:
     """One answer per image, in order; an image that cannot be read has ``error`` instead."""
     service = _service(request)
     with service.hold_memory() as hold:
-        query, uploads = await _form(request, hold)
+        query, uploads = await _form(request, hold, schemas.LocateForm)
+        if query.together and query.text is not None:
+            raise Problem(422, "invalid_value", "text cannot be combined with together: locate the images alone")
         model = service.model_name(query.model)
         options = _options(request, query)
         thumbnail = query.thumbnail or query.format in schemas.FORMATS_WITH_IMAGES
@@ -91,15 +94,45 @@ async def locate(request: Request) -> Response:
         return await _written(request, model, await _finish(request, work), query.format)
 
 
+@router.post(
+    "/v1/explain",
+    summary="What in a photo speaks for a place",
+    response_model=schemas.ExplanationAnswer,
+    responses=errors(*WORK),
+    openapi_extra=body_of("ExplainForm", "multipart/form-data"),
+)
+async def explain(request: Request) -> Response:
+    """What raises the score of the place, and how far the answer moves without each part of the photo."""
+    service = _service(request)
+    with service.hold_memory() as hold:
+        query, uploads = await _form(request, hold, schemas.ExplainForm)
+        if len(uploads) > 1:
+            raise Problem(422, "invalid_value", "images: one image at a time is explained")
+        model = service.model_name(query.model)
+        places = {name: getattr(query, name) for name in ("place", "versus")}
+        parsed: dict[str, Any] = {
+            name: parse_coordinate(text, name) for name, text in places.items() if text is not None
+        }
+        options = replace(Options(1, *_areas(query)), grid=query.grid, **parsed)
+        return json_response(await _finish(request, service.explain(model, uploads[0], options)))
+
+
+def _areas(
+    query: schemas.LocateForm | schemas.TextRequest | schemas.ExplainForm,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The area of a query; 413 where it is too large."""
+    areas = tuple(query.within), tuple(query.not_within)
+    if sum(len(text) for texts in areas for text in texts) > _MAX_AREAS:
+        raise Problem(413, "too_large", f"within, not_within: at most {_MAX_AREAS:,} characters together")
+    return areas
+
+
 def _options(request: Request, query: schemas.LocateForm | schemas.TextRequest) -> Options:
     """Options of a query; 422 or 413 where they are too large."""
     most = _settings(request).max_top_k
     if query.top_k > most:
         raise Problem(422, "invalid_value", f"top_k: at most {most}")
-    areas = tuple(query.within), tuple(query.not_within)
-    if sum(len(text) for texts in areas for text in texts) > _MAX_AREAS:
-        raise Problem(413, "too_large", f"within, not_within: at most {_MAX_AREAS:,} characters together")
-    options = Options(query.top_k, *areas, detail=query.detail)
+    options = Options(query.top_k, *_areas(query), detail=query.detail)
     if isinstance(query, schemas.TextRequest):
         return options
     names = ("text", "text_weight", "together", "decode")
@@ -126,7 +159,7 @@ async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:
         yield bytes(memoryview(content)[start : start + _SLICE_BYTES])
 
 
-async def _form(request: Request, hold: MemoryHold) -> tuple[schemas.LocateForm, list[Upload]]:
+async def _form(request: Request, hold: MemoryHold, kind: type[_Form]) -> tuple[_Form, list[Upload]]:
     """Options and images of a form."""
     settings = _settings(request)
     form = await read_form(
@@ -155,12 +188,9 @@ async def _form(request: Request, hold: MemoryHold) -> tuple[schemas.LocateForm,
     if not uploads:
         raise Problem(422, "invalid_value", "images: at least one image")
     try:
-        query = schemas.LocateForm.model_validate(fields)
+        return kind.model_validate(fields), uploads
     except ValidationError as error:
         raise schemas.invalid_value(error) from error
-    if query.together and query.text is not None:
-        raise Problem(422, "invalid_value", "text cannot be combined with together: locate the images alone")
-    return query, uploads
 
 
 @router.post(

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, ValidationError, WithJsonSchema
 
 from open_geoclip.metadata.read import PhotoPlace
-from open_geoclip.schema import record_schema
+from open_geoclip.schema import json_schema, record_schema
 from open_geoclip.search.answer import Answer
+from open_geoclip.search.explanation import MAX_GRID, Explanation
 from open_geoclip.server.jobs import DecodeMethod
 from open_geoclip.server.problems import Problem
 
@@ -19,6 +20,8 @@ __all__ = [
     "EmbeddingsAnswer",
     "EmbeddingsRequest",
     "ErrorAnswer",
+    "ExplainForm",
+    "ExplanationAnswer",
     "ExportRequest",
     "FormatName",
     "Limits",
@@ -50,11 +53,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Query(_Strict):
-    """What requests with images and with texts have in common."""
+class _Search(_Strict):
+    """What requests that search the gallery have in common."""
 
     model: str | None = Field(None, description="One of /v1/models; the first of them when not given.")
-    top_k: int = Field(5, ge=1, description="Candidates per answer.")
     within: list[AreaText] = Field(
         [],
         max_length=100,
@@ -64,6 +66,12 @@ class _Query(_Strict):
     not_within: list[AreaText] = Field(
         [], max_length=100, description="Areas that do not contain the place, written as for within."
     )
+
+
+class _Query(_Search):
+    """What requests with images and with texts have in common."""
+
+    top_k: int = Field(5, ge=1, description="Candidates per answer.")
     detail: bool = Field(False, description="Include credible regions and heat.")
     format: FormatName = Field("json", description="JSON, or the format of a file.")
 
@@ -89,6 +97,23 @@ class LocateForm(_Query):
         description="Include the place in the metadata of each photo, which takes no part in the estimate.",
     )
     thumbnail: bool = Field(False, description="Include a small JPEG of each image, for browsers that cannot show it.")
+
+
+def _with_one_image(schema: dict[str, Any]) -> None:
+    _with_images(schema)
+    schema["properties"]["images"] |= {"maxItems": 1, "description": "One image file."}
+
+
+class ExplainForm(_Search):
+    """Options of a request that explains an image."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_with_one_image)
+
+    place: str | None = Field(
+        None, max_length=100, description="The place, lat,lon in degrees; the first candidate when not given."
+    )
+    versus: str | None = Field(None, max_length=100, description="Explain the place against this one, lat,lon.")
+    grid: int = Field(7, ge=0, le=MAX_GRID, description="Parts per side that are covered, one at a time; 0: none.")
 
 
 class TextRequest(_Query):
@@ -150,6 +175,10 @@ class Answers(BaseModel):
     object: Literal["list"] = "list"
     model: str
     data: list[Annotated[dict[str, Any], WithJsonSchema(record_schema("Record", Answer, _Metadata))]]
+
+
+class ExplanationAnswer(RootModel[Annotated[dict[str, Any], WithJsonSchema(json_schema(Explanation))]]):
+    """Where in a photo the evidence for a place lies."""
 
 
 class _Embedding(BaseModel):

@@ -165,6 +165,18 @@ class Service:
         with queue.reserve(len(uploads)):
             return [record for records in await _gather(map(part, _split(uploads, size))) for record in records]
 
+    async def explain(self, model: str, upload: Upload, options: Options) -> dict[str, Any]:
+        """The explanation of one image; 422 if it cannot be read."""
+        queue = self._queues[model]
+        with queue.reserve(min(1 + options.grid**2, self._settings.queue)):
+            image = await self._prepare(model, upload, self._slots())
+            if image.pixels is None:
+                raise Problem(422, "invalid_image", f"{upload.name}: {image.error}")
+            [found] = await queue.answer(Job("explain", options, (image.pixels,)))
+        self._count(model, "answered", 1)
+        explained: dict[str, Any] = found
+        return explained | {"image": upload.name, "sha256": {"image": str(image.sha256)} | explained["sha256"]}
+
     async def locate_text(self, model: str, texts: Sequence[str], options: Options) -> list[dict[str, Any]]:
         """One record per text, in order."""
         queue = self._queues[model]

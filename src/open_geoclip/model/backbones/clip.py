@@ -115,12 +115,25 @@ class ClipBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n t d"], queries: int) -> Float[Tensor, "n q d"]:
         """Return the first ``queries`` tokens; they attend to all."""
+        q, k, v = self.project(x, queries)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.mix(x, attended, queries)
+
+    def project(
+        self, x: Float[Tensor, "n t d"], queries: int
+    ) -> tuple[Float[Tensor, "n heads q c"], Float[Tensor, "n heads t c"], Float[Tensor, "n heads t c"]]:
+        """Return the first ``queries`` queries, and all keys and values."""
         _, t, d = x.shape  # -1 for the batch: a converter would take its size for a constant
         q, k, v = self.qkv(self.norm1(x)).view(-1, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q[:, :, :queries], k, v, is_causal=self.causal)
-        x = x[:, :queries] + self.out(attended.transpose(1, 2).reshape(-1, queries, d))
+        return q[:, :, :queries], k, v
+
+    def mix(
+        self, x: Float[Tensor, "n t d"], attended: Float[Tensor, "n heads q c"], queries: int
+    ) -> Float[Tensor, "n q d"]:
+        """Return the first ``queries`` tokens after attention and the two-layer network."""
+        x = x[:, :queries] + self.out(attended.transpose(1, 2).reshape(-1, queries, x.shape[2]))
         y = self.fc1(self.norm2(x))
-        y = y.mul_(torch.sigmoid(1.702 * y)) if self.quick else F.gelu(y)
+        y = y * (1.702 * y).sigmoid_() if self.quick else F.gelu(y)
         return x + self.fc2(y)
 
 
@@ -150,13 +163,20 @@ class ClipVision(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return features of preprocessed images of the size the weights were trained for."""
-        patches = self.patches(pixels.to(self.class_token.dtype)).flatten(2).transpose(1, 2)
-        class_token = self.class_token + torch.zeros_like(patches[:, :1])
-        x = torch.cat([class_token, patches], dim=1) + self.positions
-        x = self.norm_in(x)
+        x = self.embed(pixels)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             x = block(x, 1 if index == last else x.shape[1])
+        return self.pool(x)
+
+    def embed(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n t d"]:
+        """Return the tokens that the first block reads: the class token, then patches row by row."""
+        patches = self.patches(pixels.to(self.class_token.dtype)).flatten(2).transpose(1, 2)
+        class_token = self.class_token + torch.zeros_like(patches[:, :1])
+        return self.norm_in(torch.cat([class_token, patches], dim=1) + self.positions)
+
+    def pool(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n k"]:
+        """Return the feature that the class token of a block's output gives."""
         return self.projection(self.norm_out(x[:, 0]))
 
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
