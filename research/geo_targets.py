@@ -146,8 +146,8 @@ def _big() -> tuple[Any, list[str]]:
     from scipy.spatial import cKDTree
 
     cities = geocode.load_cities()
-    rows = np.flatnonzero([city["population"] >= _BIG_CITY for city in cities.table])
-    return cKDTree(unit_vectors(cities.coordinates[rows])), [str(cities.table[row]["name"]) for row in rows]
+    rows = np.flatnonzero(cities.table["population"] >= _BIG_CITY)
+    return cKDTree(unit_vectors(cities.coordinates[rows])), cities.table["name"][rows].tolist()
 
 
 def _big_cities(coordinates: Float[np.ndarray, "n 2"], within_km: Float[np.ndarray, " n"]) -> list[str]:

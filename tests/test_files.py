@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from open_geoclip.files import atomic_file, atomic_folder, atomic_write, cache_dir, sha256
+from open_geoclip.files import atomic_file, atomic_folder, atomic_write, cache_dir, cached_array, sha256
 
 
 def test_what_was_written_is_there_and_nothing_else(tmp_path: Path) -> None:
@@ -158,3 +159,28 @@ def test_one_cache_folder_with_the_home_folder_expanded(tmp_path: Path, monkeypa
     monkeypatch.delenv("OPEN_GEOCLIP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_dir().name == "open-geoclip"
+
+
+def test_an_array_is_computed_once_and_again_when_its_file_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def compute() -> np.ndarray:
+        calls.append(1)
+        return np.array(["é", "b"])
+
+    path = tmp_path / "new" / "a.npy"
+    for _ in range(2):
+        assert cached_array(path, compute, 2).tolist() == ["é", "b"]
+    assert len(calls) == 1
+    path.write_bytes(path.read_bytes()[:-3])
+    assert cached_array(path, compute, 2).tolist() == ["é", "b"]
+    np.save(path, np.zeros(3))
+    assert cached_array(path, compute, 2).tolist() == ["é", "b"]
+    assert len(calls) == 3
+    assert caplog.text.count("is damaged") == 2
+    (tmp_path / "file").touch()
+    assert cached_array(tmp_path / "file" / "a.npy", compute).tolist() == ["é", "b"]
+    assert "cannot be used" in caplog.text
+    assert cached_array(None, compute).tolist() == ["é", "b"]

@@ -16,7 +16,7 @@ RANKS = {
     "_version": 0,
     "errors": 0,
     "schema": 1,
-    "files": 1,
+    "files": 0,
     "geo": 1,
     "images": 1,
     "metadata": 2,

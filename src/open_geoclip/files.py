@@ -1,14 +1,21 @@
-"""Write files and folders atomically, hash them, and locate the cache folder."""
+"""Write files and folders atomically, hash them, and keep arrays in the cache folder."""
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["atomic_file", "atomic_folder", "atomic_write", "cache_dir", "sha256"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["atomic_file", "atomic_folder", "atomic_write", "cache_dir", "cached_array", "sha256"]
+
+logger = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -18,6 +25,39 @@ def cache_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("open-geoclip", appauthor=False))
+
+
+def cached_array(path: Path | None, compute: Callable[[], "np.ndarray"], length: int | None = None) -> "np.ndarray":
+    """Return an array from a ``.npy`` file of the cache, or compute and cache it.
+
+    A damaged file is computed again. When the cache cannot be written, a warning is logged.
+
+    Args:
+        path: The file; None: Nothing is cached.
+        compute: Returns the array.
+        length: Of the array, where it is known.
+    """
+    import numpy as np
+
+    if path is None:
+        return compute()
+    try:
+        cached: np.ndarray = np.load(path, allow_pickle=False)
+        if length is not None and cached.shape[:1] != (length,):
+            raise ValueError(f"shape {cached.shape} instead of {length} rows")
+        return cached
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s is damaged (%s) and is computed again", path, error)
+    array = compute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    except OSError as error:
+        logger.warning("the cache %s cannot be used (%s): it is computed each time", path, error)
+    return array
 
 
 def sha256(content: Path | bytes) -> str:

@@ -200,7 +200,9 @@ def test_the_nearest_city_is_the_nearest() -> None:
     every = load_cities()
     for point, city in zip(points, cities, strict=True):
         km = geodesic_km(np.broadcast_to(point, every.coordinates.shape), every.coordinates)
-        assert city.distance_km == pytest.approx(km.min(), rel=6e-3)  # the tree measures on the sphere
+        assert city.distance_km == pytest.approx(km.min(), rel=6e-3)  # the nearest is found on the sphere
+    many = np.concatenate([even_points(1200), points])  # a tree finds these, distances to all cities the few
+    assert load_cities().nearest(many)[:900].tolist() == load_cities().nearest(many[:900]).tolist()
 
 
 @pytest.mark.parametrize(

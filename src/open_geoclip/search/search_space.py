@@ -1,6 +1,5 @@
 """The search space: a gallery with what is computed of it once, and its restriction to an area."""
 
-import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from open_geoclip.errors import MissingExtraError, SettingsError
-from open_geoclip.files import atomic_file
+from open_geoclip.files import cached_array
 from open_geoclip.geo.areas import Allowed, Area, land_points
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
@@ -21,8 +20,6 @@ from open_geoclip.search.prior import GalleryCells, Prior
 from open_geoclip.search.refine import RingCache, refine
 
 __all__ = ["SearchSpace"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +45,8 @@ class SearchSpace:
     @classmethod
     def from_index(cls, index: GalleryIndex, prior: Prior = "gallery", area: Area | None = None) -> "SearchSpace":
         """Compute the search space of a gallery; errors are those of :meth:`GalleryCells.from_gallery`."""
-        return cls(index, GalleryCells.from_gallery(index.gallery, prior), prior, area or Area())
+        folder = None if index.path is None else index.path.parent
+        return cls(index, GalleryCells.from_gallery(index.gallery, prior, folder), prior, area or Area())
 
     @property
     def gallery(self) -> Gallery:
@@ -107,20 +105,12 @@ class SearchSpace:
             return None if codes is None else codes[self.parent_rows]
         from open_geoclip.geo.countries import country_codes
 
+        places = self.gallery.coordinates.astype(np.float64)
         cache = self._cache and self._cache / f"{self.gallery.fingerprint[:32]}.countries-2.npy"
-        if cache is not None and (known := _read_codes(cache, len(self.gallery))) is not None:
-            return known
         try:
-            codes = country_codes(self.gallery.coordinates.astype(np.float64))
+            return cached_array(cache, lambda: country_codes(places).astype("<U3"), len(places))
         except MissingExtraError:
             return None
-        if cache is not None:
-            try:
-                with atomic_file(cache) as temporary, temporary.open("wb") as file:
-                    np.save(file, codes.astype("<U3"))
-            except OSError as error:
-                logger.warning("the cache %s cannot be used (%s): countries are computed each time", cache, error)
-        return codes
 
     @property
     def _cache(self) -> Path | None:
@@ -165,15 +155,3 @@ class SearchSpace:
             calibration=calibration,
             allowed=self.allowed,
         )
-
-
-def _read_codes(path: Path, count: int) -> np.ndarray | None:
-    """Return codes from a cache file; None when there is none or it is damaged."""
-    try:
-        codes: np.ndarray = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s is damaged (%s) and is computed again", path, error)
-        return None
-    return codes if codes.shape == (count,) and codes.dtype.kind == "U" else None
