@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import OpenGeoCLIPError
+from open_geoclip.scale import ray as on_ray
 from open_geoclip.scale.batches import QuerySettings
 from open_geoclip.scale.jobs import JobReport, JobSettings, run_job
 from open_geoclip.scale.ray import RaySettings, connect, locate_dataset
@@ -39,7 +41,8 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {"killed": 0}
 
     def run(source: Path | str, name: str, locator: Locator = locator, **options: Any) -> JobReport:
-        job = JobSettings(photo_timeout_s=3, resume=True, shard=options.pop("shard", (1, 1)))
+        of_job = {name: options.pop(name) for name in ("shard", "photo_timeout_s") if name in options}
+        job = JobSettings(**{"photo_timeout_s": 3.0, "resume": True, **of_job})
         return run_job(locator, open_source(source, places=False), folder / name, job, **options)
 
     def kill_actors(done: int, total: int | None) -> None:
@@ -55,13 +58,20 @@ def main(folder: Path) -> None:
     with connect("auto"):
         found["job"] = vars(run(table, "ray", ray=settings, progress=kill_actors))
         found["resumed"] = vars(run(table, "ray", ray=settings))
-        run(shards, "ray-shards", ray=settings, shard=(1, 2))
+        # More actors than a machine of two cores has room for must not take the core that decodes.
+        run(shards, "ray-shards", ray=replace(settings, actors=(2, 2)), shard=(1, 2))
         run(shards, "ray-shards", shard=(2, 2))
         other = Locator(locator.model, locator.search_space, weights_sha256="0" * 64)
         try:
             run(table, "other", other, ray=settings)
         except OpenGeoCLIPError as error:
             found["other"] = [type(error).__name__, str(error)]
+
+        on_ray._NO_PROGRESS_S = 3.0
+        try:
+            run(table, "no room", ray=replace(settings, num_gpus=1), photo_timeout_s=0.01)
+        except OpenGeoCLIPError as error:
+            found["no room"] = [type(error).__name__, str(error)]
 
         import ray.data
 

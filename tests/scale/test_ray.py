@@ -87,6 +87,14 @@ def test_a_node_with_other_weights_ends_the_job(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+def test_a_job_that_stands_still_ends_and_says_what_to_do(found: dict[str, Any]) -> None:
+    kind, message = found["no room"]
+    assert kind == "RayError"
+    assert "an actor takes 1 and 1, and a core must be left to decode with" in message
+    assert message.endswith("--resume continues from there")
+
+
+@pytest.mark.slow
 def test_a_dataset_keeps_its_columns_and_errors_are_rows(folder: Path, found: dict[str, Any]) -> None:
     plain = answers(folder / "plain")
     good, bad, empty = found["rows"]

@@ -43,6 +43,7 @@ _DECODED = "_decoded"  # the column between the stages
 _PIECES_PER_CORE = 8
 _LARGEST_PIECE = 500  # photos that a task decodes: a minute's work
 _DECODE_BATCH = 32
+_NO_PROGRESS_S = 900.0  # a job ends when it stands still so long: time for an autoscaler to start machines
 # Of a task that decodes. Actors have other resources, so Ray Data does not merge the two stages into one.
 _TASK: dict[str, Any] = {"num_cpus": 1, "memory": 512 * 2**20}
 _REASON = re.compile(r"^(?:open_geoclip\.errors\.\w+: )?((?<=: ).+|(?!ray\.)[\w.]+Error: .+)$", re.MULTILINE)
@@ -55,7 +56,8 @@ class RaySettings:
     Attributes:
         load: called in each actor, returns its locator; with ``device="cuda"`` where actors have a GPU. It is sent to
             other nodes, so what it reads must lie on them: ``partial(Locator.from_pretrained, "geoclip")``.
-        actors: how many: the least and the most; None: as many as the cluster has room for.
+        actors: how many: the least and the most; None: as many as the cluster has room for. Fewer than the least start
+            where they would leave no processor core to decode with.
         num_gpus: GPUs of an actor, perhaps a part of one; 0: it computes on its processor cores.
         num_cpus: processor cores of an actor.
 
@@ -212,8 +214,9 @@ def locate_source(
     pieces_of = module.data.range(pieces, override_num_blocks=pieces)
     decoded = pieces_of.map_batches(partial(_decode_piece, shared), **_TASK)
     located = _locate(decoded, ray, query, _fingerprint(locator))
+    located.context.execution_no_progress_timeout_s = max(_NO_PROGRESS_S, _DECODE_BATCH * decoding.timeout_s)
     at = len(done)
-    with _failures():
+    with _failures(ray):
         for table in located.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for row in table.select(list(ROW)).to_pylist():
                 at += 1
@@ -236,15 +239,24 @@ def _fingerprint(locator: Locator) -> tuple[str, str | None, str]:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def _failures(ray: RaySettings) -> Iterator[None]:
     """Replace an error of Ray, which is a traceback of its own ways, by the error that it contains as text."""
+    from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError as RaysError
 
+    kept = "what is finished is kept, and --resume continues from there"
     try:
         yield
+    except ExecutionTimeoutError as error:
+        has = _import_ray().cluster_resources()
+        raise RayError(
+            f"Ray: the job stood still. Of {has.get('CPU', 0):g} processor cores and {has.get('GPU', 0):g} GPUs, an "
+            f"actor takes {ray.num_cpus:g} and {ray.num_gpus:g}, and a core must be left to decode with. After a "
+            f"machine was lost, actors can take all that remains: lower MAX of --ray-actors, or add machines; {kept}"
+        ) from error
     except RaysError as error:
         reasons = _REASON.findall(str(error)) or str(error).strip().splitlines() or [type(error).__name__]
-        raise RayError(f"Ray: {reasons[-1]}; what is finished is kept, and --resume continues from there") from error
+        raise RayError(f"Ray: {reasons[-1]}; {kept}") from error
 
 
 # --- what runs on the nodes -----------------------------------------------------------------------
@@ -370,7 +382,11 @@ def _locate(
 ) -> "Dataset":
     from ray.data import ActorPoolStrategy
 
+    # Ray starts the least number of actors whatever they leave, and nothing is decoded without a core.
     least, most = ray.actors
+    if ray.num_cpus:
+        cores = _import_ray().cluster_resources().get("CPU", 0)
+        least = max(1, min(least, int((cores - 1) // ray.num_cpus)))
     return decoded.map_batches(
         _Actor,
         fn_constructor_args=(ray, query, expected),
