@@ -1,5 +1,6 @@
 """Images decoded ahead: in order, with faults named, by threads or processes."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from open_geoclip.data.augmentation import Augmentation
-from open_geoclip.data.decoding import decode_photos, map_photos
+from open_geoclip.data.decoding import available_cores, decode_photos, map_ahead, map_photos
 from open_geoclip.data.photos import Photo, SkippedRecord
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import SettingsError
@@ -52,6 +53,25 @@ def test_processes_give_what_threads_give(make_table: Make) -> None:
     }
     assert views[True] == views[False]
     assert len(views[True]) == 6
+
+
+def test_there_is_one_worker_per_core_and_each_process_of_torchrun_has_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert available_cores() == 6
+    started = threading.Barrier(6, timeout=20)
+    assert list(map_ahead(lambda item: started.wait() * 0 + item, range(6))) == list(range(6)), "six at a time"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available_cores() == 1
+
+
+def test_as_many_are_decoded_ahead_as_a_batch_needs() -> None:
+    items = iter(range(50))
+    results = map_ahead(lambda item: item, items, workers=1, ahead=30)
+    assert next(results) == 0
+    results.close()
+    assert next(items) == 30
 
 
 def test_no_more_is_decoded_than_is_soon_taken(make_table: Make) -> None:

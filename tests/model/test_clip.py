@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.backbones.clip import ClipVision, ClipVisionSettings
+from open_geoclip.model.backbones.earth import PREPROCESSING as EARTH
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.backbones import load_image_backbone
 
@@ -152,6 +153,16 @@ def test_preprocessing_equals_clips_own_to_the_last_bit(processor: Any, width: i
     image = Image.fromarray(pixels)
     expected = processor(images=image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(CLIP(image), expected)
+
+
+@pytest.mark.parametrize("preprocessing", [CLIP, EARTH])
+def test_each_value_is_normalised_as_in_the_reference(preprocessing: Preprocessing) -> None:
+    values = np.arange(256, dtype=np.uint8)
+    rescaled = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
+    mean, std = (np.array(numbers, np.float32) for numbers in (preprocessing.mean, preprocessing.std))
+    expected = (rescaled[:, None] - mean) / std
+    pixels = torch.from_numpy(np.repeat(values[:, None], 3, axis=1)).view(16, 16, 1, 3)
+    assert torch.equal(preprocessing.normalize(pixels).permute(0, 2, 3, 1).reshape(256, 3), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (57, 91), (1000, 400), (256, 256)])

@@ -34,7 +34,7 @@ def check(
     *,
     images: Images = None,
     decode: bool = True,
-    workers: int = 2,
+    workers: int | None = None,
     show: int = 10,
     output: TextOutput = TextOutput(),
 ) -> None:
@@ -44,7 +44,7 @@ def check(
 
     Args:
         decode: Decode each image; otherwise only the presence of files is checked, and duplicates are not found.
-        workers: Threads that decode.
+        workers: Threads that decode; default: one per processor core.
         show: Faults of each kind that the table lists; JSON lists all.
     """
     from open_geoclip.data.checking import check_source
@@ -93,7 +93,7 @@ def pack(
     resize: int | None = None,
     quality: int = 92,
     verify: bool = True,
-    workers: int = 2,
+    workers: int | None = None,
     output: TextOutput = TextOutput(),
 ) -> None:
     """Write photos as tar shards in WebDataset's format, with an index.json.
@@ -106,7 +106,7 @@ def pack(
         resize: Reduce larger photos to this many pixels on the shorter side, as JPEG; default: pack files unchanged.
         quality: Quality of those JPEGs.
         verify: Decode each photo first, so that only readable ones are packed.
-        workers: Threads that read and decode.
+        workers: Threads that read and decode; default: one per processor core.
     """
     from open_geoclip.data.packing import PackSettings
     from open_geoclip.data.packing import pack as write_shards

@@ -41,7 +41,7 @@ def build(
     folder: Folder,
     images: Images = None,
     thumbnails: Thumbnails = 0,
-    workers: int = 2,
+    workers: int | None = None,
     options: ImageModelOptions = ImageModelOptions(),
 ) -> None:
     """Make an index of photos whose places are known.
@@ -50,7 +50,7 @@ def build(
     add continues.
 
     Args:
-        workers: Threads that decode.
+        workers: Threads that decode; default: one per processor core.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} exists already; geoclip index add {source} -o {folder} continues or extends it")
@@ -65,13 +65,13 @@ def add(
     folder: Folder,
     images: Images = None,
     thumbnails: Thumbnails = 0,
-    workers: int = 2,
+    workers: int | None = None,
     options: ImageModelOptions = ImageModelOptions(),
 ) -> None:
     """Add photos to an index, except those that it has: a photo is recognised by the SHA-256 of its file.
 
     Args:
-        workers: Threads that decode.
+        workers: Threads that decode; default: one per processor core.
     """
     from open_geoclip.search.photo_index import PhotoIndex
 
@@ -120,7 +120,7 @@ def _index(
     index: "PhotoIndex | None",
     images: str | None,
     thumbnails: int,
-    workers: int,
+    workers: int | None,
     options: ImageModelOptions,
 ) -> None:
     from open_geoclip.data.sources import open_source

@@ -63,7 +63,7 @@ def check_source(
     source: PhotoSource,
     *,
     decode: bool = True,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Check:
     """Read a source once.
@@ -74,7 +74,7 @@ def check_source(
     Args:
         source: the photos.
         decode: decode each image; without, files are only looked for, and duplicates are not found.
-        workers: threads that decode.
+        workers: threads that decode; default: one per processor core.
         progress: called with (done, total) entries, if the total is known.
     """
     faults: list[SkippedRecord] = []

@@ -1,8 +1,9 @@
 """Decoding images ahead of the caller, on several workers, in order and in bounded memory."""
 
 import multiprocessing
+import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,17 +16,24 @@ from open_geoclip.data.photos import Entry, IndexedPhotos, OnSkip, Photo, PhotoS
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import load_image
 
-__all__ = ["decode_photos", "map_photos", "skipped_record"]
+__all__ = ["available_cores", "decode_photos", "map_ahead", "map_photos", "skipped_record"]
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 _AHEAD = 4  # images per worker that are done or waiting
+
+
+def available_cores() -> int:
+    """Return how many processor cores this process may use; under ``torchrun``, its share of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def decode_photos(
     source: PhotoSource,
     transform: Callable[[Image.Image, str], T],
     *,
-    workers: int = 2,
+    workers: int | None = None,
     processes: bool = False,
     on_skip: OnSkip | None = None,
 ) -> Generator[tuple[Photo, T], None, None]:
@@ -36,7 +44,7 @@ def decode_photos(
     Args:
         source: the photos.
         transform: called with an upright RGB image and its key; with ``processes`` a function of a module.
-        workers: their number; 0 does the work in the caller.
+        workers: their number; 0 does the work in the caller; default: one per processor core.
         processes: use processes instead of threads.
         on_skip: called with each entry that cannot be used; default: they are logged.
 
@@ -62,7 +70,7 @@ def map_photos(
     source: PhotoSource,
     work: Callable[[Photo], T],
     *,
-    workers: int = 2,
+    workers: int | None = None,
     processes: bool = False,
     start: int = 0,
 ) -> Generator[SkippedRecord | tuple[Photo, T], None, None]:
@@ -71,7 +79,7 @@ def map_photos(
     Args:
         source: the photos.
         work: called in a worker; an `ImageError` that it raises becomes a skipped record.
-        workers: their number; 0 does the work in the caller.
+        workers: their number; 0 does the work in the caller; default: one per processor core.
         processes: use processes instead of threads.
         start: the first entry, to resume.
 
@@ -81,30 +89,58 @@ def map_photos(
     Raises:
         SettingsError: fewer than 0 workers.
     """
-    if workers < 0:
-        raise SettingsError(f"workers: 0 or more, not {workers}")
     # Workers also look up the entries of an indexed source: EXIF is read and views are rendered there.
     if isinstance(source, IndexedPhotos):
-        task: Callable[..., Any] = partial(_work_on_row, source, work)
-        items: Iterator[Any] = iter(range(start, len(source)))
+        rows = range(start, len(source))
+        yield from map_ahead(partial(_work_on_row, source, work), rows, workers=workers, processes=processes)
     else:
-        task, items = partial(_work_on, work), islice(source.entries(), start, None)
+        entries = islice(source.entries(), start, None)
+        yield from map_ahead(partial(_work_on, work), entries, workers=workers, processes=processes)
+
+
+def map_ahead(
+    work: Callable[[Item], T],
+    items: Iterable[Item],
+    *,
+    workers: int | None = None,
+    processes: bool = False,
+    ahead: int = 0,
+) -> Generator[T, None, None]:
+    """Call a function with each item, ahead of the caller, and yield the results in order.
+
+    Args:
+        work: called in a worker.
+        items: are read in the caller's thread, as many as are ahead.
+        workers: their number; 0 does the work in the caller; default: one per processor core.
+        processes: use processes instead of threads.
+        ahead: least number of items that are done or waiting; at least four per worker are.
+
+    Yields:
+        One result per item; an error of ``work`` is raised in its place. ``close`` stops the workers.
+
+    Raises:
+        SettingsError: fewer than 0 workers.
+    """
+    workers = available_cores() if workers is None else workers
+    if workers < 0:
+        raise SettingsError(f"workers: 0 or more, not {workers}")
     if workers == 0:
-        yield from map(task, items)
+        yield from map(work, items)
         return
     pool: Executor
+    task: Callable[[Item], T] = work
     if processes:
         # Forking a process that runs threads, as torch does, can leave a lock held forever.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_task, initargs=(task,))
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_task, initargs=(work,))
         task = _run_task
     else:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[Future[T]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(task, item))
-            if len(waiting) >= _AHEAD * workers:
+            if len(waiting) >= max(ahead, _AHEAD * workers):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -85,7 +85,7 @@ def pack(
     folder: Path,
     settings: PackSettings | None = None,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
     """Write a source as shards ``000000.tar``, ``000001.tar``..., and ``index.json``.
@@ -97,7 +97,7 @@ def pack(
         source: the photos, in the order in which they are packed.
         folder: is created.
         settings: of the shards and images.
-        workers: threads that read and decode.
+        workers: threads that read and decode; default: one per processor core.
         progress: called with (done, total) entries, if the total is known.
 
     Raises:
@@ -160,7 +160,7 @@ def _write_shards(
     folder: Path,
     settings: PackSettings,
     index: dict[str, Any],
-    workers: int,
+    workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     done = index["shards"][-1]["entries_until"] if index["shards"] else 0

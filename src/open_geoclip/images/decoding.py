@@ -212,7 +212,7 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFil
         scan = image.fp.tell()
         _check_jpeg(image, data, name, max_pixels)
         whole = data.removesuffix(b"\xff")
-        if data.find(_END, scan) < 0 and _lacks_only_its_end(image, whole, name, max_pixels):
+        if data.rfind(_END, scan) < 0 and _lacks_only_its_end(image, whole, name, max_pixels):
             _log.warning("%s: the JPEG lacks its end marker", name)
             image = _Jpeg(BytesIO(whole + _END))
             _check_jpeg(image, data, name, max_pixels)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ __all__ = ["CLIP_PREPROCESSING", "Preprocessing"]
 class Preprocessing:
     """How a picture is resized, cropped and normalised. It belongs to the weights and is stored with them.
 
-    Bit for bit what CLIP's own Pillow-based processor computes: the shortest edge is resized, the middle is
-    cut out, and each of the 256 values of a channel becomes the same float32.
+    Bit for bit what CLIP's own Pillow-based processor computes. Workers that decode call :meth:`resize_and_crop`;
+    batches of its pixels, a quarter of the size of floats, go to the device and are normalised there.
 
     Attributes:
         resize: length of the shortest edge after resizing, pixels.
@@ -79,33 +79,30 @@ class Preprocessing:
             std=_three(config.get("image_std", CLIP_PREPROCESSING.std)),
         )
 
-    @cached_property
-    def _table(self) -> Float[np.ndarray, "3 256"]:
-        """What each value of each channel becomes: computed once, in the steps of the reference."""
-        values = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return (values[None, :] - mean[:, None]) / std[:, None]
-
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 crop crop"]:
         """The tensor of an upright RGB picture."""
-        return self._normalised(_middle(np.asarray(resize_shortest_edge(image, self.resize, self.resample)), self.crop))
+        return self.normalize(torch.from_numpy(self.resize_and_crop(image)))[0]
 
     def ten_crops(self, image: Image.Image) -> Float[Tensor, "10 3 crop crop"]:
-        """Ten crops of an upright RGB picture: corners and middle, and the same mirrored.
+        """The tensors of ten crops of an upright RGB picture; see :meth:`resize_and_crop`."""
+        return self.normalize(torch.from_numpy(self.resize_and_crop(image, 10)))
 
-        The published evaluation's: the shortest edge becomes 256 pixels for crops of 224 (as much larger for other
-        crops), by the filter that the weights were trained with.
+    def resize_and_crop(self, image: Image.Image, crops: int = 1) -> UInt8[np.ndarray, "crops crop crop 3"]:
+        """The middle of an upright RGB picture, or ten crops: corners and middle, and the same mirrored.
+
+        Ten crops are the published evaluation's: the shortest edge becomes 256 pixels for crops of 224 (as much larger
+        for other crops), by the filter that the weights were trained with.
         """
+        pixels = np.asarray(resize_shortest_edge(image, self.shortest_edge(crops), self.resample))
         crop = self.crop
-        pixels = np.asarray(resize_shortest_edge(image, round(crop * 256 / 224), self.resample))
-        crops = []
-        for side in (pixels, pixels[:, ::-1]):
+        cut = [_middle(pixels, crop)] if crops == 1 else []
+        for side in (pixels, pixels[:, ::-1]) if crops == 10 else ():
             height, width, _ = side.shape
             corners = [(y, x) for y in (0, height - crop) for x in (0, width - crop)]
             # To an even number where there is no middle, as torchvision's TenCrop has it.
             corners.append((round((height - crop) / 2), round((width - crop) / 2)))
-            crops += [self._normalised(side[y : y + crop, x : x + crop]) for y, x in corners]
-        return torch.stack(crops)
+            cut += [side[y : y + crop, x : x + crop] for y, x in corners]
+        return np.stack(cut)
 
     def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom of the crop in shares of a picture's width and height.
@@ -121,13 +118,17 @@ class Preprocessing:
             ends.append((start + self.crop) / resized)
         return starts[0], starts[1], ends[0], ends[1]
 
-    def _normalised(self, pixels: UInt8[np.ndarray, "crop crop 3"]) -> Float[Tensor, "3 crop crop"]:
-        table = self._table
-        return torch.from_numpy(np.stack([table[channel][pixels[..., channel]] for channel in range(3)]))
+    def shortest_edge(self, crops: int = 1) -> int:
+        """Length of the shortest edge after resizing for one crop or ten, pixels."""
+        return self.resize if crops == 1 else round(self.crop * 256 / 224)
 
-    def batch(self, images: list[Image.Image]) -> Float[Tensor, "n 3 crop crop"]:
-        """The tensors of several pictures, stacked."""
-        return torch.stack([self(image) for image in images])
+    def normalize(self, pixels: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
+        """The tensors of pixels, on the same device.
+
+        Each of the 256 values of a channel becomes the float32 of the reference, which multiplies by 1/255 in float64.
+        """
+        white, mean, std = _constants(self, pixels.device)
+        return pixels.permute(0, 3, 1, 2).contiguous().float().div_(white).sub_(mean).div_(std)
 
 
 CLIP_PREPROCESSING = Preprocessing(
@@ -138,6 +139,13 @@ CLIP_PREPROCESSING = Preprocessing(
     std=(0.26862954, 0.26130258, 0.27577711),
 )
 """Preprocessing of CLIP ViT-L/14."""
+
+
+@lru_cache(maxsize=16)
+def _constants(preprocessing: Preprocessing, device: torch.device) -> Float[Tensor, "3 3 1 1"]:
+    """255, mean and standard deviation of each channel; as tensors, since a GPU divides by a number less exactly."""
+    values = [(255.0, 255.0, 255.0), preprocessing.mean, preprocessing.std]
+    return torch.tensor(values, dtype=torch.float32, device=device)[..., None, None]
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

@@ -32,7 +32,7 @@ class QuerySettings:
 def decode_settings(locator: Locator, timeout_s: float) -> DecodeSettings:
     """Return how images are decoded for a locator; ten crops are cut from a larger image."""
     preprocessing, encoding = locator.model.image_encoder.preprocessing, locator.encoding
-    resize = preprocessing.resize if encoding.crops == 1 else round(preprocessing.crop * 256 / 224)
+    resize = preprocessing.shortest_edge(encoding.crops)
     return DecodeSettings(resize, preprocessing.resample, encoding.max_pixels, timeout_s)
 
 

@@ -6,7 +6,6 @@ where its last part ends, on any machine that sees the folder, also with another
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from open_geoclip._version import __version__
+from open_geoclip.data.decoding import available_cores
 from open_geoclip.data.photos import PhotoSource
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError
 from open_geoclip.files import atomic_write
@@ -187,7 +187,7 @@ def _run(
         return is_first
 
     if ray is None:
-        workers = settings.workers or len(os.sched_getaffinity(0))
+        workers = settings.workers or available_cores()
         found = _locate_here(locator, source, done, Decoder(decoding), workers, query, is_new, progress)
     else:
         from open_geoclip.scale.ray import locate_source

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from open_geoclip._version import __version__
-from open_geoclip.data.decoding import skipped_record
+from open_geoclip.data.decoding import available_cores, skipped_record
 from open_geoclip.data.photos import IndexedPhotos, PhotoSource, SkippedRecord
 from open_geoclip.errors import ImageError, MissingExtraError, RayError, SettingsError
 from open_geoclip.export.tables import arrow_table, escape
@@ -104,7 +104,7 @@ def connect(address: str) -> Iterator[None]:
     if address == "local":
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what makes Ray listen to 127.0.0.1 alone, everywhere
         # One core for the actor, one to decode with.
-        options |= {"include_dashboard": False, "num_cpus": max(2, len(os.sched_getaffinity(0)))}
+        options |= {"include_dashboard": False, "num_cpus": max(2, available_cores())}
     else:  # Ray itself tries for minutes
         host, _, port = address.rpartition(":")
         try:

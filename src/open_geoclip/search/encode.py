@@ -4,8 +4,9 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -15,9 +16,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from open_geoclip.data.decoding import map_ahead
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image, read_bytes
+from open_geoclip.model.backbones.runtime import copy_to_device
 from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.preprocessing import Preprocessing
 
 __all__ = ["EncodeSettings", "EncodedBatch", "encode_batches", "encode_images", "perceptual_hash"]
 
@@ -79,7 +83,7 @@ class EncodedBatch:
 def encode_batches(
     model: GeoCLIP, images: ImageSource | Iterable[ImageSource], settings: EncodeSettings | None = None
 ) -> Iterator[EncodedBatch]:
-    """Encode images batch by batch; a batch is decoded ahead while the model runs on the one before.
+    """Encode images batch by batch. Threads, one per processor core, decode those ahead while the model runs.
 
     Args:
         model: with an image encoder.
@@ -90,32 +94,12 @@ def encode_batches(
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray)
     several = [images] if single or hasattr(images, "read") else images
     numbered = enumerate(cast(Iterable[ImageSource], several))
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
-
-        def submit() -> list[tuple[str, Future[tuple[Float[Tensor, "crops 3 h w"], str | None]]]]:
-            batch = []
-            for number, source in itertools.islice(numbered, settings.batch_size):
-                name = image_name(source, number)
-                batch.append((name, pool.submit(_preprocess, model, source, name, settings)))
-            return batch
-
-        batch, ahead = submit(), submit()
-        while batch:
-            errors: list[ImageError | None] = []
-            hashes: list[str | None] = []
-            pixels = []
-            for _, future in batch:
-                try:
-                    prepared, sha256 = future.result()
-                except ImageError as error:
-                    errors.append(error)
-                    hashes.append(None)
-                else:
-                    pixels.append(prepared)
-                    errors.append(None)
-                    hashes.append(sha256)
-            yield EncodedBatch([name for name, _ in batch], errors, hashes, *_encode(model, pixels, settings))
-            batch, ahead = ahead, submit()
+    decode = partial(_decode, model.image_encoder.preprocessing, settings)
+    with closing(map_ahead(decode, numbered, ahead=2 * settings.batch_size)) as decoded:
+        while batch := list(itertools.islice(decoded, settings.batch_size)):
+            names, errors, hashes, pixels = zip(*batch, strict=True)
+            encoded = _encode(model, [one for one in pixels if one is not None], settings)
+            yield EncodedBatch(list(names), list(errors), list(hashes), *encoded)
 
 
 def encode_images(
@@ -148,38 +132,40 @@ def perceptual_hash(pixels: Float[Tensor, "n 3 h w"]) -> UInt8[np.ndarray, "n 32
     Compression, resizing and changes of brightness alter few bits; different photos differ in about half of them.
     """
     grey = F.adaptive_avg_pool2d(pixels.mean(dim=1, keepdim=True), (16, 17))[:, 0]
-    return np.packbits((grey.diff(dim=2) > 0).flatten(1).numpy(), axis=1)
+    return np.packbits((grey.diff(dim=2) > 0).flatten(1).cpu().numpy(), axis=1)
 
 
-def _preprocess(
-    model: GeoCLIP, source: ImageSource, name: str, settings: EncodeSettings
-) -> tuple[Float[Tensor, "crops 3 h w"], str | None]:
-    """Return the pixels of an image and the hash of its file, which is read once for both."""
-    sha256 = None
-    if not isinstance(source, Image.Image | np.ndarray):
-        source = read_bytes(source, name)
-        sha256 = hashlib.sha256(source).hexdigest()
-    preprocessing = model.image_encoder.preprocessing
-    image = load_image(source, name=name, max_pixels=settings.max_pixels)
-    pixels = preprocessing(image)[None] if settings.crops == 1 else preprocessing.ten_crops(image)
-    return pixels, sha256
+def _decode(
+    preprocessing: Preprocessing, settings: EncodeSettings, numbered: tuple[int, ImageSource]
+) -> tuple[str, ImageError | None, str | None, UInt8[np.ndarray, "crops h w 3"] | None]:
+    """Return name, error, hash and pixels of an image; its file is read once for hash and pixels."""
+    number, source = numbered
+    name, sha256 = image_name(source, number), None
+    try:
+        if not isinstance(source, Image.Image | np.ndarray):
+            source = read_bytes(source, name)
+            sha256 = hashlib.sha256(source).hexdigest()
+        image = load_image(source, name=name, max_pixels=settings.max_pixels)
+    except ImageError as error:
+        return name, error, None, None
+    return name, None, sha256, preprocessing.resize_and_crop(image, settings.crops)
 
 
 @torch.inference_mode()
 def _encode(
-    model: GeoCLIP, pixels: list[Float[Tensor, "crops 3 h w"]], settings: EncodeSettings
+    model: GeoCLIP, images: list[UInt8[np.ndarray, "crops h w 3"]], settings: EncodeSettings
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"], UInt8[np.ndarray, "n 32"]]:
     """Return embedding, feature and hash per image; logits are linear in embeddings: the mean's are the mean logits."""
     encoder = model.image_encoder
-    if not pixels:
+    if not images:
         none = torch.empty(0, encoder.settings.widths[-1]), torch.empty(0, encoder.settings.feature_dim)
         return *none, np.empty((0, 32), np.uint8)
-    device = model.logit_scale.device
-    features = [encoder.forward_backbone(part.to(device)) for part in torch.cat(pixels).split(settings.batch_size)]
+    normalize, of_crops = encoder.preprocessing.normalize, (len(images), settings.crops, -1)
+    pixels = copy_to_device(torch.from_numpy(np.concatenate(images)), model.logit_scale.device)
+    features = [encoder.forward_backbone(normalize(part)) for part in pixels.split(settings.batch_size)]
     embeddings = [model.encode_features(part) for part in features]
-    of_crops = (len(pixels), settings.crops, -1)
     return (
         torch.cat(embeddings).cpu().view(of_crops).mean(dim=1),
         torch.cat(features).float().cpu().view(of_crops).mean(dim=1),
-        perceptual_hash(torch.stack([crops[0 if settings.crops == 1 else _CENTRE] for crops in pixels])),
+        perceptual_hash(normalize(pixels[0 if settings.crops == 1 else _CENTRE :: settings.crops])),
     )

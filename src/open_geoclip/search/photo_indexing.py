@@ -33,13 +33,13 @@ class IndexingSettings:
 
     Attributes:
         batch_size: photos encoded at once.
-        workers: threads that decode.
+        workers: threads that decode; default: one per processor core.
         max_pixels: larger photos are left out.
         thumbnail_side: longest side of the thumbnails that are kept, in pixels; 0: none.
     """
 
     batch_size: int = 16
-    workers: int = 2
+    workers: int | None = None
     max_pixels: int = MAX_PIXELS
     thumbnail_side: int = 0
 

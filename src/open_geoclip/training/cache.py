@@ -40,7 +40,7 @@ def cache_features(
     folder: Path,
     *,
     views: int = 1,
-    workers: int = 2,
+    workers: int | None = None,
     shard: int = SHARD_PHOTOS,
     progress: Callable[[int, int | None], None] = lambda *_: None,
 ) -> "CachedFeatures":
@@ -54,7 +54,7 @@ def cache_features(
         extractor: computes the features.
         folder: where caches are kept: two bytes per number, 1.5 kB per view of CLIP ViT-L/14.
         views: augmented views per photo.
-        workers: threads that decode.
+        workers: threads that decode; default: one per processor core.
         shard: photos per file.
         progress: called with how many entries are done, and of how many if that is known.
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float64
+from jaxtyping import Float16, Float64, UInt8
 from torch import Tensor, nn
 
 from open_geoclip.data.augmentation import Augmentation
@@ -15,7 +16,7 @@ from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Photo, PhotoSource, SkipLog, SkippedRecord
 from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
-from open_geoclip.model.backbones.runtime import DType, prepare_backbone
+from open_geoclip.model.backbones.runtime import DType, copy_to_device, prepare_backbone
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.training.batches import Batch, BatchRequest
 from open_geoclip.weights.backbones import load_image_backbone
@@ -107,7 +108,7 @@ class FeatureExtractor:
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def encode(
-        self, source: PhotoSource, size: int, *, views: range = range(1), workers: int = 2, start: int = 0
+        self, source: PhotoSource, size: int, *, views: range = range(1), workers: int | None = None, start: int = 0
     ) -> Iterator[EncodedPhotos]:
         """Yield the features of a source's photos, ``size`` photos at a time, the last time fewer.
 
@@ -115,11 +116,11 @@ class FeatureExtractor:
             source: the photos.
             size: photos at a time.
             views: numbers of the views of each; without augmentation all views are the same.
-            workers: threads that decode.
+            workers: threads that decode; default: one per processor core.
             start: the first entry.
         """
         encoded = EncodedPhotos(start)
-        pixels: list[Tensor] = []
+        pixels: list[UInt8[np.ndarray, "views h w 3"]] = []
         for result in map_photos(source, partial(self._pixels, views), workers=workers, start=start):
             encoded.position += 1
             if isinstance(result, SkippedRecord):
@@ -128,28 +129,28 @@ class FeatureExtractor:
             encoded.photos.append(result[0])
             pixels.append(result[1])
             if len(pixels) * len(views) >= self.batch_size or len(encoded.photos) == size:
-                encoded.features.append(self._run(torch.stack(pixels)))
+                encoded.features.append(self._run(pixels))
                 pixels.clear()
             if len(encoded.photos) == size:
                 yield encoded
                 encoded = EncodedPhotos(encoded.position)
         if pixels:
-            encoded.features.append(self._run(torch.stack(pixels)))
+            encoded.features.append(self._run(pixels))
         if encoded.photos or encoded.faults:
             yield encoded
 
-    def _pixels(self, views: range, photo: Photo) -> Float[Tensor, "views 3 h w"]:
+    def _pixels(self, views: range, photo: Photo) -> UInt8[np.ndarray, "views h w 3"]:
         image = load_image(photo.image, name=photo.key)
         if self.augmentation is None:
-            return self.preprocessing(image).expand(len(views), -1, -1, -1)
-        # An augmented view has the backbone's size already: it is not resized again.
-        normalize = replace(self.preprocessing, resize=self.augmentation.size, crop=self.augmentation.size)
-        return torch.stack([normalize(self.augmentation(image, photo.key, view)) for view in views])
+            return np.repeat(self.preprocessing.resize_and_crop(image), len(views), axis=0)
+        # An augmented view has the backbone's size already.
+        return np.stack([np.asarray(self.augmentation(image, photo.key, view)) for view in views])
 
     @torch.inference_mode()
-    def _run(self, pixels: Float[Tensor, "n views 3 h w"]) -> Float16[Tensor, "n views d"]:
-        parts = [self.backbone(part.to(self.device)) for part in pixels.flatten(0, 1).split(self.batch_size)]
-        return torch.cat(parts).half().cpu().view(len(pixels), pixels.shape[1], -1)
+    def _run(self, images: list[UInt8[np.ndarray, "views h w 3"]]) -> Float16[Tensor, "n views d"]:
+        pixels = copy_to_device(torch.from_numpy(np.concatenate(images)), self.device)
+        features = [self.backbone(self.preprocessing.normalize(part)) for part in pixels.split(self.batch_size)]
+        return torch.cat(features).half().cpu().view(len(images), len(images[0]), -1)
 
 
 class PixelData:
@@ -158,7 +159,7 @@ class PixelData:
     Args:
         source: the photos.
         extractor: computes their features, with the augmentation.
-        workers: threads that decode.
+        workers: threads that decode; default: one per processor core.
         on_skip: called with each entry that cannot be used; the log tells the first ones when not given.
 
     Raises:
@@ -170,7 +171,7 @@ class PixelData:
         source: PhotoSource,
         extractor: FeatureExtractor,
         *,
-        workers: int = 2,
+        workers: int | None = None,
         on_skip: Callable[[SkippedRecord], None] | None = None,
     ) -> None:
         count = source.count

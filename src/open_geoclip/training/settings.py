@@ -170,7 +170,7 @@ class DataSettings:
         together: views of one photo in a batch.
         neighborhood: half of each batch consists of groups of about this many photos from one area, which are hard
             negatives of each other; 0 draws all at random.
-        workers: threads that decode.
+        workers: threads that decode; default: one per processor core.
         encode_batch: images that the backbone encodes at a time; 0 is 16 on a CPU and 128 on a GPU.
         cache: folder for features; ``features`` in the run's own when not given.
         max_swapped: largest share of entries whose latitude and longitude look swapped; beyond it the run stops.
@@ -185,7 +185,7 @@ class DataSettings:
     views: int = 4
     together: int = 1
     neighborhood: int = 0
-    workers: int = 2
+    workers: int | None = None
     encode_batch: int = 0
     cache: str = ""
     max_swapped: float = 0.05
@@ -199,7 +199,7 @@ class DataSettings:
             raise SettingsError("together: several views at once need cached features: set pixels = false")
         if self.neighborhood < 0 or (self.pixels and self.neighborhood):
             raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
-        if self.workers < 0 or self.encode_batch < 0:
+        if (self.workers or 0) < 0 or self.encode_batch < 0:
             raise SettingsError(f"workers, encode_batch: 0 or more, not {self.workers} and {self.encode_batch}")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.files import atomic_folder, cache_dir
 
-__all__ = ["CompiledBackbone", "DType", "Engine", "prepare_backbone", "resolve_dtype"]
+__all__ = ["CompiledBackbone", "DType", "Engine", "copy_to_device", "prepare_backbone", "resolve_dtype"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,16 @@ def prepare_backbone(
     if engine == "openvino" or (engine == "auto" and fits and find_spec("openvino") is not None):
         return CompiledBackbone(backbone, bfloat16=precision == torch.bfloat16)
     return backbone.to(device, precision)
+
+
+def copy_to_device(pixels: Tensor, device: torch.device | str) -> Tensor:
+    """Return pixels on a device. To a GPU they are copied from pinned memory, while it computes and the caller goes on.
+
+    Pinned memory is kept by torch until the copy is done.
+    """
+    if torch.device(device).type == "cuda":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
 
 
 class CompiledBackbone(nn.Module):
