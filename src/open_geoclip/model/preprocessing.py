@@ -94,15 +94,21 @@ class Preprocessing:
         for other crops), by the filter that the weights were trained with.
         """
         pixels = np.asarray(resize_shortest_edge(image, self.shortest_edge(crops), self.resample))
+        height, width, _ = pixels.shape
         crop = self.crop
-        cut = [_middle(pixels, crop)] if crops == 1 else []
-        for side in (pixels, pixels[:, ::-1]) if crops == 10 else ():
-            height, width, _ = side.shape
-            corners = [(y, x) for y in (0, height - crop) for x in (0, width - crop)]
-            # To an even number where there is no middle, as torchvision's TenCrop has it.
-            corners.append((round((height - crop) / 2), round((width - crop) / 2)))
-            cut += [side[y : y + crop, x : x + crop] for y, x in corners]
-        return np.stack(cut)
+        if crops == 1:
+            if height < crop or width < crop:
+                above, left = -(-max(crop - height, 0) // 2), -(-max(crop - width, 0) // 2)
+                below, right = max(crop - height, 0) - above, max(crop - width, 0) - left
+                pixels = np.pad(pixels, ((above, below), (left, right), (0, 0)))
+                height, width, _ = pixels.shape
+            top, start = (height - crop) // 2, (width - crop) // 2
+            return pixels[None, top : top + crop, start : start + crop].copy()
+        corners = [(y, x) for y in (0, height - crop) for x in (0, width - crop)]
+        # To an even number where there is no middle, as torchvision's TenCrop has it.
+        corners.append((round((height - crop) / 2), round((width - crop) / 2)))
+        sides = (pixels, pixels[:, ::-1])
+        return np.stack([side[y : y + crop, x : x + crop] for side in sides for y, x in corners])
 
     def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom of the crop in shares of a picture's width and height.
@@ -152,15 +158,3 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3:
         raise SettingsError(f"mean and std: a number for each of three channels, not {values}")
     return float(values[0]), float(values[1]), float(values[2])
-
-
-def _middle(pixels: UInt8[np.ndarray, "h w 3"], crop: int) -> UInt8[np.ndarray, "crop crop 3"]:
-    """The middle of a picture, padded with black where it is too small."""
-    height, width, _ = pixels.shape
-    if height < crop or width < crop:
-        above, left = -(-max(crop - height, 0) // 2), -(-max(crop - width, 0) // 2)
-        below, right = max(crop - height, 0) - above, max(crop - width, 0) - left
-        pixels = np.pad(pixels, ((above, below), (left, right), (0, 0)))
-        height, width, _ = pixels.shape
-    top, start = (height - crop) // 2, (width - crop) // 2
-    return pixels[top : top + crop, start : start + crop]
