@@ -2,7 +2,6 @@
 
 import csv
 import io
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -16,15 +15,6 @@ from open_geoclip.errors import AreaError, SettingsError
 from open_geoclip.geo.areas import Area
 from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.metadata.read import read_metadata
-
-
-@pytest.fixture(scope="module")
-def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
-    """Without doubt: of images of nothing it would leave the prior alone to answer."""
-    gallery = Gallery.from_coordinates(even_points(1000))
-    found = Locator.from_pretrained("earth", gallery=gallery, cache=tmp_path_factory.mktemp("cache"))
-    calibration = replace(found.calibration, background_slope=0.0)
-    return Locator(found.model, found.search_space, model_name=found.model_name, calibration=calibration)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,20 @@ export interface PlaceReliability {
   measured_on: string;
 }
 
+/** A known place in time that an answer of a trip is estimated from. */
+export interface Anchor {
+  /** Degrees north, WGS84. */
+  lat: number;
+  /** Degrees east, WGS84. */
+  lon: number;
+  /** ISO 8601, UTC. */
+  time: string;
+  /** Contains the true place with a probability of 68 %. */
+  accuracy_m: number;
+  /** The track or the photo that it is from. */
+  source: string;
+}
+
 /** A GeoJSON geometry, cut at 180 degrees. */
 export interface MultiPolygon {
   type: "MultiPolygon";
@@ -177,6 +191,13 @@ export interface Result {
    * `gallery` (coordinates and weights), where they are known.
    */
   sha256?: Record<string, string>;
+  /** When the photo of a trip was taken: ISO 8601, UTC, its clock corrected. Where there are anchors. */
+  time?: string | null;
+  /**
+   * The known places before and after a photo of a trip. The answer is estimated from these, the speed limit and
+   * the picture; it is no measurement.
+   */
+  anchors?: Anchor[];
   /** Smallest regions that contain 50 and 90 % of the probability; with `detail`. */
   regions?: Record<string, MultiPolygon> | null;
   /** Where the probability lies; with `detail`. */

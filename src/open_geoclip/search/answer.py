@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.schema import Range, from_dict
 
-__all__ = ["Answer", "Candidate", "Columns", "Heat", "MultiPolygon", "PlaceReliability"]
+__all__ = ["Anchor", "Answer", "Candidate", "Columns", "Heat", "MultiPolygon", "PlaceReliability"]
 
 Latitude = Annotated[float, Range(-90, 90)]
 Longitude = Annotated[float, Range(-180, 180)]
@@ -109,6 +109,17 @@ class PlaceReliability:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """A known place in time that an answer of a trip is estimated from."""
+
+    lat: Annotated[Latitude, "Degrees north, WGS84."]
+    lon: Annotated[Longitude, "Degrees east, WGS84."]
+    time: Annotated[str, "ISO 8601, UTC."]
+    accuracy_m: Annotated[float, Range(0), "Contains the true place with a probability of 68 %."]
+    source: Annotated[str, "The track or the photo that it is from."]
+
+
+@dataclass(frozen=True)
 class Answer:
     """The candidates for one image or text, and what they were made with. An estimate, not evidence."""
 
@@ -155,6 +166,14 @@ class Answer:
         "`gallery` (coordinates and weights), where they are known.",
         Columns("{}_sha256", ("image", "weights", "gallery")),
     ] = field(default_factory=dict)
+    time: Annotated[
+        str | None, "When the photo of a trip was taken: ISO 8601, UTC, its clock corrected. Where there are anchors."
+    ] = None
+    anchors: Annotated[
+        tuple[Anchor, ...],
+        "The known places before and after a photo of a trip. The answer is estimated from these, the speed limit and "
+        "the picture; it is no measurement.",
+    ] = ()
     regions: Annotated[
         Mapping[str, MultiPolygon] | None,
         "Smallest regions that contain 50 and 90 % of the probability; with `detail`.",
@@ -172,6 +191,7 @@ class Answer:
             return {"image": self.image, "error": self.error}
         values = {"image": self.image, "text": self.text, **vars(self)}
         values["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
+        values["anchors"] = [dict(vars(anchor)) for anchor in self.anchors]
         if self.reliability is not None:
             values["reliability"] = self.reliability.to_dict()
         return {key: value for key, value in values.items() if value or key not in _LEFT_OUT}
@@ -202,4 +222,6 @@ class Answer:
         return answer
 
 
-_LEFT_OUT = {"image", "text", "error", "reliability", "sha256", "regions", "heat"}  # when empty
+_LEFT_OUT = {  # when empty
+    *("image", "text", "error", "reliability", "sha256", "time", "anchors", "regions", "heat"),
+}

@@ -1,16 +1,19 @@
 """How answers are made of a posterior: candidates, radii, countries, and how sure they are."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_geoclip.data.tracks import Fix
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.geo import geocode
-from open_geoclip.search.answer import Candidate
+from open_geoclip.search.answer import Anchor, Candidate
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
@@ -19,10 +22,14 @@ from open_geoclip.search.regions import describe_regions
 from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
 
-__all__ = ["AnswerSettings", "describe"]
+if TYPE_CHECKING:
+    from open_geoclip.search.query import Query
+
+__all__ = ["AnswerSettings", "describe", "describe_query"]
 
 _RADII_KM = (1, 25, 200, 750, 2500)
 _LEVELS = (0.5, 0.9)
+_MERGE_KM = 0.05, 25.0  # limits of the distance between candidates where there are known places
 
 
 @dataclass(frozen=True)
@@ -125,3 +132,57 @@ def describe(
         }
         for n in range(len(posterior))
     ]
+
+
+def describe_query(
+    query: "Query",
+    space: SearchSpace,
+    scale: float,
+    settings: AnswerSettings,
+    top_k: int,
+    *,
+    refine: bool = False,
+    detail: bool = False,
+) -> Iterator[tuple[Posterior, dict[str, Any]]]:
+    """Yield the posterior of each image or text of a query and the fields of its answer that follow from it.
+
+    Args:
+        query: encoded images or texts.
+        space: that is searched.
+        scale: logits are scale times cosine.
+        settings: how answers are made. Between known places, candidates are as near as these allow.
+        top_k: candidates per answer.
+        refine: search between the places of the gallery too.
+        detail: whether answers have regions and heat.
+    """
+    embeddings = query.encoded.embeddings
+    if query.error is not None or len(embeddings) == 0:
+        return
+    if query.posteriors is not None:
+        parts = query.posteriors
+    elif refine:
+        parts = space.refined_posteriors(embeddings, scale, query.calibration, query.log_mass)
+    elif query.log_mass is not None:
+        parts = [Posterior.from_log_mass(query.log_mass, space.cells, query.calibration)]
+    else:
+        parts = [space.posterior(embeddings, scale, query.calibration)]
+    rows = embeddings.split([len(part) for part in parts])
+    anchored: dict[str, Any] = {}
+    for number, (part, embedding) in enumerate(zip(parts, rows, strict=True)):
+        if query.anchors is not None:
+            method = "mass" if settings.decode == "max" else settings.decode
+            merge_km = float(np.clip(2 * query.scales_km[number], *_MERGE_KM))
+            settings = replace(settings, decode=method, merge_km=merge_km)
+            fixes = dict.fromkeys(fix for fix in query.anchors.brackets[number] if fix is not None)
+            anchored = {"anchors": tuple(map(_anchor, fixes)), "time": _iso(query.anchors.times_s[number])}
+        fields = describe(part, embedding, space, settings, top_k, reliability=query.reliability, detail=detail)
+        for row, values in enumerate(fields):
+            yield part[row], values | anchored
+
+
+def _iso(time_s: float) -> str:
+    return datetime.fromtimestamp(round(time_s), UTC).isoformat()
+
+
+def _anchor(fix: Fix) -> Anchor:
+    return Anchor(round(fix.lat, 6), round(fix.lon, 6), _iso(fix.time_s), fix.accuracy_m, fix.source)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_geoclip._version import __version__
+from open_geoclip.data.clocks import Anchors
 from open_geoclip.errors import GalleryError, SettingsError
 from open_geoclip.geo.areas import Area
 from open_geoclip.images import MAX_PIXELS, ImageSource
@@ -18,7 +19,7 @@ from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.search.answer import Answer
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.decode import DecodeMethod
-from open_geoclip.search.describe import AnswerSettings, describe
+from open_geoclip.search.describe import AnswerSettings, describe_query
 from open_geoclip.search.encode import EncodedBatch, EncodeSettings, encode_batches, encode_images
 from open_geoclip.search.explain import explain
 from open_geoclip.search.explanation import Explanation, LatLon
@@ -245,7 +246,7 @@ class Locator:
     def locate_trip(
         self,
         images: Iterable[ImageSource],
-        times_h: Sequence[float] | Float[np.ndarray, " n"],
+        times_h: Sequence[float] | Float[np.ndarray, " n"] | Anchors,
         top_k: int = 5,
         *,
         speed_kmh: float = 900.0,
@@ -284,7 +285,7 @@ class Locator:
         Raises:
             SettingsError: top_k is below 1.
         """
-        space = self.search_space
+        space, scale = self.search_space, self.model.scale
         if top_k < 1:
             raise SettingsError(f"top_k: at least 1, not {top_k}")
         top_k = min(top_k, len(self.gallery))
@@ -295,14 +296,7 @@ class Locator:
             for query in queries:
                 batch = query.encoded
                 texts: Sequence[str | None] = query.text or [None] * len(batch.names)
-                parts = [] if query.error else self._posteriors(query)
-                rows = batch.embeddings.split([len(part) for part in parts]) if parts else ()
-                options: dict[str, Any] = {"reliability": query.reliability, "detail": detail}
-                found = (
-                    (part, row, fields)
-                    for part, own in zip(parts, rows, strict=True)
-                    for row, fields in enumerate(describe(part, own, space, self.answers, top_k, **options))
-                )
+                found = describe_query(query, space, scale, self.answers, top_k, refine=self.refine, detail=detail)
                 for name, text, unread, sha256 in zip(batch.names, texts, batch.errors, batch.sha256, strict=True):
                     error = query.error if unread is None else unread.reason
                     known = {key: value for key, value in {"image": sha256, **hashes}.items() if value is not None}
@@ -310,21 +304,10 @@ class Locator:
                     if error is not None:
                         yield answer, None
                         continue
-                    part, row, fields = next(found)
-                    yield replace(answer, text=text, **fields), part[row]
+                    posterior, fields = next(found)
+                    yield replace(answer, text=text, **fields), posterior
 
         return answers()
-
-    def _posteriors(self, query: Query) -> list[Posterior]:
-        """Return one posterior of all, or one each where cells are refined; none for nothing."""
-        space, scale, embeddings = self.search_space, self.model.scale, query.encoded.embeddings
-        if len(embeddings) == 0:
-            return []
-        if self.refine:
-            return space.refined_posteriors(embeddings, scale, query.calibration, query.log_mass)
-        if query.log_mass is not None:
-            return [Posterior.from_log_mass(query.log_mass, space.cells, query.calibration)]
-        return [space.posterior(embeddings, scale, query.calibration)]
 
     # --- queries ----------------------------------------------------------------------------------
 
@@ -363,28 +346,30 @@ class Locator:
     def query_trip(
         self,
         images: Iterable[ImageSource],
-        times_h: Sequence[float] | Float[np.ndarray, " n"],
+        times_h: Sequence[float] | Float[np.ndarray, " n"] | Anchors,
         *,
         speed_kmh: float = 900.0,
     ) -> Query:
         """Encode images of one trip, along which nobody moves faster than a speed limit.
 
-        Nothing was calibrated for trips: ``sure`` is None.
+        Nothing was calibrated for trips: ``sure`` is None but where there are anchors.
 
         Args:
             images: in any order.
-            times_h: of each, hours from any moment.
+            times_h: of each, hours from any moment; or known places in time, which answers are estimated from.
             speed_kmh: highest speed along great circles; 900 is an airliner's.
 
         Raises:
             ImageError: an image cannot be read.
             SettingsError: a time is missing or not a number, or a speed is below 0.
         """
-        images, hours = list(images), np.asarray(times_h, np.float64)
+        anchors = times_h if isinstance(times_h, Anchors) else None
+        images, hours = list(images), np.asarray(anchors.times_s if anchors else times_h, np.float64)
         if len(images) == 0 or hours.shape != (len(images),):
             raise SettingsError(f"a trip is one image or more and a time for each, not {hours.size} for {len(images)}")
         batch = encode_images(self.model, images, self.encoding)
-        return Query.from_trip(batch, self.calibration, self.search_space, self.model.scale, hours, speed_kmh)
+        model = batch, self.calibration, self.search_space, self.model.scale
+        return Query.from_anchors(*model, anchors, speed_kmh) if anchors else Query.from_trip(*model, hours, speed_kmh)
 
     def explain(
         self, image: ImageSource, place: LatLon | None = None, versus: LatLon | None = None, *, grid: int = 7

@@ -216,15 +216,15 @@ class Posterior:
         """Mass, rows, points and smoothing of the cells that answers are decoded from."""
         with torch.inference_mode():
             mass, rows = self.mass.topk(min(_TOP, len(self.cells)), dim=1)
-            return mass.double(), rows, self.cells.points[rows], torch.from_numpy(self.sigma_km)[rows]
+            return mass.double(), rows, self.cells.points[rows].float(), torch.from_numpy(self.sigma_km)[rows]
 
     def _mass_near(
         self, places: Float64[Tensor, "n k 3"], nearest: Int64[Tensor, "n k"], min_cosine: float
     ) -> Float64[np.ndarray, "n k"]:
         """Return the mass of all cells near each answer, and of its nearest, that belongs to none before it."""
-        sums = np.zeros(places.shape[:2])
+        sums, cells = np.zeros(places.shape[:2]), self.cells.points
         for row, (answers, mass) in enumerate(zip(places, self.mass, strict=True)):
-            near = (answers.float() @ self.cells.points.T >= min_cosine).scatter_(1, nearest[row, :, None], True)
+            near = (answers.to(cells.dtype) @ cells.T >= min_cosine).scatter_(1, nearest[row, :, None], True)
             left = mass.numpy().copy()
             for number, members in enumerate(map(np.flatnonzero, near.numpy())):
                 sums[row, number] = left[members].sum(dtype=np.float64)
@@ -250,10 +250,10 @@ class Posterior:
         top, rows, points, sigma = (part[:, :_SMOOTHED] for part in self._top)
         near, near_mass = smoothed_distances(answers, top, points.double(), sigma)
         far_mass = self.mass.scatter(1, rows, 0.0)
-        parts = []
+        parts, cells = [], self.cells.points
         for start in range(0, len(self), _BLOCK):
             block = slice(start, start + _BLOCK)
-            far = (answers[block].float() @ self.cells.points.T).clamp_(-1, 1).acos_().mul_(EARTH_RADIUS_KM)  # to 3 km
+            far = (answers[block].to(cells.dtype) @ cells.T).clamp_(-1, 1).acos_().mul_(EARTH_RADIUS_KM)  # to 3 km
             parts.append(radial_cdf((near[block], far), (near_mass[block], far_mass[block])))
         return RadialProfile(self.calibration.calibrated_level(np.concatenate(parts), self.background_share))
 
@@ -308,7 +308,7 @@ class Posterior:
         sigma = torch.from_numpy(self.sigma_km / EARTH_RADIUS_KM)
         uniform = math.log(_UNIFORM / (4 * math.pi * EARTH_RADIUS_KM**2))
         min_cosine = math.cos(min(float(sigma.max()) * _MAX_SIGMAS + 1e-3, math.pi))
-        near = points.float() @ self.cells.points.T >= min_cosine
+        near = points.to(self.cells.points.dtype) @ self.cells.points.T >= min_cosine
         found = []
         for mass, point, members in zip(self.mass, points, near, strict=True):
             at = members.nonzero()[:, 0]

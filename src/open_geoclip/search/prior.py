@@ -48,7 +48,7 @@ class GalleryCells:
 
     Attributes:
         coordinates: (lat, lon) in degrees.
-        points: unit vectors of the places.
+        points: unit vectors of the places; float64 where cells are smaller than a few kilometres.
         area_km2: area of each cell, estimated from the distance to the twelfth neighbour; at most four times an even
             share of all land.
         log_prior: logarithm of each cell's prior probability, up to a constant; -inf excludes a cell.
@@ -57,7 +57,7 @@ class GalleryCells:
     """
 
     coordinates: Float32[np.ndarray, "m 2"]
-    points: Float32[Tensor, "m 3"]
+    points: Float[Tensor, "m 3"]
     area_km2: Float64[np.ndarray, " m"]
     log_prior: Float[Tensor, " m"]
     origins: Int64[np.ndarray, " m"] | None = None

@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_geoclip.data.clocks import Anchors
 from open_geoclip.errors import SettingsError
+from open_geoclip.search.anchors import anchored_posteriors
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.trips import pool_embeddings, trip_posterior
@@ -32,6 +35,9 @@ class Query:
         log_mass: of each place, where it does not follow from the embedding alone, as of a trip.
         error: why none of them has an answer.
         reliability: how often answers to single images were right, where it was measured.
+        anchors: known places in time around each image.
+        posteriors: of each image, where there are anchors.
+        scales_km: standard deviation of each image's place before it is seen, where there are anchors.
     """
 
     encoded: EncodedBatch
@@ -40,6 +46,9 @@ class Query:
     log_mass: Float[Tensor, "n m"] | None = None
     error: str | None = None
     reliability: Reliability | None = None
+    anchors: Anchors | None = None
+    posteriors: Sequence[Posterior] | None = None
+    scales_km: Sequence[float] = ()
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], embeddings: Float[Tensor, "n d"]) -> "Query":
@@ -99,6 +108,30 @@ class Query:
         alone = space.posterior(batch.embeddings, scale, calibration).log_mass
         spacing_km = float(np.median(space.cells.spacing_km))
         trip = trip_posterior(alone, space.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
-        is_possible = trip.log_evidence > -np.inf
-        error = None if is_possible else f"no trip of these images keeps to {speed_kmh:g} km/h"
-        return cls(batch, calibration, None, trip.log_mass, error)
+        return cls(batch, calibration, None, trip.log_mass, _trip_error(trip.log_evidence > -np.inf, speed_kmh))
+
+    @classmethod
+    def from_anchors(
+        cls,
+        batch: EncodedBatch,
+        calibration: Calibration,
+        space: SearchSpace,
+        scale: float,
+        anchors: Anchors,
+        speed_kmh: float,
+    ) -> "Query":
+        """Return a query of the images of one trip with known places; arguments are those of :meth:`from_trip`.
+
+        Raises:
+            SettingsError: the speed is below 0.
+        """
+        if not 0 <= speed_kmh < np.inf:
+            raise SettingsError(f"speed: a number of 0 or more, not {speed_kmh}")
+        found = anchored_posteriors(space, batch.embeddings, scale, calibration, anchors, speed_kmh)
+        posteriors, scales_km, is_possible = found
+        error = _trip_error(is_possible, speed_kmh)
+        return cls(batch, calibration, None, None, error, None, anchors, posteriors, scales_km)
+
+
+def _trip_error(is_possible: bool, speed_kmh: float) -> str | None:
+    return None if is_possible else f"no trip of these images keeps to {speed_kmh:g} km/h"

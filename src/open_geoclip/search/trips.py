@@ -10,6 +10,7 @@ hidden Markov models and selected applications in speech recognition", 1989).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,14 @@ from torch import Tensor
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 
-__all__ = ["SIMILARITY_POWER", "TripPosterior", "evidence_weights", "pool_embeddings", "trip_posterior"]
+__all__ = [
+    "SIMILARITY_POWER",
+    "TripPosterior",
+    "chain_marginals",
+    "evidence_weights",
+    "pool_embeddings",
+    "trip_posterior",
+]
 
 SIMILARITY_POWER = 8.0
 """Default exponent of :func:`evidence_weights`; larger ones gained nothing on validation views (2026-11-23)."""
@@ -109,22 +117,47 @@ def trip_posterior(
     if not np.isfinite(times_h).all():
         raise SettingsError("each image of a trip needs its time")
     order = np.argsort(times_h, kind="stable")
-    reach_km = np.diff(times_h[order]) * speed_kmh + slack_km
     points = unit_vectors(torch.from_numpy(np.asarray(places, np.float64)))
-    rows = torch.log_softmax(log_mass.double(), dim=1)[torch.from_numpy(order)]
-    for omitted in _OMITTED_MASS:
-        kept, lost = _truncate(rows, omitted)
-        log_evidence, marginals = _forward_backward(rows, kept, points, reach_km)
-        error = lost / math.exp(log_evidence) if log_evidence > -700 else (0.0 if lost == 0 else math.inf)
-        if error <= _TOLERANCE:
-            break
-    full = torch.full_like(rows, -torch.inf)
-    for number, (at, marginal) in enumerate(zip(kept, marginals, strict=True)):
-        full[order[number], at] = marginal
+    rows = list(torch.log_softmax(log_mass.double(), dim=1)[torch.from_numpy(order)])
+    radius_km = torch.tensor([slack_km / 2], dtype=torch.float64)
+    n, travel_km = len(rows), np.diff(times_h[order]) * speed_kmh
+    marginals, log_evidence, error = chain_marginals(rows, [points] * n, [radius_km] * n, travel_km)
+    full = torch.empty(n, len(points), dtype=torch.float64)
+    full[torch.from_numpy(order)] = torch.stack(marginals)
     return TripPosterior(full, log_evidence, error)
 
 
-def _truncate(rows: Float64[Tensor, "n m"], omitted: float) -> tuple[list[Int64[Tensor, " _"]], float]:
+def chain_marginals(
+    rows: Sequence[Float64[Tensor, " _"]],
+    points: Sequence[Float64[Tensor, "_ 3"]],
+    radius_km: Sequence[Float64[Tensor, " _"]],
+    travel_km: Float[np.ndarray, " k"],
+) -> tuple[list[Float64[Tensor, " _"]], float, float]:
+    """Return the log marginals of images in the order of time, each with places of its own.
+
+    Args:
+        rows: log mass of each image's places, normalised.
+        points: unit vectors of the places.
+        radius_km: of the cell that each place stands for; one number where all are alike.
+        travel_km: the most that anybody travels between an image and the next. Two places are within reach when they
+            are no further apart than this and both radii.
+
+    Returns:
+        The marginals, the log evidence and the bound of :class:`TripPosterior`.
+    """
+    for omitted in _OMITTED_MASS:
+        kept, lost = _truncate(rows, omitted)
+        log_evidence, marginals = _forward_backward(rows, kept, points, radius_km, travel_km)
+        error = lost / math.exp(log_evidence) if log_evidence > -700 else (0.0 if lost == 0 else math.inf)
+        if error <= _TOLERANCE:
+            break
+    full = [torch.full_like(row, -torch.inf) for row in rows]
+    for row, at, marginal in zip(full, kept, marginals, strict=True):
+        row[at] = marginal
+    return full, log_evidence, error
+
+
+def _truncate(rows: Sequence[Float64[Tensor, " _"]], omitted: float) -> tuple[list[Int64[Tensor, " _"]], float]:
     """Return the places of each image that hold all but some mass, and the total mass lost."""
     kept, lost = [], 0.0
     for row in rows:
@@ -137,18 +170,22 @@ def _truncate(rows: Float64[Tensor, "n m"], omitted: float) -> tuple[list[Int64[
 
 
 def _forward_backward(
-    rows: Float64[Tensor, "n m"],
+    rows: Sequence[Float64[Tensor, " _"]],
     kept: list[Int64[Tensor, " _"]],
-    points: Float64[Tensor, "m 3"],
-    reach_km: Float[np.ndarray, " k"],
+    points: Sequence[Float64[Tensor, "_ 3"]],
+    radius_km: Sequence[Float64[Tensor, " _"]],
+    travel_km: Float[np.ndarray, " k"],
 ) -> tuple[float, list[Float64[Tensor, " _"]]]:
     """Return the log evidence and the log marginals over the kept places; messages are scaled against underflow."""
     n = len(rows)
     local = [row[at] for row, at in zip(rows, kept, strict=True)]
-    where = [points[at] for at in kept]
+    where = [
+        (of[at], radius if len(radius) == 1 else radius[at])
+        for of, radius, at in zip(points, radius_km, kept, strict=True)
+    ]
     forward, log_evidence = [local[0]], 0.0
     for i in range(1, n):
-        message, scale = _propagate(forward[-1], where[i - 1], where[i], float(reach_km[i - 1]))
+        message, scale = _propagate(forward[-1], where[i - 1], where[i], float(travel_km[i - 1]))
         forward.append(local[i] + message)
         log_evidence += scale
         top = float(torch.logsumexp(forward[-1], dim=0))
@@ -159,31 +196,39 @@ def _forward_backward(
     backward = torch.zeros_like(local[-1])
     marginals = [torch.log_softmax(forward[-1], dim=0)]
     for i in range(n - 2, -1, -1):
-        backward, _ = _propagate(local[i + 1] + backward, where[i + 1], where[i], float(reach_km[i]))
+        backward, _ = _propagate(local[i + 1] + backward, where[i + 1], where[i], float(travel_km[i]))
         marginals.append(torch.log_softmax(forward[i] + backward, dim=0))
     return log_evidence, marginals[::-1]
 
 
+_Cells = tuple[Float64[Tensor, "_ 3"], Float64[Tensor, " _"]]
+"""Unit vectors and radii in kilometres."""
+
+
 def _propagate(
-    log_mass: Float64[Tensor, " a"], start: Float64[Tensor, "a 3"], end: Float64[Tensor, "b 3"], reach_km: float
+    log_mass: Float64[Tensor, " a"], starts: _Cells, ends: _Cells, travel_km: float
 ) -> tuple[Float64[Tensor, " b"], float]:
     """Return the log mass within reach of each end, up to a scale, and the log of the scale."""
+    (start, start_km), (end, end_km) = starts, ends
     top = float(log_mass.max())
     mass = (log_mass - top).exp()
-    if reach_km >= math.pi * EARTH_RADIUS_KM:
+    most_km = travel_km + float(start_km.max()) + float(end_km.max())
+    if travel_km + float(start_km.min()) + float(end_km.min()) >= math.pi * EARTH_RADIUS_KM:
         return torch.full((len(end),), float(mass.sum().log()), dtype=torch.float64), top
-    # Chords, as a cosine does not resolve distances below 100 m.
-    angle = reach_km / EARTH_RADIUS_KM
-    chord = 2 * math.sin(angle / 2) + 1e-12
     # Sorted by latitude, only a band of starts can be within reach of a block of ends.
     lat, order = torch.asin(start[:, 2].clamp(-1, 1)).sort()
     start, mass = start[order], mass[order]
+    start_km = start_km if len(start_km) == 1 else start_km[order]
     end_order = end[:, 2].argsort()
-    sums = torch.empty(len(end), dtype=torch.float64)
+    sums, angle = torch.empty(len(end), dtype=torch.float64), most_km / EARTH_RADIUS_KM
     for rows in end_order.split(_BLOCK):
         south, north = (float(x) for x in torch.asin(end[rows][[0, -1], 2].clamp(-1, 1)))
         first = int(torch.searchsorted(lat, south - angle - 1e-9))
         last = int(torch.searchsorted(lat, north + angle + 1e-9, right=True))
         apart = torch.cdist(end[rows], start[first:last], compute_mode="donot_use_mm_for_euclid_dist")
+        # Chords, as a cosine does not resolve distances below 100 m.
+        here_km = end_km if len(end_km) == 1 else end_km[rows]
+        reach_km = travel_km + here_km[:, None] + (start_km if len(start_km) == 1 else start_km[first:last])
+        chord = 2 * torch.sin((reach_km / (2 * EARTH_RADIUS_KM)).clamp(max=math.pi / 2)) + 1e-12
         sums[rows] = torch.where(apart <= chord, mass[first:last], 0.0).sum(dim=1)
     return sums.log(), top

@@ -1,0 +1,254 @@
+"""Photos between known places in time: what the fixes around a photo say, its picture, and the other photos.
+
+Between two fixes a photo lies within the space-time prism of the speed limit (Hägerstrand, "What about people in
+regional science?", 1970). Its prior is a mixture: mostly a Brownian bridge around the place that is interpolated along
+the great circle (Horne et al., "Analyzing animal movements using Brownian bridges", 2007), wider the farther and the
+longer the fixes are apart; the rest is even over the prism, more of it the longer ago the nearest fix is. It is
+represented by places of its own: a gallery has one in 50 km. The picture weighs them by its likelihood
+ratio; one that is unlike those that the model was calibrated on weighs nothing. Photos between the same fixes form a
+hidden Markov model with the same speed limit; see :mod:`open_geoclip.search.trips`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from open_geoclip.data.clocks import Anchors
+from open_geoclip.data.tracks import Fix
+from open_geoclip.geo.areas import Allowed
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, destination, haversine_km, unit_vectors
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import GalleryCells
+from open_geoclip.search.refine import encode_cosines
+from open_geoclip.search.search_space import SearchSpace
+from open_geoclip.search.smoothing import gaussian_quadrature
+from open_geoclip.search.trips import chain_marginals
+
+__all__ = ["anchored_posteriors"]
+
+_BRIDGE_POINTS, _PRISM_POINTS = 128, 256
+_MIN_GALLERY = 64  # places of the gallery in a prism stand for it; fewer are too coarse
+_DETOUR = 0.3  # standard deviation halfway, as a share of the distance between two fixes
+_DRIFT_KMH = 1.0  # and per hour between them
+_DIFFUSION_KMH = 10.0  # standard deviation per hour before the first fix and after the last
+_EVEN = 0.05  # least share of the prism
+_FORGET_H = 24.0  # in which the bridge's share falls to 1/e
+_ONE_SIGMA = 1.515  # the radius that holds 68 % of a Gaussian, in standard deviations along each axis
+_UNRESOLVED_KM = 0.5  # no model tells places within this distance
+_WHOLE_EARTH_KM = 10_000.0
+_MAX_DISC_KM = 0.999 * math.pi * EARTH_RADIUS_KM
+_FITTED_ON = "known places in time"
+
+
+@dataclass(frozen=True, eq=False)
+class _Prior:
+    """What the fixes around a photo say.
+
+    Attributes:
+        coordinates: (lat, lon) in degrees.
+        log_mass: of each place, normalised.
+        area_km2: that each place stands for.
+        rows: of the gallery; -1 for places of the photo's own.
+        sigma_km: of the bridge.
+    """
+
+    coordinates: Float64[np.ndarray, "m 2"]
+    log_mass: Float64[np.ndarray, " m"]
+    area_km2: Float64[np.ndarray, " m"]
+    rows: Int64[np.ndarray, " m"]
+    sigma_km: float
+
+
+@torch.inference_mode()
+def anchored_posteriors(
+    space: SearchSpace,
+    embeddings: Float[Tensor, "n d"],
+    scale: float,
+    calibration: Calibration,
+    anchors: Anchors,
+    speed_kmh: float,
+) -> tuple[list[Posterior], list[float], bool]:
+    """Compute the posterior of each photo of a trip, on places of its own.
+
+    Args:
+        space: the gallery, and limits of the answers.
+        embeddings: of the photos.
+        scale: logits are scale times cosine.
+        calibration: of the model.
+        anchors: known places around each photo.
+        speed_kmh: the speed limit. Where two fixes contradict it, it is what leads from one to the other.
+
+    Returns:
+        The posteriors; the scale of each in kilometres; and whether the photos keep to the limit.
+    """
+    priors = [
+        _prior(space.cells, before, after, time_s, speed_kmh, space.allowed)
+        for (before, after), time_s in zip(anchors.brackets, anchors.times_s, strict=True)
+    ]
+    ratios = _likelihood_ratios(space, embeddings, scale, calibration, priors)
+    rows = [
+        torch.log_softmax(torch.from_numpy(prior.log_mass) + ratio, dim=0)
+        for prior, ratio in zip(priors, ratios, strict=True)
+    ]
+    points = [unit_vectors(torch.from_numpy(prior.coordinates)) for prior in priors]
+    is_possible = True
+    for _, group in groupby(np.argsort(anchors.times_s, kind="stable").tolist(), key=anchors.brackets.__getitem__):
+        members = list(group)
+        if len(members) > 1:
+            travel_km = np.diff(np.array([anchors.times_s[n] for n in members])) / 3600 * speed_kmh
+            radius_km = [torch.from_numpy(np.sqrt(priors[n].area_km2) / 2) for n in members]
+            marginals, log_evidence, _ = chain_marginals(
+                [rows[n] for n in members], [points[n] for n in members], radius_km, travel_km
+            )
+            is_possible &= log_evidence > -math.inf
+            for n, marginal in zip(members, marginals, strict=True):
+                rows[n] = marginal
+    known = Calibration(calibration.temperature, fitted_on=_FITTED_ON)
+    posteriors = []
+    for prior, row, vectors in zip(priors, rows, points, strict=True):
+        cells = GalleryCells(
+            prior.coordinates.astype(np.float32),
+            vectors,
+            prior.area_km2,
+            torch.from_numpy(prior.log_mass),
+            np.where(prior.rows < 0, space.cells.nearest(prior.coordinates), prior.rows),
+        )
+        posteriors.append(Posterior.from_log_mass(row[None], cells, known))
+    return posteriors, [prior.sigma_km for prior in priors], is_possible
+
+
+def _likelihood_ratios(
+    space: SearchSpace,
+    embeddings: Float[Tensor, "n d"],
+    scale: float,
+    calibration: Calibration,
+    priors: Sequence[_Prior],
+) -> list[Float64[Tensor, " _"]]:
+    """Return the log of how much more likely each picture is at each of its places than anywhere."""
+    logits = space.index.logits(embeddings, scale, exact=5).double()
+    log_prior = torch.log_softmax(space.cells.log_prior.double(), dim=0)
+    normaliser = torch.logsumexp(log_prior + logits / calibration.temperature, dim=1)
+    best = logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1)
+    background = calibration.background_of(best)
+    background[best / scale < calibration.min_score] = 1.0
+    ratios = []
+    for n, prior in enumerate(priors):
+        share = float(background[n])
+        extent_km = float(haversine_km(prior.coordinates, prior.coordinates[:1]).max())
+        if share == 1 or extent_km < _UNRESOLVED_KM:
+            ratios.append(torch.zeros(len(prior.log_mass), dtype=torch.float64))
+            continue
+        rows, own = torch.from_numpy(prior.rows), torch.from_numpy(prior.rows < 0)
+        ratio = logits[n, rows.clamp(min=0)]
+        places = torch.from_numpy(prior.coordinates)[own]
+        ratio[own] = scale * encode_cosines(space.index.encoder, embeddings[[n]], places[None])[0].double()
+        ratio = ratio / calibration.temperature - normaliser[n] + math.log1p(-share)
+        floor = torch.full_like(ratio, math.log(share) if share else -math.inf)
+        ratios.append(torch.logaddexp(ratio, floor))
+    return ratios
+
+
+def _prior(
+    cells: GalleryCells,
+    before: Fix | None,
+    after: Fix | None,
+    time_s: float,
+    speed_kmh: float,
+    allowed: Allowed | None,
+) -> _Prior:
+    """Return the prior of a photo from the fixes around it."""
+    fixes = list(dict.fromkeys(fix for fix in (before, after) if fix is not None))
+    places = np.array([(fix.lat, fix.lon) for fix in fixes])
+    error_km = np.array([fix.accuracy_m / 1000 for fix in fixes])
+    hours = np.abs(np.array([fix.time_s for fix in fixes]) - time_s) / 3600
+    between = len(fixes) == 2
+    if between:
+        centre, sigma_km, speed_kmh = _bridge(places, error_km, hours, speed_kmh)
+    else:
+        centre, sigma_km = places[0], math.hypot(error_km[0] / _ONE_SIGMA, _DIFFUSION_KMH * hours[0])
+    reach_km = hours * speed_kmh + 3 * error_km
+    # Distances are convex: whatever lies within both reaches is no farther from a place between the fixes.
+    weights = hours[::-1] / hours.sum() if between and hours.sum() > 0 else np.full(len(fixes), 1 / len(fixes))
+    disc_km = min(float(weights @ reach_km), _MAX_DISC_KM)
+    spiral = gaussian_quadrature(_BRIDGE_POINTS)
+    bridge = destination(
+        centre, np.degrees(np.arctan2(*spiral.T)), np.minimum(sigma_km * np.hypot(*spiral.T), _MAX_DISC_KM)
+    )
+    step = (np.arange(_BRIDGE_POINTS) + 0.5) / _BRIDGE_POINTS
+    bridge_area = 2 * math.pi * sigma_km**2 / (_BRIDGE_POINTS * (1 - step))  # inverse of the density
+    bridge_mass = np.full(_BRIDGE_POINTS, 1 / _BRIDGE_POINTS)
+    even, even_area, even_mass, even_rows = _prism(cells, centre, disc_km, places, reach_km)
+    even_share = 1 - (1 - _EVEN) * math.exp(-float(hours.min()) / _FORGET_H)
+    parts = []
+    for share, coordinates, area, mass, rows in (
+        (1 - even_share, bridge, bridge_area, bridge_mass, np.full(_BRIDGE_POINTS, -1)),
+        (even_share, even, even_area, even_mass, even_rows),
+    ):
+        inside = _within(coordinates, places, reach_km) & (share * mass > 0)
+        if allowed is not None:
+            inside &= allowed(coordinates)
+        if inside.any():
+            parts.append((coordinates[inside], area[inside], share * mass[inside] / mass[inside].sum(), rows[inside]))
+    if not parts:  # limits or rounding leave nothing: the interpolated place itself
+        parts = [(centre[None], np.array([math.pi * sigma_km**2]), np.ones(1), np.array([-1]))]
+    coordinates, area, mass, rows = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return _Prior(coordinates, np.log(mass / mass.sum()), np.maximum(area, 1e-9), rows, sigma_km)
+
+
+def _bridge(
+    places: Float64[np.ndarray, "2 2"],
+    error_km: Float64[np.ndarray, " 2"],
+    hours: Float64[np.ndarray, " 2"],
+    speed_kmh: float,
+) -> tuple[Float64[np.ndarray, " 2"], float, float]:
+    """Return the interpolated place, its standard deviation, and the speed limit, at least what the fixes need."""
+    distance_km, total_h = float(haversine_km(places[0], places[1])), float(hours.sum())
+    share = float(hours[0]) / total_h if total_h > 0 else 0.5
+    start, end = unit_vectors(places)
+    angle = distance_km / EARTH_RADIUS_KM
+    if angle < 1e-9 or math.sin(angle) < 1e-9:
+        centre = places[0]
+    else:
+        centre = coordinates_of(start * math.sin((1 - share) * angle) + end * math.sin(share * angle))
+    halfway_km = _DETOUR * distance_km + _DRIFT_KMH * total_h
+    variance = 4 * share * (1 - share) * halfway_km**2
+    variance += (((1 - share) * error_km[0]) ** 2 + (share * error_km[1]) ** 2) / _ONE_SIGMA**2
+    if total_h > 0:
+        speed_kmh = max(speed_kmh, 1.05 * (distance_km - float(error_km.sum())) / total_h)
+    return centre, math.sqrt(variance), speed_kmh
+
+
+def _prism(
+    cells: GalleryCells,
+    centre: Float64[np.ndarray, " 2"],
+    disc_km: float,
+    places: Float64[np.ndarray, "f 2"],
+    reach_km: Float64[np.ndarray, " f"],
+) -> tuple[Float64[np.ndarray, "m 2"], Float64[np.ndarray, " m"], Float64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
+    """Return places that stand for the prism, their areas, mass and rows: of the gallery, or an even spiral."""
+    rows = np.flatnonzero(_within(cells.coordinates.astype(np.float64), places, reach_km))
+    if len(rows) >= _MIN_GALLERY or (disc_km > _WHOLE_EARTH_KM and len(rows)):
+        log_prior = cells.log_prior[torch.from_numpy(rows)].double()
+        mass = torch.softmax(log_prior, dim=0).nan_to_num(0.0).numpy()
+        return cells.coordinates[rows].astype(np.float64), cells.area_km2[rows], mass, rows
+    step = (np.arange(_PRISM_POINTS) + 0.5) / _PRISM_POINTS
+    bearing = np.degrees(np.arange(_PRISM_POINTS) * math.pi * (3 - math.sqrt(5)))
+    spiral = destination(centre, bearing, disc_km * np.sqrt(step))
+    share = np.full(_PRISM_POINTS, 1 / _PRISM_POINTS)
+    return spiral, math.pi * disc_km**2 * share, share, np.full(_PRISM_POINTS, -1)
+
+
+def _within(
+    coordinates: Float64[np.ndarray, "m 2"], places: Float64[np.ndarray, "f 2"], reach_km: Float64[np.ndarray, " f"]
+) -> Bool[np.ndarray, " m"]:
+    inside = np.ones(len(coordinates), bool)
+    for place, reach in zip(places, reach_km, strict=True):
+        inside &= haversine_km(coordinates, place) <= reach
+    return inside
