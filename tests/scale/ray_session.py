@@ -41,8 +41,8 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {"killed": 0}
 
     def run(source: Path | str, name: str, locator: Locator = locator, **options: Any) -> JobReport:
-        of_job = {name: options.pop(name) for name in ("shard", "photo_timeout_s") if name in options}
-        job = JobSettings(**{"photo_timeout_s": 3.0, "resume": True, **of_job})
+        shard, timeout_s = options.pop("shard", (1, 1)), options.pop("photo_timeout_s", 3)
+        job = JobSettings(photo_timeout_s=timeout_s, resume=True, shard=shard)
         return run_job(locator, open_source(source, places=False), folder / name, job, **options)
 
     def kill_actors(done: int, total: int | None) -> None:
