@@ -123,7 +123,7 @@ def test_gpx_and_tables_are_read(tmp_path: Path) -> None:
     feature = {"type": "Feature", "properties": {"time": "2026-05-01T12:00:00Z"}}
     feature["geometry"] = {"type": "Point", "coordinates": [-2.5, 48]}
     (tmp_path / "log.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
-    assert read_track(tmp_path / "log.geojson")[0] == Fix(START, 48, -2.5, 10, str(tmp_path / "log.geojson"))
+    assert read_track(tmp_path / "log.geojson")[0] == Fix(START, 48, -2.5, 10, "log.geojson")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from open_geoclip import AnswerSettings, Gallery, ImageError, Locator
-from open_geoclip.cli.locate import hours_of
+from open_geoclip.cli._trips import hours_of
 from open_geoclip.errors import AreaError, SettingsError
 from open_geoclip.geo.areas import Area
 from open_geoclip.geo.sphere import even_points, haversine_km

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def _photo_details(path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
 
 
 def _table(answers: "list[Answer]") -> str:
+    from open_geoclip.export.kml import format_km
+
     lines = []
     if any(answer.in_distribution is False and answer.model.startswith("earth ") for answer in answers):
         lines += [
@@ -64,8 +67,10 @@ def _table(answers: "list[Answer]") -> str:
             lines += [answer.name, f"      {_confidence(answer)}"]
             if answer.reliability is not None:
                 lines.append(f"      {answer.reliability.text}")
+            if answer.anchors:
+                lines.append(f"      estimated from known places: {_anchors(answer)}")
             lines += [
-                f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  {100 * c.probability:6.2f} % in {c.radius_km:,.0f} km"
+                f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  {100 * c.probability:6.2f} % in {format_km(c.radius_km)}"
                 + (f"  {c.place}" if c.place else "")
                 for rank, c in enumerate(answer.candidates, 1)
             ]
@@ -74,6 +79,18 @@ def _table(answers: "list[Answer]") -> str:
         first = located[0]
         lines.append(f"estimates by {first.model}; {first.gallery}; open-geoclip {first.version}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _anchors(answer: "Answer") -> str:
+    """Return where the known places of an answer are from, and how long before or after the photo."""
+    parts = []
+    for anchor in answer.anchors:
+        seconds = round(
+            (datetime.fromisoformat(anchor.time) - datetime.fromisoformat(answer.time or "")).total_seconds()
+        )
+        when = "at the same time" if seconds == 0 else f"{timedelta(seconds=abs(seconds))} "
+        parts.append(f"{anchor.source}, {when}{'' if seconds == 0 else 'before' if seconds < 0 else 'after'}")
+    return "; ".join(parts)
 
 
 def _confidence(answer: "Answer") -> str:

@@ -21,6 +21,7 @@ _COLUMNS = {
     "probability": Column(("probability",), "number"),
     "sure": Column(("sure",)),
     "reason": Column(("reason",), required=False),
+    "anchors": Column(("anchors",), required=False),
     "estimated_lat": Column(("estimated_lat",), "number"),
     "estimated_lon": Column(("estimated_lon",), "number"),
     "model": Column(("model",)),
@@ -100,7 +101,8 @@ def _read_row(table: Table, number: int) -> PlanRow:
         raise DataError(f"{where}: image and sha256 must stay as they were")
     radius_km = None if math.isnan(numbers["radius_km"]) else numbers["radius_km"]
     source = (texts["model"], texts["gallery"], texts["version"])
-    estimate = Estimate(numbers["lat"], numbers["lon"], *source, radius_km, numbers["probability"], sure)
+    of_model = (*source, radius_km, numbers["probability"], sure)
+    estimate = Estimate(numbers["lat"], numbers["lon"], *of_model, anchors=texts.get("anchors", ""))
     moved = max(abs(numbers[name] - numbers[f"estimated_{name}"]) for name in ("lat", "lon"))
     if not moved <= _SAME_DEG:
         estimate = replace(estimate, radius_km=None, probability=None, sure=None, is_corrected=True)

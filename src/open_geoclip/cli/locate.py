@@ -1,11 +1,9 @@
 """``geoclip locate``: estimate where photos were taken."""
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,7 +13,8 @@ from cyclopts import Parameter
 from open_geoclip.cli._answers import draw_answers, print_written, write_answers
 from open_geoclip.cli._options import Crops, ImageModelOptions, Map, Photos, photo_files
 from open_geoclip.cli._output import DetailOutput, collect, exit_if_failed, print_errors, progress_bar
-from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.cli._trips import TripOptions
+from open_geoclip.errors import SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.data.photos import PhotoSource
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.query import Query
 
-__all__ = ["hours_of", "locate"]
+__all__ = ["locate"]
 
 _AREA = Parameter(allow_leading_hyphen=True)
 
@@ -102,9 +101,7 @@ def locate(
     within: Annotated[list[str] | None, _AREA] = None,
     not_within: Annotated[list[str] | None, _AREA] = None,
     together: bool = False,
-    trip: bool = False,
-    times: Path | None = None,
-    speed_kmh: float = 900.0,
+    trip: TripOptions = TripOptions(),
     text: str | None = None,
     text_weight: float = 0.5,
     refine: bool = False,
@@ -132,10 +129,6 @@ def locate(
             lat,lon,radius (48.86,2.29,50km) or a GeoJSON file. Several are united.
         not_within: Where they were not taken, written like --within.
         together: All images show one place: one answer for all.
-        trip: The images are of one trip: one answer each, consistent with --speed-kmh.
-        times: For --trip: CSV with columns image and time (2026-05-01T14:03:00, with or without a time zone); default:
-            EXIF times.
-        speed_kmh: For --trip: the highest speed of travel; 900 is an airliner.
         text: A description that all images share, such as "a hot desert".
         text_weight: Weight of the text: 0 is the image alone, 1 the text alone.
         refine: Also search between the places of the gallery.
@@ -146,19 +139,19 @@ def locate(
         radius_km: For --decode mass; default: that of --merge-km.
         prior: gallery, even (all land alike), population, or a file of places and weights.
     """
-    if together and trip:
+    if together and trip.trip:
         raise SettingsError("--together is for one place, --trip for several: give one of the two")
-    if text is not None and (together or trip):
+    if text is not None and (together or trip.trip):
         raise SettingsError("--text is for images that are located separately, not with --together or --trip")
-    if times is not None and not trip:
-        raise SettingsError("--times is for --trip")
+    if trip != TripOptions():
+        trip.check()
     from open_geoclip._version import __version__
     from open_geoclip.geo.areas import Area
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.describe import AnswerSettings
 
     is_job = output.format == "folder"
-    if output.format in ("folder", "postgis") and (together or trip or map_ is not None):
+    if output.format in ("folder", "postgis") and (together or trip.trip or map_ is not None):
         raise SettingsError("--together, --trip and --map are for a file or stdout, not for a folder or a database")
     if not is_job and job != JobOptions():
         raise SettingsError("--resume and the other options of jobs need -o FOLDER, a name without an ending")
@@ -184,8 +177,8 @@ def locate(
     queries: Iterable[Query] = ()
     if files and together:
         queries = [locator.query_together(files)]
-    elif files and trip:
-        queries = [locator.query_trip(files, hours_of(files, times), speed_kmh=speed_kmh)]
+    elif files and trip.trip:
+        queries = [trip.query(locator, files)]
     elif files:
         queries = locator.query_images(files, text=text, text_weight=text_weight)
     posterior = None
@@ -279,43 +272,3 @@ def _fill_database(
         print("geoclip: interrupted; run the command again for the other photos", file=sys.stderr)
         sys.exit(130)
     sys.exit(1 if n_failed else 0)
-
-
-def hours_of(files: list[Path], times: Path | None) -> list[float]:
-    """Return when photos were taken, in hours: from a table, or from their EXIF data."""
-    from open_geoclip.metadata.read import read_metadata
-
-    known = {} if times is None else _read_times(times)
-    taken = [known.get(str(file), known.get(file.name)) if times else read_metadata(file).taken for file in files]
-    missing = [file.name for file, time in zip(files, taken, strict=True) if time is None]
-    if missing:
-        where = f"have no row in {times}" if times else "have no time in their EXIF data: give --times times.csv"
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise SettingsError(f"--trip: {names} {where}")
-    found = [time for time in taken if time is not None]
-    if any(time.tzinfo is None for time in found):  # then what the clocks showed is all that compares
-        found = [time.replace(tzinfo=UTC) for time in found]
-    return [time.timestamp() / 3600 for time in found]
-
-
-def _read_times(path: Path) -> dict[str, datetime]:
-    """Return the time of each file, by its name in the table."""
-    from open_geoclip.data.columns import Column
-    from open_geoclip.data.photo_tables import PHOTO_COLUMNS
-    from open_geoclip.data.tables import read_table
-
-    times = ("time", "taken", "taken_at", "date_time_original", "date_time", "timestamp", "create_date", "date")
-    try:
-        table = read_table(path, {"file": Column(("image", *PHOTO_COLUMNS["file"].names)), "time": Column(times)})
-    except DataError as error:
-        raise SettingsError(f"--times {error}") from error
-    found = {}
-    for row, (file, time) in enumerate(zip(table.texts["file"], table.texts["time"], strict=True)):
-        try:
-            # EXIF and exiftool write 2026:05:01 14:03:00.
-            found[file] = datetime.fromisoformat(re.sub(r"^(\d{4}):(\d\d):(\d\d)\b", r"\1-\2-\3", time))
-        except ValueError as error:
-            raise SettingsError(
-                f"--times {path}, {table.where(row)}: {time!r} is not a time such as 2026-05-01T14:03:00"
-            ) from error
-    return found

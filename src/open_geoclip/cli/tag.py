@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from open_geoclip.cli._options import ImageModelOptions, photo_files
 from open_geoclip.cli._output import RowOutput, attempt, collect, exit_if_failed, print_errors, write_output
+from open_geoclip.cli._trips import TripOptions
 from open_geoclip.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def tag(
     *,
     into: Literal["sidecar", "exif"] = "sidecar",
     options: ImageModelOptions = ImageModelOptions(),
+    trip: TripOptions = TripOptions(),
     overwrite: bool = False,
     unsure: bool = False,
     dry_run: bool = False,
@@ -43,7 +45,8 @@ def tag(
     """Write estimated places into XMP sidecars, or into EXIF, marked as estimates. Pixels are not touched.
 
     A photo that has a place already, whose answer is not sure, or that is unlike the images the model was calibrated on
-    is left unchanged and reported. Exit status 1 if a photo failed.
+    is left unchanged and reported. Exit status 1 if a photo failed. With --trip, --track and --use-gps places are
+    interpolated between known ones.
 
     Args:
         into: sidecar (photo.jpg.xmp; the photo stays unchanged), or exif (JPEG, PNG, WebP and TIFF; needs ExifTool; the
@@ -61,6 +64,10 @@ def tag(
 
     if (photos is None) == (apply is None) or (plan is not None and apply is not None):
         raise SettingsError("give photos, to estimate their places, or --apply PLAN, to write those of a plan")
+    if trip != TripOptions():
+        trip.check()
+    if trip.trip and apply is not None:
+        raise SettingsError("--trip is for photos, not for --apply")
     if plan is not None and not plan.parent.is_dir():
         raise SettingsError(f"--plan {plan}: there is no folder {plan.parent}")
     reviewed = [] if apply is None else read_plan(apply)
@@ -71,10 +78,12 @@ def tag(
     exiftool = ExifTool() if into == "exif" else None
     planned: list[PlanRow] = []
     if photos is not None:
-        answers = options.load().stream(files, 1)
+        locator = options.load()
+        queries = [trip.query(locator, files)] if trip.trip and files else locator.query_images(files)
+        answers = locator.answer(queries, 1)
 
     def estimate(path: Path) -> dict[str, Any]:
-        answer = next(answers)
+        answer, _ = next(answers)
         if answer.error is not None:
             return {"image": str(path), "error": answer.error}
         place, reason = _estimate(answer), _reason(path, answer, exiftool, overwrite, unsure)
@@ -109,7 +118,9 @@ def _estimate(answer: "Answer") -> "Estimate":
 
     best, sure = answer.candidates[0], None if answer.in_distribution is False else answer.sure
     radius = None if sure is None else answer.credible_radius_km["90"]
-    return Estimate(best.lat, best.lon, answer.model, answer.gallery, answer.version, radius, best.probability, sure)
+    anchors = ", ".join(dict.fromkeys(anchor.source for anchor in answer.anchors))
+    made_by = (answer.model, answer.gallery, answer.version)
+    return Estimate(best.lat, best.lon, *made_by, radius, best.probability, sure, anchors=anchors)
 
 
 def _record(path: Path, place: "Estimate") -> dict[str, Any]:
@@ -178,6 +189,8 @@ def _write_sidecar(path: Path, estimate: "Estimate", dry_run: bool) -> dict[str,
 
 
 def _table(records: list[dict[str, Any]]) -> str:
+    from open_geoclip.export.kml import format_km
+
     lines = []
     for record in records:
         if "error" in record:
@@ -186,7 +199,7 @@ def _table(records: list[dict[str, Any]]) -> str:
         if "left" in record:
             lines.append(f"{record['image']}: unchanged; {record['left']} (estimate {place})")
             continue
-        radius = "" if record["radius_km"] is None else f", 90 % within {record['radius_km']:,.0f} km"
+        radius = "" if record["radius_km"] is None else f", 90 % within {format_km(record['radius_km'])}"
         goal = f"would go into {record['would_write']}" if "would_write" in record else f"in {record['written']}"
         lines.append(f"{record['image']}: {place}{radius}, {goal}")
         lines += [f"  original in {record['kept']}"] if "kept" in record else []

@@ -148,7 +148,7 @@ def read_track(path: str | Path, *, name: str | None = None) -> Track:
 
     Args:
         path: the file.
-        name: how fixes and errors name it. Default: the path.
+        name: how errors name it, and fixes without its folder. Default: the path.
 
     Raises:
         DataError: it cannot be read, is damaged, or has no place with a time.
@@ -169,7 +169,7 @@ def read_track(path: str | Path, *, name: str | None = None) -> Track:
         raise DataError(f"{name}: it cannot be read: {error.strerror or error}") from error
     except (DataError, MetadataError, OverflowError) as error:
         raise DataError(f"{name}: {str(error).removeprefix(str(path)).lstrip(':, ')}") from error
-    track = Track.from_fixes(replace(fix, source=name) for fix in found)
+    track = Track.from_fixes(replace(fix, source=Path(name).name) for fix in found)
     if len(track) == 0:
         what = f"{total:,} places without a time: it is a route, not a track" if total else "no place with a time"
         raise DataError(f"{name}: it has {what}")

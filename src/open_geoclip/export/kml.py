@@ -148,11 +148,16 @@ def _degrees(candidate: Mapping[str, Any]) -> str:
     return f"{candidate['lat']:.4f}, {candidate['lon']:.4f}"
 
 
+def format_km(km: float) -> str:
+    """Return a distance in as many digits as matter."""
+    return f"{1000 * km:,.0f} m" if km < 1 else f"{km:,.1f} km" if km < 10 else f"{km:,.0f} km"
+
+
 def confidence(record: Mapping[str, Any]) -> str:
     """Return how sure an answer is, in a line."""
     if record.get("sure") is None:
         return "not calibrated for this: percentages compare places, they are not chances of being right"
-    radii = ", ".join(f"{share} % within {km:,.0f} km" for share, km in record["credible_radius_km"].items())
+    radii = ", ".join(f"{share} % within {format_km(km)}" for share, km in record["credible_radius_km"].items())
     unlike = ": unlike the images that the model was calibrated on" if record.get("in_distribution") is False else ""
     return f"{'sure' if record['sure'] else f'not sure{unlike}'}; {radii}"
 

@@ -33,6 +33,7 @@ class Estimate:
         probability: of the place; None when a person corrected it.
         sure: as answers say it.
         is_corrected: a person chose another place than the model.
+        anchors: names of the tracks and photos whose known places it is interpolated from.
     """
 
     lat: float
@@ -44,6 +45,7 @@ class Estimate:
     probability: float | None
     sure: bool | None
     is_corrected: bool = False
+    anchors: str = ""
 
     @property
     def method(self) -> str:
@@ -51,7 +53,8 @@ class Estimate:
         if self.is_corrected:
             return f"{_MANUAL}: a person corrected the estimate of open-geoclip {self.version}"
         how = "90 % radius" if self.radius_km is not None else "not calibrated, no accuracy known"
-        text = f"{ESTIMATED} from the picture by open-geoclip {self.version}, model {self.model}; {how}"
+        source = f"known places in time ({self.anchors}) and the picture" if self.anchors else "the picture"
+        text = f"{ESTIMATED} from {source} by open-geoclip {self.version}, model {self.model}; {how}"
         return " ".join(text.encode("ascii", "replace").decode().split())
 
     @property
@@ -137,6 +140,8 @@ def sidecar_packet(packet: bytes | None, estimate: Estimate) -> bytes:
             "Probability": f"{estimate.probability:.6g}",
             "Sure": {True: "True", False: "False", None: "not calibrated"}[estimate.sure],
         }
+        if estimate.anchors:
+            source["Anchors"] = estimate.anchors
         groups.append(("geoclip", xmp.ESTIMATE_NS, source))
     try:
         return xmp.add_properties(packet and xmp.remove_properties(packet, xmp.is_coordinate)[0], groups)
