@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from open_geoclip.export.formats import check_records
 from open_geoclip.schema import from_dict
 from open_geoclip.search.explanation import Explanation
 from tests.cli.conftest import Command
@@ -67,3 +68,15 @@ def test_a_photo_that_cannot_be_read(run: Command) -> None:
     Path("photo.png").write_text("no image")
     assert "photo.png" in run("-o", "why.png", status=1).err
     assert not Path("why.png").exists()
+
+
+def test_a_report_explains_each_photo(run: Command, command: Command, model: str) -> None:
+    Path("bad.png").write_text("no image")
+    words = ("locate", "photo.png", "bad.png", "--model", model, "--engine", "torch", "--explain")
+    [record, bad] = json.loads(command(*words, "--format", "json", status=1).out)
+    best = record["candidates"][0]
+    assert record["explanation"]["place"] == [best["lat"], best["lon"]]
+    assert len(record["explanation"]["regions"]) == 49
+    assert set(bad) == {"image", "error"}
+    check_records([record])
+    assert "-o report.html" in command(*words, "-o", "answers.csv", status=2).err

@@ -4,17 +4,21 @@ import { comparison, coordinates, countryName, disagreementKm, exifConflict, kil
 import { services } from "./map-links";
 import type { Store } from "./store";
 import type { Candidate, Decision, Item, Result } from "./types";
+import { Why, type Explain } from "./why";
 
 export class AnswerView {
   readonly element = h("section", { class: "answer", "aria-label": "Answer", tabindex: "-1" });
   private shown: { item: Item | null; candidate: number } = { item: null, candidate: -1 };
+  private readonly why: Why;
   private preview: { file: File; url: string } | null = null;
 
   /** Without `canReview`, as in a report, decision and note are read-only. */
   constructor(
     private readonly store: Store,
     private readonly canReview: boolean,
+    explain: Explain,
   ) {
+    this.why = new Why(explain, ({ id }, explanation) => store.update(id, { explanation }), () => this.render());
     store.subscribe(["items", "selected", "candidate"], () => this.update());
     addEventListener("beforeprint", () => this.element.querySelectorAll("details").forEach((details) => (details.open = true)));
     this.update();
@@ -24,9 +28,15 @@ export class AnswerView {
     const item = this.store.selected;
     const { candidate } = this.store.state;
     if (isSameButNote(item, this.shown.item) && candidate === this.shown.candidate) return;
+    this.render();
+  }
+
+  private render(): void {
+    const item = this.store.selected;
+    const { candidate } = this.store.state;
     const note = this.element.querySelector("textarea");
     const isTyping = note !== null && note === document.activeElement;
-    const focused = document.activeElement?.closest<HTMLElement>("[data-candidate]")?.dataset["candidate"];
+    const focused = focusSelector(document.activeElement);
     const same = item?.id === this.shown.item?.id;
     this.shown = { item, candidate };
     const scroll = this.element.scrollTop;
@@ -37,7 +47,7 @@ export class AnswerView {
       const again = this.element.querySelector("textarea")!;
       again.focus();
       again.setSelectionRange(note.selectionStart, note.selectionEnd);
-    } else if (same && focused !== undefined) this.element.querySelector<HTMLElement>(`[data-candidate="${focused}"]`)?.focus();
+    } else if (same && focused !== null) this.element.querySelector<HTMLElement>(focused)?.focus();
   }
 
   private empty(): HTMLElement {
@@ -60,9 +70,9 @@ export class AnswerView {
       name,
       this.verdict(result),
       this.warnings(item, result),
-      picture,
+      this.why.figure(item, this.store.state.candidate, picture) ?? picture,
       this.review(item),
-      this.candidates(result),
+      this.candidates(item, result),
       this.exif(result),
       this.reliability(result),
       this.probabilities(result),
@@ -149,15 +159,15 @@ export class AnswerView {
     );
   }
 
-  private candidates(result: Result): HTMLElement {
+  private candidates(item: Item, result: Result): HTMLElement {
     const list = h("ol", { class: "candidates", "aria-label": "Candidates" });
     const most = Math.max(...(result.candidates ?? []).map(({ probability }) => probability), 1e-9);
-    (result.candidates ?? []).forEach((each, index) => list.append(this.candidate(each, index, most)));
+    (result.candidates ?? []).forEach((each, index) => list.append(this.candidate(item, each, index, most)));
     if (list.children.length === 0) return list;
     return h("div", {}, list, h("p", { class: "candidates-note" }, "90 % of a candidate's probability lies within its radius."));
   }
 
-  private candidate(each: Candidate, index: number, most: number): HTMLElement {
+  private candidate(item: Item, each: Candidate, index: number, most: number): HTMLElement {
     const chosen = index === this.store.state.candidate;
     const bar = h("span", { class: "bar", "aria-hidden": "true" }, h("span", { class: "bar-fill" }));
     (bar.firstElementChild as HTMLElement).style.width = `${(100 * each.probability) / most}%`;
@@ -181,7 +191,7 @@ export class AnswerView {
         h("span", {}, `radius ${kilometres(each.radius_km)}`),
       ),
     );
-    return h("li", { class: chosen ? "chosen" : "" }, button, chosen && this.links(each));
+    return h("li", { class: chosen ? "chosen" : "" }, button, chosen && this.why.button(item, index), chosen && this.links(each));
   }
 
   private links(each: Candidate): HTMLElement {
@@ -293,6 +303,14 @@ export class AnswerView {
       h("p", { class: "quiet" }, "An estimate, not evidence. Check it against what the photo shows."),
     );
   }
+}
+
+/** What selects the control that has the focus, after it was made anew. */
+function focusSelector(active: Element | null): string | null {
+  if (active?.matches(".why-button")) return ".why-button";
+  const control = active?.closest<HTMLElement>("[data-candidate], [data-layer]");
+  const [name, value] = Object.entries(control?.dataset ?? {})[0] ?? [];
+  return name === undefined ? null : `[data-${name}="${value}"]`;
 }
 
 function isSameButNote(a: Item | null, b: Item | null): boolean {

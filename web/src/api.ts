@@ -1,7 +1,7 @@
 /** Requests to `geoclip serve`. */
 import { SendError } from "./queue";
 import { currentToken, replaceToken } from "./token";
-import type { Country, Model, Options, PageSettings, Result } from "./types";
+import type { Candidate, Country, Explanation, Model, Options, PageSettings, Result } from "./types";
 
 interface ErrorBody {
   error?: { message?: string };
@@ -89,6 +89,17 @@ export async function locateText(text: string, options: Options, signal: AbortSi
   };
   const answer = await request("v1/text", postJson(body, signal));
   return checkCount((await answer.json()) as Answers, 1)[0]!;
+}
+
+/** What in a photo speaks for a place. */
+export async function explain(file: File, place: Candidate, options: Options): Promise<Explanation> {
+  const form = new FormData();
+  form.append("images", file, file.name);
+  form.append("model", options.model);
+  form.append("place", `${place.lat},${place.lon}`);
+  for (const area of areas(options, true)) form.append("within", area);
+  for (const area of areas(options, false)) form.append("not_within", area);
+  return (await (await request("v1/explain", { method: "POST", body: form })).json()) as Explanation;
 }
 
 /** The records as a file of an export format. */

@@ -17,14 +17,15 @@ const FORMATS: [id: string, name: string, use: string][] = [
   ["json", "JSON", "complete answers"],
 ];
 
-/** An item as a record: the answer, the thumbnail, the place in EXIF, decision and note. */
+/** An item as a record: the answer, the thumbnail, the place in EXIF, the explanation, decision and note. */
 export function toRecord(item: Item): Result {
-  const { kind, name, files, thumbnail, decision, note } = item;
+  const { kind, name, files, thumbnail, explanation, decision, note } = item;
   const result: Result = item.status === "done" && item.result ? { ...item.result } : { image: name, error: item.error ?? "not located" };
   if (kind === "photo") result.image = name;
   else if (result.error === undefined && kind === "text") result.text = name;
   else result.image ??= files.map((file) => file.name).join(", ");
   if (thumbnail !== null) result.thumbnail = thumbnail;
+  if (explanation !== null && result.error === undefined) result.explanation = explanation;
   if (decision !== null) result.decision = decision;
   if (note !== "") result.note = note;
   return result;

@@ -7,7 +7,7 @@ import { DEFAULT_SETTINGS, runQueue, sleep, type Job, type QueueSettings } from 
 import type { Session } from "./session";
 import { shrink } from "./shrink";
 import { optionsKey, type Store } from "./store";
-import { createItem, type Item, type Options, type PageSettings, type Result } from "./types";
+import { createItem, type Candidate, type Explanation, type Item, type Options, type PageSettings, type Result } from "./types";
 
 export class Locating {
   private readonly settings: QueueSettings;
@@ -50,7 +50,7 @@ export class Locating {
   /** Locates items again, with the current options. */
   retry(items: readonly Item[]): void {
     const ids = new Set(items.map(({ id }) => id));
-    this.store.updateAll(ids, { status: "waiting", error: null });
+    this.store.updateAll(ids, { status: "waiting", error: null, explanation: null });
     this.enqueue(this.store.state.items.filter(({ id }) => ids.has(id)));
   }
 
@@ -165,10 +165,22 @@ export class Locating {
     );
   }
 
-  private async locateFiles(files: readonly File[], options: Options, together: boolean, signal: AbortSignal): Promise<Result[]> {
+  /** What in a photo speaks for one of its candidates. */
+  async explain({ files }: Item, place: Candidate): Promise<Explanation> {
+    const { options } = this.store;
+    const [file] = await this.filesToSend(files.slice(0, 1), options);
+    return api.explain(file!, place, options);
+  }
+
+  /** Smaller copies, where that is asked for. */
+  private filesToSend(files: readonly File[], options: Options): Promise<File[]> {
     const { shrink: isShrinking, models } = this.store.state;
     const edge = models.find(({ id }) => id === options.model)?.shortest_edge;
-    const sent = await Promise.all(files.map((file) => (isShrinking && edge ? shrink(file, edge) : file)));
+    return Promise.all(files.map((file) => (isShrinking && edge ? shrink(file, edge) : file)));
+  }
+
+  private async locateFiles(files: readonly File[], options: Options, together: boolean, signal: AbortSignal): Promise<Result[]> {
+    const sent = await this.filesToSend(files, options);
     const thumbnail = !files.every(isShowable);
     const results = await api.locate(sent, options, { together, thumbnail }, signal);
     if (sent.every((file, index) => file === files[index])) return results;

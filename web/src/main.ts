@@ -121,7 +121,7 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
     report && about(report),
   );
   const stage = h("main", { class: "stage" }, map.element, ...map.controls(locating !== null), legend(map));
-  const answer = new AnswerView(store, locating !== null);
+  const answer = new AnswerView(store, locating !== null, locating && ((item, place) => locating.explain(item, place)));
   return [head, h("div", { class: "columns" }, left, stage, answer.element), footer(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
 }
 

@@ -21,6 +21,7 @@ export function reportItems(records: readonly Result[]): Item[] {
     status: result.error === undefined ? "done" : "failed",
     error: result.error ?? null,
     result: result.error === undefined ? result : null,
+    explanation: result.explanation ?? null,
     thumbnail: result.thumbnail ?? null,
     decision: result.decision ?? null,
     note: result.note ?? "",

@@ -1,7 +1,7 @@
 /** Answers of the API, and the state of the page. */
 
-export type { Candidate, Heat, MultiPolygon, PhotoPlace as Exif, Result } from "./answer";
-import type { Result } from "./answer";
+export type { Candidate, CoveredRegion, Explanation, Heat, MultiPolygon, PhotoPlace as Exif, Result } from "./answer";
+import type { Explanation, Result } from "./answer";
 
 export interface Polygon {
   type: "Polygon";
@@ -61,6 +61,8 @@ export interface Item {
   status: Status;
   error: string | null;
   result: Result | null;
+  /** What in the photo speaks for one of the candidates. */
+  explanation: Explanation | null;
   thumbnail: string | null;
   /** Key of the options that the answer was made with; see optionsKey. */
   optionsKey: string;
@@ -72,6 +74,6 @@ export interface Item {
 
 /** An item of which nothing is known yet. */
 export function createItem(id: string, kind: Item["kind"], name: string, files: readonly File[]): Item {
-  const empty = { error: null, result: null, thumbnail: null, optionsKey: "", checked: false, decision: null, note: "" };
+  const empty = { error: null, result: null, explanation: null, thumbnail: null, optionsKey: "", checked: false, decision: null, note: "" };
   return { id, kind, name, files, status: "waiting", ...empty };
 }

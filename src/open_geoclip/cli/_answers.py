@@ -1,23 +1,48 @@
 """Answers as tables, files and maps."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_geoclip.cli._output import AnswerOutput, write_output
+from open_geoclip.cli._output import AnswerOutput, progress_bar, write_output
 
 if TYPE_CHECKING:
     from open_geoclip.search.answer import Answer
+    from open_geoclip.search.explanation import Explanation
     from open_geoclip.search.posterior import Posterior
 
 __all__ = ["draw_answers", "print_written", "write_answers"]
 
 
-def write_answers(answers: "list[Answer]", output: AnswerOutput, *, max_pixels: int) -> None:
-    """Write answers, with those that are errors; ``max_pixels`` is the limit for photos whose thumbnails are made."""
+def write_answers(
+    answers: "list[Answer]",
+    output: AnswerOutput,
+    *,
+    max_pixels: int,
+    explain: "Callable[[str, tuple[float, float]], Explanation] | None" = None,
+) -> None:
+    """Write answers, with those that are errors.
+
+    Args:
+        answers: in order.
+        output: where and how.
+        max_pixels: the limit for photos whose thumbnails are made.
+        explain: explains the first candidate of each photo; default: nothing is explained.
+    """
     records = [answer.to_dict() for answer in answers]
+    if explain is not None:
+        from open_geoclip.errors import ImageError
+
+        located = [(answer, record) for answer, record in zip(answers, records, strict=True) if answer.candidates]
+        with progress_bar("explaining") as progress:
+            for done, (answer, record) in enumerate(located, 1):
+                best = answer.candidates[0]
+                with suppress(ImageError):  # the file went away since it was read
+                    record["explanation"] = explain(answer.image, (best.lat, best.lon)).to_dict()
+                progress(done, len(located))
     if output.format in ("table", "json"):
         output.write(records, table=_table(answers) if output.format == "table" else "")
         return

@@ -113,6 +113,7 @@ def locate(
     merge_km: float | None = None,
     radius_km: float | None = None,
     prior: str = "gallery",
+    explain: bool = False,
 ) -> None:
     """Estimate where photos were taken.
 
@@ -138,6 +139,7 @@ def locate(
         merge_km: Least distance between candidates; 0 merges nothing.
         radius_km: For --decode mass; default: that of --merge-km.
         prior: gallery, even (all land alike), population, or a file of places and weights.
+        explain: In JSON and HTML reports, show what in each photo speaks for its first candidate; see geoclip explain.
     """
     if together and trip.trip:
         raise SettingsError("--together is for one place, --trip for several: give one of the two")
@@ -145,6 +147,10 @@ def locate(
         raise SettingsError("--text is for images that are located separately, not with --together or --trip")
     if trip != TripOptions():
         trip.check()
+    if explain and (together or output.format not in ("json", "html")):
+        raise SettingsError(
+            "--explain is for JSON and HTML reports (-o report.html) of photos that are located separately"
+        )
     from open_geoclip._version import __version__
     from open_geoclip.geo.areas import Area
     from open_geoclip.search.answer import Answer
@@ -195,7 +201,7 @@ def locate(
     errors = [answer.to_dict() for answer in answers if answer.error is not None]
     print_errors(errors)
     max_pixels = locator.encoding.max_pixels
-    write_answers(answers, output, max_pixels=max_pixels)
+    write_answers(answers, output, max_pixels=max_pixels, explain=locator.explain if explain else None)
     if map_ is not None:
         draw_answers(map_, answers, posterior, together=files if together else (), max_pixels=max_pixels)
     exit_if_failed(errors, interrupted=interrupted)

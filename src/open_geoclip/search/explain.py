@@ -36,7 +36,7 @@ from open_geoclip.search.explanation import MAX_GRID, WITHIN_KM, Box, CoveredReg
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.weights.backbones import load_image_backbone
 
-__all__ = ["attribution", "cover", "explain", "layer_cam", "legrad"]
+__all__ = ["attribution", "block_products", "cover", "explain", "layer_cam", "legrad"]
 
 _SAME_KM = 0.001  # nearer places are one
 _BATCH = 8  # images that are encoded at once
@@ -185,6 +185,21 @@ def layer_cam(
     model: GeoCLIP, backbone: EfficientNetLite0, pixels: Float[Tensor, "1 3 h w"], target: Float[Tensor, " k"]
 ) -> Float[Tensor, "r r"]:
     """Return LayerCAM's map, the mean over all blocks of maps whose sum is 1, at the cells of stride 16."""
+    total, products = torch.zeros(()), block_products(model, backbone, pixels, target)
+    for product in products:
+        layer = product.clamp_min(0).sum(dim=1, keepdim=True)
+        if layer.shape[3] < _LAYER_CAM_CELLS:
+            layer = F.interpolate(layer, size=(_LAYER_CAM_CELLS,) * 2, mode="bilinear")
+        else:
+            layer = F.adaptive_avg_pool2d(layer, _LAYER_CAM_CELLS)
+        total = total + layer[0, 0] / layer.sum().clamp_min(1e-12)
+    return total / len(products)
+
+
+def block_products(
+    model: GeoCLIP, backbone: EfficientNetLite0, pixels: Float[Tensor, "1 3 h w"], target: Float[Tensor, " k"]
+) -> list[Float[Tensor, "1 c r s"]]:
+    """Return, of the output of each block, the gradient of the score times the activation."""
     activations: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda *of: activations.append(of[2])) for block in backbone.blocks]
     try:
@@ -192,17 +207,8 @@ def layer_cam(
     finally:
         for hook in hooks:
             hook.remove()
-    total = torch.zeros(())
-    for gradient, activation in zip(
-        torch.autograd.grad(_score(model, feature, target), activations), activations, strict=True
-    ):
-        layer = (gradient * activation.detach()).float().clamp_min(0).sum(dim=1, keepdim=True).cpu()
-        if layer.shape[3] < _LAYER_CAM_CELLS:
-            layer = F.interpolate(layer, size=(_LAYER_CAM_CELLS,) * 2, mode="bilinear")
-        else:
-            layer = F.adaptive_avg_pool2d(layer, _LAYER_CAM_CELLS)
-        total = total + layer[0, 0] / layer.sum().clamp_min(1e-12)
-    return total / len(activations)
+    gradients = torch.autograd.grad(_score(model, feature, target), activations)
+    return [(one * of.detach()).float().cpu() for one, of in zip(gradients, activations, strict=True)]
 
 
 def _score(model: GeoCLIP, feature: Float[Tensor, "1 d"], target: Float[Tensor, " k"]) -> Float[Tensor, ""]:
