@@ -313,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         atomic_write(options.page, replace_page(page, "times", lines))
     else:
         model = load_model("earth", towers=("image",))
-        images = model.image_encoder.preprocessing.batch(photos)
+        images = torch.stack([model.image_encoder.preprocessing(photo) for photo in photos])
         results = measure(locator, model, images)
         few = images[: options.sanity_views]
         targets = torch.cat([_View(locator, one).targets[:1] for one in few])
