@@ -14,6 +14,8 @@ import copy
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +107,7 @@ class _View:
     def encode(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         return torch.cat([self.locator.model.encode_image(part) for part in pixels.split(16)])
 
-    def locate(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Float64[np.ndarray, "n 3"], Float64[np.ndarray, " n"]]:
+    def locate(self, pixels: Float[Tensor, "n 3 h w"]) -> Float64[np.ndarray, "n 3"]:
         """Return probability within 200 km of the place, km to the answer and score, of each copy."""
         embeddings = self.encode(pixels)
         posterior = self.locator.posterior(embeddings)
@@ -113,39 +115,47 @@ class _View:
         places = np.repeat(self.place, len(pixels), axis=0)
         probability = posterior.profile(places).within((WITHIN_KM,))[:, 0]
         scores = (embeddings @ self.targets[0]).double().numpy()
-        return np.stack([probability, geodesic_km(places, answers), scores], axis=1), scores
+        return np.stack([probability, geodesic_km(places, answers), scores], axis=1)
 
 
 def measure(
-    locator: Locator, torch_model: GeoCLIP, images: Float[Tensor, "n 3 h w"], seed: int = 0
+    images: Float[Tensor, "n 3 h w"], processes: int = 1, seed: int = 0
 ) -> dict[str, Float64[np.ndarray, "n 2 5 2"]]:
     """Return, of each method and view, deletion and insertion at each share: probability and km.
 
     Args:
-        locator: of the embedded model.
-        torch_model: the same model, which gives gradients.
         images: preprocessed views.
+        processes: that share the views.
         seed: of the random orders.
     """
-    rng = np.random.default_rng(seed)
+    jobs = list(enumerate(images.split(-(-len(images) // processes))))
+    size = len(jobs[0][1])
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        parts = list(pool.map(_measure_part, [(part, number * size, seed) for number, part in jobs]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _measure_part(
+    job: tuple[Float[Tensor, "n 3 h w"], int, int],
+) -> dict[str, Float64[np.ndarray, "n 2 5 2"]]:
+    images, start, seed = job
+    locator, torch_model = Locator.from_pretrained("earth"), load_model("earth", towers=("image",))
     found: dict[str, list[Float64[np.ndarray, "2 5 2"]]] = {}
-    for pixels in images:
+    for number, pixels in enumerate(images, start):
+        rng = np.random.default_rng([seed, number])
         view = _View(locator, pixels)
         first, second = view.targets
-        loss, _ = view.locate(cover(pixels, _GRID))
-        repeated = {
-            f"occlusion by {name}": np.kron(-loss[:, column].reshape(_GRID, _GRID), np.ones((CELLS // _GRID,) * 2))
-            for name, column in (("probability", 0), ("score", 2))
-        }
-        disc, centre = _discs(rng)
+        loss = view.locate(cover(pixels, _GRID))
+        cells = np.ones((CELLS // _GRID,) * 2)
         orders: dict[str, _Map] = {
             "LayerCAM": attribution(torch_model, pixels, first)[1].numpy(),
             "LayerCAM against the second candidate": attribution(torch_model, pixels, first - second)[1].numpy(),
             **_block_maps(torch_model, pixels, first),
-            **repeated,
-            **dict(zip(_BASELINES, (rng.random((CELLS, CELLS)), disc, centre), strict=True)),
+            "occlusion by probability": np.kron(-loss[:, 0].reshape(_GRID, _GRID), cells),
+            "occlusion by score": np.kron(-loss[:, 2].reshape(_GRID, _GRID), cells),
+            **dict(zip(_BASELINES, (rng.random((CELLS, CELLS)), *_discs(rng)), strict=True)),
         }
-        values, _ = view.locate(torch.cat([covered_copies(pixels, order) for order in orders.values()]))
+        values = view.locate(torch.cat([covered_copies(pixels, order) for order in orders.values()]))
         parts = values[:, :2].reshape(len(orders), 2, len(SHARES), 2)
         for name, part in zip(orders, parts, strict=True):
             found.setdefault(name, []).append(part)
@@ -301,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m research.explanations", description="Measure explanations.")
     parser.add_argument("--views", type=int, default=200, help="of the test split")
     parser.add_argument("--sanity-views", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--times", action="store_true", help="measure the time per photo instead")
     parser.add_argument("--page", type=Path, default=Path("docs/explain.md"))
     options = parser.parse_args(arguments)
@@ -314,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         model = load_model("earth", towers=("image",))
         images = torch.stack([model.image_encoder.preprocessing(photo) for photo in photos])
-        results = measure(locator, model, images)
+        results = measure(images, options.processes)
         few = images[: options.sanity_views]
         targets = torch.cat([_View(locator, one).targets[:1] for one in few])
         sanity = sanity_check(model, few, targets)
