@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 
@@ -62,11 +62,16 @@ class Camera:
 CAMERAS = (Camera(4 / 3, 92, 2, 6), Camera(3 / 2, 95, 0, 4), Camera(4 / 3, 92, 2, 8, 6), Camera(16 / 9, 90, 1, 6))
 
 
-def write_photos(folder: Path, count: int, megapixels: float) -> list[Path]:
-    """Write the first views of the test split as photos; the middle square of each is the view."""
-    earth, rng = Earth(), np.random.default_rng(0)
-    centres, files = view_centres("test", count), []
-    width_km, turn, light = sample_cameras("test", 0, count)
+@lru_cache
+def _earth() -> Earth:
+    return Earth()
+
+
+def write_photos(folder: Path, count: int, megapixels: float, start: int = 0) -> list[Path]:
+    """Write views of the test split, from ``start`` on, as photos; the middle square of each is the view."""
+    earth, rng = _earth(), np.random.default_rng(start)
+    centres, files = view_centres("test", start + count)[start:], []
+    width_km, turn, light = sample_cameras("test", start, start + count)
     for number in range(count):
         camera = CAMERAS[number % len(CAMERAS)]
         one = slice(number, number + 1)

@@ -518,6 +518,22 @@ def test_a_jpeg_above_the_bound_is_read_at_half_its_size() -> None:
     assert np.abs(pixels(half).astype(int) - pixels(smooth)).mean() < 12
 
 
+@pytest.mark.parametrize(("edge", "size"), [(0, (600, 800)), (75, (75, 100)), (76, (150, 200)), (301, (600, 800))])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_read_at_the_smallest_scale_that_is_large_enough(
+    edge: int, size: tuple[int, int], progressive: bool
+) -> None:
+    data = encode(picture(800, 600), "JPEG", quality=95, exif=exif(6), progressive=progressive)
+    found = load_image(data, shortest_edge=edge)
+    assert found.size == size
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, size[::-1])
+        assert np.array_equal(pixels(found), pixels(image.convert("RGB").transpose(Image.Transpose.ROTATE_270)))
+    assert load_image(data, shortest_edge=edge, max_pixels=240_000).size <= (300, 400), "nor more than is allowed"
+    assert load_image(data[:-2], shortest_edge=edge).size == size, "without its end marker"
+    assert load_image(encode(picture(800, 600), "PNG"), shortest_edge=75).size == (800, 600)
+
+
 def test_a_jpeg_in_several_scans_must_fit_whole() -> None:
     def held(least: int, **options: Any) -> bool:
         data = encode(picture(128, 64), "JPEG", progressive=True, **options)

@@ -77,6 +77,26 @@ def test_a_job_answers_as_locate_does(locator: Locator, photos: Path, expected: 
             )
 
 
+def test_fast_decoding_is_the_same_in_a_job_and_belongs_to_its_manifest(locator: Locator, tmp_path: Path) -> None:
+    fast = Locator(locator.model, locator.search_space, fast_decode=True)
+    (tmp_path / "photos").mkdir()
+    view = Image.fromarray(next(views("test", 1)).images[0]).resize((1000, 1000))
+    view.save(tmp_path / "photos" / "a.jpg")
+    run(fast, tmp_path / "photos", tmp_path / "job")
+    [answer], [alone], [whole] = (
+        [one["candidates"][0]["probability"] for one in found]
+        for found in (
+            Results(tmp_path / "job").answers(),
+            [each.to_dict() for each in fast.locate(tmp_path / "photos" / "a.jpg")],
+            [each.to_dict() for each in locator.locate(tmp_path / "photos" / "a.jpg")],
+        )
+    )
+    assert answer == pytest.approx(alone, abs=1e-5)
+    assert answer != pytest.approx(whole, abs=1e-5)
+    with pytest.raises(DataError, match="fast_decode True, now False"):
+        run(locator, tmp_path / "photos", tmp_path / "job", resume=True)
+
+
 def killed_after(count: int, photos: Path, folder: Path, how: str) -> int:
     """Run a job in a process that does something to itself when so many photos are done; return its exit status."""
     program = f"""

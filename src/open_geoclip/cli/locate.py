@@ -106,6 +106,7 @@ def locate(
     text_weight: float = 0.5,
     refine: bool = False,
     crops: Crops = 1,
+    fast_decode: bool = False,
     top_k: int = 5,
     output: LocateOutput = LocateOutput(),
     map_: Map = None,
@@ -133,6 +134,7 @@ def locate(
         text: A description that all images share, such as "a hot desert".
         text_weight: Weight of the text: 0 is the image alone, 1 the text alone.
         refine: Also search between the places of the gallery.
+        fast_decode: Decode large JPEGs at a reduced scale: about twice as fast, answers differ slightly.
         top_k: Candidates per image.
         decode: What the best answer optimises: probability within a radius, expected distance, expected GeoScore, or
             the gallery's best place. Default: mass for a calibrated model, else max.
@@ -169,7 +171,7 @@ def locate(
 
         database = PostGIS(output.target)
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
-    load = partial(options.load, area, answers=settings, refine=refine, crops=crops)
+    load = partial(options.load, area, answers=settings, refine=refine, crops=crops, fast_decode=fast_decode)
     locator = load()
     limits = {"within": within or [], "not_within": not_within or []}
     wanted: dict[str, Any] = {"top_k": top_k, "text": text, "text_weight": text_weight, "options": limits}

@@ -33,7 +33,7 @@ def decode_settings(locator: Locator, timeout_s: float) -> DecodeSettings:
     """Return how images are decoded for a locator; ten crops are cut from a larger image."""
     preprocessing, encoding = locator.model.image_encoder.preprocessing, locator.encoding
     resize = preprocessing.shortest_edge(encoding.crops)
-    return DecodeSettings(resize, preprocessing.resample, encoding.max_pixels, timeout_s)
+    return DecodeSettings(resize, preprocessing.resample, encoding.max_pixels, timeout_s, encoding.fast_decode)
 
 
 def decode_new(

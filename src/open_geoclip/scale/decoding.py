@@ -37,6 +37,7 @@ class DecodeSettings:
         resample: the filter; both are those of :class:`~open_geoclip.model.preprocessing.Preprocessing`.
         max_pixels: larger images are refused before they are decoded.
         timeout_s: time that one image may take.
+        fast: decode JPEGs at a reduced scale, of at least twice that length.
 
     Raises:
         SettingsError: a number is out of range.
@@ -46,6 +47,7 @@ class DecodeSettings:
     resample: str
     max_pixels: int = MAX_PIXELS
     timeout_s: float = 60.0
+    fast: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < float("inf"):
@@ -184,7 +186,8 @@ def _decode(image: ImageSource, name: str, settings: DecodeSettings) -> DecodedI
     if isinstance(image, str | os.PathLike | bytes):
         image = _read_uri(image, name) if isinstance(image, str) and "://" in image else read_bytes(image, name)
         digest = sha256(image)
-    pixels = load_image(image, name=name, max_pixels=settings.max_pixels)
+    edge = 2 * settings.resize if settings.fast else 0
+    pixels = load_image(image, name=name, max_pixels=settings.max_pixels, shortest_edge=edge)
     return DecodedImage(np.asarray(resize_shortest_edge(pixels, settings.resize, settings.resample)), digest)
 
 

@@ -295,7 +295,7 @@ def describe_job(
     if text is not None:
         asked |= {"text": text, "text_weight": text_weight}
     answers = {name: str(value) for name, value in vars(locator.answers).items() if value is not None}
-    encoding = {"crops": locator.encoding.crops, "max_pixels": locator.encoding.max_pixels}
+    encoding = {name: value for name, value in vars(locator.encoding).items() if name != "batch_size"}
     return {
         "format": _FORMAT,
         "version": __version__,

@@ -48,8 +48,8 @@ class Locator:
         weights_sha256: hash of the weights, for answers.
         batch_size: images encoded at once; the next ones are decoded meanwhile.
         max_pixels: larger images are refused before they are decoded; see :mod:`open_geoclip.images`.
-        crops: 1, or 10 as in the published evaluation: corners and centre, mirrored too, their logits averaged. Ten
-            times slower.
+        crops: 1, or 10 as in the published evaluation, their logits averaged: ten times slower.
+        fast_decode: decode JPEGs at a reduced scale; see :class:`~open_geoclip.search.encode.EncodeSettings`.
         cache: folder of the location embeddings. Default: the user's cache folder.
         progress: called while location embeddings are computed, once for a model and a gallery.
         answers: how answers are made of posteriors.
@@ -61,7 +61,7 @@ class Locator:
     Attributes:
         search_space: the gallery with its embeddings, cells, prior and area.
         gallery: the places of the search space.
-        encoding: ``batch_size``, ``max_pixels`` and ``crops``.
+        encoding: ``batch_size``, ``max_pixels``, ``crops`` and ``fast_decode``.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Locator:
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
         crops: int = 1,
+        fast_decode: bool = False,
         cache: Path | None = None,
         progress: Progress | None = None,
         answers: AnswerSettings | None = None,
@@ -83,7 +84,7 @@ class Locator:
     ) -> None:
         self.model = model.eval()
         self.model_name, self.weights_sha256 = model_name, weights_sha256
-        self.encoding = EncodeSettings(batch_size, max_pixels, crops)
+        self.encoding = EncodeSettings(batch_size, max_pixels, crops, fast_decode)
         self.answers, self.calibration = answers or AnswerSettings(), calibration or Calibration()
         self.refine, self.reliability = refine, reliability
         if refine and self.answers.decode == "max":
@@ -123,10 +124,9 @@ class Locator:
                 extra ``fast`` is installed.
             device: where to compute, such as ``cpu`` or ``cuda``.
             towers: what to load beside the location encoder; ``("text",)`` for texts alone loads no image backbone.
-            calibration: default: the user's own for these weights and this gallery, as ``geoclip calibrate`` keeps it;
-                else that of the weights.
-            options: arguments of the class: ``batch_size``, ``max_pixels``, ``crops``, ``cache``, ``progress``,
-                ``answers`` and ``refine``.
+            calibration: default: the user's own for weights and gallery (``geoclip calibrate``), or the weights'.
+            options: arguments of the class: ``batch_size``, ``max_pixels``, ``crops``, ``fast_decode``, ``cache``,
+                ``progress``, ``answers`` and ``refine``.
 
         Raises:
             ModelNameError: a name does not follow the grammar.
