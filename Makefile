@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts out-of-distribution experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -174,6 +174,16 @@ build/others/may.jpg:
 earth-model: $(STAMP) $(OTHERS)
 	$(BIN)/python -m research.earth_model --other "Blue Marble, January" build/others/january.jpg \
 		--other "Blue Marble, May, at 20 km a pixel" build/others/may.jpg
+
+# Photos from the ground: GCompris is a game that many people gave photos to, under free licences.
+GROUND := build/ground/usr/share/gcompris-qt/rcc
+
+$(GROUND):
+	mkdir -p build/ground
+	cd build/ground && apt-get download gcompris-qt-data && dpkg-deb --extract gcompris-qt-data_*.deb .
+
+out-of-distribution: $(STAMP) $(OTHERS) $(GROUND)
+	$(BIN)/python -m research.out_of_distribution $(GROUND)
 
 experiments: $(STAMP)
 	$(BIN)/python -m research.experiments

@@ -1,6 +1,7 @@
 """What every test may count on: checked array shapes, fixed seeds, where things outside the package are."""
 
 import json
+import os
 import random
 import sys
 import warnings
@@ -18,6 +19,8 @@ import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
+
+os.environ["OPEN_GEOCLIP_MODEL"] = "earth"  # whatever has been pulled on this machine
 
 # Every array in a signature is checked against its annotation while the tests run. The hook only sees modules
 # that are imported after it, so nothing may have imported the package yet.

@@ -23,7 +23,7 @@ def main() -> None:
     for number, image in enumerate(batch.images, 1):
         paths.append(FOLDER / f"view_{number}.png")
         Image.fromarray(image).save(paths[-1])
-    locator = ModelOptions().load()
+    locator = ModelOptions(model="earth").load()
     answers = locator.locate(paths)
     (FOLDER / "answers.json").write_text(json.dumps([answer.to_dict() for answer in answers], indent=2))
 

@@ -119,12 +119,19 @@ def test_locate_prints_a_table_and_draws_a_map(geoclip: Command, views: list[Pat
 
 def test_the_table_says_first_whether_an_answer_can_be_trusted(geoclip: Command, tmp_path: Path) -> None:
     Image.effect_noise((300, 300), 90).convert("RGB").save(tmp_path / "noise.png")
-    first, second, third, name, confidence, best, *_ = geoclip("locate", tmp_path / "noise.png").out.splitlines()
+    done = geoclip("locate", tmp_path / "noise.png")
+    first, second, third, name, confidence, best, *_ = done.out.splitlines()
     assert first.startswith("The model earth is for views of the Earth from orbit.")
     assert (second.strip(), third.strip()) == ("geoclip pull geoclip", "geoclip locate --model geoclip PHOTO...")
     assert name.endswith("noise.png")
     assert confidence.strip().startswith("not sure: unlike the images that the model was calibrated on")
-    assert best.split()[0] == "1"
+    assert (best.split()[0], best.split()[3:5]) == ("1", ["means", "nothing"])
+    assert "%" not in done.out
+    [answer] = json.loads(geoclip("locate", tmp_path / "noise.png", "--format", "json").out)
+    assert next(iter(answer.items())) == ("warning", answer["warning"])
+    assert (answer["in_distribution"], answer["sure"]) == (False, False)
+    assert answer["warning"].endswith("geoclip pull geoclip; geoclip locate --model geoclip PHOTO...")
+    assert max(candidate["probability"] for candidate in answer["candidates"]) < 0.05
 
 
 def test_hostile_images_are_reported_and_the_rest_is_done(process: Command, views: list[Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from open_geoclip import Locator
 from open_geoclip.data.earth_views import views
 from open_geoclip.geo.sphere import even_points
-from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.calibration import P_VALUES, Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
@@ -53,3 +53,23 @@ def test_who_looks_unlike_the_calibrations_images_is_never_sure() -> None:
     assert both[1].is_sure(both[1].profile(places[:1])) == [False]
     unknown = Posterior.from_logits(logits, cells, calibration)
     assert unknown.is_sure(unknown.profile(places)) == [True, True]  # without the scale nobody can tell
+
+
+def test_features_far_from_those_of_training_images_leave_nothing_but_the_prior() -> None:
+    cells = GalleryCells.from_gallery(Gallery.from_coordinates(even_points(500)))
+    distances = tuple(0.1 * step for step in range(len(P_VALUES)))
+    calibration = Calibration(1.0, 0.01, fitted_on="a test", n_images=1, background_slope=0.1, distances=distances)
+    logits = torch.zeros(3, 500)
+    logits[:, 7] = 25.0
+    given = torch.tensor([-1.0, distances[P_VALUES.index(0.01)], 9.0])
+    p = calibration.distance_p_value(given)
+    assert p.tolist()[:2] == pytest.approx([1, 0.01])
+    assert 0 < p[2] < 1e-9
+    posterior = Posterior.from_logits(logits, cells, calibration, scale=40.0, distances=given)
+    assert posterior.is_in_distribution is not None
+    assert posterior.is_in_distribution.tolist() == [True, True, False]
+    assert posterior.mass[:, 7].tolist() == pytest.approx([0.99, 0.99, 0.003], abs=0.01)
+    assert posterior.is_sure(posterior.profile(cells.coordinates[[7, 7, 7]].astype(np.float64)))[2] is False
+    limited = Posterior.from_logits(logits, cells, replace(calibration, fitted_on=None), scale=40.0, distances=given)
+    assert limited.is_in_distribution is not None
+    assert limited.is_in_distribution.tolist() == [True, True, False]  # the gallery makes no difference

@@ -20,10 +20,11 @@ from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.model.preprocessing import CLIP_PREPROCESSING, Preprocessing
+from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.registry import CLIP_BACKBONE, GALLERY_FILE, LOCATION_FILE, RECORDS
 from open_geoclip.weights.release import _fingerprint as fingerprint
-from open_geoclip.weights.save import save_model, save_release
+from open_geoclip.weights.save import save_model, save_release, save_subspace
 
 LOCATION = LocationSettings(sigmas=(1.0, 256.0), features=4, width=6, depth=2, output=5, projection="equal_earth")
 WIDTHS = (7, 6, 5)
@@ -106,6 +107,20 @@ def test_three_numbers_a_place_for_the_sphere(tmp_path: Path) -> None:
     loaded = load_release(f"dir:{target}")
     assert loaded.location.projection == "sphere"
     assert loaded.tensors["location_encoder.LocEnc0.capsule.0.b"].shape == (4, 3)
+
+
+def test_the_subspace_of_training_images_is_part_of_a_release(release: Path) -> None:
+    before = load_release(f"dir:{release}")
+    assert before.subspace is None
+    features = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    save_subspace(release, PrincipalSubspace.fit(features, channels=3, positions=2, k=1))
+    after = load_release(f"dir:{release}")
+    assert after.subspace is not None
+    assert after.subspace.distance(features).shape == (50,)
+    assert after.fingerprint == before.fingerprint  # answers of images in distribution stay the same
+    save_file({"mean": torch.zeros(1)}, release / "subspace.safetensors")
+    with pytest.raises(WeightsError, match=r"subspace.safetensors: is another file than expected"):
+        load_release(f"dir:{release}")
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

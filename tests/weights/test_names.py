@@ -1,13 +1,17 @@
 """The grammar of names."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from open_geoclip.cli._options import ModelOptions
 from open_geoclip.errors import ModelNameError
+from open_geoclip.weights import folders
+from open_geoclip.weights.folders import default_model
 from open_geoclip.weights.names import REGISTERED, Name, parse_name
 from open_geoclip.weights.registry import CLIP_BACKBONE, RECORDS
 
@@ -101,3 +105,18 @@ def test_a_folder_that_exists_is_told_to_be_written_as_one(tmp_path: Path, monke
         parse_name("weights")
     with pytest.raises(ModelNameError, match=r"written dir:org/repo or .*written hub:org/repo"):
         parse_name("org/repo")
+
+
+def test_the_model_where_none_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("OPEN_GEOCLIP_MODEL", "dir:/mine")
+    assert default_model() == "dir:/mine"
+    monkeypatch.delenv("OPEN_GEOCLIP_MODEL")
+    here = folders.status("earth")
+    monkeypatch.setattr(folders, "status", lambda name: replace(here, command=f"geoclip pull {name}"))
+    assert default_model() == ModelOptions().name == "earth"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(folders, "status", lambda name: replace(here, command=None))
+    options = ModelOptions()
+    assert options.name == options.name == "geoclip"
+    assert capsys.readouterr().err == "geoclip: the model is geoclip; --model earth is for views from orbit\n"
+    assert ModelOptions(model="earth").name == "earth"

@@ -1,6 +1,6 @@
 /** The answer for the selected photo: verdict, candidates, EXIF, probabilities, model and data. */
 import { announce, fill, h, icon, unique } from "./dom";
-import { comparison, coordinates, countryName, disagreementKm, exifConflict, kilometres, percent, placeName, decimalDegrees, verdict } from "./format";
+import { comparison, coordinates, countryName, disagreementKm, exifConflict, kilometres, percent, placeName, decimalDegrees, isOutOfDistribution, verdict } from "./format";
 import { services } from "./map-links";
 import type { Store } from "./store";
 import type { Candidate, Decision, Item, Result } from "./types";
@@ -75,8 +75,8 @@ export class AnswerView {
       this.candidates(item, result),
       this.exif(result),
       this.reliability(result),
-      this.probabilities(result),
-      this.countries(result),
+      isOutOfDistribution(result) ? null : this.probabilities(result),
+      isOutOfDistribution(result) ? null : this.countries(result),
       this.about(result),
     ];
   }
@@ -164,10 +164,15 @@ export class AnswerView {
     const most = Math.max(...(result.candidates ?? []).map(({ probability }) => probability), 1e-9);
     (result.candidates ?? []).forEach((each, index) => list.append(this.candidate(item, each, index, most)));
     if (list.children.length === 0) return list;
+    if (isOutOfDistribution(result)) {
+      list.classList.add("meaningless");
+      return h("div", {}, h("p", { class: "candidates-note" }, "These candidates mean nothing: the model is not for such photos."), list);
+    }
     return h("div", {}, list, h("p", { class: "candidates-note" }, "90 % of a candidate's probability lies within its radius."));
   }
 
   private candidate(item: Item, each: Candidate, index: number, most: number): HTMLElement {
+    const meansNothing = item.result !== null && isOutOfDistribution(item.result);
     const chosen = index === this.store.state.candidate;
     const bar = h("span", { class: "bar", "aria-hidden": "true" }, h("span", { class: "bar-fill" }));
     (bar.firstElementChild as HTMLElement).style.width = `${(100 * each.probability) / most}%`;
@@ -182,8 +187,8 @@ export class AnswerView {
       },
       h("span", { class: "disc", "aria-hidden": "true" }, String(index + 1)),
       h("span", { class: "candidate-place" }, h("span", { class: "visually-hidden" }, `Candidate ${index + 1}: `), placeName(each)),
-      h("span", { class: "candidate-share" }, percent(each.probability)),
-      bar,
+      h("span", { class: "candidate-share" }, meansNothing ? "means nothing" : percent(each.probability)),
+      meansNothing ? null : bar,
       h(
         "span",
         { class: "candidate-numbers" },

@@ -177,10 +177,15 @@ export interface Result {
    */
   sure?: boolean | null;
   /**
-   * Whether the image is like those that the model was calibrated on. Where it is not, its probabilities may be
-   * meaningless. Null where the model is not calibrated for the query.
+   * Whether the image is like those that the model was trained and calibrated on. Where it is not, candidates and
+   * probabilities mean nothing. Null where that is not known.
    */
   in_distribution?: boolean | null;
+  /**
+   * That the candidates mean nothing, because the image is out of distribution, and what to do instead. Absent
+   * where there is nothing to say.
+   */
+  warning?: string | null;
   /**
    * How often answers at such places were right. Of the released weights with their gallery, for one image without
    * limits or text; absent for other queries and models, and where the model is calibrated.

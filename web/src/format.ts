@@ -50,6 +50,11 @@ export function placeName(candidate: Candidate): string {
   return coordinates(candidate.lat, candidate.lon, 2);
 }
 
+/** Whether candidates mean nothing, because the model is not for such photos. */
+export function isOutOfDistribution(result: Result): boolean {
+  return result.in_distribution === false;
+}
+
 const MIN_CONFLICT_KM = 25; // nearer places do not conflict
 
 export interface Verdict {
@@ -62,14 +67,14 @@ export interface Verdict {
 export function verdict(result: Result): Verdict {
   const near = result.within_km?.["200"];
   const chance = near === undefined ? "" : ` Candidate 1 is right within 200 km with a probability of ${percent(near)}.`;
-  if (result.sure === true)
-    return { key: "sure", word: "Sure", meaning: `Calibrated on photos of the same kind.${chance}` };
-  if (result.in_distribution === false)
+  if (isOutOfDistribution(result))
     return {
       key: "unsure",
-      word: "Not sure",
-      meaning: "The photo is unlike those that the model was calibrated on. Its probabilities may be meaningless.",
+      word: "Not for this model",
+      meaning: result.warning ?? "The photo is unlike those that the model was calibrated on: its candidates mean nothing.",
     };
+  if (result.sure === true)
+    return { key: "sure", word: "Sure", meaning: `Calibrated on photos of the same kind.${chance}` };
   if (result.sure === false)
     return { key: "unsure", word: "Not sure", meaning: `Check the other candidates too.${chance}` };
   const measured = result.reliability ? ` ${result.reliability.text[0]!.toUpperCase()}${result.reliability.text.slice(1)}.` : "";

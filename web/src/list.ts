@@ -1,6 +1,6 @@
 /** The list of photos and texts. Rows are updated in place, so that hundreds of them stay fast. */
 import { fill, h, icon } from "./dom";
-import { exifConflict, kilometres, percent, placeName, verdict } from "./format";
+import { exifConflict, isOutOfDistribution, kilometres, percent, placeName, verdict } from "./format";
 import { optionsKey, type Store } from "./store";
 import type { Item } from "./types";
 
@@ -119,6 +119,8 @@ export class List {
     const { key, word } = verdict(item.result);
     const conflict = exifConflict(item.result);
     const radius = item.result.credible_radius_km?.["90"];
+    if (isOutOfDistribution(item.result))
+      return h("span", { class: "row-summary" }, h("span", { class: "row-numbers" }, h("span", { class: `verdict ${key}` }, word), " · candidates mean nothing"));
     return h(
       "span",
       { class: "row-summary" },

@@ -1,5 +1,6 @@
 """Answers as tables, files and maps."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -80,13 +81,8 @@ def _photo_details(path: Path, format_: str, max_pixels: int) -> dict[str, Any]:
 def _table(answers: "list[Answer]") -> str:
     from open_geoclip.export.kml import format_km
 
-    lines = []
-    if any(answer.in_distribution is False and answer.model.startswith("earth ") for answer in answers):
-        lines += [
-            "The model earth is for views of the Earth from orbit. To locate photos taken on the ground:",
-            "    geoclip pull geoclip",
-            "    geoclip locate --model geoclip PHOTO...",
-        ]
+    warnings = dict.fromkeys(answer.warning for answer in answers if answer.warning)
+    lines = [re.sub(r"(?<=:) (?=geoclip )|; (?=geoclip )", "\n    ", warning) for warning in warnings]  # to be copied
     for answer in answers:
         if answer.error is None:
             lines += [answer.name, f"      {_confidence(answer)}"]
@@ -95,7 +91,8 @@ def _table(answers: "list[Answer]") -> str:
             if answer.anchors:
                 lines.append(f"      estimated from known places: {_anchors(answer)}")
             lines += [
-                f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  {100 * c.probability:6.2f} % in {format_km(c.radius_km)}"
+                f"  {rank:>2}  {c.lat:>10.5f} {c.lon:>11.5f}  "
+                + ("means nothing" if answer.warning else f"{100 * c.probability:6.2f} % in {format_km(c.radius_km)}")
                 + (f"  {c.place}" if c.place else "")
                 for rank, c in enumerate(answer.candidates, 1)
             ]
@@ -122,7 +119,7 @@ def _confidence(answer: "Answer") -> str:
     """Return how sure an answer is, and the most probable countries, in one line."""
     from open_geoclip.export.kml import confidence
 
-    shares = [] if answer.sure is None else list((answer.countries or {}).items())[:3]
+    shares = [] if answer.sure is None or answer.warning else list((answer.countries or {}).items())[:3]
     countries = ", ".join(f"{code} {100 * share:.0f} %" for code, share in shares)
     return "; ".join(part for part in (confidence(answer.to_dict()), countries) if part)
 
@@ -166,7 +163,8 @@ def draw_answers(
                     "answers here were right within 25 km",
                     f"for {100 * low:.0f} to {100 * high:.0f} % of photos",
                 ]
-            lines = (f"{best.lat:.3f}, {best.lon:.3f}", f"probability {100 * best.probability:.1f} %", *confidence)
+            probability = "means nothing" if answer.warning else f"probability {100 * best.probability:.1f} %"
+            lines = (f"{best.lat:.3f}, {best.lon:.3f}", probability, *confidence)
         draw_posterior(
             path,
             posterior,

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ __all__ = [
     "BatchSize",
     "Bootstrap",
     "Crops",
+    "DefaultModel",
     "Distance",
     "Dtype",
     "Engine",
@@ -41,6 +43,13 @@ Model = Annotated[
     Parameter(
         help="earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or "
         "dir:/folder."
+    ),
+]
+DefaultModel = Annotated[
+    str | None,
+    Parameter(
+        help="earth (embedded, for views from orbit), geoclip (released, for photos), hub:org/repo@revision or "
+        "dir:/folder; default: OPEN_GEOCLIP_MODEL, else geoclip where it has been pulled, else earth."
     ),
 ]
 Backbone = Annotated[
@@ -83,9 +92,21 @@ Distance = Annotated[
 class ModelOptions:
     """Which weights and gallery a command uses."""
 
-    model: Model = "earth"
+    model: DefaultModel = None
     backbone: Backbone = None
     gallery: Gallery = None
+
+    @cached_property
+    def name(self) -> str:
+        """The model: what ``--model`` says, else the default, which is printed to stderr unless it is ``earth``."""
+        from open_geoclip.weights.folders import default_model
+
+        if self.model is not None:
+            return self.model
+        name = default_model()
+        if name != "earth":
+            print(f"geoclip: the model is {name}; --model earth is for views from orbit", file=sys.stderr)
+        return name
 
     def load(self, area: "Area | None" = None, /, **options: Any) -> "Locator":
         """Load the locator; a bar shows while the gallery is encoded for the first time.
@@ -98,10 +119,11 @@ class ModelOptions:
         from open_geoclip.search.locator import Locator
 
         arguments = asdict(self) | options
+        del arguments["model"]
         if arguments.get("max_pixels") is None:
             arguments["max_pixels"] = MAX_PIXELS
         with progress_bar("encoding the gallery, once") as progress:
-            locator = Locator.from_pretrained(arguments.pop("model"), progress=progress, **arguments)
+            locator = Locator.from_pretrained(self.name, progress=progress, **arguments)
         return locator if area is None else locator.within(area)
 
     def shipped_calibration(self) -> "Calibration":
@@ -109,7 +131,7 @@ class ModelOptions:
         from open_geoclip.search.calibration import Calibration
         from open_geoclip.weights.load import load_release
 
-        shipped = Calibration.from_dict(load_release(self.model).calibration)
+        shipped = Calibration.from_dict(load_release(self.name).calibration)
         return shipped if self.gallery is None else replace(shipped, fitted_on=None)
 
 

@@ -61,13 +61,13 @@ def calibrate(
         loaded.check(weights, gallery)
         Calibration.from_dict(loaded.calibration)
         loaded.save()
-        print(f"geoclip: {options.model} uses the calibration of {load}", file=sys.stderr)
+        print(f"geoclip: {options.name} uses the calibration of {load}", file=sys.stderr)
         return
     found = find_calibration(weights, gallery)
     if found is None:
-        raise SettingsError(f"{options.model} has no calibration of your own over this gallery")
+        raise SettingsError(f"{options.name} has no calibration of your own over this gallery")
     found.path.unlink()
-    print(f"geoclip: the calibration of {options.model} is removed", file=sys.stderr)
+    print(f"geoclip: the calibration of {options.name} is removed", file=sys.stderr)
 
 
 def _fingerprints(options: ImageModelOptions) -> tuple[str, str]:
@@ -75,10 +75,10 @@ def _fingerprints(options: ImageModelOptions) -> tuple[str, str]:
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.weights.load import load_release
 
-    release = load_release(options.model)
+    release = load_release(options.name)
     file = options.gallery or release.gallery
     if file is None:
-        raise SettingsError(f"{options.model} has no gallery of its own: give one with --gallery")
+        raise SettingsError(f"{options.name} has no gallery of its own: give one with --gallery")
     return release.fingerprint, Gallery.from_file(file).fingerprint
 
 

@@ -131,7 +131,7 @@ def _index(
 
     if source.endswith(".safetensors"):
         records = IndexRecords.from_file(Path(source))
-        index = index.add(records) if index is not None else PhotoIndex.create(folder, records, backbone=options.model)
+        index = index.add(records) if index is not None else PhotoIndex.create(folder, records, backbone=options.name)
         print(f"geoclip: {len(records):,} photos added, {len(index):,} in {folder}", file=sys.stderr)
         return
     opened = open_source(source, images=images)

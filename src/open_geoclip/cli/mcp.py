@@ -1,6 +1,7 @@
 """``geoclip mcp``: the tools of the Model Context Protocol, over standard input and output."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from open_geoclip.cli._options import MaxPixels, ModelOptions
@@ -41,7 +42,7 @@ def mcp(
     make_server(
         McpSettings(
             folders=tuple(folder or [Path.cwd()]),
-            **vars(options),
+            **(asdict(options) | {"model": options.name}),
             max_images=max_images,
             max_bytes=int(max_mb * 1e6),
             max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,

@@ -51,7 +51,7 @@ def serve(
 
     Args:
         model: Models to serve, the first for requests that name none: earth, geoclip, hub:org/repo@revision or
-            dir:/folder.
+            dir:/folder; default: OPEN_GEOCLIP_MODEL, else geoclip where it has been pulled, else earth.
         host: Address to listen on; default: 127.0.0.1. Others need a token or --no-token.
         port: Port to listen on; default: 8000.
         token_file: File of tokens, one per line; clients have to send one of them.
@@ -87,7 +87,9 @@ def serve(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise SettingsError(f"serve: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    names = load.pop("model") or ["earth"]
+    from open_geoclip.weights.folders import default_model
+
+    names = load.pop("model") or [default_model()]
     models = {name: dict(load) for name in names}
     if "earth" in models:
         models["earth"]["backbone"] = None  # it is part of the model

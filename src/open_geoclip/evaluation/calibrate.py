@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
 
 from open_geoclip.data.splitting import clusters as find_clusters
 from open_geoclip.errors import BenchmarkError, SettingsError
@@ -90,6 +89,8 @@ def calibrate(
     if len(rows) < _MIN_PHOTOS:
         raise _too_few(f"{len(rows):,} photos that can be read")
     embeddings = torch.from_numpy(np.stack([_from_text(lines[row]["embedding"]) for row in rows]))
+    known = [lines[row].get("distance") for row in rows]
+    distances = None if None in known else torch.tensor(known, dtype=torch.float32)
     truth = labelled.truth[rows]
     groups = [None if labelled.groups is None else labelled.groups[row] for row in rows]
     clusters = find_clusters(truth, groups, buffer_km)
@@ -98,16 +99,28 @@ def calibrate(
 
     def fit(part: np.ndarray, *, n_refined: int = 0) -> Calibration:
         return fit_calibration(
-            index, embeddings[part], truth[part], scale, name=f"photos of {labelled.name}", n_refined=n_refined
+            index,
+            embeddings[part],
+            truth[part],
+            scale,
+            name=f"photos of {labelled.name}",
+            n_refined=n_refined,
+            distances=None if distances is None else distances[part],
         )
+
+    def posteriors(part: np.ndarray, calibration: Calibration) -> Iterator[Posterior]:
+        own = torch.from_numpy(np.flatnonzero(part))
+        for some in own.split(_BATCH):
+            off = None if distances is None else distances[some]
+            yield locator.search_space.posterior(embeddings[some], scale, calibration, off)
 
     def held_out() -> Iterator[Posterior]:
         for fold in range(_FOLDS):
             calibration = fit(folds != fold)
-            yield from _posteriors(locator, embeddings[folds == fold], calibration)
+            yield from posteriors(folds == fold, calibration)
 
     order = np.argsort(folds, kind="stable")
-    before = measure_calibration(_posteriors(locator, embeddings, locator.calibration), truth, clusters)
+    before = measure_calibration(posteriors(np.ones(len(truth), bool), locator.calibration), truth, clusters)
     after = measure_calibration(held_out(), truth[order], clusters[order])
     result = UserCalibration(
         locator.model_name,
@@ -136,11 +149,17 @@ def _too_few(what: str) -> BenchmarkError:
 
 
 def _encoded(locator: Locator, photos: Iterator[ImageSource]) -> Iterator[dict[str, Any]]:
-    """Yield what the journal keeps of each photo: its embedding, or why it cannot be read."""
+    """Yield what the journal keeps of each photo: its embedding, its distance if known, or why it cannot be read."""
     for query in locator.query_images(photos):
-        embeddings = iter(query.encoded.embeddings.numpy())
-        for error in query.encoded.errors:
-            yield {"error": error.reason} if error else {"embedding": _to_text(next(embeddings))}
+        batch = query.encoded
+        rows = iter(range(len(batch.embeddings)))
+        for error in batch.errors:
+            if error:
+                yield {"error": error.reason}
+                continue
+            row = next(rows)
+            distance = {} if batch.distances is None else {"distance": float(batch.distances[row])}
+            yield {"embedding": _to_text(batch.embeddings[row].numpy())} | distance
 
 
 def _to_text(embedding: Float[np.ndarray, " k"]) -> str:
@@ -167,7 +186,3 @@ def _folds(clusters: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         fold_of[cluster] = filled.argmin()
         filled[fold_of[cluster]] += sizes[cluster]
     return fold_of[clusters]
-
-
-def _posteriors(locator: Locator, embeddings: Float[Tensor, "n k"], calibration: Calibration) -> Iterator[Posterior]:
-    return (locator.posterior(part, calibration) for part in embeddings.split(_BATCH))

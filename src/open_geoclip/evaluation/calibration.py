@@ -16,6 +16,8 @@ from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.search.calibration import (
     CALIBRATED_LEVELS,
     IN_DISTRIBUTION_SHARE,
+    OUT_OF_DISTRIBUTION_P,
+    P_VALUES,
     SURE_KM,
     Calibration,
     conformal_levels,
@@ -26,7 +28,7 @@ from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.smoothing import RadialProfile, log_kernel
 
-__all__ = ["ANSWER_KM", "fit_calibration", "measure_calibration", "reliability"]
+__all__ = ["ANSWER_KM", "fit_calibration", "fit_distribution", "measure_calibration", "reliability"]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer with the most mass within this radius."""
@@ -49,6 +51,7 @@ def fit_calibration(
     *,
     name: str,
     n_refined: int = 0,
+    distances: Float[Tensor, " n"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Fit temperature, background and smoothing by maximum likelihood, and levels on top.
@@ -64,6 +67,7 @@ def fit_calibration(
         scale: the model's.
         name: of the validation data, for readers of the calibration.
         n_refined: number of images, the first ones, to also fit the levels of refined posteriors on.
+        distances: of the features of the images, where the model has a subspace of training images.
         progress: called with (done, total).
 
     Raises:
@@ -140,7 +144,7 @@ def fit_calibration(
 
     levels, hpd_levels, nominal = _fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
     calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
-    calibration = _fit_conformal(batches(), nominal, scale, calibration)
+    calibration = _fit_conformal(batches(), nominal, scale, calibration, distances)
     if n_refined == 0:
         return calibration
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
@@ -208,8 +212,9 @@ def _fit_conformal(
     nominal: Float64[np.ndarray, " n"],
     scale: float,
     calibration: Calibration,
+    distances: Float[Tensor, " n"] | None,
 ) -> Calibration:
-    """Fit the levels of conformal p-values, and the score below which an image is out of distribution."""
+    """Fit the levels of conformal p-values, and by which scores and distances an image is out of distribution."""
     hpd_level, best, sure = (np.empty(len(nominal), kind) for kind in (float, float, bool))
     start = 0
     for logits, posterior in batches:
@@ -219,9 +224,26 @@ def _fit_conformal(
         hpd_level[part] = calibration.calibrated_level(nominal[part][:, None], share, hpd=True)[:, 0]
         best[part] = logits.max(dim=1).values.double().numpy() / scale
         sure[part] = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
-    min_score = round(float(np.quantile(best, 1 - IN_DISTRIBUTION_SHARE)), 6)
-    inside = best >= min_score
-    return replace(calibration, conformal_levels=conformal_levels(hpd_level[inside], sure[inside]), min_score=min_score)
+    calibration = replace(calibration, **fit_distribution(best, distances))
+    inside = calibration.is_in_distribution(torch.from_numpy(best), distances)
+    assert inside is not None
+    rows = inside.numpy()
+    return replace(calibration, conformal_levels=conformal_levels(hpd_level[rows], sure[rows]))
+
+
+def fit_distribution(best_scores: Float[np.ndarray, " n"], distances: Float[Tensor, " n"] | None) -> dict[str, Any]:
+    """Return the fields of a calibration by which images out of distribution are recognised.
+
+    Args:
+        best_scores: cosines of the best cells of validation images.
+        distances: of their features; None: not known.
+    """
+    refused = 1 - IN_DISTRIBUTION_SHARE if distances is None else OUT_OF_DISTRIBUTION_P
+    fields: dict[str, Any] = {"min_score": round(float(np.quantile(best_scores, refused)), 6)}
+    if distances is not None:
+        known = [p for p in P_VALUES if p * (len(distances) + 1) >= 1]
+        fields["distances"] = tuple(np.quantile(distances.double().numpy(), 1 - np.array(known)).round(6).tolist())
+    return fields
 
 
 @torch.inference_mode()

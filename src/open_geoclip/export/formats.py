@@ -151,7 +151,7 @@ def _features(record: Record, number: int) -> Iterator[dict[str, Any]]:
     """Yield regions first, the widest at the bottom, then candidates, the best on top."""
     if "error" in record:
         return
-    names = ("image", "text", "decision", "note")
+    names = ("warning", "image", "text", "decision", "note")
     common = {"answer": number, **{name: record[name] for name in names if record.get(name)}}
     made = {key: record[key] for key in ("model", "gallery", "version", "sha256") if key in record}
     for share, region in sorted(record.get("regions", {}).items(), key=lambda item: -float(item[0])):

@@ -90,14 +90,15 @@ def _folder(
     verdict, sure = verdict_values(record), confidence(record)
     judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
     measured = f"; {record['reliability']['text']}" if record.get("reliability") else ""
-    _text(folder, "description", f"{review}{judged}{sure[0].upper()}{sure[1:]}{measured}. {made}")
+    warning = f"{record['warning']}. " if record.get("warning") else ""
+    _text(folder, "description", f"{warning}{review}{judged}{sure[0].upper()}{sure[1:]}{measured}. {made}")
     for rank, candidate in enumerate(record["candidates"], 1):
         share = candidate["probability"]
         mark = ET.SubElement(folder, "Placemark")
         _text(mark, "name", f"{rank}. {candidate.get('place') or _degrees(candidate)}")
         lines = [
             f"{_degrees(candidate)}",
-            f"probability {100 * share:.1f} %, nine tenths of it within {candidate['radius_km']:,.0f} km",
+            warning or f"probability {100 * share:.1f} %, nine tenths of it within {candidate['radius_km']:,.0f} km",
             made,
         ]
         shown = [f'<img src="{image}" width="320"/>'] if image and rank == 1 else []
@@ -155,11 +156,12 @@ def format_km(km: float) -> str:
 
 def confidence(record: Mapping[str, Any]) -> str:
     """Return how sure an answer is, in a line."""
+    if record.get("in_distribution") is False:
+        return "not sure: unlike the images that the model was calibrated on; candidates mean nothing"
     if record.get("sure") is None:
         return "not calibrated for this: percentages compare places, they are not chances of being right"
     radii = ", ".join(f"{share} % within {format_km(km)}" for share, km in record["credible_radius_km"].items())
-    unlike = ": unlike the images that the model was calibrated on" if record.get("in_distribution") is False else ""
-    return f"{'sure' if record['sure'] else f'not sure{unlike}'}; {radii}"
+    return f"{'sure' if record['sure'] else 'not sure'}; {radii}"
 
 
 def verdict_values(record: Mapping[str, Any]) -> dict[str, Any]:

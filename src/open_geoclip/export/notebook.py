@@ -39,14 +39,16 @@ def answer_html(answer: Answer) -> str:
         (
             f"{rank}. {escape(c.place or c.country or '')}",
             place_text(np.array([c.lat, c.lon])),
-            f"{100 * c.probability:.1f} %",
+            "means nothing" if answer.warning else f"{100 * c.probability:.1f} %",
             f"{c.radius_km:,.0f} km",
         )
         for rank, c in enumerate(answer.candidates, 1)
     ]
     rows = "".join(f"<tr>{''.join(map(_cell, range(len(line)), line))}</tr>" for line in lines)
     made_by = "; ".join(escape(part) for part in (answer.model, answer.gallery, CAUTION) if part)
-    sure = confidence(answer.to_dict()) + (f"; {answer.reliability.text}" if answer.reliability is not None else "")
+    sure = answer.warning or confidence(answer.to_dict()) + (
+        f"; {answer.reliability.text}" if answer.reliability is not None else ""
+    )
     return (
         f'<div style="max-width:660px"><div>{name}<br>{escape(sure)}</div>'
         f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:center;margin:8px 0">{shown}</div>'

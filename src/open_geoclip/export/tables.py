@@ -60,9 +60,10 @@ _MADE_BY = ("model", "gallery", "version", "image_sha256", "weights_sha256", "ga
 COLUMNS: dict[str, str] = {
     "image": "string",
     "text": "string",
+    "warning": "string",
     "rank": "int32",
     **{name: kind for name, (kind, *_) in _columns(Candidate).items()},
-    **{name: kind for name, (kind, *_) in _ANSWER.items() if name not in (*_MADE_BY, "image", "text")},
+    **{name: kind for name, (kind, *_) in _ANSWER.items() if name not in (*_MADE_BY, "image", "text", "warning")},
     "reliability": "string",
     **dict.fromkeys(_RELIABILITY, "float64"),
     "exif_lat": "float64",

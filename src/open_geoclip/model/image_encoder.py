@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.model.subspace import PrincipalSubspace
 
 __all__ = ["ImageEncoder", "ImageSettings", "image_head"]
 
@@ -85,12 +86,14 @@ class ImageEncoder(nn.Module):
         feature_mean: what is subtracted from features before the head reads them; None until
             :meth:`standardize_features`.
         feature_std: what they are divided by then.
+        subspace: of features of training images, by which others are recognised; None where it was not fitted.
     """
 
     backbone: nn.Module
     preprocessing: Preprocessing
     feature_mean: Tensor | None
     feature_std: Tensor | None
+    subspace: PrincipalSubspace | None = None
 
     def __init__(
         self,

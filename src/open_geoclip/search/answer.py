@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.schema import Range, from_dict
 
-__all__ = ["Anchor", "Answer", "Candidate", "Columns", "Heat", "MultiPolygon", "PlaceReliability"]
+__all__ = [
+    "Anchor",
+    "Answer",
+    "Candidate",
+    "Columns",
+    "Heat",
+    "MultiPolygon",
+    "PlaceReliability",
+    "out_of_distribution_warning",
+]
 
 Latitude = Annotated[float, Range(-90, 90)]
 Longitude = Annotated[float, Range(-180, 180)]
@@ -152,8 +161,13 @@ class Answer:
     ] = None
     in_distribution: Annotated[
         bool | None,
-        "Whether the image is like those that the model was calibrated on. Where it is not, its probabilities may be "
-        "meaningless. Null where the model is not calibrated for the query.",
+        "Whether the image is like those that the model was trained and calibrated on. Where it is not, candidates and "
+        "probabilities mean nothing. Null where that is not known.",
+    ] = None
+    warning: Annotated[
+        str | None,
+        "That the candidates mean nothing, because the image is out of distribution, and what to do instead. Absent "
+        "where there is nothing to say.",
     ] = None
     reliability: Annotated[
         PlaceReliability | None,
@@ -189,7 +203,7 @@ class Answer:
         """Return the answer as JSON-ready values; ``{"image", "error"}`` alone where the image could not be read."""
         if self.error is not None:
             return {"image": self.image, "error": self.error}
-        values = {"image": self.image, "text": self.text, **vars(self)}
+        values = {"warning": self.warning, "image": self.image, "text": self.text, **vars(self)}
         values["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
         values["anchors"] = [dict(vars(anchor)) for anchor in self.anchors]
         if self.reliability is not None:
@@ -222,6 +236,20 @@ class Answer:
         return answer
 
 
+def out_of_distribution_warning(model: str) -> str:
+    """Return what an answer of a model says first when the image is out of distribution.
+
+    Args:
+        model: name and version of the weights.
+    """
+    if model.split(" ")[0] != "earth":
+        return f"This image is unlike those that {model} was trained and calibrated on: its candidates mean nothing."
+    return (
+        "The model earth is for views of the Earth from orbit. This image is unlike them: its candidates mean nothing. "
+        "To locate photos taken on the ground: geoclip pull geoclip; geoclip locate --model geoclip PHOTO..."
+    )
+
+
 _LEFT_OUT = {  # when empty
-    *("image", "text", "error", "reliability", "sha256", "time", "anchors", "regions", "heat"),
+    *("warning", "image", "text", "error", "reliability", "sha256", "time", "anchors", "regions", "heat"),
 }

@@ -20,6 +20,7 @@ from open_geoclip.files import sha256
 __all__ = [
     "CALIBRATED_LEVELS",
     "IN_DISTRIBUTION_SHARE",
+    "OUT_OF_DISTRIBUTION_P",
     "P_VALUES",
     "SURE_KM",
     "SURE_PROBABILITY",
@@ -36,11 +37,15 @@ SURE_KM, SURE_PROBABILITY = 200.0, 0.8
 P_VALUES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
 """P-values at which a calibration stores HPD levels, as far as there are enough validation images."""
 
+OUT_OF_DISTRIBUTION_P = 0.01
+"""An image is out of distribution when the p-value of its features' distance, or of its best score, is less."""
+
 IN_DISTRIBUTION_SHARE = 0.95
-"""An image is in distribution when its best cell scores at least as high as that of this share of validation images."""
+"""Where distances are not known, its best cell must score as high as those of this share of validation images."""
 
 _MAX_BACKGROUND = 0.999
 _MIN_TAIL = 1e-9  # HPD levels closer to 1 are not distinguished
+_MIN_DISTANCES, _TAIL = 6, 4  # stored at least; those that p-values beyond the last one follow
 _LEVELS = ("levels", "hpd_levels", "refined_levels", "refined_hpd_levels")
 # Keys in releases that were saved before these names.
 _FORMER_KEYS = {
@@ -79,6 +84,8 @@ class Calibration:
         conformal_levels: for unsure and for sure answers, the HPD levels of true places at each of :data:`P_VALUES`;
             see :meth:`p_value`. Empty: p-values are not known.
         min_score: cosine of the best cell below which an image is out of distribution.
+        distances: of the features of validation images from those of training images, which the shares
+            :data:`P_VALUES` of them exceed. Empty: not known. See :meth:`distance_p_value`.
     """
 
     temperature: float = 1.0
@@ -94,6 +101,7 @@ class Calibration:
     reference_logit: float = 0.0
     conformal_levels: tuple[tuple[float, ...], ...] = ()
     min_score: float = -1.0
+    distances: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         slope = self.background_slope
@@ -118,6 +126,11 @@ class Calibration:
                 "from 0 to 1, or empty"
             )
 
+        if self.distances and (len(self.distances) < _MIN_DISTANCES or not _is_sorted(self.distances)):
+            raise SettingsError(
+                f"calibration: distances must be {_MIN_DISTANCES} numbers or more that increase, or empty"
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Calibration":
         """Read the calibration of a release; None gives the defaults.
@@ -127,7 +140,7 @@ class Calibration:
         """
         values = {_FORMER_KEYS.get(key, key): value for key, value in (values or {}).items()}
         try:
-            levels = {name: tuple(values.get(name, ())) for name in _LEVELS}
+            levels = {name: tuple(values.get(name, ())) for name in (*_LEVELS, "distances")}
             conformal = tuple(map(tuple, values.get("conformal_levels", ())))
             return cls(**{**values, **levels, "conformal_levels": conformal})
         except (TypeError, SettingsError) as error:
@@ -148,14 +161,50 @@ class Calibration:
         fitted_on = self.fitted_on if self.refined_levels else None
         return replace(self, levels=self.refined_levels, hpd_levels=self.refined_hpd_levels, fitted_on=fitted_on)
 
-    def background_of(self, best_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Return the share of the background of images whose best cells have these logits."""
-        if self.background == 0:
-            return torch.zeros_like(best_logits)
-        odds = math.log(self.background / (1 - self.background))
-        return torch.sigmoid(odds + self.background_slope * (self.reference_logit - best_logits)).clamp(
-            max=_MAX_BACKGROUND
-        )
+    def background_of(
+        self, best_logits: Float[Tensor, " n"], distances: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """Return the share of the background of images whose best cells have these logits.
+
+        Args:
+            best_logits: scale times cosine.
+            distances: of their features, where they are known: what is out of distribution has little else.
+        """
+        share = torch.zeros_like(best_logits)
+        if self.background:
+            odds = math.log(self.background / (1 - self.background))
+            share = torch.sigmoid(odds + self.background_slope * (self.reference_logit - best_logits))
+        if distances is not None and self.distances:
+            share = 1 - (1 - share) * (self.distance_p_value(distances) / OUT_OF_DISTRIBUTION_P).clamp(max=1).to(share)
+        return share.clamp(max=_MAX_BACKGROUND)
+
+    def distance_p_value(self, distances: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Return the share of validation images whose features are at least as far from those of training images.
+
+        Interpolated between the stored p-values; beyond the last one its logarithm falls as it does before.
+        """
+        known, log_p = np.array(self.distances), np.log(P_VALUES[: len(self.distances)])
+        given = distances.double().numpy()
+        slope = (log_p[-1] - log_p[-_TAIL]) / max(known[-1] - known[-_TAIL], 1e-9)
+        beyond = slope * np.clip(given - known[-1], 0, None)
+        return torch.from_numpy(np.exp(np.interp(given, known, log_p, left=0.0) + beyond))
+
+    def is_in_distribution(
+        self, best_scores: Float[Tensor, " n"] | None, distances: Float[Tensor, " n"] | None
+    ) -> Bool[Tensor, " n"] | None:
+        """Return whether images are like the validation images; None where nothing about them is known.
+
+        Args:
+            best_scores: cosines of the best cells of the gallery that this was fitted on.
+            distances: of their features.
+        """
+        known = None
+        if distances is not None and self.distances:
+            known = self.distance_p_value(distances) >= OUT_OF_DISTRIBUTION_P
+        if best_scores is not None and self.fitted_on is not None:
+            is_like = best_scores >= self.min_score
+            known = is_like if known is None else known & is_like
+        return known
 
     def calibrated_level(
         self, nominal: Float64[np.ndarray, "n k"], background: Float[np.ndarray, " n"], *, hpd: bool = False

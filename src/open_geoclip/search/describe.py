@@ -13,7 +13,7 @@ from torch import Tensor
 from open_geoclip.data.tracks import Fix
 from open_geoclip.errors import MissingExtraError
 from open_geoclip.geo import geocode
-from open_geoclip.search.answer import Anchor, Candidate
+from open_geoclip.search.answer import Anchor, Candidate, out_of_distribution_warning
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
@@ -106,7 +106,7 @@ def describe(
         countries = posterior.label_probabilities(codes if cells.origins is None else codes[cells.origins])
     sure = posterior.is_sure(profile)
     in_distribution: list[bool | None] = [None] * len(posterior)
-    if posterior.calibration.fitted_on is not None and posterior.is_in_distribution is not None:
+    if posterior.is_in_distribution is not None:
         in_distribution = posterior.is_in_distribution.tolist()
     measured = [None] * len(posterior) if reliability is None else reliability.describe(coordinates[:, 0])
     return [
@@ -141,6 +141,7 @@ def describe_query(
     settings: AnswerSettings,
     top_k: int,
     *,
+    model: str = "",
     refine: bool = False,
     detail: bool = False,
 ) -> Iterator[tuple[Posterior, dict[str, Any]]]:
@@ -152,20 +153,21 @@ def describe_query(
         scale: logits are scale times cosine.
         settings: how answers are made. Between known places, candidates are as near as these allow.
         top_k: candidates per answer.
+        model: its name and version, for warnings.
         refine: search between the places of the gallery too.
         detail: whether answers have regions and heat.
     """
-    embeddings = query.encoded.embeddings
+    embeddings, distances = query.encoded.embeddings, query.encoded.distances
     if query.error is not None or len(embeddings) == 0:
         return
     if query.posteriors is not None:
         parts = query.posteriors
     elif refine:
-        parts = space.refined_posteriors(embeddings, scale, query.calibration, query.log_mass)
+        parts = space.refined_posteriors(embeddings, scale, query.calibration, query.log_mass, distances)
     elif query.log_mass is not None:
-        parts = [Posterior.from_log_mass(query.log_mass, space.cells, query.calibration)]
+        parts = [Posterior.from_log_mass(query.log_mass, space.cells, query.calibration, distances=distances)]
     else:
-        parts = [space.posterior(embeddings, scale, query.calibration)]
+        parts = [space.posterior(embeddings, scale, query.calibration, distances)]
     rows = embeddings.split([len(part) for part in parts])
     anchored: dict[str, Any] = {}
     for number, (part, embedding) in enumerate(zip(parts, rows, strict=True)):
@@ -177,7 +179,8 @@ def describe_query(
             anchored = {"anchors": tuple(map(_anchor, fixes)), "time": _iso(query.anchors.times_s[number])}
         fields = describe(part, embedding, space, settings, top_k, reliability=query.reliability, detail=detail)
         for row, values in enumerate(fields):
-            yield part[row], values | anchored
+            warning = out_of_distribution_warning(model) if values["in_distribution"] is False else None
+            yield part[row], values | anchored | {"warning": warning}
 
 
 def _iso(time_s: float) -> str:

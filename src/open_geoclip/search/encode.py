@@ -67,6 +67,8 @@ class EncodedBatch:
         features: of the same images, as the backbone gives them and the head reads them, or the mean of ten such;
             float32. None where embeddings came without them.
         perceptual_hashes: of the same images, see :func:`perceptual_hash`; None like features.
+        distances: of the features from the subspace of training images, or the mean of ten such; None where the model
+            has none. See :class:`open_geoclip.model.subspace.PrincipalSubspace`.
     """
 
     names: list[str]
@@ -75,6 +77,7 @@ class EncodedBatch:
     embeddings: Float[Tensor, "n k"]
     features: Float[Tensor, "n d"] | None = None
     perceptual_hashes: UInt8[np.ndarray, "n 32"] | None = None
+    distances: Float[Tensor, " n"] | None = None
 
     @classmethod
     def from_embeddings(cls, embeddings: Float[Tensor, "n k"]) -> "EncodedBatch":
@@ -119,6 +122,7 @@ def encode_images(
             raise error
     if not batches:
         return EncodedBatch.from_embeddings(torch.empty(0, model.location_encoder.settings.output))
+    distances = [batch.distances for batch in batches if batch.distances is not None]
     return EncodedBatch(
         [name for batch in batches for name in batch.names],
         [None for batch in batches for _ in batch.names],
@@ -126,6 +130,7 @@ def encode_images(
         torch.cat([batch.embeddings for batch in batches]),
         torch.cat([batch.features for batch in batches if batch.features is not None]),
         np.concatenate([batch.perceptual_hashes for batch in batches if batch.perceptual_hashes is not None]),
+        torch.cat(distances) if distances else None,
     )
 
 
@@ -158,18 +163,21 @@ def _decode(
 @torch.inference_mode()
 def _encode(
     model: GeoCLIP, images: list[UInt8[np.ndarray, "crops h w 3"]], settings: EncodeSettings
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"], UInt8[np.ndarray, "n 32"]]:
-    """Return embedding, feature and hash per image; logits are linear in embeddings: the mean's are the mean logits."""
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"], UInt8[np.ndarray, "n 32"], Float[Tensor, " n"] | None]:
+    """Return embedding, feature, hash and distance per image; those of ten crops are means, as their logits are."""
     encoder = model.image_encoder
+    subspace = encoder.subspace
     if not images:
         none = torch.empty(0, encoder.settings.widths[-1]), torch.empty(0, encoder.settings.feature_dim)
-        return *none, np.empty((0, 32), np.uint8)
-    normalize, of_crops = encoder.preprocessing.normalize, (len(images), settings.crops, -1)
+        return *none, np.empty((0, 32), np.uint8), None if subspace is None else torch.empty(0)
+    normalize, crops = encoder.preprocessing.normalize, (len(images), settings.crops)
     pixels = copy_to_device(torch.from_numpy(np.concatenate(images)), model.logit_scale.device)
-    features = [encoder.forward_backbone(normalize(part)) for part in pixels.split(settings.batch_size)]
-    embeddings = [model.encode_features(part) for part in features]
+    parts = [encoder.forward_backbone(normalize(part)) for part in pixels.split(settings.batch_size)]
+    embeddings = torch.cat([model.encode_features(part) for part in parts]).cpu()
+    features = torch.cat(parts).float().cpu()
     return (
-        torch.cat(embeddings).cpu().view(of_crops).mean(dim=1),
-        torch.cat(features).float().cpu().view(of_crops).mean(dim=1),
+        embeddings.view(*crops, -1).mean(dim=1),
+        features.view(*crops, -1).mean(dim=1),
         perceptual_hash(normalize(pixels[0 if settings.crops == 1 else _CENTRE :: settings.crops])),
+        None if subspace is None else subspace.distance(features).view(crops).mean(dim=1),
     )

@@ -296,7 +296,8 @@ class Locator:
             for query in queries:
                 batch = query.encoded
                 texts: Sequence[str | None] = query.text or [None] * len(batch.names)
-                found = describe_query(query, space, scale, self.answers, top_k, refine=self.refine, detail=detail)
+                options: dict[str, Any] = {"model": self.model_name, "refine": self.refine, "detail": detail}
+                found = describe_query(query, space, scale, self.answers, top_k, **options)
                 for name, text, unread, sha256 in zip(batch.names, texts, batch.errors, batch.sha256, strict=True):
                     error = query.error if unread is None else unread.reason
                     known = {key: value for key, value in {"image": sha256, **hashes}.items() if value is not None}

@@ -68,6 +68,7 @@ class Posterior:
         calibration: Calibration | None = None,
         *,
         scale: float | None = None,
+        distances: Float[Tensor, " n"] | None = None,
     ) -> "Posterior":
         """Compute the posterior of logits.
 
@@ -75,7 +76,8 @@ class Posterior:
             logits: scale times cosine, as trained.
             cells: of the gallery, with their prior.
             calibration: default: none, which is a softmax.
-            scale: the model's, without which images out of distribution are not recognised.
+            scale: the model's, without which images out of distribution are not recognised by their best score.
+            distances: of the features of the images, by which they are recognised.
 
         Raises:
             SettingsError: the prior excludes every cell.
@@ -86,7 +88,7 @@ class Posterior:
             raise SettingsError("prior: it rules out every place of the gallery")
         log_mass = torch.add(cells.log_prior, logits, alpha=1 / calibration.temperature)
         best = logits.masked_fill(excluded, -torch.inf).amax(dim=1) if bool(excluded.any()) else logits.amax(dim=1)
-        return cls.from_log_mass(log_mass, cells, calibration, best_logits=best, scale=scale)
+        return cls.from_log_mass(log_mass, cells, calibration, best_logits=best, scale=scale, distances=distances)
 
     @classmethod
     def from_log_mass(
@@ -97,6 +99,7 @@ class Posterior:
         *,
         best_logits: Float[Tensor, " n"] | None = None,
         scale: float | None = None,
+        distances: Float[Tensor, " n"] | None = None,
     ) -> "Posterior":
         """Compute the posterior of log masses, such as those of a trip; rows need not be normalised.
 
@@ -106,16 +109,17 @@ class Posterior:
             calibration: default: none.
             best_logits: of each row; None: there is no background.
             scale: as of :meth:`from_logits`.
+            distances: as of :meth:`from_logits`.
         """
         calibration = calibration or Calibration()
         mass = torch.softmax(log_mass, dim=1)
-        background = in_distribution = None
-        if best_logits is not None and calibration.background:
-            background = calibration.background_of(best_logits)
+        background = None
+        if best_logits is not None and (calibration.background or (calibration.distances and distances is not None)):
+            background = calibration.background_of(best_logits, distances)
             share = background.to(mass.dtype)[:, None]
             mass.mul_(1 - share).addcmul_(share, torch.softmax(cells.log_prior.to(mass.dtype), dim=0))
-        if best_logits is not None and scale is not None:
-            in_distribution = best_logits / scale >= calibration.min_score
+        scores = None if best_logits is None or scale is None else best_logits / scale
+        in_distribution = calibration.is_in_distribution(scores, distances)
         return cls(
             cells, mass.float(), calibration, None if background is None else background.float(), in_distribution
         )

@@ -64,7 +64,8 @@ class Query:
         if not 0 <= weight <= 1:
             raise SettingsError(f"text_weight: from 0 to 1, not {weight}")
         embeddings = torch.lerp(self.encoded.embeddings, embedding, weight)
-        return Query(replace(self.encoded, embeddings=embeddings), Calibration(), [text] * len(self.encoded.names))
+        calibration = Calibration(distances=self.calibration.distances)
+        return Query(replace(self.encoded, embeddings=embeddings), calibration, [text] * len(self.encoded.names))
 
     @classmethod
     def from_place(cls, batch: EncodedBatch, calibration: Calibration) -> "Query":
@@ -79,7 +80,9 @@ class Query:
         pooled = pool_embeddings(batch.embeddings).float()[None]
         if len(batch.names) > 1:
             calibration = replace(calibration, fitted_on=None)
-        return cls(EncodedBatch([", ".join(batch.names)], [None], [sha256], pooled), calibration)
+        distances = None if batch.distances is None else batch.distances.mean(dim=0, keepdim=True)
+        encoded = EncodedBatch([", ".join(batch.names)], [None], [sha256], pooled, distances=distances)
+        return cls(encoded, calibration)
 
     @classmethod
     def from_trip(
@@ -105,7 +108,7 @@ class Query:
             SettingsError: an hour is not a number, or the speed is below 0.
         """
         calibration = replace(calibration, background=0.0, fitted_on=None)
-        alone = space.posterior(batch.embeddings, scale, calibration).log_mass
+        alone = space.posterior(batch.embeddings, scale, calibration, batch.distances).log_mass
         spacing_km = float(np.median(space.cells.spacing_km))
         trip = trip_posterior(alone, space.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
         return cls(batch, calibration, None, trip.log_mass, _trip_error(trip.log_evidence > -np.inf, speed_kmh))

@@ -212,6 +212,7 @@ def refine(
     scale: float,
     calibration: Calibration,
     allowed: Allowed | None = None,
+    distances: Float[Tensor, " n"] | None = None,
 ) -> list[Posterior]:
     """Return a posterior for each embedding, on the cells of the gallery and finer ones where it points to.
 
@@ -228,6 +229,7 @@ def refine(
         scale: logits are scale times cosine.
         calibration: with the levels of refined posteriors.
         allowed: which places an answer may be; default: all.
+        distances: of the features of the images, where they are known.
     """
     rows = log_mass.topk(min(n_starts(cells.spacing_km), log_mass.shape[1]), dim=1).indices
     found = local_search(rings, embeddings, rows, allowed=allowed)
@@ -257,6 +259,7 @@ def refine(
                 calibration,
                 best_logits=best[[n]],
                 scale=scale,
+                distances=None if distances is None else distances[[n]],
             )
         )
     return posteriors

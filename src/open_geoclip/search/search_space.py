@@ -116,16 +116,23 @@ class SearchSpace:
     def _cache(self) -> Path | None:
         return None if self.index.path is None else self.index.path.parent
 
-    def posterior(self, embeddings: Float[Tensor, "n k"], scale: float, calibration: Calibration) -> Posterior:
+    def posterior(
+        self,
+        embeddings: Float[Tensor, "n k"],
+        scale: float,
+        calibration: Calibration,
+        distances: Float[Tensor, " n"] | None = None,
+    ) -> Posterior:
         """Return probabilities over the places.
 
         Args:
             embeddings: of images or texts.
             scale: logits are scale times cosine.
             calibration: by which they become probabilities.
+            distances: of the features of the images, where they are known.
         """
         logits = self.index.logits(embeddings, scale, exact=5)
-        return Posterior.from_logits(logits, self.cells, calibration, scale=scale)
+        return Posterior.from_logits(logits, self.cells, calibration, scale=scale, distances=distances)
 
     def refined_posteriors(
         self,
@@ -133,6 +140,7 @@ class SearchSpace:
         scale: float,
         calibration: Calibration,
         log_mass: Float[Tensor, "n m"] | None = None,
+        distances: Float[Tensor, " n"] | None = None,
     ) -> list[Posterior]:
         """Return one posterior an embedding, on cells that are refined where it points to.
 
@@ -141,6 +149,7 @@ class SearchSpace:
             scale: logits are scale times cosine.
             calibration: of the model; its levels for refined posteriors are used.
             log_mass: of each place, such as that of a trip; default: that of the embedding alone.
+            distances: of the features of the images, where they are known.
         """
         calibration, logits = calibration.refined, self.index.logits(embeddings, scale, exact=5)
         if log_mass is None:
@@ -154,4 +163,5 @@ class SearchSpace:
             scale=scale,
             calibration=calibration,
             allowed=self.allowed,
+            distances=distances,
         )

@@ -21,9 +21,10 @@ __all__ = [
 
 
 PREPARATION = re.compile(
-    r"preprocessor_config\.json|vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json"
+    r"preprocessor_config\.json|vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json|"
+    r"subspace\.safetensors"
 )
-"""How a model wants its images and words."""
+"""How a model wants its images and words, and how its training images were distributed."""
 
 
 def has_weights(path: Path) -> bool:

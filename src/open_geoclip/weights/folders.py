@@ -9,6 +9,7 @@ Weights are looked for in
 - the cache of Hugging Face's tools (``HF_HOME``, ``HF_HUB_CACHE``).
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
@@ -26,8 +27,10 @@ __all__ = [
     "EMBEDDED",
     "FORMAT",
     "HUB_TYPES",
+    "SUBSPACE",
     "Status",
     "backbone_of",
+    "default_model",
     "find_wheel_files",
     "folder",
     "hub_backbone",
@@ -41,6 +44,9 @@ __all__ = [
 FORMAT = "open-geoclip"
 HUB_TYPES = ("geoclip-geolocation", "geoclip-location-encoder")
 """``format`` of a configuration in our own layout, ``model_type`` in a release on the Hub."""
+
+SUBSPACE = "subspace.safetensors"
+"""The file of a release in our own layout by which images out of distribution are recognised."""
 
 EMBEDDED = Path(__file__).parent / "earth"
 """The embedded model, in our own layout."""
@@ -181,6 +187,12 @@ def status(name: str) -> Status:
     if record.backbone is not None:
         to_get += status(record.backbone).bytes_to_get
     return Status(record, path, size, to_get, f"geoclip pull {name}" if to_get else None)
+
+
+def default_model() -> str:
+    """Return the model where none is named: ``OPEN_GEOCLIP_MODEL``, else ``geoclip`` if it is here, or ``earth``."""
+    chosen = os.environ.get("OPEN_GEOCLIP_MODEL")
+    return chosen or ("earth" if status("geoclip").command else "geoclip")
 
 
 def with_card(record: Record, card: dict[str, Any]) -> Record:

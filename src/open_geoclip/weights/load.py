@@ -5,7 +5,8 @@ Three layouts are read:
 - the files of the released wheel: three ``.pth`` files and a gallery. A pickle is opened only after its hash is
   found on record;
 - a release on the Hub: ``config.json`` with ``model_type`` and ``format_version`` 1, ``model.safetensors``;
-- our own: ``config.json`` with ``format`` "open-geoclip" and ``format_version`` 1, ``model.safetensors``, a gallery.
+- our own: ``config.json`` with ``format`` "open-geoclip" and ``format_version`` 1, ``model.safetensors``, a gallery,
+  and ``subspace.safetensors`` where images out of distribution are recognised.
   Every file's hash is in the configuration, a key too many or too few is an error.
 
 """
@@ -29,10 +30,19 @@ from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageSettings
 from open_geoclip.model.location_encoder import LocationSettings
 from open_geoclip.model.preprocessing import CLIP_PREPROCESSING
+from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.schema import from_dict
 from open_geoclip.weights.backbones import load_image_backbone
 from open_geoclip.weights.files import check_file_name, check_sha256, read_json
-from open_geoclip.weights.folders import FORMAT, HUB_TYPES, find_wheel_files, folder, hub_backbone, with_card
+from open_geoclip.weights.folders import (
+    FORMAT,
+    HUB_TYPES,
+    SUBSPACE,
+    find_wheel_files,
+    folder,
+    hub_backbone,
+    with_card,
+)
 from open_geoclip.weights.registry import (
     GALLERY_FILE,
     HEAD_FILE,
@@ -107,6 +117,8 @@ def load_model(
             )
         model.image_encoder.backbone = prepare_backbone(module, engine, dtype, device)
         model.image_encoder.preprocessing = preprocessing
+        if backbone in (None, release.image and release.image.backbone):  # another one gives other features
+            model.image_encoder.subspace = release.subspace
     return model.eval()
 
 
@@ -177,7 +189,7 @@ def _read_hub(name: str, path: Path, config: Mapping[str, Any]) -> Release:
     what = str(path / "config.json")
     if config.get("format_version") != 1 or isinstance(config["format_version"], bool):
         raise WeightsError(f"{what}: format_version is {config.get('format_version')!r}, only 1 is known")
-    tensors = _read_safetensors(path)
+    tensors = _read_safetensors(path / "model.safetensors")
     only_location = config["model_type"] == HUB_TYPES[1]
     if only_location:
         tensors = {f"location_encoder.{key}": tensor for key, tensor in tensors.items()}
@@ -207,6 +219,8 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         )
     gallery = None if config["gallery"] is None else _gallery(path, config["gallery"], what)
     files = ["model.safetensors", *([gallery.name] if gallery else [])]
+    if isinstance(config["sha256"], dict) and SUBSPACE in config["sha256"]:
+        files.append(SUBSPACE)
     hashes = check_keys(config["sha256"], files, f"{what}: sha256")
     for file in files:
         if not (path / file).is_file():
@@ -218,10 +232,19 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         backbone = (path / settings["image"].backbone.removeprefix("dir:")).resolve()
         settings["image"] = replace(settings["image"], backbone=f"dir:{backbone}")
     record = RECORDS.get(name) or Record(name, name, source=none, licence=none, trained_on=none, accuracy=none)
+    subspace = None
+    if SUBSPACE in files:
+        if settings["image"] is None:
+            raise WeightsError(f"{what}: {SUBSPACE} belongs to an image encoder, and there is none")
+        try:
+            subspace = PrincipalSubspace.from_tensors(_read_safetensors(path / SUBSPACE), settings["image"].feature_dim)
+        except ValueError as error:
+            raise WeightsError(f"{path / SUBSPACE}: {error}") from error
     return check_release(
         name,
-        _read_safetensors(path),
+        _read_safetensors(path / "model.safetensors"),
         version=_commit(path),
+        subspace=subspace,
         gallery=gallery,
         record=with_card(record, config["card"]),
         **settings,
@@ -265,8 +288,7 @@ def _commit(path: Path) -> str | None:
     return path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else None
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    file = path / "model.safetensors"
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise WeightsError(f"{file} is missing")
     try:

@@ -49,7 +49,7 @@ def push(
         raise WeightsError(f"{model}: only a model that `geoclip train` or save_model wrote can be pushed")
     load_release(model)  # checks hashes and settings
     config = _with_backbone(model, config, backbone)
-    names = ["model.safetensors", *filter(None, [config["gallery"]]), *([CURVES] if (path / CURVES).exists() else [])]
+    names = [*config["sha256"], *([CURVES] if (path / CURVES).exists() else [])]
     if config["gallery"]:
         progress.message(f"{config['gallery']} lists the places of the gallery to everyone who can read {repository}")
 

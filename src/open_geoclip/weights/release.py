@@ -23,6 +23,7 @@ from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.model.text_encoder import TextBackbone, TextEncoder
 from open_geoclip.schema import from_dict
 from open_geoclip.weights.backbones import load_text_backbone
@@ -68,6 +69,7 @@ class Release:
             for more.
         record: what is known about these weights, or None.
         calibration: as :class:`open_geoclip.Calibration` reads it; None when none was fitted.
+        subspace: of the backbone's features of training images; None when none was fitted.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Release:
     preprocessing: Preprocessing | None = None
     record: Record | None = None
     calibration: dict[str, Any] | None = None
+    subspace: PrincipalSubspace | None = None
 
 
 def model_skeleton(

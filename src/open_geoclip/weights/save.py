@@ -16,14 +16,15 @@ from open_geoclip.files import atomic_folder, atomic_write, sha256
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.preprocessing import Preprocessing
+from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.weights.files import read_json
-from open_geoclip.weights.folders import FORMAT
+from open_geoclip.weights.folders import FORMAT, SUBSPACE
 from open_geoclip.weights.release import FORMAT_VERSION, check_keys, check_release, given_keys, is_finite, read_settings
 
-__all__ = ["format_readme", "save_calibration", "save_model", "save_release"]
+__all__ = ["format_readme", "save_calibration", "save_model", "save_release", "save_subspace"]
 
 CURVES = "training.png"
-_FILES = ("config.json", "model.safetensors", "gallery.csv", "README.md", CURVES)
+_FILES = ("config.json", "model.safetensors", "gallery.csv", SUBSPACE, "README.md", CURVES)
 _KEPT_FLOAT32 = re.compile(r"logit_scale|.*\.capsule\.0\.b")
 """Frequencies are multiplied by coordinates into phases, which half precision would turn by radians."""
 
@@ -167,9 +168,27 @@ def save_calibration(target: Path | str, calibration: Mapping[str, Any]) -> None
     Raises:
         WeightsError: the folder holds no release of our own layout.
     """
-    path = Path(target) / "config.json"
+    config = _read_own_config(Path(target))
+    config["card"]["calibration"] = dict(calibration)
+    atomic_write(Path(target) / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def save_subspace(target: Path | str, subspace: PrincipalSubspace) -> None:
+    """Write the subspace of training images into a release in our own layout; its weights stay as they are.
+
+    Raises:
+        WeightsError: the folder holds no release of our own layout.
+    """
+    config = _read_own_config(Path(target))
+    content = safetensors.torch.save(subspace.to_tensors())
+    config["sha256"][SUBSPACE] = sha256(content)
+    atomic_write(Path(target) / SUBSPACE, content)
+    atomic_write(Path(target) / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _read_own_config(target: Path) -> dict[str, Any]:
+    path = target / "config.json"
     config = read_json(path)
     if config.get("format") != FORMAT or not isinstance(config.get("card"), dict):
-        raise WeightsError(f"{path} is no release in our own layout: a calibration cannot be kept there")
-    config["card"]["calibration"] = dict(calibration)
-    atomic_write(path, json.dumps(config, indent=2) + "\n")
+        raise WeightsError(f"{path} is no release in our own layout: nothing can be added to it")
+    return config

@@ -159,7 +159,9 @@ def _line(record: Mapping[str, Any]) -> str:
     countries = ", ".join(f"{code} {share:.0%}" for code, share in list((record["countries"] or {}).items())[:3])
     sure = {True: "sure", False: "not sure", None: "not calibrated: probabilities compare places"}[record["sure"]]
     measured = (record.get("reliability") or {}).get("text")
-    parts = (f"probability {best['probability']:.1%}", radii, countries, sure, measured)
+    parts: tuple[str | None, ...] = (f"probability {best['probability']:.1%}", radii, countries, sure, measured)
+    if record.get("warning"):
+        parts = (record["warning"],)
     rest = "; ".join(part for part in parts if part)
     estimate = f"{best['lat']:.4f}, {best['lon']:.4f}{place}; {rest}; by {record['model']}"
     if not record.get("verdict"):
