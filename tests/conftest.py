@@ -61,12 +61,19 @@ def _fixed_seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache folder for all tests in all processes that do not care what is in it already."""
+    root = tmp_path_factory.getbasetemp()
+    return (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared-cache"
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _converted_backbones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _converted_backbones(shared_cache: Path) -> Iterator[None]:
     """Let all tests share the networks that were converted for OpenVINO; shapes are not checked while one is traced."""
     from open_geoclip.model.backbones import runtime
 
-    folder, convert = tmp_path_factory.mktemp("converted"), runtime._convert
+    convert = runtime._convert
 
     def unchecked(model: torch.nn.Module) -> Any:
         jaxtyping.config.update("jaxtyping_disable", True)
@@ -76,7 +83,7 @@ def _converted_backbones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
             jaxtyping.config.update("jaxtyping_disable", False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "cache_dir", lambda: folder)
+        patch.setattr(runtime, "cache_dir", lambda: shared_cache)
         patch.setattr(runtime, "_convert", unchecked)
         yield
 

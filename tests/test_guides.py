@@ -35,14 +35,14 @@ def test_blocks_are_of_a_kind_that_is_run_or_say_why_not(page: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples_run(page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_examples_run(page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> None:
     shims = tmp_path_factory.mktemp("bin")
     (shims / "geoclip").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m open_geoclip.cli "$@"\n')
     (shims / "geoclip").chmod(0o755)
     environment = {
         **os.environ,
         "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
-        "OPEN_GEOCLIP_CACHE": str(tmp_path_factory.getbasetemp() / "guides-cache"),
+        "OPEN_GEOCLIP_CACHE": str(shared_cache),
         "COLUMNS": "100",
         "NO_COLOR": "1",
     }

@@ -38,7 +38,7 @@ def locators() -> dict[str, Locator]:
 def command(
     locators: dict[str, Locator],
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    shared_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Command:
@@ -52,7 +52,7 @@ def command(
         return locators[key]
 
     monkeypatch.setattr(Locator, "from_pretrained", once)
-    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(tmp_path_factory.getbasetemp() / "commands-cache"))
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(shared_cache))
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.chdir(tmp_path)

@@ -31,9 +31,9 @@ def geoclip(command: Command) -> Command:
 
 
 @pytest.fixture
-def process(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+def process(tmp_path: Path, shared_cache: Path) -> Command:
     """Return a function that does the same in a process of its own."""
-    environment = {"OPEN_GEOCLIP_CACHE": str(tmp_path_factory.getbasetemp() / "commands-cache"), "NO_COLOR": "1"}
+    environment = {"OPEN_GEOCLIP_CACHE": str(shared_cache), "NO_COLOR": "1"}
 
     def run(*words: object, status: int = 0) -> Ended:
         done = subprocess.run(

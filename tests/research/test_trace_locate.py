@@ -10,8 +10,10 @@ MAX_FUNCTIONS, MAX_FILES = 117, 32  # lower them whenever layers go
 
 
 @pytest.mark.slow
-def test_the_way_from_photos_to_json_gets_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(tmp_path / "cache"))
+def test_the_way_from_photos_to_json_gets_no_longer(
+    tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(shared_cache))
     photos = [str(path) for path in write_views(tmp_path, 12)]
     loading, locating = trace_command(["locate", *photos, "--format", "json"])
     assert ("weights/load.py", "load_release") in loading

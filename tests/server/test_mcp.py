@@ -69,8 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {**os.environ, "OPEN_GEOCLIP_CACHE": str(tmp_path_factory.mktemp("cache")), "NO_COLOR": "1"}
+def environment(shared_cache: Path) -> dict[str, str]:
+    return {**os.environ, "OPEN_GEOCLIP_CACHE": str(shared_cache), "NO_COLOR": "1"}
 
 
 @pytest.fixture(scope="module")
