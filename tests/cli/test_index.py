@@ -5,10 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from open_geoclip.data.earth import Earth
 from open_geoclip.images import load_image
 from open_geoclip.search import photo_indexing
+from open_geoclip.search.answer import Answer
 
 from .conftest import Command
 
@@ -75,3 +79,26 @@ def test_nothing_is_written_for_wrong_sources(command: Command, tmp_path: Path, 
         assert not Path("index").exists()
     assert "no photo index" in command("index", "add", "bare", "-o", "index", status=1).err
     assert "no photo index" in command("index", "info", "index", status=1).err
+
+
+def test_locate_shows_look_alikes_but_not_the_photo_itself(
+    command: Command, photos: Path, placed: Callable[..., bytes]
+) -> None:
+    other = Earth("bluemarble").render(np.array([[42.6, 12.9]]), np.array([900.0]), np.array([0.3]), size=224)[0]
+    Image.fromarray(other).save(photos / "other.png")
+    Path("table.csv").write_text("file,lat,lon,group\n0.jpg,41.9,12.5,alice\nother.png,42.6,12.9,bob\n")
+    command("index", "build", "table.csv", "--images", "photos", "-o", "index", "--thumbnails", 48)
+    (answer,) = json.loads(command("locate", "photos/1.jpg", "--index", "index", "--format", "json").out)
+    (found,) = answer["look_alikes"]  # 0.jpg has the same pixels, other EXIF
+    assert found["id"] == "other.png"
+    assert found["thumbnail"].startswith("data:image/jpeg;base64,")
+    assert found["distance_km"] < 400
+    assert answer["sure"] is None
+    assert Answer.from_dict(answer).look_alikes[0].lat == 42.6
+    table = command("locate", "photos/1.jpg", "--index", "index").out
+    assert "looks like other.png" in table
+    none = command("locate", "photos/1.jpg", "--index", "index", "--exclude-group", "bob", "--format", "json")
+    assert "look_alikes" not in json.loads(none.out)[0]
+    command("locate", "photos/1.jpg", "--exclude-group", "bob", status=2)
+    command("locate", "photos/1.jpg", "--index", "nowhere", status=1)
+    command("locate", "photos/1.jpg", "--index", "index", "--text", "sea", status=2)

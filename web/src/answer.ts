@@ -33,6 +33,22 @@ export interface PlaceReliability {
   measured_on: string;
 }
 
+/** A photo of an index that looks like the image. */
+export interface LookAlike {
+  /** Name of the photo in its index. */
+  id: string;
+  /** Cosine of the projected features of the image and of the photo. */
+  similarity: number;
+  /** Degrees north, WGS84, of the photo. */
+  lat: number;
+  /** Degrees east, WGS84, of the photo. */
+  lon: number;
+  /** Distance between the photo and the first candidate. */
+  distance_km: number;
+  /** JPEG as a data URI, if the index has thumbnails. */
+  thumbnail?: string | null;
+}
+
 /** A known place in time that an answer of a trip is estimated from. */
 export interface Anchor {
   /** Degrees north, WGS84. */
@@ -191,6 +207,11 @@ export interface Result {
    * limits or text; absent for other queries and models, and where the model is calibrated.
    */
   reliability?: PlaceReliability | null;
+  /**
+   * Photos with known places that look like the image, most similar first; absent without `--index`. The image
+   * itself, its duplicates and their groups are left out.
+   */
+  look_alikes?: LookAlike[];
   /**
    * SHA-256 of the `image` (the bytes of its file), of the `weights` (all tensors and the settings) and of the
    * `gallery` (coordinates and weights), where they are known.

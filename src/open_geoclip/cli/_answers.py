@@ -96,6 +96,10 @@ def _table(answers: "list[Answer]") -> str:
                 + (f"  {c.place}" if c.place else "")
                 for rank, c in enumerate(answer.candidates, 1)
             ]
+            lines += [
+                f"      looks like {one.id} ({one.similarity:.2f}), {one.distance_km:,.0f} km from the first candidate"
+                for one in answer.look_alikes
+            ]
     located = [answer for answer in answers if answer.error is None]
     if located:
         first = located[0]

@@ -18,6 +18,7 @@ from open_geoclip.errors import SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.data.photos import PhotoSource
+    from open_geoclip.geo.areas import Area
     from open_geoclip.scale.jobs import JobSettings
     from open_geoclip.scale.postgis import PostGIS
     from open_geoclip.search.answer import Answer
@@ -115,6 +116,8 @@ def locate(
     radius_km: float | None = None,
     prior: str = "gallery",
     explain: bool = False,
+    index: list[Path] | None = None,
+    exclude_group: list[str] | None = None,
 ) -> None:
     """Estimate where photos were taken.
 
@@ -142,6 +145,9 @@ def locate(
         radius_km: For --decode mass; default: that of --merge-km.
         prior: gallery, even (all land alike), population, or a file of places and weights.
         explain: In JSON and HTML reports, show what in each photo speaks for its first candidate; see geoclip explain.
+        index: Folder of geoclip index build: photos that look alike count as evidence and stand in the answer. Can be
+            given several times.
+        exclude_group: No photo of this group is found in an index; can be given several times.
     """
     if together and trip.trip:
         raise SettingsError("--together is for one place, --trip for several: give one of the two")
@@ -153,10 +159,15 @@ def locate(
         raise SettingsError(
             "--explain is for JSON and HTML reports (-o report.html) of photos that are located separately"
         )
+    if index and (text is not None or together or trip.trip):
+        raise SettingsError("--index is for images that are located separately, not with --text, --together or --trip")
+    if exclude_group and not index:
+        raise SettingsError("--exclude-group is for --index")
     from open_geoclip._version import __version__
     from open_geoclip.geo.areas import Area
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.describe import AnswerSettings
+    from open_geoclip.search.photo_index import PhotoIndex
 
     is_job = output.format == "folder"
     if output.format in ("folder", "postgis") and (together or trip.trip or map_ is not None):
@@ -171,9 +182,15 @@ def locate(
 
         database = PostGIS(output.target)
     settings = AnswerSettings(decode, merge_km, radius_km, prior)
-    load = partial(options.load, area, answers=settings, refine=refine, crops=crops, fast_decode=fast_decode)
+    for folder in index or ():
+        PhotoIndex.open(folder)  # an error is one before the model is loaded
+    groups = exclude_group or []
+    answering = {"answers": settings, "refine": refine, "crops": crops, "fast_decode": fast_decode}
+    load = partial(_load, options, index or [], groups, area, **answering)
     locator = load()
-    limits = {"within": within or [], "not_within": not_within or []}
+    limits: dict[str, Any] = {"within": within or [], "not_within": not_within or []}
+    if index:
+        limits |= {"index": [str(folder) for folder in index], "exclude_group": groups}
     wanted: dict[str, Any] = {"top_k": top_k, "text": text, "text_weight": text_weight, "options": limits}
     if run_job is not None:
         run_job(locator, load, detail=bool(output.detail), **wanted)
@@ -207,6 +224,18 @@ def locate(
     if map_ is not None:
         draw_answers(map_, answers, posterior, together=files if together else (), max_pixels=max_pixels)
     exit_if_failed(errors, interrupted=interrupted)
+
+
+def _load(
+    options: ImageModelOptions, index: list[Path], exclude_groups: list[str], area: "Area", **settings: Any
+) -> "Locator":
+    """Load the locator with its photo indexes; processes of Ray call it, too."""
+    from open_geoclip.search.photo_index import PhotoIndex
+
+    locator = options.load(area, **settings)
+    if not index:
+        return locator
+    return locator.with_photo_index(*map(PhotoIndex.open, index), exclude_groups=exclude_groups)
 
 
 def _run_job(

@@ -17,6 +17,7 @@ __all__ = [
     "Candidate",
     "Columns",
     "Heat",
+    "LookAlike",
     "MultiPolygon",
     "PlaceReliability",
     "out_of_distribution_warning",
@@ -129,6 +130,18 @@ class Anchor:
 
 
 @dataclass(frozen=True)
+class LookAlike:
+    """A photo of an index that looks like the image."""
+
+    id: Annotated[str, "Name of the photo in its index."]
+    similarity: Annotated[float, "Cosine of the projected features of the image and of the photo."]
+    lat: Annotated[Latitude, "Degrees north, WGS84, of the photo."]
+    lon: Annotated[Longitude, "Degrees east, WGS84, of the photo."]
+    distance_km: Annotated[Kilometres, "Distance between the photo and the first candidate."]
+    thumbnail: Annotated[str | None, "JPEG as a data URI, if the index has thumbnails."] = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """The candidates for one image or text, and what they were made with. An estimate, not evidence."""
 
@@ -174,6 +187,11 @@ class Answer:
         "How often answers at such places were right. Of the released weights with their gallery, for one image "
         "without limits or text; absent for other queries and models, and where the model is calibrated.",
     ] = None
+    look_alikes: Annotated[
+        tuple[LookAlike, ...],
+        "Photos with known places that look like the image, most similar first; absent without `--index`. The image "
+        "itself, its duplicates and their groups are left out.",
+    ] = ()
     sha256: Annotated[
         Mapping[str, str],
         "SHA-256 of the `image` (the bytes of its file), of the `weights` (all tensors and the settings) and of the "
@@ -206,6 +224,9 @@ class Answer:
         values = {"warning": self.warning, "image": self.image, "text": self.text, **vars(self)}
         values["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
         values["anchors"] = [dict(vars(anchor)) for anchor in self.anchors]
+        values["look_alikes"] = [
+            {key: value for key, value in vars(one).items() if value is not None} for one in self.look_alikes
+        ]
         if self.reliability is not None:
             values["reliability"] = self.reliability.to_dict()
         return {key: value for key, value in values.items() if value or key not in _LEFT_OUT}
@@ -251,5 +272,6 @@ def out_of_distribution_warning(model: str) -> str:
 
 
 _LEFT_OUT = {  # when empty
+    "look_alikes",
     *("warning", "image", "text", "error", "reliability", "sha256", "time", "anchors", "regions", "heat"),
 }

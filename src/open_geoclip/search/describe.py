@@ -15,6 +15,7 @@ from open_geoclip.errors import MissingExtraError
 from open_geoclip.geo import geocode
 from open_geoclip.search.answer import Anchor, Candidate, out_of_distribution_warning
 from open_geoclip.search.decode import DecodeMethod
+from open_geoclip.search.evidence import look_alikes
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import Prior
 from open_geoclip.search.refine import encode_cosines
@@ -168,6 +169,8 @@ def describe_query(
         parts = [Posterior.from_log_mass(query.log_mass, space.cells, query.calibration, distances=distances)]
     else:
         parts = [space.posterior(embeddings, scale, query.calibration, distances)]
+    if query.evidence is not None:
+        parts = query.evidence.posteriors(parts, query.neighbours, space.allowed)
     rows = embeddings.split([len(part) for part in parts])
     anchored: dict[str, Any] = {}
     for number, (part, embedding) in enumerate(zip(parts, rows, strict=True)):
@@ -179,6 +182,9 @@ def describe_query(
             anchored = {"anchors": tuple(map(_anchor, fixes)), "time": _iso(query.anchors.times_s[number])}
         fields = describe(part, embedding, space, settings, top_k, reliability=query.reliability, detail=detail)
         for row, values in enumerate(fields):
+            if query.neighbours:
+                first = values["candidates"][0]
+                anchored = {"look_alikes": look_alikes(query.neighbours[number], (first.lat, first.lon))}
             warning = out_of_distribution_warning(model) if values["in_distribution"] is False else None
             yield part[row], values | anchored | {"warning": warning}
 

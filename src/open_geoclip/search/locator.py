@@ -1,6 +1,6 @@
 """The locator: photos in, answers out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.describe import AnswerSettings, describe_query
 from open_geoclip.search.encode import EncodedBatch, EncodeSettings, encode_batches, encode_images
+from open_geoclip.search.evidence import PhotoEvidence
 from open_geoclip.search.explain import explain
 from open_geoclip.search.explanation import Explanation, LatLon
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
+from open_geoclip.search.photo_index import PhotoIndex
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.query import Query
 from open_geoclip.search.reliability import Reliability
@@ -55,6 +57,7 @@ class Locator:
         answers: how answers are made of posteriors.
         calibration: of the model. Default: none.
         refine: search between the places of the gallery too; see :mod:`open_geoclip.search.refine`.
+        evidence: indexes to search for single images; see :meth:`with_photo_index`.
         reliability: how often answers were right, where it was measured. Used for single images without a text, while
             the model is not calibrated and answers are the most probable places of the gallery.
 
@@ -81,12 +84,13 @@ class Locator:
         calibration: Calibration | None = None,
         refine: bool = False,
         reliability: Reliability | None = None,
+        evidence: PhotoEvidence | None = None,
     ) -> None:
         self.model = model.eval()
         self.model_name, self.weights_sha256 = model_name, weights_sha256
         self.encoding = EncodeSettings(batch_size, max_pixels, crops, fast_decode)
         self.answers, self.calibration = answers or AnswerSettings(), calibration or Calibration()
-        self.refine, self.reliability = refine, reliability
+        self.refine, self.reliability, self.evidence = refine, reliability, evidence
         if refine and self.answers.decode == "max":
             raise SettingsError("decode max answers with the gallery's places, refine looks between them")
         if self.answers.decode is None:
@@ -178,8 +182,14 @@ class Locator:
         """
         return self._replace(self.search_space, answers=replace(self.answers, decode=decode))
 
+    def with_photo_index(self, *indexes: PhotoIndex, exclude_groups: Collection[str] = ()) -> "Locator":
+        """Return a locator that finds photos like single images; see :meth:`PhotoEvidence.of_indexes`."""
+        model = self.model.image_encoder, self.weights_sha256, self.gallery.fingerprint
+        evidence = PhotoEvidence.of_indexes(indexes, exclude_groups, *model)
+        return self._replace(self.search_space, evidence=evidence, reliability=None)
+
     def _replace(self, space: SearchSpace, **changes: Any) -> "Locator":
-        names = ("model_name", "weights_sha256", "answers", "calibration", "refine", "reliability")
+        names = ("model_name", "weights_sha256", "answers", "calibration", "refine", "reliability", "evidence")
         same = {name: getattr(self, name) for name in names} | vars(self.encoding)
         return Locator(self.model, space, **(same | changes))
 
@@ -326,7 +336,10 @@ class Locator:
         """Return a query of single images that are encoded already."""
         answers = self.answers
         is_measured = self.calibration.fitted_on is None and answers.decode == "max" and answers.prior == "gallery"
-        return Query(batch, self.calibration, reliability=self.reliability if is_measured else None)
+        found = self.evidence.search(batch) if self.evidence is not None else ()
+        reliability = self.reliability if is_measured else None
+        evidence = self.evidence if found else None
+        return Query(batch, self.calibration, reliability=reliability, neighbours=found, evidence=evidence)
 
     def query_texts(self, texts: Sequence[str]) -> Query:
         """Encode texts; errors are those of :meth:`locate_text`."""

@@ -4,12 +4,13 @@ A folder holds what was computed of the photos once: projected features of the i
 names, groups, hashes, and thumbnails if wanted. Files are immutable and read memory-mapped; ``manifest.json`` names
 those that count and is replaced last, so a reader or a killed process never sees half of a change.
 
-Features are standardised, projected to their principal components and whitened in part (Jégou and Chum, "Negative
-evidences and co-occurrences in image retrieval", 2012): cosines of raw features are dominated by a few directions that
-all images share. The projection is fitted on the first photos and stays the same afterwards.
+Features are projected to their principal components and whitened (Jégou and Chum, "Negative evidences and
+co-occurrences in image retrieval", 2012): cosines of raw features are dominated by a few directions that all images
+share. The projection is fitted on the first photos and stays the same afterwards.
 """
 
 import json
+import logging
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from open_geoclip.search.photo_records import (
 )
 
 __all__ = ["FIT_PHOTOS", "PhotoIndex"]
+
+logger = logging.getLogger(__name__)
 
 FIT_PHOTOS = 2048
 """The projection is fitted on so many photos."""
@@ -185,6 +188,34 @@ class PhotoIndex:
         """Of which photos the index has a thumbnail."""
         return np.concatenate([part["thumbnail_ends"].diff().numpy() > 0 for part, _ in self._parts])
 
+    def read_fit(self, weights_sha256: str | None, gallery_sha256: str) -> dict[str, Any] | None:
+        """Return how the photos count for a model, as :meth:`save_fit` wrote it; None if it was not fitted.
+
+        Nor is it known any more when the number of photos has changed by a tenth since.
+        """
+        path = self.folder / _fit_name(weights_sha256, gallery_sha256)
+        try:
+            fit: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            photos = int(fit["photos"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path}: damaged ({error}); run geoclip calibrate again") from error
+        if abs(len(self) - photos) <= 0.1 * photos:
+            return fit
+        logger.warning("%s: fitted for %d photos, there are %d: run geoclip calibrate again", path, photos, len(self))
+        return None
+
+    def save_fit(self, weights_sha256: str, gallery_sha256: str, fit: Mapping[str, Any]) -> None:
+        """Store how the photos count for a model.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        with _changes(self.folder):
+            content = json.dumps({**fit, "photos": len(self)}, indent=1) + "\n"
+            atomic_write(self.folder / _fit_name(weights_sha256, gallery_sha256), content)
+
     def thumbnail(self, row: int) -> bytes | None:
         """Return the JPEG of a photo; None where the index has none of it."""
         for tensors, _ in self._parts:
@@ -299,6 +330,10 @@ class PhotoIndex:
             if file.name not in named:
                 file.unlink()
         return index
+
+
+def _fit_name(weights_sha256: str | None, gallery_sha256: str) -> str:
+    return f"evidence-{str(weights_sha256)[:16]}-{gallery_sha256[:16]}.json"
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -19,13 +19,11 @@ from open_geoclip.model.image_encoder import ImageEncoder
 
 __all__ = ["HASH_BYTES", "IndexRecords", "Neighbours", "QueryPhotos", "fit_projection", "probe_feature", "read_tensors"]
 
-DIM = 256
+DIM = 512
 """Length of a projected feature."""
 
 HASH_BYTES = 32
 """Length of a perceptual hash and of a SHA-256."""
-
-_WHITENING = 0.5  # power of the standard deviation that components are divided by; 1 whitens fully
 
 
 @dataclass(frozen=True)
@@ -118,27 +116,34 @@ class Neighbours:
         similarity: cosines of the projected features.
         coordinates: (lat, lon) in degrees.
         rows: of the index.
+        thumbnails: of the first ones, JPEG or None; empty where they were not read.
     """
 
     ids: list[str]
     similarity: Float64[np.ndarray, " k"]
     coordinates: Float64[np.ndarray, "k 2"]
     rows: Int64[np.ndarray, " k"]
+    thumbnails: Sequence[bytes | None] = ()
+
+    def subset(self, rows: Int64[np.ndarray, " j"]) -> "Neighbours":
+        """Return some of them, in the order given."""
+        pictures = [self.thumbnails[row] for row in rows] if self.thumbnails else ()
+        names = [self.ids[row] for row in rows]
+        return Neighbours(names, self.similarity[rows], self.coordinates[rows], self.rows[rows], pictures)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def fit_projection(features: Float[Tensor, "n d"]) -> dict[str, Tensor]:
-    """Return ``mean`` and ``components`` (d, k): standardised, principal components, whitened in part."""
+    """Return ``mean`` and ``components`` (d, k): principal components, whitened."""
     features = features.float()
-    mean, std = features.mean(dim=0), features.std(dim=0) + 1e-3
+    mean = features.mean(dim=0)
     k = min(DIM, features.shape[1], len(features) - 1)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # svd_lowrank begins with random directions
-        _, values, vectors = torch.svd_lowrank((features - mean) / std, q=k, niter=3)
-    scale = (values / values[0]).clamp(min=1e-4) ** -_WHITENING
-    return {"mean": mean, "components": (vectors * scale / std[:, None]).contiguous()}
+        _, values, vectors = torch.svd_lowrank(features - mean, q=k, niter=3)
+    return {"mean": mean, "components": (vectors / (values / values[0]).clamp(min=1e-4)).contiguous()}
 
 
 @torch.inference_mode()

@@ -13,6 +13,8 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.search.anchors import anchored_posteriors
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.evidence import PhotoEvidence
+from open_geoclip.search.photo_records import Neighbours
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
@@ -38,6 +40,8 @@ class Query:
         anchors: known places in time around each image.
         posteriors: of each image, where there are anchors.
         scales_km: standard deviation of each image's place before it is seen, where there are anchors.
+        neighbours: photos of indexes that look like each image, where indexes are searched.
+        evidence: how these count.
     """
 
     encoded: EncodedBatch
@@ -49,6 +53,8 @@ class Query:
     anchors: Anchors | None = None
     posteriors: Sequence[Posterior] | None = None
     scales_km: Sequence[float] = ()
+    neighbours: Sequence[Neighbours] = ()
+    evidence: PhotoEvidence | None = None
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], embeddings: Float[Tensor, "n d"]) -> "Query":

@@ -25,7 +25,16 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 
-__all__ = ["LocalSearch", "RefineSettings", "RingCache", "encode_cosines", "local_search", "n_starts", "refine"]
+__all__ = [
+    "LocalSearch",
+    "RefineSettings",
+    "RingCache",
+    "add_cells",
+    "encode_cosines",
+    "local_search",
+    "n_starts",
+    "refine",
+]
 
 _RING = 6  # places
 
@@ -251,7 +260,7 @@ def refine(
         log_shares[at] = shares[:k].log()
         gallery_log_mass = log_mass[n].double().clone()
         gallery_log_mass[at] = log_mass_found[n, :k]
-        refined = _add_cells(cells, found.places[n, is_new], origins[is_new], shares[is_new].log(), log_shares)
+        refined = add_cells(cells, found.places[n, is_new], origins[is_new], shares[is_new].log(), log_shares)
         posteriors.append(
             Posterior.from_log_mass(
                 torch.cat([gallery_log_mass, log_mass_found[n, is_new]])[None],
@@ -265,7 +274,7 @@ def refine(
     return posteriors
 
 
-def _add_cells(
+def add_cells(
     cells: GalleryCells,
     places: Float64[Tensor, "p 2"],
     origins: Int64[Tensor, " p"],
@@ -280,7 +289,7 @@ def _add_cells(
         torch.cat([cells.points, torch.from_numpy(unit_vectors(places.numpy())).float()]),
         cells.area_km2[rows.numpy()] * log_share.exp().numpy(),
         cells.log_prior[rows].double() + log_share,
-        rows.numpy(),
+        rows.numpy() if cells.origins is None else cells.origins[rows.numpy()],
     )
 
 

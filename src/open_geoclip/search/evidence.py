@@ -1,0 +1,245 @@
+"""Two sources of evidence as one posterior: the location model, and where the photos were taken that look alike.
+
+With the posterior p of the location model, its prior u, and neighbours at places y with similarities s::
+
+    log q(x) = a log p(x) + (1 - a) log u(x) + b log(1 + sum over neighbours exp((s - s0) / t) K(x, y) / u(x))
+
+K is a Gaussian kernel on the sphere. The sum is a kernel density estimate in units of the prior whose weights are not
+normalised: neighbours that look less like the photo than ``s0`` count less than the prior and change nothing, so how
+much the neighbours say depends on how similar they are. The five parameters are fitted on validation photos
+(:mod:`open_geoclip.evaluation.evidence`); a and b below 1 account for what both sources have in common.
+"""
+
+import base64
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from open_geoclip.errors import DataError, SettingsError, WeightsError
+from open_geoclip.geo.areas import Allowed
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
+from open_geoclip.model.image_encoder import ImageEncoder
+from open_geoclip.search.answer import LookAlike
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.photo_index import PhotoIndex
+from open_geoclip.search.photo_records import Neighbours, QueryPhotos
+from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.refine import add_cells
+
+__all__ = ["EvidenceSettings", "PhotoEvidence", "combine", "look_alikes", "neighbour_ratio"]
+
+_SHOWN = 5  # look-alikes in an answer
+_JPEG = "data:image/jpeg;base64,"
+
+
+@dataclass(frozen=True)
+class EvidenceSettings:
+    """Parameters by which neighbours and the location model are combined. The defaults are those of ``earth``.
+
+    Attributes:
+        location_weight: exponent a of the location model.
+        neighbour_weight: exponent b of the neighbours.
+        temperature: t of similarities.
+        min_similarity: s0.
+        kernel_km: standard deviation of the kernel.
+        neighbours: photos that count.
+
+    Raises:
+        SettingsError: a parameter is out of range.
+    """
+
+    location_weight: float = 0.71
+    neighbour_weight: float = 0.2
+    temperature: float = 0.016
+    min_similarity: float = 0.02
+    kernel_km: float = 88.0
+    neighbours: int = 24
+
+    def __post_init__(self) -> None:
+        values = asdict(self)
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values.values()):
+            raise SettingsError(f"evidence: finite numbers, not {values}")
+        positive = (self.temperature, self.kernel_km, self.neighbours)
+        if min(positive) <= 0 or not 0 <= self.location_weight <= 2 or not 0 <= self.neighbour_weight <= 2:
+            raise SettingsError("evidence: temperature, kernel_km, neighbours above 0; weights from 0 to 2")
+
+
+def neighbour_ratio(
+    chord_square: Float[Tensor, "*n k"],
+    similarity: Float[Tensor, "*#n k"],
+    log_prior_density: Float[Tensor, "*n"],
+    settings: EvidenceSettings,
+) -> Float[Tensor, "*n"]:
+    """Return the logarithm of 1 plus the density of the neighbours, in units of the prior, at some places.
+
+    Args:
+        chord_square: squared chords between each place and the k neighbours, in Earth radii.
+        similarity: of the neighbours.
+        log_prior_density: of each place, by square kilometre.
+        settings: temperature, threshold and kernel.
+    """
+    sigma = settings.kernel_km / EARTH_RADIUS_KM
+    weight = (similarity - settings.min_similarity) / settings.temperature
+    weight = weight - math.log(2 * math.pi * settings.kernel_km**2)
+    density = torch.logsumexp(chord_square * (-0.5 / sigma**2) + weight, dim=-1)
+    return torch.logaddexp(density - log_prior_density, torch.zeros(()))
+
+
+@torch.inference_mode()
+def combine(
+    posterior: Posterior, neighbours: Neighbours, settings: EvidenceSettings, calibration: Calibration
+) -> Posterior:
+    """Return the posterior of one photo from both sources, on its cells and new ones at the neighbours' places.
+
+    A neighbour's place shares the area, the prior and the mass of the cell that is nearest to it.
+
+    Args:
+        posterior: of the location model, one row.
+        neighbours: of the same photo.
+        settings: of the combination.
+        calibration: of combined posteriors.
+    """
+    cells = posterior.cells
+    if len(neighbours) == 0:
+        return Posterior(cells, posterior.mass, calibration, None, posterior.is_in_distribution)
+    origins = torch.from_numpy(cells.nearest(neighbours.coordinates).astype(np.int64))
+    counts = torch.bincount(origins, minlength=len(cells))
+    log_shares = -(counts + 1).double().log()
+    combined = add_cells(cells, torch.from_numpy(neighbours.coordinates), origins, log_shares[origins], log_shares)
+    rows = torch.cat([torch.arange(len(cells)), origins])
+    log_mass = posterior.log_mass[0, rows].double() + log_shares[rows]
+    log_prior = torch.log_softmax(combined.log_prior.double(), dim=0)
+    points = torch.from_numpy(unit_vectors(neighbours.coordinates)).float()
+    chord_square = (2 - 2 * combined.points @ points.T).clamp(min=0)
+    log_density = log_prior - torch.from_numpy(np.log(combined.area_km2))
+    similarity = torch.from_numpy(neighbours.similarity).float()
+    ratio = neighbour_ratio(chord_square, similarity, log_density.float(), settings)
+    a, b = settings.location_weight, settings.neighbour_weight
+    log_mass = a * log_mass + (1 - a) * log_prior + b * ratio
+    log_mass = log_mass.masked_fill(log_prior == -torch.inf, -torch.inf)[None]
+    mass = torch.softmax(log_mass, dim=1).float()
+    return Posterior(combined, mass, calibration, None, posterior.is_in_distribution)
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoEvidence:
+    """Indexes to search, and how their neighbours count.
+
+    Attributes:
+        indexes: one or more, of the backbone of the model.
+        exclude_groups: no photo of these groups is found.
+        settings: of the combination.
+        calibration: of combined posteriors; None: not calibrated, smoothing as that of the model.
+    """
+
+    indexes: Sequence[PhotoIndex]
+    exclude_groups: Collection[str] = ()
+    settings: EvidenceSettings = EvidenceSettings()
+    calibration: Calibration | None = None
+
+    @classmethod
+    def of_indexes(
+        cls,
+        indexes: Sequence[PhotoIndex],
+        exclude_groups: Collection[str],
+        encoder: ImageEncoder,
+        weights_sha256: str | None,
+        gallery_sha256: str,
+    ) -> "PhotoEvidence":
+        """Return how photos of indexes count: as fitted for one index and a model, else as by default.
+
+        Args:
+            indexes: one or more.
+            exclude_groups: no photo of these groups is found.
+            encoder: of the model.
+            weights_sha256: of the model.
+            gallery_sha256: fingerprint of its gallery.
+
+        Raises:
+            SettingsError: no index, or one was made with another backbone.
+            DataError: the file of a fit is damaged.
+        """
+        if not indexes:
+            raise SettingsError("with_photo_index: one index or more")
+        for index in indexes:
+            index.check_model(encoder)
+        fitted = indexes[0].read_fit(weights_sha256, gallery_sha256) if len(indexes) == 1 else None
+        if fitted is None:
+            return cls(indexes, exclude_groups)
+        try:
+            calibration = Calibration.from_dict(fitted["calibration"])
+            return cls(indexes, exclude_groups, EvidenceSettings(**fitted["settings"]), calibration)
+        except (KeyError, TypeError, SettingsError, WeightsError) as error:
+            raise DataError(
+                f"{indexes[0].folder}: its fit is damaged ({error}); run geoclip calibrate again"
+            ) from error
+
+    def search(self, batch: EncodedBatch) -> list[Neighbours]:
+        """Return the neighbours of each image that could be read, from all indexes, best first."""
+        if batch.features is None or len(batch.features) == 0:
+            return []
+        known = [digest for digest, error in zip(batch.sha256, batch.errors, strict=True) if error is None]
+        queries = QueryPhotos(batch.features, known, batch.perceptual_hashes, self.exclude_groups)
+        k, found = self.settings.neighbours, []
+        for index in self.indexes:
+            several = index.search(queries, k)
+            found.append([replace(one, thumbnails=[*map(index.thumbnail, one.rows.tolist())]) for one in several])
+        return [_merge(several, k) for several in zip(*found, strict=True)]
+
+    def posteriors(
+        self, parts: Sequence[Posterior], neighbours: Sequence[Neighbours], allowed: Allowed | None = None
+    ) -> list[Posterior]:
+        """Return the combined posterior of each image.
+
+        Args:
+            parts: posteriors of the location model, all images in order.
+            neighbours: of each image.
+            allowed: which places an answer may be; neighbours elsewhere are left out.
+        """
+        singles = [part[row] for part in parts for row in range(len(part))]
+        found = []
+        for single, near in zip(singles, neighbours, strict=True):
+            own = single.calibration
+            calibration = self.calibration or Calibration(sigma_km=own.sigma_km, min_score=own.min_score)
+            if own.fitted_on is None:  # limits, another prior
+                calibration = replace(calibration, fitted_on=None)
+            inside = near if allowed is None else near.subset(np.flatnonzero(allowed(near.coordinates)))
+            found.append(combine(single, inside, self.settings, calibration))
+        return found
+
+
+def _merge(several: Sequence[Neighbours], k: int) -> Neighbours:
+    """Return the most similar of the neighbours in several indexes."""
+    merged = Neighbours(
+        [name for one in several for name in one.ids],
+        np.concatenate([one.similarity for one in several]),
+        np.concatenate([one.coordinates for one in several]),
+        np.concatenate([one.rows for one in several]),
+        [picture for one in several for picture in one.thumbnails],
+    )
+    return merged.subset(np.argsort(-merged.similarity, kind="stable")[:k])
+
+
+def look_alikes(neighbours: Neighbours, place: tuple[float, float]) -> tuple[LookAlike, ...]:
+    """Return the first neighbours as they stand in an answer, with their distance from its first candidate."""
+    pictures = neighbours.thumbnails or [None] * len(neighbours)
+    km = haversine_km(neighbours.coordinates[:_SHOWN], np.array([place]))
+    return tuple(
+        LookAlike(
+            name,
+            round(float(similarity), 4),
+            round(float(lat), 6),
+            round(float(lon), 6),
+            round(float(distance), 3),
+            None if not picture else _JPEG + base64.b64encode(picture).decode(),
+        )
+        for name, similarity, (lat, lon), distance, picture in zip(
+            neighbours.ids, neighbours.similarity, neighbours.coordinates, km, pictures, strict=False
+        )
+    )

@@ -1,0 +1,97 @@
+"""Evidence of look-alikes: the combination as a function, and in the answers of a locator."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.evidence import EvidenceSettings, PhotoEvidence, combine, look_alikes, neighbour_ratio
+from open_geoclip.search.gallery import Gallery
+from open_geoclip.search.photo_index import PhotoIndex
+from open_geoclip.search.photo_records import IndexRecords, Neighbours
+from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import GalleryCells
+
+ROME, PARIS = (41.9, 12.5), (48.86, 2.35)
+
+
+@pytest.fixture
+def posterior() -> Posterior:
+    """Return the posterior of an image over an even gallery of Europe that prefers Paris a little to Rome."""
+    grid = np.stack(np.meshgrid(np.arange(36.0, 60), np.arange(-5.0, 25), indexing="ij"), axis=-1).reshape(-1, 2)
+    cells = GalleryCells.from_gallery(Gallery.from_coordinates(grid))
+    logits = torch.zeros(1, len(cells))
+    logits[0, cells.nearest(np.array([PARIS, ROME]))] = torch.tensor([6.0, 5.5])
+    return Posterior.from_logits(logits, cells)
+
+
+def neighbours(similarity: float, *places: tuple[float, float]) -> Neighbours:
+    n = len(places)
+    found = np.array(places, np.float64).reshape(n, 2)
+    return Neighbours([f"p{i}" for i in range(n)], np.full(n, similarity), found, np.arange(n))
+
+
+def test_similar_neighbours_decide_and_others_do_not(posterior: Posterior) -> None:
+    settings = EvidenceSettings(location_weight=1.0)
+    places = posterior.decode("mass", 75.0)
+    assert abs(places[0] - PARIS).max() < 1
+    beside = (ROME[0] + 0.2, ROME[1])
+    near = combine(posterior, neighbours(0.6, beside), settings, Calibration())
+    assert abs(near.decode("mass", 75.0)[0] - ROME).max() < 1
+    assert len(near.cells) == len(posterior.cells) + 1
+    far = combine(posterior, neighbours(-0.5, ROME), settings, Calibration())
+    rows = posterior.cells.nearest(np.array([PARIS, beside, ROME]))
+    torch.testing.assert_close(far.mass[:, rows[:1]], posterior.mass[:, rows[:1]])
+    # The place of the neighbour and its cell share what the cell had.
+    torch.testing.assert_close(far.mass[:, [rows[2], -1]].sum(), posterior.mass[0, rows[2]])
+    assert combine(posterior, neighbours(0.9), settings, Calibration()).mass is posterior.mass
+
+
+def test_ratio_is_one_plus_a_density_in_units_of_the_prior() -> None:
+    settings = EvidenceSettings(temperature=0.5, min_similarity=0.1, kernel_km=100.0)
+    prior = torch.tensor([1e-6, 1e-3])
+    square = torch.tensor([[0.0, 1e-4], [2e-4, 1e-4]])
+    found = neighbour_ratio(square, torch.tensor([0.3, 0.1]), prior.log(), settings)
+    sigma = 100 / 6371.0088
+    kernel = torch.exp(-square / (2 * sigma**2)) / (2 * math.pi * 100**2)
+    expected = torch.log(1 + (kernel @ torch.tensor([math.exp(0.4), 1.0])) / prior)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"kernel_km": float("nan")}, {"neighbour_weight": -1}])
+def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match="evidence"):
+        EvidenceSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_look_alikes_say_how_far_they_are() -> None:
+    first, second = look_alikes(neighbours(0.5, ROME, PARIS), ROME)
+    assert (first.id, first.distance_km, first.thumbnail) == ("p0", 0.0, None)
+    assert 1100 < second.distance_km < 1110
+
+
+def test_fits_are_stored_with_the_index(tmp_path: Path, rng: np.random.Generator) -> None:
+    from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
+
+    features, places = torch.from_numpy(rng.normal(size=(40, 12))).float(), rng.uniform(-50, 50, (40, 2))
+    index = PhotoIndex.create(tmp_path / "index", IndexRecords.from_features(features, places))
+    encoder = ImageEncoder(None, None, ImageSettings(widths=(12, 8, 4)))
+    plain = PhotoEvidence.of_indexes([index], (), encoder, "w", "g")
+    assert (plain.settings, plain.calibration) == (EvidenceSettings(), None)
+    calibration = Calibration(fitted_on="views", n_images=500, sigma_km=20)
+    fit = {"settings": vars(EvidenceSettings(kernel_km=50)), "calibration": calibration.to_dict()}
+    index.save_fit("w", "g", fit)
+    fitted = PhotoEvidence.of_indexes([index], (), encoder, "w", "g")
+    assert (fitted.settings.kernel_km, fitted.calibration) == (50, calibration)
+    assert PhotoEvidence.of_indexes([index], (), encoder, "w", "other").calibration is None
+    assert PhotoEvidence.of_indexes([index.remove(range(10))], (), encoder, "w", "g").calibration is None
+    next(index.folder.glob("evidence-*")).write_text('{"photos": 30, "settings": {"kernel_km": -1}, "calibration": {}}')
+    with pytest.raises(DataError, match="its fit is damaged"):
+        PhotoEvidence.of_indexes([PhotoIndex.open(index.folder)], (), encoder, "w", "g")
+    wide = ImageEncoder(None, None, ImageSettings(widths=(13, 8, 4)))
+    with pytest.raises(SettingsError, match="made with the backbone custom"):
+        PhotoEvidence.of_indexes([index], (), wide, "w", "g")
