@@ -275,6 +275,7 @@ def test_the_examples_of_the_description_are_right(serving: Serve, png: Png) -> 
                 value.pop("model", None)
                 if kind == "multipart/form-data":
                     files = [("images", (f"{n}.png", png(n))) for n, _ in enumerate(value.pop("images"))]
+                    files += [("tracks", (f"{n}.gpx", b"<gpx/>")) for n, _ in enumerate(value.pop("tracks", []))]
                     answer = client.post(path, files=files, data=value)
                 else:
                     answer = client.post(path, json=value | ({"model": "small"} if "input" in value else {}))

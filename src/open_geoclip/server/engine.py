@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_geoclip.errors import AreaError, MissingExtraError
+from open_geoclip.data.clocks import Anchors
+from open_geoclip.data.tracks import Fix
+from open_geoclip.errors import AreaError, DataError, MissingExtraError
 from open_geoclip.geo.areas import Area, Polygon, Shape, parse_shape
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.jobs import Job, Message, Options, Outcome, Pixels, decode_jobs
@@ -101,7 +103,7 @@ class Engine:
         Images of all jobs go through the image encoder together; those to locate with the same options are searched
         for together too.
         """
-        alone = [() if job.options.together or job.kind == "explain" else job.images for job in jobs]
+        alone = [() if job.options.together or job.kind in ("explain", "trip") else job.images for job in jobs]
         embeddings = iter(self._encode([image for images in alone for image in images]))
         parts = [list(itertools.islice(embeddings, len(images))) for images in alone]
         outcomes: dict[int, Outcome] = {}
@@ -136,6 +138,17 @@ class Engine:
             [image] = map(_array, job.images)
             locator = self._locator(options)
             return [locator.explain(image, options.place, options.versus, grid=options.grid).to_dict()]
+        if job.trip is not None:
+            trip, locator = dict(job.trip), self._locator(options)
+            speed_kmh, times_s = trip.pop("speed_kmh"), trip.pop("times_s")
+            pairs = [[fix and Fix(**fix) for fix in pair] for pair in trip.pop("brackets") or ()]
+            brackets = tuple((before, after) for before, after in pairs)
+            times = Anchors(tuple(times_s), brackets) if brackets else [time_s / 3600 for time_s in times_s]
+            arrays = map(_array, job.images)
+            answers = locator.locate_trip(arrays, times, options.top_k, speed_kmh=speed_kmh, detail=options.detail)
+            if answers[0].error is not None:
+                raise DataError(answers[0].error)
+            return [answer.to_dict() for answer in answers]
         if job.kind == "locate":
             arrays = map(_array, job.images)
             return [self._locator(options).locate_together(arrays, options.top_k, detail=options.detail).to_dict()]

@@ -3,7 +3,7 @@
 This module and what it imports stay free of NumPy and PyTorch: the main process of the server needs neither.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -57,6 +57,7 @@ class PreparedImage:
         sha256: of the file; None where it took too long.
         exif: the place in its metadata, JSON-ready; None where there is none, or it was not asked for.
         thumbnail: a small JPEG as a data URI; None where the file cannot be decoded, or it was not asked for.
+        trip: a :class:`~open_geoclip.data.clocks.TripPhoto`, JSON-ready; None where it was not asked for.
     """
 
     pixels: Pixels | None
@@ -64,6 +65,7 @@ class PreparedImage:
     sha256: str | None = None
     exif: dict[str, Any] | None = None
     thumbnail: str | None = None
+    trip: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,19 @@ class Job:
     """One unit of work for a model.
 
     Attributes:
-        kind: ``locate`` images, ``text`` to locate texts, ``embed`` images, coordinates and texts, or ``explain`` an
-            image.
+        kind: ``locate`` images, ``text`` to locate texts, ``embed`` images, coordinates and texts, ``explain`` an
+            image, or locate the images of a ``trip``.
         images: decoded, shortest edge as the model's preprocessing resizes it.
         coordinates: (lat, lon) in degrees.
+        trip: the fields of :class:`~open_geoclip.data.clocks.Anchors`, JSON-ready, and ``speed_kmh``.
     """
 
-    kind: Literal["locate", "text", "embed", "explain"]
+    kind: Literal["locate", "text", "embed", "explain", "trip"]
     options: Options = Options()
     images: tuple[Pixels, ...] = ()
     texts: tuple[str, ...] = ()
     coordinates: tuple[tuple[float, float], ...] = ()
+    trip: Mapping[str, Any] | None = None
 
     @property
     def size(self) -> int:
@@ -147,6 +151,7 @@ def decode_jobs(message: Message) -> list[Job]:
             tuple(Pixels(width, height, next(data)) for width, height in plain["images"]),
             tuple(plain["texts"]),
             tuple((lat, lon) for lat, lon in plain["coordinates"]),
+            plain["trip"],
         )
         for plain in content
     ]

@@ -13,6 +13,7 @@ __all__ = ["COMMON", "WORK", "body_of", "errors", "files", "openapi"]
 
 _BODIES: list[type[BaseModel]] = [
     schemas.LocateForm,
+    schemas.TripForm,
     schemas.ExplainForm,
     schemas.TextRequest,
     schemas.EmbeddingsRequest,
@@ -76,6 +77,10 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
             "versus": "43.3,142.5",
             "grid": 0,
         },
+    },
+    "TripForm": {
+        "photos and a track": {"images": ["(a file)", "(another)"], "tracks": ["(walk.gpx)"]},
+        "photos, some of which have a place": {"images": ["(a file)", "(another)"], "use_gps": True, "exif": True},
     },
     "TextRequest": {
         "one text": {"texts": ["a hot desert"]},

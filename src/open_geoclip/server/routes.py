@@ -27,7 +27,7 @@ __all__ = ["router"]
 router = APIRouter(responses=errors(*COMMON), generate_unique_id_function=lambda route: route.name)
 
 _T = TypeVar("_T")
-_Form = TypeVar("_Form", schemas.LocateForm, schemas.ExplainForm)
+_Form = TypeVar("_Form", schemas.LocateForm, schemas.TripForm, schemas.ExplainForm)
 
 _LISTS = ("within", "not_within")
 _MAX_NAME = 256  # characters of a file name that an answer repeats
@@ -95,6 +95,30 @@ async def locate(request: Request) -> Response:
 
 
 @router.post(
+    "/v1/trip",
+    summary="Where the photos of a trip were taken, between known places",
+    response_model=schemas.TripAnswers,
+    responses=errors(*WORK) | files(),
+    openapi_extra=body_of("TripForm", "multipart/form-data"),
+)
+async def trip(request: Request) -> Response:
+    """One answer per image, in order; an image that cannot be read or has no time has ``error`` instead."""
+    service = _service(request)
+    with service.hold_memory() as hold:
+        tracks: list[Upload] = []
+        query, uploads = await _form(request, hold, schemas.TripForm, tracks)
+        model = service.model_name(query.model)
+        settings = {name: getattr(query, name) for name in ("use_gps", "speed_kmh", "clock_offset_s")}
+        thumbnail = query.thumbnail or query.format in schemas.FORMATS_WITH_IMAGES
+        extras = {"exif": query.exif, "thumbnail": thumbnail}
+        work = service.trip(model, uploads, tracks, _options(request, query), settings, **extras)
+        data, notes = await _finish(request, work)
+        if query.format == "json":
+            return json_response({"object": "list", "model": model, "data": data, "notes": notes})
+        return await _written(request, model, data, query.format)
+
+
+@router.post(
     "/v1/explain",
     summary="What in a photo speaks for a place",
     response_model=schemas.ExplanationAnswer,
@@ -118,7 +142,7 @@ async def explain(request: Request) -> Response:
 
 
 def _areas(
-    query: schemas.LocateForm | schemas.TextRequest | schemas.ExplainForm,
+    query: schemas.LocateForm | schemas.TripForm | schemas.TextRequest | schemas.ExplainForm,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The area of a query; 413 where it is too large."""
     areas = tuple(query.within), tuple(query.not_within)
@@ -127,7 +151,7 @@ def _areas(
     return areas
 
 
-def _options(request: Request, query: schemas.LocateForm | schemas.TextRequest) -> Options:
+def _options(request: Request, query: schemas.LocateForm | schemas.TripForm | schemas.TextRequest) -> Options:
     """Options of a query; 422 or 413 where they are too large."""
     most = _settings(request).max_top_k
     if query.top_k > most:
@@ -135,6 +159,8 @@ def _options(request: Request, query: schemas.LocateForm | schemas.TextRequest) 
     options = Options(query.top_k, *_areas(query), detail=query.detail)
     if isinstance(query, schemas.TextRequest):
         return options
+    if isinstance(query, schemas.TripForm):
+        return replace(options, decode=query.decode)
     names = ("text", "text_weight", "together", "decode")
     return replace(options, **{name: getattr(query, name) for name in names})
 
@@ -159,8 +185,10 @@ async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:
         yield bytes(memoryview(content)[start : start + _SLICE_BYTES])
 
 
-async def _form(request: Request, hold: MemoryHold, kind: type[_Form]) -> tuple[_Form, list[Upload]]:
-    """Options and images of a form."""
+async def _form(
+    request: Request, hold: MemoryHold, kind: type[_Form], tracks: list[Upload] | None = None
+) -> tuple[_Form, list[Upload]]:
+    """Options and images of a form; files in fields named tracks are added to ``tracks``, where these are allowed."""
     settings = _settings(request)
     form = await read_form(
         request,
@@ -174,6 +202,9 @@ async def _form(request: Request, hold: MemoryHold, kind: type[_Form]) -> tuple[
     uploads: list[Upload] = []
     for name, value in form:
         if isinstance(value, Upload):
+            if name == "tracks" and tracks is not None:
+                tracks.append(Upload(value.name[:_MAX_NAME] or f"track #{len(tracks)}", value.data))
+                continue
             if name != "images":
                 raise Problem(422, "invalid_value", "send files in fields named images")
             uploads.append(Upload(value.name[:_MAX_NAME] or f"image #{len(uploads)}", value.data))

@@ -30,6 +30,8 @@ __all__ = [
     "ModelList",
     "PageSettings",
     "TextRequest",
+    "TripAnswers",
+    "TripForm",
     "invalid_value",
     "parse_json",
 ]
@@ -97,6 +99,31 @@ class LocateForm(_Query):
         description="Include the place in the metadata of each photo, which takes no part in the estimate.",
     )
     thumbnail: bool = Field(False, description="Include a small JPEG of each image, for browsers that cannot show it.")
+
+
+def _with_tracks(schema: dict[str, Any]) -> None:
+    _with_images(schema)
+    files = {"type": "array", "maxItems": 100, "items": {"type": "string", "format": "binary"}}
+    tracks = "GPX, Google Timeline or Takeout (JSON), or tables of time, lat, lon and accuracy in metres."
+    schema["properties"]["tracks"] = files | {"description": tracks}
+
+
+class TripForm(_Query):
+    """Options of a request with the images of one trip."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_with_tracks)
+
+    use_gps: bool = Field(False, description="Images that have a place by GPS are known places for the others.")
+    speed_kmh: float = Field(900, ge=0, le=1e6, description="The highest speed of travel.")
+    clock_offset_s: float | None = Field(
+        None,
+        ge=-1e9,
+        le=1e9,
+        description="Seconds that are added to the times of all photos; when not given, as photos with GPS time say.",
+    )
+    decode: DecodeMethod | None = Field(None, description="What the first candidate optimises.")
+    exif: bool = Field(False, description="Include the place in the metadata of each photo.")
+    thumbnail: bool = Field(False, description="Include a small JPEG of each image.")
 
 
 def _with_one_image(schema: dict[str, Any]) -> None:
@@ -179,6 +206,12 @@ class Answers(BaseModel):
 
 class ExplanationAnswer(RootModel[Annotated[dict[str, Any], WithJsonSchema(json_schema(Explanation))]]):
     """Where in a photo the evidence for a place lies."""
+
+
+class TripAnswers(Answers):
+    """Answers, in the order of the images."""
+
+    notes: list[str] = Field(description="How the clocks of cameras were found, in words.")
 
 
 class _Embedding(BaseModel):

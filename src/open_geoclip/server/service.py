@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from open_geoclip.server.batching import ModelQueue, queue_full
@@ -164,6 +165,50 @@ class Service:
         size = len(uploads) if options.together else self._settings.batch_size
         with queue.reserve(len(uploads)):
             return [record for records in await _gather(map(part, _split(uploads, size))) for record in records]
+
+    async def trip(
+        self,
+        model: str,
+        uploads: Sequence[Upload],
+        tracks: Sequence[Upload],
+        options: Options,
+        settings: Mapping[str, Any],
+        *,
+        exif: bool = False,
+        thumbnail: bool = False,
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Records of the images of a trip, and how clocks were found.
+
+        Args:
+            model: the name of the model.
+            uploads: the images; one that cannot be read or has no time gets an error.
+            tracks: where the photographer was.
+            options: of the answers.
+            settings: ``use_gps``, ``clock_offset_s`` and ``speed_kmh`` of a :class:`~.schemas.TripForm`.
+            exif: include the place in the metadata of each.
+            thumbnail: include a small image of each.
+        """
+        queue, slots = self._queues[model], self._slots()
+        extras = {"exif": exif, "thumbnail": thumbnail, "trip": True}
+        with queue.reserve(len(uploads)):
+            images = list(await _gather(self._prepare(model, one, slots, **extras) for one in uploads))
+            for n, image in enumerate(images):
+                if image.trip is not None and image.trip["taken"] is None:
+                    images[n] = replace(image, pixels=None, error="a photo of a trip needs the time when it was taken")
+            readable = [image for image in images if image.pixels is not None]
+            self._count(model, "unreadable", len(images) - len(readable))
+            answers: list[dict[str, Any]] = []
+            found: Mapping[str, Any] = {}
+            if readable:
+                task = {"task": "anchors", "photos": [one.trip for one in readable], **settings}
+                message = (task | {"tracks": [one.name for one in tracks]}, [one.data for one in tracks])
+                found, _ = await self._run_utility(message, self._settings.image_timeout_s)
+                trip = {"times_s": found["times_s"], "brackets": found["brackets"], "speed_kmh": settings["speed_kmh"]}
+                pixels = tuple(image.pixels for image in readable if image.pixels is not None)
+                answers = await queue.answer(Job("trip", options, pixels, trip=trip))
+        self._count(model, "answered", len(readable))
+        names = [upload.name for upload in uploads]
+        return image_records(names, images, answers, exif=exif), found.get("notes", [])
 
     async def explain(self, model: str, upload: Upload, options: Options) -> dict[str, Any]:
         """The explanation of one image; 422 if it cannot be read."""

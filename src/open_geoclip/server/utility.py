@@ -1,11 +1,16 @@
 """What is done to files outside of any model: decoding images, reading their metadata, writing answers as files."""
 
 import hashlib
+import os
+from collections.abc import Sequence
+from datetime import UTC, timedelta
 from typing import Any
 
+from open_geoclip.data.clocks import TripPhoto, find_anchors
+from open_geoclip.data.tracks import read_track
 from open_geoclip.errors import ImageError
 from open_geoclip.images import load_image, resize_shortest_edge
-from open_geoclip.metadata.read import read_place
+from open_geoclip.metadata.read import read_metadata, read_place
 from open_geoclip.server.jobs import Message, Pixels, PreparedImage, Upload
 from open_geoclip.server.problems import Problem, problem_of
 from open_geoclip.server.schemas import ExportRequest, parse_json
@@ -14,9 +19,19 @@ __all__ = ["handle", "prepare_image"]
 
 
 def prepare_image(
-    upload: Upload, *, resize: int, resample: str, max_pixels: int, exif: bool = False, thumbnail: bool = False
+    upload: Upload,
+    *,
+    resize: int,
+    resample: str,
+    max_pixels: int,
+    exif: bool = False,
+    thumbnail: bool = False,
+    trip: bool = False,
 ) -> PreparedImage:
-    """Decode an image file and resize its shortest edge for a model; on request read its place and make a thumbnail."""
+    """Decode an image file and resize its shortest edge for a model.
+
+    On request read its place, or what it says of time and place for a trip, and make a thumbnail.
+    """
     digest = hashlib.sha256(upload.data).hexdigest()
     place = _place_in_metadata(upload) if exif else None
     try:
@@ -29,7 +44,8 @@ def prepare_image(
             data_uri = thumbnail_of(image, max_pixels=max_pixels)
     except ImageError as error:
         return PreparedImage(None, error.reason, digest, place)
-    return PreparedImage(Pixels(*small.size, small.tobytes()), None, digest, place, data_uri)
+    photo = TripPhoto.from_metadata(upload.name, read_metadata(upload.data)).to_dict() if trip else None
+    return PreparedImage(Pixels(*small.size, small.tobytes()), None, digest, place, data_uri, photo)
 
 
 def _place_in_metadata(upload: Upload) -> dict[str, Any] | None:
@@ -40,8 +56,31 @@ def _place_in_metadata(upload: Upload) -> dict[str, Any] | None:
     return place.to_dict() if place is not None and place.is_on_earth else None
 
 
+def _find_anchors(content: dict[str, Any], blobs: Sequence[bytes | bytearray]) -> dict[str, Any]:
+    """The times of photos, the known places around each (none without tracks and GPS), and notes; JSON-ready."""
+    photos = [TripPhoto.from_dict(photo) for photo in content["photos"]]
+    if not blobs and not content["use_gps"]:
+        taken = [photo.taken for photo in photos if photo.taken is not None]
+        return {"times_s": [time.replace(tzinfo=time.tzinfo or UTC).timestamp() for time in taken], "brackets": None}
+    tracks = []
+    for name, blob in zip(content["tracks"], blobs, strict=True):
+        with os.fdopen(os.memfd_create("track"), "wb") as file:
+            file.write(blob)
+            file.flush()
+            tracks.append(read_track(f"/proc/self/fd/{file.fileno()}", name=name))
+    offset_s = content["clock_offset_s"]
+    offsets = None if offset_s is None else {"": timedelta(seconds=offset_s)}
+    anchors = find_anchors(photos, tracks, use_gps=content["use_gps"], clock_offsets=offsets)
+    brackets = [[fix and vars(fix) for fix in pair] for pair in anchors.brackets]
+    return {"times_s": anchors.times_s, "brackets": brackets, "notes": anchors.notes}
+
+
 def handle(message: Message) -> Message:
-    """Do one task: ``prepare`` an image, or ``export`` the answers of an :class:`~.schemas.ExportRequest`."""
+    """Do one task.
+
+    ``prepare`` an image, find the ``anchors`` of a trip, or ``export`` the answers of an
+    :class:`~.schemas.ExportRequest`.
+    """
     content, blobs = message
     try:
         if content["task"] == "prepare":
@@ -49,6 +88,8 @@ def handle(message: Message) -> Message:
             pixels = done.pixels
             size = None if pixels is None else (pixels.width, pixels.height)
             return {**vars(done), "pixels": size}, [] if pixels is None else [pixels.data]
+        if content["task"] == "anchors":
+            return _find_anchors(content, blobs), []
         from open_geoclip.export import formats  # slow to import
 
         asked = parse_json(blobs[0], ExportRequest)
