@@ -28,7 +28,7 @@ def between(
     locator: Locator, *brackets: Bracket, times_s: tuple[float, ...] = (0.0,), **options: float
 ) -> list[Posterior]:
     """Return posteriors where pictures say nothing: no score is high enough."""
-    calibration = replace(locator.calibration, min_score=2.0)
+    calibration = replace(locator.calibration, min_score=2.0, fitted_on="views")
     embeddings = torch.nn.functional.normalize(torch.ones(len(times_s), 512), dim=1)
     posteriors, _, is_possible = anchored_posteriors(
         locator.search_space,

@@ -74,6 +74,7 @@ def anchored_posteriors(
     calibration: Calibration,
     anchors: Anchors,
     speed_kmh: float,
+    distances: Float[Tensor, " n"] | None = None,
 ) -> tuple[list[Posterior], list[float], bool]:
     """Compute the posterior of each photo of a trip, on places of its own.
 
@@ -84,6 +85,7 @@ def anchored_posteriors(
         calibration: of the model.
         anchors: known places around each photo.
         speed_kmh: the speed limit. Where two fixes contradict it, it is what leads from one to the other.
+        distances: of the features of the photos, where they are known.
 
     Returns:
         The posteriors; the scale of each in kilometres; and whether the photos keep to the limit.
@@ -92,7 +94,7 @@ def anchored_posteriors(
         _prior(space.cells, before, after, time_s, speed_kmh, space.allowed)
         for (before, after), time_s in zip(anchors.brackets, anchors.times_s, strict=True)
     ]
-    ratios = _likelihood_ratios(space, embeddings, scale, calibration, priors)
+    ratios = _likelihood_ratios(space, embeddings, scale, calibration, priors, distances)
     rows = [
         torch.log_softmax(torch.from_numpy(prior.log_mass) + ratio, dim=0)
         for prior, ratio in zip(priors, ratios, strict=True)
@@ -130,14 +132,17 @@ def _likelihood_ratios(
     scale: float,
     calibration: Calibration,
     priors: Sequence[_Prior],
+    distances: Float[Tensor, " n"] | None,
 ) -> list[Float64[Tensor, " _"]]:
     """Return the log of how much more likely each picture is at each of its places than anywhere."""
     logits = space.index.logits(embeddings, scale, exact=5).double()
     log_prior = torch.log_softmax(space.cells.log_prior.double(), dim=0)
     normaliser = torch.logsumexp(log_prior + logits / calibration.temperature, dim=1)
     best = logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1)
-    background = calibration.background_of(best)
-    background[best / scale < calibration.min_score] = 1.0
+    background = calibration.background_of(best, distances)
+    is_in_distribution = calibration.is_in_distribution(best / scale, distances)
+    if is_in_distribution is not None:
+        background = background.masked_fill(~is_in_distribution, 1.0)
     ratios = []
     for n, prior in enumerate(priors):
         share = float(background[n])

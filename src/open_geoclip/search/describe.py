@@ -173,11 +173,12 @@ def describe_query(
         parts = query.evidence.posteriors(parts, query.neighbours, space.allowed)
     rows = embeddings.split([len(part) for part in parts])
     anchored: dict[str, Any] = {}
+    given = settings
     for number, (part, embedding) in enumerate(zip(parts, rows, strict=True)):
         if query.anchors is not None:
             method = "mass" if settings.decode == "max" else settings.decode
-            merge_km = float(np.clip(2 * query.scales_km[number], *_MERGE_KM))
-            settings = replace(settings, decode=method, merge_km=merge_km)
+            merge_km = given.merge_km or float(np.clip(2 * query.scales_km[number], *_MERGE_KM))
+            settings = replace(given, decode=method, merge_km=merge_km)
             fixes = dict.fromkeys(fix for fix in query.anchors.brackets[number] if fix is not None)
             anchored = {"anchors": tuple(map(_anchor, fixes)), "time": _iso(query.anchors.times_s[number])}
         fields = describe(part, embedding, space, settings, top_k, reliability=query.reliability, detail=detail)

@@ -136,8 +136,9 @@ class Query:
         """
         if not 0 <= speed_kmh < np.inf:
             raise SettingsError(f"speed: a number of 0 or more, not {speed_kmh}")
-        found = anchored_posteriors(space, batch.embeddings, scale, calibration, anchors, speed_kmh)
-        posteriors, scales_km, is_possible = found
+        posteriors, scales_km, is_possible = anchored_posteriors(
+            space, batch.embeddings, scale, calibration, anchors, speed_kmh, batch.distances
+        )
         error = _trip_error(is_possible, speed_kmh)
         return cls(batch, calibration, None, None, error, None, anchors, posteriors, scales_km)
 
