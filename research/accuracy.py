@@ -7,7 +7,7 @@ views first and written into the card of the model; nothing else here looks at t
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from rich.console import Console
 from torch import Tensor
 
 from open_geoclip.data.earth_views import Split
-from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, measure_calibration
+from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, fit_distribution, measure_calibration
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.export.figures import draw_reliability
 from open_geoclip.model.geoclip import GeoCLIP
-from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, SURE_KM, SURE_PROBABILITY, Calibration
+from open_geoclip.search.calibration import SURE_KM, SURE_PROBABILITY, Calibration
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.encode import encode_images
 from open_geoclip.search.gallery import Gallery
@@ -35,12 +35,12 @@ from open_geoclip.search.prior import GalleryCells
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.folders import folder
 from open_geoclip.weights.load import load_model, load_release
-from open_geoclip.weights.save import save_calibration
-from research.out_of_distribution import out_of_distribution_images
+from open_geoclip.weights.save import save_calibration, save_subspace
+from research.out_of_distribution import fit_subspace, out_of_distribution_images
 from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
-from research.view_features import earth_view_features
+from research.view_features import Imagery, earth_view_features
 
-__all__ = ["fitted", "main", "measure", "page"]
+__all__ = ["OTHER_RENDERINGS", "SUBSPACE_VIEWS", "encoded", "fitted", "main", "measure", "page"]
 
 DECODINGS: tuple[tuple[str, DecodeMethod, float], ...] = (
     ("maximum", "max", 25.0),
@@ -52,6 +52,8 @@ DECODINGS: tuple[tuple[str, DecodeMethod, float], ...] = (
     ("best expected GeoScore", "geoscore", 25.0),
 )
 BINNED_KM = (25, 200, 750)  # distances whose reliability is drawn; at 2500 km nearly all is right
+OTHER_RENDERINGS: tuple[Imagery, ...] = ("varied", "shadedrelief")  # validation views that are in distribution too
+SUBSPACE_VIEWS = (131_072, 139_264)  # of the second stage of training
 _CHUNK = 32  # images
 _BETWEEN, _REFINED = 1024, 512  # views that refinement is calibrated and measured on: it takes longer
 
@@ -60,27 +62,56 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Views:
-    """Embeddings of the images of one split, and their true places."""
+    """Embeddings of the images of one split, their true places, and the distances of their features."""
 
     embeddings: Float[Tensor, "n d"]
     truth: Float64[np.ndarray, "n 2"]
+    distances: Float[Tensor, " n"] | None
+
+    def __getitem__(self, rows: slice) -> "Views":
+        distances = None if self.distances is None else self.distances[rows]
+        return Views(self.embeddings[rows], self.truth[rows], distances)
 
 
 @torch.inference_mode()
 def encoded(model: GeoCLIP, data: FeatureSet) -> Views:
     """Encode images whose backbone features are known."""
     parts = [F.normalize(model.image_encoder.forward_head(part.float()), dim=1) for part in data.features.split(512)]
-    return Views(torch.cat(parts), data.coordinates.numpy())
+    subspace = model.image_encoder.subspace
+    distances = None if subspace is None else subspace.distance(data.features)
+    return Views(torch.cat(parts), data.coordinates.numpy(), distances)
 
 
-def fitted(index: GalleryIndex, views: Views, scale: float, name: str) -> Calibration:
-    """Fit the calibration by maximum likelihood on validation views."""
+def fitted(index: GalleryIndex, views: Views, scale: float, name: str, others: Sequence[Views] = ()) -> Calibration:
+    """Fit the calibration by maximum likelihood on validation views.
+
+    Args:
+        index: of the gallery.
+        views: to fit on.
+        scale: the model's.
+        name: of the views.
+        others: further renderings, which are in distribution too.
+    """
 
     def progress(done: int, total: int) -> None:
         console.print(f"calibration: {done:,} of {total:,} views")
 
+    distribution = None
+    if views.distances is not None:
+        usual = [views, *others]
+        best = [index.logits(part, 1.0).amax(dim=1) for one in usual for part in one.embeddings.split(128)]
+        distances = [one.distances for one in usual if one.distances is not None]
+        distribution = fit_distribution(torch.cat(best).double().numpy(), torch.cat(distances))
     return fit_calibration(
-        index, views.embeddings, views.truth, scale, name=name, n_refined=_BETWEEN, progress=progress
+        index,
+        views.embeddings,
+        views.truth,
+        scale,
+        name=name,
+        n_refined=_BETWEEN,
+        distances=views.distances,
+        distribution=distribution,
+        progress=progress,
     )
 
 
@@ -90,9 +121,14 @@ def posteriors(
     """Yield posteriors of a few images at a time, calibrated and not."""
     for start in range(0, len(views.truth), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        logits = index.logits(views.embeddings[rows], scale)
+        part = views[rows]
+        logits = index.logits(part.embeddings, scale)
         plain = Posterior.from_logits(logits, cells)
-        yield rows, Posterior.from_logits(logits, cells, calibration, scale=scale), plain
+        yield (
+            rows,
+            Posterior.from_logits(logits, cells, calibration, scale=scale, distances=part.distances),
+            plain,
+        )
 
 
 def count_sure(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) -> dict[str, dict[str, int]]:
@@ -100,8 +136,9 @@ def count_sure(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) ->
     cells = GalleryCells.from_gallery(index.gallery)
     found = {}
     for kind, images in out_of_distribution_images().items():
-        logits = index.logits(encode_images(model, images).embeddings, model.scale)
-        posterior = Posterior.from_logits(logits, cells, calibration, scale=model.scale)
+        batch = encode_images(model, images)
+        logits = index.logits(batch.embeddings, model.scale)
+        posterior = Posterior.from_logits(logits, cells, calibration, scale=model.scale, distances=batch.distances)
         sure = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
         found[kind] = {"images": len(images), "sure": sum(map(bool, sure))}
     return found
@@ -185,7 +222,7 @@ def page(name: str, figures: dict[str, Any]) -> str:
         f"({nats['not calibrated']:.2f} without calibration; 18.82 for a uniform distribution over land).",
         "",
         f"An answer is sure if its probability within {SURE_KM:.0f} km is at least {100 * SURE_PROBABILITY:.0f} %, and "
-        f"its best score is at least the {100 * (1 - IN_DISTRIBUTION_SHARE):.0f} % quantile of the validation views. "
+        "the image is [in distribution](out-of-distribution.md). "
         f"{sure['share']:.1f} % of the answers are sure; "
         + ", ".join(
             f"{value:.1f} % of {who} are right within {SURE_KM:.0f} km"
@@ -218,6 +255,14 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="fit on validation views and write it into the model's card")
     parser.add_argument("--features", type=Path, default=Path("build/earth-model/features"))
     parser.add_argument("--views", type=int, default=4096)
+    parser.add_argument(
+        "--subspace-views",
+        type=int,
+        nargs=2,
+        default=SUBSPACE_VIEWS,
+        metavar=("FIRST", "LAST"),
+        help="training views that the subspace of features is fitted on",
+    )
     parser.add_argument("--test-views", type=int, default=4096, help="measure on the first of them only")
     parser.add_argument(
         "--rendered", type=int, default=96, help="number of groups of views, and of images in ten crops, to render"
@@ -232,11 +277,18 @@ def main() -> None:
     model, gallery = load_model(release), Gallery.from_file(release.gallery)
     index = GalleryIndex.build(model.location_encoder, gallery)
 
-    def views(split: Split) -> Views:
-        return encoded(model, earth_view_features(options.features, split, options.views))
+    def views(split: Split, imagery: Imagery = "bluemarble") -> Views:
+        return encoded(model, earth_view_features(options.features, split, options.views, imagery=imagery))
 
     if options.fit:
-        calibration = fitted(index, views("validation"), model.scale, "validation views")
+        trained_on = earth_view_features(
+            options.features, "train", options.subspace_views[1], imagery="varied", first=options.subspace_views[0]
+        )
+        subspace = fit_subspace(trained_on.features)
+        save_subspace(folder(options.model), subspace)
+        model.image_encoder.subspace = load_release(options.model).subspace  # as it is stored
+        others = [views("validation", imagery) for imagery in OTHER_RENDERINGS]
+        calibration = fitted(index, views("validation"), model.scale, "validation views", others)
         save_calibration(folder(options.model), calibration.to_dict())
     else:
         calibration = Calibration.from_dict(release.calibration)
@@ -244,7 +296,7 @@ def main() -> None:
     if calibration.fitted_on is None:
         parser.error(f"{options.model} is not calibrated: --fit does it")
     test = views("test")
-    test = Views(test.embeddings[: options.test_views], test.truth[: options.test_views])
+    test = test[: options.test_views]
     figures = measure(index, test, model.scale, calibration)
     figures["out_of_distribution"] = count_sure(index, model, calibration)
     locator = Locator.from_pretrained(options.model, dtype="float32")  # with the calibration as it now stands

@@ -34,6 +34,7 @@ from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
@@ -43,9 +44,10 @@ from open_geoclip.training.run import best_places
 from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.folders import EMBEDDED
 from open_geoclip.weights.load import load_model, load_release
-from open_geoclip.weights.save import save_release
-from research.accuracy import encoded, fitted
+from open_geoclip.weights.save import save_release, save_subspace
+from research.accuracy import OTHER_RENDERINGS, encoded, fitted
 from research.alignment import AlignedEncoder, AlignSettings, Projections, align
+from research.out_of_distribution import fit_subspace
 from research.view_features import CaptionSet, Imagery, earth_view_captions, earth_view_features
 
 VIEWS = 131_072  # 32 shards of features
@@ -106,7 +108,9 @@ def main() -> None:
     validation = views.features("validation", 4096)
     gallery = torch.from_numpy(np.round(even_land(SPACING_KM), 3))
     tensors, seen = trained(options, views, validation, gallery)
-    save(options, tensors, gallery, card={})  # without its figures, to measure what is really saved
+    # The second stage's first views, in all weathers.
+    subspace = fit_subspace(views.features("train", options.views + 8192, "varied", first=options.views).features)
+    save(options, tensors, gallery, subspace, card={})  # without its figures, to measure what is really saved
     accuracy, calibration = measurements(options, views, validation, seen, gallery)
     card = {
         "title": "GeoCLIP for views of the Earth from orbit",
@@ -127,7 +131,7 @@ def main() -> None:
         "measured": accuracy,
         "calibration": calibration.to_dict(),
     }
-    save(options, tensors, gallery, card)
+    save(options, tensors, gallery, subspace, card)
     console.print_json(json.dumps(accuracy))
 
 
@@ -215,11 +219,12 @@ def measurements(
     gallery: Float64[Tensor, "m 2"],
 ) -> tuple[dict[str, Any], Calibration]:
     """Figures of what was saved, image retrieval among the views seen beside them, and its calibration."""
-    model = load_model(f"dir:{options.output}")
+    model = load_model(f"dir:{options.output}")  # with its subspace, which save() has written
     table = Gallery.from_coordinates(gallery.numpy())
     with TemporaryDirectory() as cache:
         index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))
-        calibration = fitted(index, encoded(model, validation), model.scale, "validation views")
+        others = [encoded(model, views.features("validation", 4096, look)) for look in OTHER_RENDERINGS]
+        calibration = fitted(index, encoded(model, validation), model.scale, "validation views", others)
     accuracy = {"validation": measured(best_places(model, validation.features, gallery), validation)}
     looks: list[tuple[str, Imagery]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]
@@ -255,7 +260,11 @@ def aligned(data: FeatureSet, captions: CaptionSet, path: Path) -> Projections:
 
 
 def save(
-    options: argparse.Namespace, tensors: dict[str, Tensor], gallery: Float64[Tensor, "m 2"], card: dict[str, Any]
+    options: argparse.Namespace,
+    tensors: dict[str, Tensor],
+    gallery: Float64[Tensor, "m 2"],
+    subspace: PrincipalSubspace,
+    card: dict[str, Any],
 ) -> None:
     """Write the model in the package's own layout."""
     table = options.work / "gallery.csv"
@@ -268,6 +277,7 @@ def save(
         "card": card,
     }
     save_release(options.output, tensors, config, gallery=table, dtype="float16")
+    save_subspace(options.output, subspace)
 
 
 if __name__ == "__main__":

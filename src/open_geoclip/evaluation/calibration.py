@@ -1,7 +1,7 @@
 """Fitting a calibration on validation data, and measuring on test data whether probabilities hold."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +52,7 @@ def fit_calibration(
     name: str,
     n_refined: int = 0,
     distances: Float[Tensor, " n"] | None = None,
+    distribution: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Fit temperature, background and smoothing by maximum likelihood, and levels on top.
@@ -68,6 +69,7 @@ def fit_calibration(
         name: of the validation data, for readers of the calibration.
         n_refined: number of images, the first ones, to also fit the levels of refined posteriors on.
         distances: of the features of the images, where the model has a subspace of training images.
+        distribution: what :func:`fit_distribution` returns for more images than these; default: for these.
         progress: called with (done, total).
 
     Raises:
@@ -144,7 +146,7 @@ def fit_calibration(
 
     levels, hpd_levels, nominal = _fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
     calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
-    calibration = _fit_conformal(batches(), nominal, scale, calibration, distances)
+    calibration = _fit_conformal(batches(), nominal, scale, calibration, distances, distribution)
     if n_refined == 0:
         return calibration
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
@@ -213,6 +215,7 @@ def _fit_conformal(
     scale: float,
     calibration: Calibration,
     distances: Float[Tensor, " n"] | None,
+    distribution: Mapping[str, Any] | None,
 ) -> Calibration:
     """Fit the levels of conformal p-values, and by which scores and distances an image is out of distribution."""
     hpd_level, best, sure = (np.empty(len(nominal), kind) for kind in (float, float, bool))
@@ -224,7 +227,7 @@ def _fit_conformal(
         hpd_level[part] = calibration.calibrated_level(nominal[part][:, None], share, hpd=True)[:, 0]
         best[part] = logits.max(dim=1).values.double().numpy() / scale
         sure[part] = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
-    calibration = replace(calibration, **fit_distribution(best, distances))
+    calibration = replace(calibration, **(distribution or fit_distribution(best, distances)))
     inside = calibration.is_in_distribution(torch.from_numpy(best), distances)
     assert inside is not None
     rows = inside.numpy()
