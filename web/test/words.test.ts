@@ -36,7 +36,10 @@ test("how sure an answer is, in three words that differ", () => {
   assert.deepEqual([true, false, null].map((sure) => verdict({ sure }).word), ["Sure", "Not sure", "Not calibrated"]);
   assert.match(verdict({ sure: true, within_km: { "200": 0.93 } }).meaning, /93 %/);
   assert.match(verdict({ sure: false, within_km: { "200": 0.6 } }).meaning, /60 %/);
-  assert.match(verdict({ sure: false, in_distribution: false, within_km: { "200": 0.93 } }).meaning, /unlike/);
+  const strange = { sure: false, in_distribution: false, within_km: { "200": 0.93 } };
+  assert.match(verdict(strange).meaning, /unlike/);
+  assert.equal(verdict({ ...strange, warning: "Use another model." }).meaning, "Use another model.");
+  assert.equal(verdict({ ...strange, sure: null }).word, "Not for this model");
   const reliability = { text: "answers here were right …", within_km: {}, radius_km: {}, measured_on: "" };
   assert.match(verdict({ sure: null, reliability }).meaning, /being right\. Answers here were right …\.$/);
 });
