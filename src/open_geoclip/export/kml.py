@@ -90,7 +90,7 @@ def _folder(
     verdict, sure = verdict_values(record), confidence(record)
     judged = f"{verdict['verdict'].capitalize()}: {verdict['reason']}. " if verdict else ""
     measured = f"; {record['reliability']['text']}" if record.get("reliability") else ""
-    warning = f"{record['warning']}. " if record.get("warning") else ""
+    warning = f"{record['warning']} " if record.get("warning") else ""
     _text(folder, "description", f"{warning}{review}{judged}{sure[0].upper()}{sure[1:]}{measured}. {made}")
     for rank, candidate in enumerate(record["candidates"], 1):
         share = candidate["probability"]
@@ -98,7 +98,8 @@ def _folder(
         _text(mark, "name", f"{rank}. {candidate.get('place') or _degrees(candidate)}")
         lines = [
             f"{_degrees(candidate)}",
-            warning or f"probability {100 * share:.1f} %, nine tenths of it within {candidate['radius_km']:,.0f} km",
+            warning.strip()
+            or f"probability {100 * share:.1f} %, nine tenths of it within {candidate['radius_km']:,.0f} km",
             made,
         ]
         shown = [f'<img src="{image}" width="320"/>'] if image and rank == 1 else []
