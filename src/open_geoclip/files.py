@@ -27,7 +27,9 @@ def cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("open-geoclip", appauthor=False))
 
 
-def cached_array(path: Path | None, compute: Callable[[], "np.ndarray"], length: int | None = None) -> "np.ndarray":
+def cached_array(
+    path: Path | None, compute: Callable[[], "np.ndarray"], length: int | None = None, *, mapped: bool = False
+) -> "np.ndarray":
     """Return an array from a ``.npy`` file of the cache, or compute and cache it.
 
     A damaged file is computed again. When the cache cannot be written, a warning is logged.
@@ -36,13 +38,14 @@ def cached_array(path: Path | None, compute: Callable[[], "np.ndarray"], length:
         path: The file; None: Nothing is cached.
         compute: Returns the array.
         length: Of the array, where it is known.
+        mapped: Map the file into memory instead of reading it.
     """
     import numpy as np
 
     if path is None:
         return compute()
     try:
-        cached: np.ndarray = np.load(path, allow_pickle=False)
+        cached: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
         if length is not None and cached.shape[:1] != (length,):
             raise ValueError(f"shape {cached.shape} instead of {length} rows")
         return cached

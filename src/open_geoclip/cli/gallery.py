@@ -20,12 +20,16 @@ app = App(name="gallery", help="Describe or encode a gallery: the places that an
 
 @app.command
 def build(file: GalleryFile = None, /, *, model: Model = "geoclip", output: TextOutput = TextOutput()) -> None:
-    """Encode a gallery and cache its embeddings, so that the first photo does not wait."""
-    from open_geoclip.search.index import GalleryIndex
+    """Encode a gallery and cache its embeddings, so that the first photo does not wait.
+
+    A gallery whose embeddings would take more than 1 GiB is searched in two levels: one place per group of neighbours
+    is encoded, the others when a photo needs them.
+    """
+    from open_geoclip.search.search_space import SearchSpace
 
     gallery, encoder = _opened(file, model)
     with progress_bar("encoding the gallery") as progress:
-        index = GalleryIndex.build(encoder, gallery, progress=progress)
+        index = SearchSpace.build(encoder, gallery, progress=progress).index
     _show(_facts(gallery, encoder) | {"vectors": str(index.path) if index.path else None}, output)
 
 
@@ -50,8 +54,10 @@ def _opened(file: Path | None, model: str) -> "tuple[Gallery, LocationEncoder]":
 
 def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:
     from open_geoclip.search.index import GalleryIndex
+    from open_geoclip.search.two_level import PlaceGroups, needs_two_levels
 
-    path = GalleryIndex.cached_path(encoder, gallery)
+    groups = PlaceGroups.build(gallery) if needs_two_levels(encoder, gallery) else None
+    path = GalleryIndex.cached_path(encoder, groups.coarse_gallery if groups else gallery)
     coordinates = gallery.coordinates.astype(float).round(5)  # float32 has no more digits
     (south, west), (north, east) = coordinates.min(axis=0).tolist(), coordinates.max(axis=0).tolist()
     return {
@@ -62,6 +68,7 @@ def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:
         "north": north,
         "west": west,
         "east": east,
+        "groups": len(groups) if groups else None,
         "fingerprint": gallery.fingerprint,
         "vectors": str(path) if path.exists() else None,
     }
@@ -69,4 +76,7 @@ def _facts(gallery: "Gallery", encoder: "LocationEncoder") -> dict[str, Any]:
 
 def _show(facts: dict[str, Any], output: TextOutput) -> None:
     lines = facts | {"vectors": facts["vectors"] or "not encoded yet: geoclip gallery build"}
+    lines["groups"] = (
+        f"{facts['groups']:,}, searched in two levels" if facts["groups"] else "none, searched in one level"
+    )
     output.write(facts, table="".join(f"{key:>12}  {value}\n" for key, value in lines.items()))

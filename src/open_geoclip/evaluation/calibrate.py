@@ -79,6 +79,8 @@ def calibrate(
     """
     if locator.encoding.crops != 1 or locator.answers.prior != "gallery" or locator.weights_sha256 is None:
         raise SettingsError("a calibration is of named weights, one crop and the gallery's own prior")
+    if locator.search_space.groups is not None:
+        raise SettingsError(f"{locator.gallery.name}: a gallery this large, in two levels, cannot be calibrated")
     check_size(labelled)
     settings = {**locator_settings(locator), "embeddings": True}
     del settings["calibration_sha256"]

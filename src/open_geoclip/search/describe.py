@@ -101,10 +101,10 @@ def describe(
     except MissingExtraError:
         names = [(None, None)] * int(is_found.sum())
     remaining = iter(names)
-    codes = space.countries
+    codes = space.countries_of(cells)
     countries: list[Any] = [None] * len(posterior)
     if codes is not None:
-        countries = posterior.label_probabilities(codes if cells.origins is None else codes[cells.origins])
+        countries = posterior.label_probabilities(codes)
     sure = posterior.is_sure(profile)
     in_distribution: list[bool | None] = [None] * len(posterior)
     if posterior.is_in_distribution is not None:
@@ -166,9 +166,10 @@ def describe_query(
     elif refine:
         parts = space.refined_posteriors(embeddings, scale, query.calibration, query.log_mass, distances)
     elif query.log_mass is not None:
-        parts = [Posterior.from_log_mass(query.log_mass, space.cells, query.calibration, distances=distances)]
+        cells = query.cells or space.cells
+        parts = [Posterior.from_log_mass(query.log_mass, cells, query.calibration, distances=distances)]
     else:
-        parts = [space.posterior(embeddings, scale, query.calibration, distances)]
+        parts = space.posteriors(embeddings, scale, query.calibration, distances)
     if query.evidence is not None:
         parts = query.evidence.posteriors(parts, query.neighbours, space.allowed)
     rows = embeddings.split([len(part) for part in parts])

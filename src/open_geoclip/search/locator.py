@@ -25,7 +25,7 @@ from open_geoclip.search.evidence import PhotoEvidence
 from open_geoclip.search.explain import explain
 from open_geoclip.search.explanation import Explanation, LatLon
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.search.index import GalleryIndex, Progress
+from open_geoclip.search.index import Progress
 from open_geoclip.search.photo_index import PhotoIndex
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.query import Query
@@ -99,8 +99,7 @@ class Locator:
         if crops != 1 or self.answers.prior != "gallery":  # it was fitted without these
             self.calibration = replace(self.calibration, fitted_on=None)
         if isinstance(gallery, Gallery):
-            index = GalleryIndex.build(model.location_encoder, gallery, folder=cache, progress=progress)
-            gallery = SearchSpace.from_index(index, self.answers.prior)
+            gallery = SearchSpace.build(model.location_encoder, gallery, self.answers.prior, cache, progress)
         self.search_space, self.gallery = gallery, gallery.gallery
 
     @classmethod

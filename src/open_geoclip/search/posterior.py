@@ -219,8 +219,9 @@ class Posterior:
     def _top(self) -> tuple[Float64[Tensor, "n t"], Int64[Tensor, "n t"], Float32[Tensor, "n t 3"], Tensor]:
         """Mass, rows, points and smoothing of the cells that answers are decoded from."""
         with torch.inference_mode():
-            mass, rows = self.mass.topk(min(_TOP, len(self.cells)), dim=1)
-            return mass.double(), rows, self.cells.points[rows].float(), torch.from_numpy(self.sigma_km)[rows]
+            rows = self.cells.mass_per_place(self.mass).topk(min(_TOP, len(self.cells)), dim=1).indices
+            points, sigma = self.cells.points[rows].float(), torch.from_numpy(self.sigma_km)[rows]
+            return self.mass.gather(1, rows).double(), rows, points, sigma
 
     def _mass_near(
         self, places: Float64[Tensor, "n k 3"], nearest: Int64[Tensor, "n k"], min_cosine: float
@@ -237,7 +238,8 @@ class Posterior:
 
     def _top_cells(self, top_k: int) -> Modes:
         """Return the cells with the most mass, without merging."""
-        mass, rows = self.mass.topk(top_k, dim=1)
+        rows = self.cells.mass_per_place(self.mass).topk(top_k, dim=1).indices
+        mass = self.mass.gather(1, rows)
         coordinates = self.cells.coordinates[rows.numpy()].astype(np.float64)
         radius = math.sqrt(-2 * math.log(0.1)) * self.sigma_km[rows.numpy()]  # of 90 % of a Gaussian
         return Modes(coordinates, mass.double().numpy(), radius)

@@ -23,7 +23,7 @@ from open_geoclip.search.gallery import Gallery
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
 
-__all__ = ["OCTREE_LEVELS", "Density", "GalleryCells", "Prior", "morton_codes"]
+__all__ = ["OCTREE_LEVELS", "Density", "GalleryCells", "Prior", "cell_areas", "log_prior_of", "morton_codes"]
 
 Density = Callable[[Float64[np.ndarray, "n 2"]], Float[np.ndarray, " n"]]
 """Probability density over area, in any unit, at (lat, lon) in degrees."""
@@ -39,6 +39,7 @@ _AREA_NEIGHBOUR = 12  # the area of a cell follows from the distance to this nei
 _MAX_AREA = 4  # as a multiple of an even share of all land: a remote place does not represent the sea around it
 _SPACING_NEIGHBOUR = 3  # in an even gallery its distance is the side of a cell
 _SPACING_LIMITS_KM = 2.0, 2000.0
+_BLOCK = 2**17  # places whose areas are computed together
 _EVEN_SHARE = 0.05  # of the mass of priors by population or by a file is spread evenly
 
 
@@ -53,7 +54,8 @@ class GalleryCells:
             share of all land.
         log_prior: logarithm of each cell's prior probability, up to a constant; -inf excludes a cell.
         origins: for refined cells (see :mod:`open_geoclip.search.refine`), the row of the gallery that each one
-            belongs to.
+            belongs to; for places of a large one (see :mod:`open_geoclip.search.two_level`), their group.
+        counts: places that each cell stands for, where some are groups of places; None: one each.
     """
 
     coordinates: Float32[np.ndarray, "m 2"]
@@ -61,6 +63,7 @@ class GalleryCells:
     area_km2: Float64[np.ndarray, " m"]
     log_prior: Float[Tensor, " m"]
     origins: Int64[np.ndarray, " m"] | None = None
+    counts: Float32[Tensor, " m"] | None = None
 
     def __len__(self) -> int:
         return len(self.coordinates)
@@ -84,16 +87,18 @@ class GalleryCells:
         """
         points = torch.from_numpy(unit_vectors(gallery.coordinates.astype(np.float64))).float()
         file = cache and cache / f"{gallery.fingerprint[:32]}.area_km2.npy"
-        area = cached_array(file, lambda: _area_km2(gallery), len(gallery))
-        mass = _prior_mass(gallery, area, prior)
-        with np.errstate(divide="ignore"):
-            log_prior = torch.from_numpy(np.log(mass / mass.sum())).float()
+        area = cached_array(file, lambda: cell_areas(_tree(gallery.coordinates)), len(gallery))
+        log_prior = torch.from_numpy(log_prior_of(gallery, area, prior)).float()
         return cls(gallery.coordinates, points, area, log_prior)
 
     def subset(self, rows: Int64[np.ndarray, " k"]) -> "GalleryCells":
         """Return some of the cells, with the area and the prior that they have among all."""
         at = torch.from_numpy(rows)
         return GalleryCells(self.coordinates[rows], self.points[at], self.area_km2[rows], self.log_prior[at])
+
+    def mass_per_place(self, mass: Float32[Tensor, "n m"]) -> Float32[Tensor, "n m"]:
+        """Return the mass of an average place of each cell, by which the best places are found."""
+        return mass if self.counts is None else mass / self.counts
 
     def nearest(self, places: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
         """Return the row of the cell whose place is nearest to each of some (lat, lon) in degrees."""
@@ -125,18 +130,6 @@ def _tree(coordinates: Float32[np.ndarray, "m 2"]) -> "cKDTree":
     return cKDTree(unit_vectors(coordinates.astype(np.float64)))
 
 
-def _area_km2(gallery: Gallery) -> Float64[np.ndarray, " m"]:
-    """Return the area of each cell; see :class:`GalleryCells`."""
-    max_area = _MAX_AREA * _LAND_KM2 / len(gallery)
-    k = min(_AREA_NEIGHBOUR, len(gallery) - 1)
-    if k == 0:
-        return np.full(1, max_area)
-    tree = _tree(gallery.coordinates)
-    chord, _ = tree.query(tree.data, k=[k + 1])
-    # A spherical cap has exactly the area of a disc whose radius is the chord.
-    return np.clip(np.pi * (chord[:, 0] * EARTH_RADIUS_KM) ** 2 / (k + 0.5), 1e-6, max_area)
-
-
 def morton_codes(points: Float64[np.ndarray, "n 3"]) -> Int64[np.ndarray, " n"]:
     """Return the node of each unit vector in the last level of an octree; ``code >> 3`` is its parent."""
     cube = ((points + 1) / 2 * 2**OCTREE_LEVELS).astype(np.int64).clip(0, 2**OCTREE_LEVELS - 1)
@@ -145,6 +138,25 @@ def morton_codes(points: Float64[np.ndarray, "n 3"]) -> Int64[np.ndarray, " n"]:
         for axis in range(3):
             codes = codes << 1 | cube[:, axis] >> bit & 1
     return codes
+
+
+def cell_areas(tree: "cKDTree") -> Float64[np.ndarray, " m"]:
+    """Return the area in km² of the cell of each unit vector in a tree; see :class:`GalleryCells`."""
+    area = np.full(tree.n, _MAX_AREA * _LAND_KM2 / tree.n)
+    k = min(_AREA_NEIGHBOUR, tree.n - 1)
+    if k:
+        for rows in np.array_split(tree.indices, -(-tree.n // _BLOCK)):  # neighbours together
+            chord, _ = tree.query(tree.data[rows], k=[k + 1])
+            # A spherical cap has exactly the area of a disc whose radius is the chord.
+            area[rows] = np.clip(np.pi * (chord[:, 0] * EARTH_RADIUS_KM) ** 2 / (k + 0.5), 1e-6, area[rows])
+    return area
+
+
+def log_prior_of(gallery: Gallery, area_km2: Float64[np.ndarray, " m"], prior: Prior) -> Float64[np.ndarray, " m"]:
+    """Return the logarithm of the prior of each place; see :meth:`GalleryCells.from_gallery`."""
+    mass = _prior_mass(gallery, area_km2, prior)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(mass / mass.sum()))
 
 
 def _prior_mass(gallery: Gallery, area_km2: Float64[np.ndarray, " m"], prior: Prior) -> Float64[np.ndarray, " m"]:

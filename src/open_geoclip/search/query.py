@@ -16,6 +16,7 @@ from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.evidence import PhotoEvidence
 from open_geoclip.search.photo_records import Neighbours
 from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.trips import pool_embeddings, trip_posterior
@@ -34,7 +35,7 @@ class Query:
         encoded: names, hashes, errors and embeddings.
         calibration: how scores become probabilities.
         text: what was located in words, alone or with an image, one per answer.
-        log_mass: of each place, where it does not follow from the embedding alone, as of a trip.
+        log_mass: of each cell, where it does not follow from the embedding alone, as of a trip.
         error: why none of them has an answer.
         reliability: how often answers to single images were right, where it was measured.
         anchors: known places in time around each image.
@@ -42,6 +43,7 @@ class Query:
         scales_km: standard deviation of each image's place before it is seen, where there are anchors.
         neighbours: photos of indexes that look like each image, where indexes are searched.
         evidence: how these count.
+        cells: that ``log_mass`` is of.
     """
 
     encoded: EncodedBatch
@@ -55,6 +57,7 @@ class Query:
     scales_km: Sequence[float] = ()
     neighbours: Sequence[Neighbours] = ()
     evidence: PhotoEvidence | None = None
+    cells: GalleryCells | None = None
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], embeddings: Float[Tensor, "n d"]) -> "Query":
@@ -114,10 +117,11 @@ class Query:
             SettingsError: an hour is not a number, or the speed is below 0.
         """
         calibration = replace(calibration, background=0.0, fitted_on=None)
-        alone = space.posterior(batch.embeddings, scale, calibration, batch.distances).log_mass
-        spacing_km = float(np.median(space.cells.spacing_km))
-        trip = trip_posterior(alone, space.gallery.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
-        return cls(batch, calibration, None, trip.log_mass, _trip_error(trip.log_evidence > -np.inf, speed_kmh))
+        alone = space.posterior(batch.embeddings, scale, calibration, batch.distances)
+        cells, spacing_km = alone.cells, float(np.median(alone.cells.spacing_km))
+        trip = trip_posterior(alone.log_mass, cells.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
+        error = _trip_error(trip.log_evidence > -np.inf, speed_kmh)
+        return cls(batch, calibration, None, trip.log_mass, error, cells=cells)
 
     @classmethod
     def from_anchors(

@@ -240,7 +240,8 @@ def refine(
         allowed: which places an answer may be; default: all.
         distances: of the features of the images, where they are known.
     """
-    rows = log_mass.topk(min(n_starts(cells.spacing_km), log_mass.shape[1]), dim=1).indices
+    each = log_mass if cells.counts is None else log_mass - cells.counts.log()
+    rows = each.topk(min(n_starts(cells.spacing_km), log_mass.shape[1]), dim=1).indices
     found = local_search(rings, embeddings, rows, allowed=allowed)
     # Logits over the gallery are of rounded embeddings; those of the starts are exact now.
     sharpness = scale / calibration.temperature
@@ -290,6 +291,7 @@ def add_cells(
         cells.area_km2[rows.numpy()] * log_share.exp().numpy(),
         cells.log_prior[rows].double() + log_share,
         rows.numpy() if cells.origins is None else cells.origins[rows.numpy()],
+        None if cells.counts is None else torch.cat([cells.counts, torch.ones(len(places))]),
     )
 
 
