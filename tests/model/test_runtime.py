@@ -62,6 +62,29 @@ def test_engines_are_chosen(tmp_path: Path, save_clip: Callable[..., Path]) -> N
         prepare_backbone(linear, "openvino", "float32")
 
 
+def test_a_compiled_backbone_equals_torch_or_says_why_it_cannot_be(
+    tmp_path: Path, save_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pixels = load_image_backbone(f"dir:{save_clip(tmp_path)}")[0], torch.randn(3, 3, 56, 56)
+    with torch.no_grad():
+        expected = model(pixels)
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # compiling takes a minute
+    with torch.no_grad():
+        torch.testing.assert_close(prepare_backbone(model, "compile", "float32")(pixels), expected)
+
+    def fail(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        def call(pixels: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("InvalidCxxCompiler: no g++\nmore")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(SettingsError, match=r"compile does not work here \(InvalidCxxCompiler: no g\+\+\): it needs"):
+        prepare_backbone(model, "compile", "float32")
+    with pytest.raises(SettingsError, match="needs a backbone with an image_size"):
+        prepare_backbone(nn.Linear(2, 2), "compile", "float32")
+
+
 def test_nothing_is_reported_to_anybody() -> None:
     """OpenVINO carries telemetry; it must not even be imported by us."""
     code = (
@@ -80,3 +103,9 @@ def test_bfloat16_only_where_the_processor_has_it(caplog: pytest.LogCaptureFixtu
     assert automatic == wished
     assert (wished == torch.float32) == ("no bfloat16 instructions" in caplog.text)
     assert resolve_dtype("float32") == torch.float32
+
+
+def test_float16_is_for_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    assert resolve_dtype("float16", "cuda") == torch.float16
+    assert resolve_dtype("float16") == torch.float32
+    assert "for a GPU" in caplog.text

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from open_geoclip import Answer, AnswerSettings, Gallery, GeoCLIP, ImageEncoder, LocationEncoder, Locator, compat
-from open_geoclip.data.decoding import available_cores
+from open_geoclip.data.decoding import available_cores, map_ahead
 from open_geoclip.errors import (
     ImageError,
     MissingWeightsError,
@@ -230,6 +230,19 @@ def test_stream_reads_no_further_than_it_must(locator: Locator, photos: list[Pat
     batch_size = locator.encoding.batch_size
     assert taken <= batch_size + max(2 * batch_size, 4 * available_cores())
     stream.close()  # type: ignore[attr-defined]
+
+
+def test_batches_that_are_encoded_ahead_as_on_a_gpu_are_the_same(
+    locator: Locator, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ahead(*arguments: Any, workers: int | None = None, **options: Any) -> Any:
+        return map_ahead(*arguments, workers=workers or 1, **options)  # 0 is a CPU, which encodes in the caller
+
+    here = list(encode_batches(locator.model, photos, locator.encoding))
+    monkeypatch.setattr("open_geoclip.search.encode.map_ahead", ahead)
+    for one, other in zip(encode_batches(locator.model, photos, locator.encoding), here, strict=True):
+        assert (one.names, one.sha256) == (other.names, other.sha256)
+        torch.testing.assert_close(one.embeddings, other.embeddings)
 
 
 @pytest.mark.parametrize("top_k", [0, -1])

@@ -59,12 +59,15 @@ Gallery = Annotated[
     Path | None, Parameter(help="Places to choose from: CSV, GeoJSON or Parquet; default: the model's own.")
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    Parameter(help="Precision of the networks; auto is bfloat16 where the processor has it."),
+    Literal["auto", "float32", "bfloat16", "float16"],
+    Parameter(help="Precision of the networks; auto is bfloat16 where the processor has it; float16 is for GPUs."),
 ]
 Engine = Annotated[
-    Literal["auto", "torch", "openvino"],
-    Parameter(help="What runs the image backbone; auto is openvino where the extra fast is installed."),
+    Literal["auto", "torch", "compile", "openvino"],
+    Parameter(
+        help="What runs the image backbone; auto is openvino where the extra fast is installed; compile is "
+        "torch.compile, which is slow to start."
+    ),
 ]
 BatchSize = Annotated[int, Parameter(help="Images per forward pass.")]
 MaxPixels = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -102,10 +102,11 @@ def encode_batches(
     numbered = enumerate(cast(Iterable[ImageSource], several))
     decode = partial(_decode, model.image_encoder.preprocessing, settings)
     with closing(map_ahead(decode, numbered, ahead=2 * settings.batch_size)) as decoded:
-        while batch := list(itertools.islice(decoded, settings.batch_size)):
-            names, errors, hashes, pixels = zip(*batch, strict=True)
-            encoded = _encode(model, [one for one in pixels if one is not None], settings)
-            yield EncodedBatch(list(names), list(errors), list(hashes), *encoded)
+        batches = iter(lambda: list(itertools.islice(decoded, settings.batch_size)), [])
+        # A GPU encodes the next batches while the caller uses this one; a CPU would do both at half the speed.
+        workers = int(model.logit_scale.device.type == "cuda")
+        with closing(map_ahead(partial(_encode, model, settings), batches, workers=workers)) as encoded:
+            yield from encoded
 
 
 def encode_images(
@@ -143,10 +144,15 @@ def perceptual_hash(pixels: Float[Tensor, "n 3 h w"]) -> UInt8[np.ndarray, "n 32
     return np.packbits((grey.diff(dim=2) > 0).flatten(1).cpu().numpy(), axis=1)
 
 
-def _decode(
-    preprocessing: Preprocessing, settings: EncodeSettings, numbered: tuple[int, ImageSource]
-) -> tuple[str, ImageError | None, str | None, UInt8[np.ndarray, "crops h w 3"] | None]:
-    """Return name, error, hash and pixels of an image; its file is read once for hash and pixels."""
+class _Decoded(NamedTuple):
+    name: str
+    error: ImageError | None
+    sha256: str | None = None
+    pixels: UInt8[np.ndarray, "crops h w 3"] | None = None
+
+
+def _decode(preprocessing: Preprocessing, settings: EncodeSettings, numbered: tuple[int, ImageSource]) -> _Decoded:
+    """Decode an image; its file is read once for hash and pixels."""
     number, source = numbered
     name, sha256 = image_name(source, number), None
     try:
@@ -156,26 +162,29 @@ def _decode(
         edge = 2 * preprocessing.shortest_edge(settings.crops) if settings.fast_decode else 0
         image = load_image(source, name=name, max_pixels=settings.max_pixels, shortest_edge=edge)
     except ImageError as error:
-        return name, error, None, None
-    return name, None, sha256, preprocessing.resize_and_crop(image, settings.crops)
+        return _Decoded(name, error)
+    return _Decoded(name, None, sha256, preprocessing.resize_and_crop(image, settings.crops))
 
 
 @torch.inference_mode()
-def _encode(
-    model: GeoCLIP, images: list[UInt8[np.ndarray, "crops h w 3"]], settings: EncodeSettings
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"], UInt8[np.ndarray, "n 32"], Float[Tensor, " n"] | None]:
-    """Return embedding, feature, hash and distance per image; those of ten crops are means, as their logits are."""
-    encoder = model.image_encoder
+def _encode(model: GeoCLIP, settings: EncodeSettings, batch: list[_Decoded]) -> EncodedBatch:
+    """Encode a batch; embeddings, features and distances of ten crops are means, as their logits are."""
+    names, errors, hashes, decoded = (list(field) for field in zip(*batch, strict=True))
+    encoder, images = model.image_encoder, [pixels for pixels in decoded if pixels is not None]
     subspace = encoder.subspace
     if not images:
-        none = torch.empty(0, encoder.settings.widths[-1]), torch.empty(0, encoder.settings.feature_dim)
-        return *none, np.empty((0, 32), np.uint8), None if subspace is None else torch.empty(0)
+        embeddings, features = torch.empty(0, encoder.settings.widths[-1]), torch.empty(0, encoder.settings.feature_dim)
+        distances = None if subspace is None else torch.empty(0)
+        return EncodedBatch(names, errors, hashes, embeddings, features, np.empty((0, 32), np.uint8), distances)
     normalize, crops = encoder.preprocessing.normalize, (len(images), settings.crops)
     pixels = copy_to_device(torch.from_numpy(np.concatenate(images)), model.logit_scale.device)
     parts = [encoder.forward_backbone(normalize(part)) for part in pixels.split(settings.batch_size)]
     embeddings = torch.cat([model.encode_features(part) for part in parts]).cpu()
     features = torch.cat(parts).float().cpu()
-    return (
+    return EncodedBatch(
+        names,
+        errors,
+        hashes,
         embeddings.view(*crops, -1).mean(dim=1),
         features.view(*crops, -1).mean(dim=1),
         perceptual_hash(normalize(pixels[0 if settings.crops == 1 else _CENTRE :: settings.crops])),

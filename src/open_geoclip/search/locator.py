@@ -123,8 +123,8 @@ class Locator:
             backbone: name of the image backbone, by the same grammar. Default: the one that the weights name.
             gallery: candidate places, or a file of them. Default: the gallery of the weights.
             dtype: what the image backbone computes in; ``auto`` is bfloat16 where the processor has it.
-            engine: what runs the image backbone: ``torch``, or ``openvino`` on a CPU; ``auto`` takes openvino when the
-                extra ``fast`` is installed.
+            engine: what runs the image backbone: ``torch``, ``compile`` (torch.compile), or ``openvino`` on a CPU;
+                ``auto`` takes openvino when the extra ``fast`` is installed.
             device: where to compute, such as ``cpu`` or ``cuda``.
             towers: what to load beside the location encoder; ``("text",)`` for texts alone loads no image backbone.
             calibration: default: the user's own for weights and gallery (``geoclip calibrate``), or the weights'.

@@ -1,4 +1,4 @@
-"""What runs a frozen backbone: torch in float32 or bfloat16, or OpenVINO on a CPU.
+"""What runs a frozen backbone: torch in float32, bfloat16 or float16, torch.compile, or OpenVINO on a CPU.
 
 OpenVINO lays fixed weights out for the processor once, which torch does anew in each product, and fuses a convolution
 with what follows it. Converting a network takes a second for EfficientNet-Lite0 and ten for ViT-L/14, so the converted
@@ -29,8 +29,8 @@ __all__ = ["CompiledBackbone", "DType", "Engine", "copy_to_device", "prepare_bac
 
 logger = logging.getLogger(__name__)
 
-DType = Literal["auto", "float32", "bfloat16"]
-Engine = Literal["auto", "torch", "openvino"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["auto", "torch", "compile", "openvino"]
 
 
 def resolve_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtype:
@@ -44,8 +44,13 @@ def resolve_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtyp
         SettingsError: the name is not known.
     """
     if name not in get_args(DType):
-        raise SettingsError(f"dtype: auto, float32 or bfloat16, not {name!r}")
+        raise SettingsError(f"dtype: auto, float32, bfloat16 or float16, not {name!r}")
     if name == "float32":
+        return torch.float32
+    if name == "float16":
+        if torch.device(device).type != "cpu":
+            return torch.float16
+        logger.warning("float16 is for a GPU: computing in float32")
         return torch.float32
     if _has_bfloat16(torch.device(device)):
         return torch.bfloat16
@@ -70,23 +75,43 @@ def prepare_backbone(
 
     Args:
         backbone: as loaded.
-        engine: ``torch``; ``openvino``, on a CPU; ``auto`` is the latter where it can be used.
+        engine: ``torch``; ``compile``, by ``torch.compile``: a minute or more of work while loading, and again for
+            another batch size; ``openvino``, on a CPU; ``auto`` is openvino where it can be used, or else torch.
         dtype: see :func:`resolve_dtype`.
         device: where to compute.
 
     Raises:
-        SettingsError: OpenVINO is asked for where it cannot be used.
+        SettingsError: OpenVINO or compilation is asked for where it cannot be used.
         MissingExtraError: OpenVINO is asked for and not installed.
     """
     if engine not in get_args(Engine):
-        raise SettingsError(f"engine: auto, torch or openvino, not {engine!r}")
+        raise SettingsError(f"engine: auto, torch, compile or openvino, not {engine!r}")
     precision = resolve_dtype(dtype, device)
     fits = hasattr(backbone, "image_size") and torch.device(device).type == "cpu"
     if engine == "openvino" and not fits:
         raise SettingsError("the engine openvino needs a backbone with an image_size, on a CPU: use torch")
     if engine == "openvino" or (engine == "auto" and fits and find_spec("openvino") is not None):
         return CompiledBackbone(backbone, bfloat16=precision == torch.bfloat16)
-    return backbone.to(device, precision)
+    backbone = backbone.to(device, precision)
+    return _compile(backbone, device) if engine == "compile" else backbone
+
+
+def _compile(backbone: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return a backbone compiled by torch, which encodes two blank images: what does not work is an error now."""
+    side = getattr(backbone, "image_size", None)
+    if side is None:
+        raise SettingsError("the engine compile needs a backbone with an image_size: use torch")
+    compiled = cast(nn.Module, torch.compile(backbone))
+    try:
+        with torch.inference_mode():
+            compiled(torch.zeros(2, 3, side, side, device=device))
+    except Exception as error:  # of a compiler that is missing or fails, in whatever way
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise SettingsError(
+            f"the engine compile does not work here ({reason}): it needs a C++ compiler on a CPU, Triton on a GPU; "
+            "use torch"
+        ) from error
+    return compiled
 
 
 def copy_to_device(pixels: Tensor, device: torch.device | str) -> Tensor:
