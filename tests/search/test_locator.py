@@ -22,7 +22,7 @@ from open_geoclip.errors import (
     SettingsError,
     WeightsError,
 )
-from open_geoclip.search.encode import EncodeSettings, encode_images
+from open_geoclip.search.encode import EncodeSettings, encode_batches, encode_images
 
 ROWS = 6000  # of the released gallery: it is encoded anew for each photo by the released package
 
