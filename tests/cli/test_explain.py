@@ -43,7 +43,7 @@ def test_the_table_and_json(run: Command) -> None:
 def test_the_picture(run: Command) -> None:
     run("-o", "why.png")
     with Image.open("why.png") as picture:
-        assert picture.width > 1500
+        assert picture.width > 1200
         assert len(picture.convert("RGB").getcolors(2**24) or []) > 1000
 
 

@@ -38,7 +38,7 @@ def draw_explanation(path: Path, explanation: Explanation, image: Image.Image) -
     width, height = photo.size
     panels = 3 if explanation.regions else 2
     tall = 4.2 * min(max(height / width, 0.4), 1.6)
-    figure = new_figure(4.4 * panels, tall + 1.5, 130)
+    figure = new_figure(4.4 * panels, tall + 1.5, 100)
     lines = [
         f"{Path(explanation.image).name}: what raises the score of {_place(explanation.place, explanation.place_name)}"
     ]

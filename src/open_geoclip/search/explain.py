@@ -32,6 +32,7 @@ from open_geoclip.model.backbones.earth import EfficientNetLite0
 from open_geoclip.model.backbones.runtime import CompiledBackbone
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.answer import Answer
+from open_geoclip.search.encode import EncodedBatch, perceptual_hash
 from open_geoclip.search.explanation import MAX_GRID, WITHIN_KM, Box, CoveredRegion, Explanation, LatLon
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.weights.backbones import load_image_backbone
@@ -42,8 +43,8 @@ _SAME_KM = 0.001  # nearer places are one
 _BATCH = 8  # images that are encoded at once
 _LAYER_CAM_CELLS = 14  # per side of the map: those of the backbone's features at stride 16
 
-Locate = Callable[[Float[Tensor, "n k"]], Iterable[tuple[Answer, Posterior | None]]]
-"""Answers and posteriors of embeddings."""
+Locate = Callable[[EncodedBatch], Iterable[tuple[Answer, Posterior | None]]]
+"""Answers and posteriors of encoded images."""
 
 
 def explain(
@@ -61,7 +62,7 @@ def explain(
     Args:
         model: with an image encoder.
         image: the photo.
-        locate: returns answers and posteriors of embeddings.
+        locate: returns answers and posteriors of encoded images.
         place: (lat, lon) in degrees; default: the first candidate.
         versus: (lat, lon) in degrees, or None.
         grid: parts per side that are covered; 0: none.
@@ -79,23 +80,23 @@ def explain(
         raise SettingsError(f"grid: from 0 to {MAX_GRID} parts per side, not {grid}")
     if len(given) == 2 and float(geodesic_km(given[0], given[1])) < _SAME_KM:
         raise SettingsError(f"place and versus are the same place: {given[0, 0]:g},{given[0, 1]:g}")
-    name, sha256 = image_name(image, 0), {}
+    name, sha256 = image_name(image, 0), None
     if not isinstance(image, Image.Image | np.ndarray):
         image = read_bytes(image, name)
-        sha256 = {"image": hashlib.sha256(image).hexdigest()}
+        sha256 = hashlib.sha256(image).hexdigest()
     upright = load_image(image, name=name, max_pixels=max_pixels)
     model.check_image_encoder()
     preprocessing = model.image_encoder.preprocessing
     pixels, crop = preprocessing(upright), preprocessing.crop_box(upright.size)
 
-    embeddings = _encode(model, torch.cat([pixels[None], cover(pixels, grid)]))
-    [(answer, posterior), *without] = locate(embeddings)
+    batch = _encode(model, torch.cat([pixels[None], cover(pixels, grid)]), name, sha256)
+    [(answer, posterior), *without] = locate(batch)
     best = answer.candidates[0]
     place = (best.lat, best.lon) if place is None else place
     places = np.array([place] if versus is None else [place, versus], np.float64)
     with torch.no_grad():
         targets = model.encode_location(torch.from_numpy(places))
-    scores = (targets.cpu() @ embeddings[0]).tolist()
+    scores = (targets.cpu() @ batch.embeddings[0]).tolist()
     method, relevance = attribution(model, pixels, targets[0] if versus is None else targets[0] - targets[1])
     probability = _probability(posterior, places[:1])
     regions = []
@@ -121,7 +122,7 @@ def explain(
         crop=crop,
         map=tuple(tuple(round(value, 4) for value in row) for row in relevance.tolist()),
         regions=tuple(regions),
-        sha256=sha256 | dict(answer.sha256),
+        sha256=dict(answer.sha256),
     )
 
 
@@ -249,9 +250,20 @@ def _probability(posterior: Posterior | None, place: Float[np.ndarray, "1 2"]) -
 
 
 @torch.inference_mode()
-def _encode(model: GeoCLIP, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
-    device = model.logit_scale.device
-    return torch.cat([model.encode_image(part.to(device)).cpu() for part in pixels.split(_BATCH)])
+def _encode(model: GeoCLIP, pixels: Float[Tensor, "n 3 h w"], name: str, sha256: str | None) -> EncodedBatch:
+    """Encode copies of one photo: all of them have its hashes, so that an index of photos leaves it out for each."""
+    encoder, n = model.image_encoder, len(pixels)
+    parts = [encoder.forward_backbone(part.to(model.logit_scale.device)) for part in pixels.split(_BATCH)]
+    features = torch.cat(parts).float().cpu()
+    return EncodedBatch(
+        [name] * n,
+        [None] * n,
+        [sha256] * n,
+        torch.cat([model.encode_features(part) for part in parts]).cpu(),
+        features,
+        np.repeat(perceptual_hash(pixels[:1]), n, axis=0),
+        None if encoder.subspace is None else encoder.subspace.distance(features),
+    )
 
 
 def _place_names(places: Float[np.ndarray, "n 2"]) -> list[str] | list[None]:

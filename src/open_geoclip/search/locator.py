@@ -389,8 +389,8 @@ class Locator:
     ) -> Explanation:
         """Return where in a photo the evidence for a place lies; see :func:`open_geoclip.search.explain.explain`."""
 
-        def locate(embeddings: Float[Tensor, "n k"]) -> Iterator[Located]:
-            return self.answer([self.query_encoded(EncodedBatch.from_embeddings(embeddings))], 1)
+        def locate(batch: EncodedBatch) -> Iterator[Located]:
+            return self.answer([self.query_encoded(batch)], 1)
 
         return explain(self.model, image, locate, place, versus, grid=grid, max_pixels=self.encoding.max_pixels)
 
