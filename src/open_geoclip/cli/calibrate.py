@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from open_geoclip.cli._options import ImageModelOptions
-from open_geoclip.cli._output import TextFormat, TextOutput, resumable_progress, to_json, write_output
+from open_geoclip.cli._output import TextFormat, TextOutput, progress_bar, resumable_progress, to_json, write_output
 from open_geoclip.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def calibrate(
     buffer_km: float = 1.0,
     load: Path | None = None,
     remove: bool = False,
+    index: Path | None = None,
 ) -> None:
     """Fit the calibration of a model on a few hundred photos with known places, and use it from then on.
 
@@ -46,7 +47,13 @@ def calibrate(
         buffer_km: Photos within this distance, or of one group, are never on two sides of the cross-validation.
         load: Use a calibration.json, such as a colleague's, instead of fitting one.
         remove: Remove the calibration that was kept.
+        index: Folder of geoclip index build: fit instead how much its photos count for this model, and store it there.
     """
+    if index is not None:
+        if source is None or load is not None or remove or output is not None:
+            raise SettingsError("--index is for SOURCE alone: what is fitted is stored in the folder of the index")
+        _fit_index(source, index, options, TextOutput(format_=format_), buffer_km)
+        return
     if (source is not None) + (load is not None) + remove != 1:
         raise SettingsError("give photos to fit on, or --load FILE, or --remove")
     if source is not None:
@@ -104,6 +111,20 @@ def _fit(source: str, options: ImageModelOptions, output: Path | None, text: Tex
     write_output(to_json(figures), folder / "report.json")
     write_output(_markdown(report, locator, _draw(report, folder)), folder / "report.md")
     text.write(figures, table=f"{table}\nthe calibration is used from now on; report and calibration.json: {folder}\n")
+
+
+def _fit_index(source: str, folder: Path, options: ImageModelOptions, text: TextOutput, buffer_km: float) -> None:
+    from open_geoclip.data.sources import open_source
+    from open_geoclip.evaluation.evidence import fit_index
+    from open_geoclip.evaluation.labelled import label_source
+    from open_geoclip.search.photo_index import PhotoIndex
+
+    index, labelled = PhotoIndex.open(folder), label_source(open_source(source))
+    with progress_bar("encoding") as progress:
+        found = fit_index(options.load(), index, labelled, buffer_km=buffer_km, progress=progress)
+    rows = "".join(f"{key:>18}  {value}\n" for key, value in found["settings"].items())
+    table = f"{rows}fitted and calibrated on {found['n_images']:,} photos; stored in {folder}\n"
+    text.write({"settings": found["settings"], "n_images": found["n_images"]}, table=table)
 
 
 def _rows(report: "CalibrationReport") -> list[tuple[str, str, str]]:

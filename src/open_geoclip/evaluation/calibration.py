@@ -28,7 +28,7 @@ from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.smoothing import RadialProfile, log_kernel
 
-__all__ = ["ANSWER_KM", "fit_calibration", "fit_distribution", "measure_calibration", "reliability"]
+__all__ = ["ANSWER_KM", "fit_calibration", "fit_distribution", "fit_levels", "measure_calibration", "reliability"]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer with the most mass within this radius."""
@@ -144,7 +144,7 @@ def fit_calibration(
             logits = index.logits(part, scale)
             yield logits, Posterior.from_logits(logits, cells, calibration)
 
-    levels, hpd_levels, nominal = _fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
+    levels, hpd_levels, nominal = fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
     calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
     calibration = _fit_conformal(batches(), nominal, scale, calibration, distances, distribution)
     if n_refined == 0:
@@ -152,11 +152,11 @@ def fit_calibration(
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
     parts = embeddings[:n_refined].split(_BATCH)
     refined = (posterior for part in parts for posterior in space.refined_posteriors(part, scale, plain))
-    levels, hpd_levels, _ = _fit_levels(refined, truth[:n_refined], plain, space.cells)
+    levels, hpd_levels, _ = fit_levels(refined, truth[:n_refined], plain, space.cells)
     return replace(calibration, refined_levels=levels, refined_hpd_levels=hpd_levels)
 
 
-def _fit_levels(
+def fit_levels(
     posteriors: Iterable[Posterior], truth: Float[np.ndarray, "n 2"], plain: Calibration, cells: GalleryCells
 ) -> tuple[tuple[float, ...], tuple[float, ...], Float64[np.ndarray, " n"]]:
     """Fit ``levels`` and ``hpd_levels``: the shares of the mass that hold the truth as often as they should.
