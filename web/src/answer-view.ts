@@ -3,7 +3,7 @@ import { announce, fill, h, icon, unique } from "./dom";
 import { comparison, coordinates, countryName, disagreementKm, exifConflict, kilometres, percent, placeName, decimalDegrees, isOutOfDistribution, verdict } from "./format";
 import { services } from "./map-links";
 import type { Store } from "./store";
-import type { Candidate, Decision, Item, Result } from "./types";
+import type { Candidate, Decision, Item, Result, SetPlace } from "./types";
 import { Why, type Explain } from "./why";
 
 export class AnswerView {
@@ -17,6 +17,7 @@ export class AnswerView {
     private readonly store: Store,
     private readonly canReview: boolean,
     explain: Explain,
+    private readonly pick: (use: (place: SetPlace) => void) => void = () => undefined,
   ) {
     this.why = new Why(explain, ({ id }, explanation) => store.update(id, { explanation }), () => this.render());
     store.subscribe(["items", "selected", "candidate"], () => this.update());
@@ -73,6 +74,7 @@ export class AnswerView {
       this.why.figure(item, this.store.state.candidate, picture) ?? picture,
       this.review(item),
       this.candidates(item, result),
+      this.anchors(result),
       this.exif(result),
       this.reliability(result),
       isOutOfDistribution(result) ? null : this.probabilities(result),
@@ -102,7 +104,8 @@ export class AnswerView {
   }
 
   /** Accept, reject, and a note. */
-  private review({ id, decision, note }: Item): HTMLElement | null {
+  private review(item: Item): HTMLElement | null {
+    const { id, kind, decision, place, note } = item;
     if (!this.canReview) {
       const words = [decision && (decision === "accepted" ? "Accepted" : "Rejected"), note].filter(Boolean);
       return words.length > 0 ? h("p", { class: "review-words" }, words.join(": ")) : null;
@@ -127,7 +130,27 @@ export class AnswerView {
       oninput: () => this.store.update(id, { note: text.value }),
     });
     text.value = note;
-    return h("div", { class: "review" }, h("div", { class: "pair" }, choice("accepted", "Accept"), choice("rejected", "Reject")), text);
+    const set = h(
+      "button",
+      { type: "button", class: "button small", onclick: () => this.pick((chosen) => this.store.setPlace(item, chosen)) },
+      icon("map"),
+      place === null ? "Set the place" : "Set another place",
+    );
+    const chosen =
+      place !== null &&
+      h(
+        "p",
+        {},
+        `Your place: ${coordinates(place[0], place[1])} `,
+        h("button", { type: "button", class: "link-button", onclick: () => this.store.setPlace(item, null) }, "Take it back"),
+      );
+    return h(
+      "div",
+      { class: "review" },
+      h("div", { class: "pair" }, choice("accepted", "Accept"), choice("rejected", "Reject")),
+      text,
+      kind === "photo" && h("div", { class: "review-place" }, set, chosen),
+    );
   }
 
   private decide(id: string, decision: Decision | null): void {
@@ -233,6 +256,20 @@ export class AnswerView {
     } catch {
       announce(`The browser does not let this page copy. The coordinates are ${text}.`);
     }
+  }
+
+  private anchors({ anchors, time }: Result): HTMLElement | null {
+    if (!anchors?.length || !time) return null;
+    return h(
+      "section",
+      { class: "block" },
+      h("h3", {}, "Estimated between known places"),
+      ...anchors.map((anchor) => {
+        const minutes = Math.round((Date.parse(anchor.time) - Date.parse(time)) / 60_000);
+        const when = minutes === 0 ? "within a minute" : `${Math.abs(minutes).toLocaleString("en")} min ${minutes < 0 ? "before" : "after"}`;
+        return h("p", {}, `${anchor.source}, ${when}: ${coordinates(anchor.lat, anchor.lon)}`);
+      }),
+    );
   }
 
   private exif(result: Result): HTMLElement | null {

@@ -78,6 +78,25 @@ export async function locate(
   return checkCount((await answer.json()) as Answers, together ? 1 : files.length);
 }
 
+/** One answer per photo, in order, and how clocks were found. */
+export async function locateTrip(
+  files: readonly File[],
+  tracks: readonly File[],
+  options: Options,
+  speedKmh: number,
+  signal: AbortSignal,
+): Promise<{ results: Result[]; notes: string[] }> {
+  const form = new FormData();
+  for (const file of files) form.append("images", file, file.name);
+  for (const track of tracks) form.append("tracks", track, track.name);
+  for (const [name, value] of Object.entries({ model: options.model, top_k: options.topK, speed_kmh: speedKmh })) form.append(name, String(value));
+  for (const flag of ["use_gps", "detail", "exif"]) form.append(flag, "true");
+  for (const area of areas(options, true)) form.append("within", area);
+  for (const area of areas(options, false)) form.append("not_within", area);
+  const answer = (await (await request("v1/trip", { method: "POST", body: form, signal })).json()) as Answers & { notes: string[] };
+  return { results: checkCount(answer, files.length), notes: answer.notes };
+}
+
 export async function locateText(text: string, options: Options, signal: AbortSignal): Promise<Result> {
   const body = {
     texts: [text],

@@ -2,6 +2,7 @@
 import { exportRecords } from "./api";
 import { announce, h, icon } from "./dom";
 import { count } from "./format";
+import { planOf } from "./plan";
 import type { Store } from "./store";
 import type { Item, Result } from "./types";
 
@@ -15,6 +16,7 @@ const FORMATS: [id: string, name: string, use: string][] = [
   ["csv-bom", "CSV for Excel", "the same after a byte order mark"],
   ["parquet", "Parquet", "for data frames"],
   ["json", "JSON", "complete answers"],
+  ["plan", "Plan", "reviewed places for geoclip tag --apply"],
 ];
 
 /** An item as a record: the answer, the thumbnail, the place in EXIF, the explanation, decision and note. */
@@ -43,7 +45,7 @@ export function saveFile(blob: Blob, name: string): void {
 export function exportMenu(store: Store, serverFormats: readonly string[] | null): HTMLElement {
   const live = serverFormats !== null;
   const problem = h("p", { class: "error small", role: "alert", hidden: true });
-  const formats = FORMATS.filter(([id]) => (serverFormats ?? ["json"]).includes(id));
+  const formats = FORMATS.filter(([id]) => (serverFormats === null ? ["json"] : [...serverFormats, "plan"]).includes(id));
   const exportable = (): Item[] => {
     const finished = store.shown.filter(({ status }) => status === "done" || status === "failed");
     const checked = finished.filter(({ checked }) => checked);
@@ -54,6 +56,12 @@ export function exportMenu(store: Store, serverFormats: readonly string[] | null
     problem.hidden = true;
     button.disabled = true;
     try {
+      if (format === "plan") {
+        saveFile(new Blob([planOf(items)], { type: "text/csv" }), "plan.csv");
+        announce("The plan is downloaded: save it in the folder of the photos.");
+        menu.open = false;
+        return;
+      }
       const records = items.map(toRecord);
       const blob = live ? await exportRecords(records, format) : new Blob([JSON.stringify(records, null, 1)], { type: "application/json" });
       saveFile(blob, `geoclip.${format.split("-")[0]}`);

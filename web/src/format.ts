@@ -74,7 +74,7 @@ export function verdict(result: Result): Verdict {
       meaning: result.warning ?? "The photo is unlike those that the model was calibrated on: its candidates mean nothing.",
     };
   if (result.sure === true)
-    return { key: "sure", word: "Sure", meaning: `Calibrated on photos of the same kind.${chance}` };
+    return { key: "sure", word: "Sure", meaning: `${result.anchors?.length ? "Estimated between known places." : "Calibrated on photos of the same kind."}${chance}` };
   if (result.sure === false)
     return { key: "unsure", word: "Not sure", meaning: `Check the other candidates too.${chance}` };
   const measured = result.reliability ? ` ${result.reliability.text[0]!.toUpperCase()}${result.reliability.text.slice(1)}.` : "";

@@ -3,12 +3,14 @@ import { announce, h, icon, unique } from "./dom";
 import { count } from "./format";
 import { filesFromClipboard, filesFromFolder, filesFromTransfer } from "./files";
 import { PROJECT_SUFFIX } from "./project";
+import { isTrack } from "./trip-panel";
 import type { Store } from "./store";
 
 const ORBIT_MODEL = "earth"; // the embedded model
 
 export interface InputHandlers {
   addPhotos(files: readonly File[]): void;
+  addTracks(files: readonly File[]): void;
   addText(text: string): void;
   openProject(file: File): Promise<void>;
 }
@@ -16,20 +18,23 @@ export interface InputHandlers {
 export function inputPanel(store: Store, handlers: InputHandlers): HTMLElement {
   const add = (given: readonly File[], skipped = 0): void => {
     const projects = given.filter(({ name }) => name.endsWith(PROJECT_SUFFIX));
-    const files = given.filter((file) => !projects.includes(file));
+    const tracks = given.filter(isTrack);
+    const files = given.filter((file) => !projects.includes(file) && !tracks.includes(file));
+    if (tracks.length > 0) handlers.addTracks(tracks);
     const failed = (error: unknown): void => {
       notice.textContent = error instanceof Error ? error.message : String(error);
       notice.scrollIntoView({ block: "nearest" }); // a file may be dropped on any part of the page
     };
     for (const project of projects) handlers.openProject(project).catch(failed);
-    if (projects.length > 0 && files.length === 0) return;
+    if (tracks.length > 0) announce(`${count(tracks.length, "track")} added.`);
+    if (projects.length + tracks.length > 0 && files.length === 0) return;
     if (files.length > 0) handlers.addPhotos(files);
     const rest = skipped > 0 ? ` ${count(skipped, "file")} skipped: not an image.` : "";
     announce((files.length > 0 ? `${count(files.length, "photo")} added.` : "No photo found.") + rest);
     notice.textContent = skipped > 0 ? rest.trim() : "";
   };
   const notice = h("p", { class: "quiet small", "aria-live": "polite" });
-  const chooser = h("input", { type: "file", multiple: true, accept: `image/*,.heic,.heif,${PROJECT_SUFFIX}`, class: "visually-hidden", tabindex: "-1", "aria-label": "Photos" });
+  const chooser = h("input", { type: "file", multiple: true, accept: `image/*,.heic,.heif,.gpx,.json,.geojson,.csv,.tsv,${PROJECT_SUFFIX}`, class: "visually-hidden", tabindex: "-1", "aria-label": "Photos" });
   chooser.addEventListener("change", () => {
     add([...(chooser.files ?? [])]);
     chooser.value = "";

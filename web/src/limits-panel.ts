@@ -41,7 +41,7 @@ export class LimitsPanel {
       onkeydown: (event: KeyboardEvent) => this.key(event),
       onblur: () => this.closeSuggestions(),
     });
-    const tool = (which: Tool, label: string): HTMLElement =>
+    const tool = (which: Exclude<Tool, "point">, label: string): HTMLElement =>
       h("button", { type: "button", class: "button quiet-button", onclick: () => draw(which, this.inside) }, icon(which), label);
     this.element = h(
       "fieldset",

@@ -54,6 +54,25 @@ export class Locating {
     this.enqueue(this.store.state.items.filter(({ id }) => ids.has(id)));
   }
 
+  /** Locates all photos as one trip, between tracks, photos with GPS and places that the user set; returns notes on clocks. */
+  async locateTrip(speedKmh: number): Promise<string[]> {
+    const items = this.store.state.items.filter(({ kind, files }) => kind === "photo" && files.length > 0);
+    const { options } = this.store;
+    const set = items.filter(({ place, result }) => place !== null && result?.time);
+    const rows = set.map(({ place, result }) => `${result!.time},${place!.join()}\n`);
+    const known = rows.length > 0 ? [new File(["time,lat,lon,accuracy_m\n", ...rows], "places set on the map.csv")] : [];
+    const sent = items.map((item) => item.files[0]!);
+    const tracks = [...this.store.state.tracks, ...known];
+    const { results, notes } = await api.locateTrip(sent, tracks, options, speedKmh, new AbortController().signal);
+    results.forEach(({ thumbnail: _, ...result }, n) => {
+      const { id, kind } = items[n]!;
+      if (typeof result.error === "string") this.store.update(id, { status: "failed", error: result.error });
+      else this.store.update(id, { status: "done", error: null, explanation: null, result, optionsKey: optionsKey(options, kind) });
+    });
+    announce(`${count(results.length, "photo")} located as one trip.`);
+    return notes;
+  }
+
   cancel(): void {
     this.cancelling?.abort();
   }

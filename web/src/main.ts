@@ -22,6 +22,7 @@ import { themeToggle } from "./theme";
 import { listToolbar, progressBar } from "./list-toolbar";
 import type { Candidate, PageSettings } from "./types";
 import { Locating } from "./locate";
+import { tripPanel } from "./trip-panel";
 
 /** The compressed map data: embedded in a report, a separate file otherwise. */
 async function fetchWorld(): Promise<ArrayBuffer | Uint8Array<ArrayBuffer>> {
@@ -65,7 +66,8 @@ async function boot(): Promise<void> {
 function dots(store: Store): { id: string; place: [number, number] }[] {
   return store.shown.flatMap((item) => {
     const best = item.id === store.state.selected ? undefined : item.result?.candidates?.[0];
-    return best ? [{ id: item.id, place: [best.lat, best.lon] as [number, number] }] : [];
+    const place = item.place ?? (best && [best.lat, best.lon]);
+    return place ? [{ id: item.id, place: [place[0]!, place[1]!] as [number, number] }] : [];
   });
 }
 
@@ -115,19 +117,21 @@ function layout(store: Store, map: WorldMap, limits: LimitsPanel, locating: Loca
     problem,
     locating && inputPanel(store, inputHandlers(store, locating)),
     locating && optionsPanel(store, limits.element),
+    locating && tripPanel(store, locating),
     locating && progressBar(store, locating),
     listToolbar(store, locating),
     list.element,
     report && about(report),
   );
   const stage = h("main", { class: "stage" }, map.element, ...map.controls(locating !== null), legend(map));
-  const answer = new AnswerView(store, locating !== null, locating && ((item, place) => locating.explain(item, place)));
+  const answer = new AnswerView(store, locating !== null, locating && ((item, place) => locating.explain(item, place)), (use) => map.pick(use));
   return [head, h("div", { class: "columns" }, left, stage, answer.element), footer(store, page), h("div", { class: "drop-here", "aria-hidden": "true" }, "Drop to locate")];
 }
 
 function inputHandlers(store: Store, locating: Locating): InputHandlers {
   return {
     addPhotos: (files) => locating.addPhotos(files),
+    addTracks: (files) => store.set({ tracks: [...store.state.tracks, ...files] }),
     addText: (text) => locating.addText(text),
     async openProject(file) {
       const before = sessionOf(store.state);

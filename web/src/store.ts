@@ -1,7 +1,7 @@
 /** The state of the page; views subscribe to its changes. */
 import { arrange, DEFAULT_ARRANGEMENT, type Arrangement } from "./arrange";
 import { count } from "./format";
-import type { Country, Decision, Item, Limit, Model, Options } from "./types";
+import type { Country, Decision, Item, Limit, Model, Options, SetPlace } from "./types";
 
 export interface Progress {
   total: number;
@@ -22,6 +22,8 @@ export interface State {
   text: string;
   textWeight: number;
   arrangement: Arrangement;
+  /** Where the photographer was; not kept when the page is reloaded. */
+  tracks: readonly File[];
   /** Whether smaller copies of large photos are sent. */
   shrink: boolean;
   progress: Progress | null;
@@ -127,6 +129,13 @@ export class Store {
     });
   }
 
+  /** Sets the place of a photo, which accepts it; null takes the place back. */
+  setPlace(item: Item, place: SetPlace | null): void {
+    const { id, place: before, decision } = item;
+    this.update(id, { place, decision: place === null ? decision : "accepted" });
+    this.recordUndo(`place of ${item.name}`, () => this.update(id, { place: before, decision }));
+  }
+
   select(id: string | null, candidate = 0): void {
     this.set({ selected: id, candidate });
   }
@@ -150,6 +159,7 @@ export function createStore(): Store {
     text: "",
     textWeight: 0.5,
     arrangement: DEFAULT_ARRANGEMENT,
+    tracks: [],
     shrink: false,
     progress: null,
     problem: "",

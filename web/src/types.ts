@@ -52,6 +52,9 @@ export type Decision = "accepted" | "rejected";
 
 export type Status = "waiting" | "sending" | "done" | "failed";
 
+/** Latitude, longitude, and how many metres a few pixels of the map were when it was clicked. */
+export type SetPlace = readonly [lat: number, lon: number, accuracyM: number];
+
 /** A row of the list: one photo, one text, or several photos as one place. */
 export interface Item {
   id: string;
@@ -69,11 +72,13 @@ export interface Item {
   checked: boolean;
   /** What the user decided about the answer. */
   decision: Decision | null;
+  /** The place that the user chose instead of the answer. */
+  place: SetPlace | null;
   note: string;
 }
 
 /** An item of which nothing is known yet. */
 export function createItem(id: string, kind: Item["kind"], name: string, files: readonly File[]): Item {
-  const empty = { error: null, result: null, explanation: null, thumbnail: null, optionsKey: "", checked: false, decision: null, note: "" };
+  const empty = { error: null, result: null, explanation: null, thumbnail: null, optionsKey: "", checked: false, decision: null, place: null, note: "" };
   return { id, kind, name, files, status: "waiting", ...empty };
 }

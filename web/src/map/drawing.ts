@@ -1,10 +1,10 @@
-/** Draws a box or a polygon on the map, by pointer or by keyboard (the center of the map sets corners). */
+/** Draws a box, a polygon or a point on the map, by pointer or by keyboard (the center of the map sets corners). */
 import { densify, nearestLongitude, type Position } from "../geo";
 import { stroke } from "./canvas";
 import type { Palette } from "./palette";
 import type { Projection } from "./projection";
 
-export type Tool = "box" | "polygon";
+export type Tool = "box" | "polygon" | "point";
 
 /** Degrees; the west may be east of the east, over 180 degrees. */
 export interface Box {
@@ -14,7 +14,7 @@ export interface Box {
   east: number;
 }
 
-/** What was drawn: a box, or the corners of a polygon as (lat, lon). */
+/** What was drawn: a box, or the corners of a polygon as (lat, lon); a point is a single corner. */
 export type Drawn = Box | [number, number][];
 
 export interface DrawingHost {
@@ -52,7 +52,9 @@ export class Drawing {
     this.host.element.classList.add("drawing");
     this.host.element.focus();
     this.host.showHint(
-      tool === "box"
+      tool === "point"
+        ? "Click the place. Or move the map with the arrow keys and press Enter. Escape ends."
+        : tool === "box"
         ? "Drag from corner to corner. Or move the map with the arrow keys and press Enter for each corner. Escape ends."
         : "Click each corner, the first again to close. Or move the map with the arrow keys, Enter for a corner, C to close. Escape ends.",
     );
@@ -77,6 +79,10 @@ export class Drawing {
     const place = this.at(event);
     if (place === null) return;
     this.keyboard = false;
+    if (this.tool === "point") {
+      event.stopPropagation();
+      return this.stop([place]);
+    }
     this.host.element.setPointerCapture(event.pointerId);
     if (this.tool === "box") {
       this.corners = [place];
@@ -111,6 +117,7 @@ export class Drawing {
       c: () => this.tool === "polygon" && this.close(),
       Enter: () => {
         this.keyboard = true;
+        if (this.tool === "point") return this.stop([middle()]);
         this.corners.push(middle());
         this.host.showHint(`Corner ${this.corners.length} set.`);
         if (this.tool === "box" && this.corners.length === 2) this.box(this.corners[0]!, this.corners[1]!);

@@ -3,8 +3,8 @@ import { geoInterpolate } from "d3-geo";
 import { announce, h, icon } from "../dom";
 import { coordinates, kilometres } from "../format";
 import { boxLimit, polygonLimit } from "../limit-syntax";
-import type { Candidate, Limit, Result } from "../types";
-import type { Position } from "../geo";
+import type { Candidate, Limit, Result, SetPlace } from "../types";
+import { distanceKm, type Position } from "../geo";
 import { drawBasemap } from "./basemap";
 import { clusterPlaces, drawClusters, type Cluster } from "./clusters";
 import { Drawing, type Box, type Tool } from "./drawing";
@@ -26,6 +26,7 @@ export interface MapEvents {
   selectBox(box: Box): void;
 }
 
+const CLICK_PX = 5; // by which a click may be off
 const FRAME_MAX_ZOOM = 6;
 const FRAME_MARGIN_PX = 90;
 const MIN_FRAME_MARGIN_PX = 64; // the buttons do not cover what is framed
@@ -199,6 +200,18 @@ export class WorldMap {
         Array.isArray(drawn) ? polygonLimit(drawn, inside) : boxLimit(drawn.south, drawn.west, drawn.north, drawn.east, inside),
       ),
     );
+  }
+
+  /** Lets the user choose a place. */
+  pick(use: (place: SetPlace) => void): void {
+    this.drawing.start("point", "limit", (drawn) => {
+      if (!Array.isArray(drawn)) return;
+      const [lat, lon] = drawn[0]!;
+      const at = new Projection(this.view);
+      const [x, y] = at.project(lat, lon)!;
+      const near = at.unproject(x + CLICK_PX, y) ?? at.unproject(x - CLICK_PX, y) ?? [lat, lon + 1];
+      use([lat, lon, Math.max(1, 1000 * distanceKm(lat, lon, near[0]!, near[1]!))]);
+    });
   }
 
   private selectBox(): void {
