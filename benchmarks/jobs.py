@@ -4,8 +4,9 @@ The job runs once undisturbed, and once killed with SIGKILL at random moments: t
 Each time it is continued with ``--resume``, the last time to the end. Then the rows are compared. The peak of memory is
 that of the largest process, for a twentieth of the photos and for all. The machine need not be quiet.
 
-With ``--ray`` the job runs plainly, on Ray, and on a cluster of two nodes, one of which is removed meanwhile. With
-``--cost`` the costs in docs/guides/cluster.md are worked out from rates.
+With ``--ray`` the job runs plainly, on Ray with as many cores, on Ray with an actor killed, and on a cluster of two
+nodes, one of which is removed meanwhile. The overhead of Ray is the difference of the first two, without what both
+take for a single photo. With ``--cost`` the costs in docs/guides/cluster.md are worked out from rates.
 """
 
 import argparse
@@ -88,14 +89,47 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return largest
 
 
+def kill_actor(command: list[str], results: Path) -> None:
+    """Run a command; kill an actor of Ray with SIGKILL when the first part of its results is written."""
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(results.glob("part-*.parquet")):
+            time.sleep(0.1)
+        # Ray renames its processes; they are children of the raylet, which is one of the command that starts Ray.
+        below, actors = [process.pid], []
+        ps = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+        lines = [line.split(maxsplit=2) for line in ps.splitlines()]
+        for parent in below:
+            children = [line for line in lines if int(line[1]) == parent]
+            below += [int(line[0]) for line in children]
+            actors += [int(line[0]) for line in children if line[2].startswith("ray::MapWorker")]
+        assert process.poll() is None, "the job ended before an actor was killed: give more --photos"
+        assert actors, "no actor was found"
+        os.kill(actors[0], signal.SIGKILL)
+        print(f"killed an actor of Ray: status {process.wait()}")
+
+
 def compare_ray(photos: Path, folder: Path) -> None:
-    """Run the job plainly, on Ray, and on two nodes of which one is removed; print times and differences."""
-    start = time.monotonic()
-    run(photos, folder / "plain")
-    print(f"plain: {time.monotonic() - start:.1f} s")
-    start = time.monotonic()
-    run(photos, folder / "ray", "--ray", "auto")
-    print(f"on Ray: {time.monotonic() - start:.1f} s, its start included")
+    """Run the job plainly, on Ray, there with an actor killed, and on two nodes of which one is removed."""
+    one = folder / "one"
+    one.mkdir()
+    (one / "000000.jpg").hardlink_to(photos / "000000.jpg")
+    count, seconds = sum(1 for _ in photos.iterdir()), {}
+    for name, options in (("plain", ()), ("ray", ("--ray", "auto"))):
+        taken = []
+        for source, results in ((one, folder / f"{name}-one"), (photos, folder / name)):
+            start = time.monotonic()
+            run(source, results, *options)
+            taken.append(time.monotonic() - start)
+        seconds[name] = (taken[1] - taken[0]) / (count - 1)
+        print(f"{name}: {taken[1]:.1f} s, of which {taken[0]:.1f} s for a single photo")
+    overhead = seconds["ray"] - seconds["plain"]
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"per photo on {cores} cores: plain {1000 * seconds['plain']:.1f} ms, on Ray {1000 * seconds['ray']:.1f} ms, "
+        f"overhead {1000 * overhead:+.1f} ms ({100 * overhead / seconds['plain']:+.0f} %)"
+    )
+    command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(folder / "actor")]
+    kill_actor([*command, "--part-size", "20", "--ray", "auto"], folder / "actor")
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # nodes listen to 127.0.0.1 alone
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
@@ -115,7 +149,7 @@ def compare_ray(photos: Path, folder: Path) -> None:
     finally:
         cluster.shutdown()
     plain = rows(folder / "plain")
-    for name in ("ray", "nodes"):
+    for name in ("ray", "actor", "nodes"):
         difference = largest_difference(plain, rows(folder / name))
         print(f"{name}: {len(plain):,} rows, each photo once; largest difference {difference:.1e}")
 
