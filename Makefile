@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts out-of-distribution experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis s3-server page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts out-of-distribution experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -92,6 +92,12 @@ proxies:
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light caddy >/dev/null; } || \
 		echo "no nginx or no Caddy: the tests of docs/guides/deploy.md will be skipped" >&2
 
+# An S3 server for tests, in an environment of its own: botocore needs an older python-dateutil than the pinned one.
+s3-server:
+	@test -x build/moto/bin/moto_server || \
+		{ $(PYTHON) -m venv build/moto && build/moto/bin/pip install --quiet 'moto[s3]==5.2.5' flask==3.1.3 flask-cors==6.0.5; } || \
+		echo "no S3 server: the tests of object stores will be skipped" >&2
+
 # The tests start PostgreSQL with PostGIS in a temporary folder. If it cannot be installed, they are skipped with a message.
 postgis:
 	@ls /usr/share/postgresql/*/extension/postgis.control >/dev/null 2>&1 || \
@@ -111,7 +117,7 @@ page-pictures page-screenshots: $(STAMP) $(PAGE) chromium
 demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo
 
-test: $(STAMP) $(PAGE) chromium exiftool proxies postgis
+test: $(STAMP) $(PAGE) chromium exiftool proxies postgis s3-server
 	cd web && npm test --silent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

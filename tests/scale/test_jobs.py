@@ -286,6 +286,7 @@ def test_a_slow_job_writes_smaller_parts(
 def test_a_damaged_part_is_named(locator: Locator, photos: Path, tmp_path: Path) -> None:
     run(locator, photos, tmp_path, part_size=7)
     part = Results(tmp_path).parts[0]
+    assert isinstance(part, Path)
     part.write_bytes(part.read_bytes()[:200])
     with pytest.raises(DataError, match=f"{part.name}: it cannot be read .*: remove it"):
         run(locator, photos, tmp_path, resume=True)

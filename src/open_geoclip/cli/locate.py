@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from open_geoclip.geo.areas import Area
     from open_geoclip.scale.jobs import JobSettings
     from open_geoclip.scale.postgis import PostGIS
+    from open_geoclip.scale.results import Location
     from open_geoclip.search.answer import Answer
     from open_geoclip.search.locator import Locator
     from open_geoclip.search.query import Query
@@ -59,6 +60,7 @@ class JobOptions:
 
     def prepare(self, images: list[Path], folder: Path) -> Callable[..., None]:
         """Return a function that runs the job with a locator; what can be refused is refused before one is loaded."""
+        from open_geoclip.data.remote import as_path
         from open_geoclip.data.sources import open_source
         from open_geoclip.images import SUFFIXES
         from open_geoclip.scale.jobs import JobSettings
@@ -82,7 +84,7 @@ class JobOptions:
         settings = JobSettings(**{**of_job, "shard": (int(number), int(count))})
         actors = {"actors": (int(least), int(most) if most else None), "num_gpus": self.ray_gpus}
         source = open_source(str(images[0]), places=False)
-        return partial(_run_job, source, folder, settings, address=self.ray, actors=actors)
+        return partial(_run_job, source, as_path(folder), settings, address=self.ray, actors=actors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +242,7 @@ def _load(
 
 def _run_job(
     source: "PhotoSource",
-    folder: Path,
+    folder: "Location",
     settings: "JobSettings",
     locator: "Locator",
     load: Callable[..., "Locator"],

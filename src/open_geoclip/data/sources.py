@@ -13,6 +13,7 @@ from open_geoclip.data.earth_views import Split, sample_cameras, view_centres
 from open_geoclip.data.exif import ExifPhotos
 from open_geoclip.data.photo_tables import TablePhotos, open_table, read_photo_table
 from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource
+from open_geoclip.data.remote import RemotePhotos, is_uri
 from open_geoclip.data.shards import INDEX, SHARD_SUFFIXES, TarPhotos, expand_braces
 from open_geoclip.data.tables import TABLE_SUFFIXES
 from open_geoclip.errors import DataError, SettingsError
@@ -35,6 +36,7 @@ def open_source(spec: str | Path, *, images: str | Path | None = None, places: b
     ``holiday/``                                 a folder of photos that carry their GPS position
     ``shards/{000..012}.tar``, ``shards/``       tar shards in WebDataset's format; also ``*`` and ``.tar.gz``
     ``hf:NAME[:SPLIT]``                          a Hugging Face dataset, by name or folder; ``hf-stream:`` streams it
+    ``s3://bucket/folder``                       photos on an object store, without places (see ``places``)
     ``earth-views:SPLIT[:COUNT[:BASEMAP]]``      rendered views of the Earth: train, validation or test
     ===========================================  ==============================================================
 
@@ -56,6 +58,8 @@ def open_source(spec: str | Path, *, images: str | Path | None = None, places: b
         from open_geoclip.data.hugging_face import open_dataset
 
         source = open_dataset(text, places=places)
+    elif is_uri(text):
+        source = RemotePhotos.opened(text, places=places)
     elif Path(text).suffix.lower() in TABLE_SUFFIXES:
         return _table(Path(text), images, places)
     elif "{" in text or "*" in text or text.lower().endswith(SHARD_SUFFIXES):

@@ -21,11 +21,22 @@ from filelock import FileLock, Timeout
 from open_geoclip._version import __version__
 from open_geoclip.data.decoding import available_cores
 from open_geoclip.data.photos import PhotoSource
+from open_geoclip.data.remote import RemotePath, as_path
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError
 from open_geoclip.files import atomic_write
 from open_geoclip.scale.batches import BatchLocator, Decoded, QuerySettings, decode_new, decode_settings
 from open_geoclip.scale.decoding import Decoder
-from open_geoclip.scale.results import MANIFEST, PARTS, Results, Row, part_path, part_prefix, replace_rows, write_part
+from open_geoclip.scale.results import (
+    MANIFEST,
+    PARTS,
+    Location,
+    Results,
+    Row,
+    part_path,
+    part_prefix,
+    replace_rows,
+    write_part,
+)
 from open_geoclip.search.locator import Locator
 
 if TYPE_CHECKING:
@@ -93,7 +104,7 @@ class JobReport:
 def run_job(
     locator: Locator,
     source: PhotoSource,
-    folder: Path,
+    folder: Location | str,
     settings: JobSettings | None = None,
     *,
     top_k: int = 5,
@@ -111,7 +122,8 @@ def run_job(
     Args:
         locator: with which to locate.
         source: the photos, opened without places: ``open_source(spec, places=False)``.
-        folder: is made if it does not exist.
+        folder: is made if it does not exist; perhaps on an object store: ``s3://bucket/results``. There no file can be
+            locked: start one process per shard.
         settings: default: :class:`JobSettings`.
         top_k: candidates per photo.
         text: what is known about all photos, in words; see :meth:`open_geoclip.search.locator.Locator.locate`.
@@ -135,23 +147,24 @@ def run_job(
         locator, source.name, top_k=top_k, text=text, text_weight=text_weight, detail=detail, options=options
     )
     query = QuerySettings(top_k, text, text_weight, detail)
-    prefix = part_prefix(*settings.shard)
+    prefix, folder = part_prefix(*settings.shard), as_path(folder)
     with ExitStack() as stack:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(FileLock(folder / f".{prefix}.lock", timeout=0))
-            except Timeout as error:
-                shard = "/".join(map(str, settings.shard))
-                raise DataError(f"{folder}: another process works on shard {shard}") from error
-            for left in folder.glob(f".{prefix}-*.part"):  # by a process that was killed
-                left.unlink()
+            if isinstance(folder, Path):
+                try:
+                    stack.enter_context(FileLock(folder / f".{prefix}.lock", timeout=0))
+                except Timeout as error:
+                    shard = "/".join(map(str, settings.shard))
+                    raise DataError(f"{folder}: another process works on shard {shard}") from error
+                for left in folder.glob(f".{prefix}-*.part"):  # by a process that was killed
+                    left.unlink()
             _check_manifest(folder, manifest, settings)
         return _run(locator, source, folder, settings, query, ray, progress)
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -164,7 +177,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _run(
     locator: Locator,
     source: PhotoSource,
-    folder: Path,
+    folder: Location,
     settings: JobSettings,
     query: QuerySettings,
     ray: "RaySettings | None",
@@ -235,13 +248,13 @@ def _locate_here(
 class _Writer:
     """Collects rows into parts, and rows that replace others in parts that were written before."""
 
-    def __init__(self, folder: Path, settings: JobSettings) -> None:
+    def __init__(self, folder: Location, settings: JobSettings) -> None:
         self.folder, self.settings = folder, settings
         self._rows: list[Row] = []
-        self._replaced: dict[Path, dict[str, Row]] = {}
+        self._replaced: dict[Location, dict[str, Row]] = {}
         self._since = time.monotonic()
 
-    def add(self, row: Row, *, replaces: Path | None = None) -> None:
+    def add(self, row: Row, *, replaces: Location | None = None) -> None:
         """Add a row; ``replaces`` is the part that has an older one."""
         if replaces is None:
             self._rows.append(row)
@@ -308,7 +321,7 @@ def describe_job(
     }
 
 
-def _check_manifest(folder: Path, manifest: dict[str, Any], settings: JobSettings) -> None:
+def _check_manifest(folder: Location, manifest: dict[str, Any], settings: JobSettings) -> None:
     """Write the manifest; where there is one, refuse to continue if anything differs."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     parts = set(folder.glob(PARTS))  # left when somebody removed a damaged manifest
@@ -316,12 +329,18 @@ def _check_manifest(folder: Path, manifest: dict[str, Any], settings: JobSetting
         path not in parts and not path.name.startswith(".") for path in folder.iterdir()
     ):
         raise DataError(f"{folder}: it holds other files, and no results: choose an empty or a new folder")
-    try:
-        atomic_write(folder / MANIFEST, json.dumps({**manifest, "created": created}, indent=1) + "\n", new=True)
-    except FileExistsError:
-        pass
+    text, path = json.dumps({**manifest, "created": created}, indent=1) + "\n", folder / MANIFEST
+    if isinstance(path, RemotePath):
+        if not path.exists():
+            path.write_bytes(text.encode())
+            return
     else:
-        return
+        try:
+            atomic_write(path, text, new=True)
+        except FileExistsError:
+            pass
+        else:
+            return
     before, after = _flat(Results(folder).manifest), _flat(manifest)
     keys = sorted((before.keys() | after.keys()) - {"created"})
     different = [

@@ -1,5 +1,6 @@
 """Results of jobs: a folder of Parquet files with one row per photo."""
 
+import io
 import json
 import re
 from collections import Counter
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from open_geoclip.data.remote import RemotePath, as_path
 from open_geoclip.errors import DataError, MissingExtraError
 from open_geoclip.export.tables import COLUMNS, add_geometry, arrow_table, rows
 from open_geoclip.files import atomic_file
@@ -19,6 +21,7 @@ __all__ = [
     "MANIFEST",
     "PARTS",
     "ROW",
+    "Location",
     "Results",
     "Row",
     "Summary",
@@ -34,6 +37,8 @@ PARTS = "part-*-of-*-*.parquet"
 _OF_THE_JOB = {"image", "rank", "caution", "created", "model", "gallery", "version", "weights_sha256"}
 _OF_THE_JOB |= {"gallery_sha256", "image_sha256", "exif_lat", "exif_lon"}
 Row = dict[str, Any]
+Location = Path | RemotePath
+"""A file or folder on a disk or an object store."""
 ROW = {
     "photo": "string",
     "sha256": "string",
@@ -48,7 +53,7 @@ def part_prefix(number: int, count: int) -> str:
     return f"part-{number:05d}-of-{count:05d}"
 
 
-def part_path(folder: Path, shard: tuple[int, int]) -> Path:
+def part_path(folder: Location, shard: tuple[int, int]) -> Location:
     """Return the path of the next part of a shard."""
     prefix = part_prefix(*shard)
     numbers = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{prefix}-*.parquet")]
@@ -72,7 +77,7 @@ def result_row(key: str, record: Mapping[str, Any]) -> Row:
     }
 
 
-def write_part(path: Path, rows: Sequence[Row], seconds: float) -> None:
+def write_part(path: Location, rows: Sequence[Row], seconds: float) -> None:
     """Write a part atomically.
 
     Args:
@@ -86,32 +91,37 @@ def write_part(path: Path, rows: Sequence[Row], seconds: float) -> None:
     _write_table(path, arrow_table(rows, ROW), seconds)
 
 
-def replace_rows(path: Path, new: Mapping[str, Row]) -> None:
+def replace_rows(path: Location, new: Mapping[str, Row]) -> None:
     """Replace the rows of some photos, by their names, in a part, atomically."""
     table = _read(path)
     kept = [new.get(row["photo"], row) for row in table.select(list(ROW)).to_pylist()]
     _write_table(path, arrow_table(kept, ROW), _seconds(table.schema))
 
 
-def _write_table(path: Path, table: "pa.Table", seconds: float) -> None:
+def _write_table(path: Location, table: "pa.Table", seconds: float) -> None:
     from pyarrow import parquet
 
     table = add_geometry(table)
     table = table.replace_schema_metadata(
         {**(table.schema.metadata or {}), b"seconds": str(round(seconds, 3)).encode()}
     )
+    if isinstance(path, RemotePath):
+        buffer = io.BytesIO()
+        parquet.write_table(table, buffer, compression="zstd")
+        path.write_bytes(buffer.getvalue())
+        return
     with atomic_file(path) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
 
 
-def _read(path: Path, columns: list[str] | None = None) -> "pa.Table":
+def _read(path: Location, columns: list[str] | None = None) -> "pa.Table":
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("Parquet", "parquet") from error
     try:
-        return parquet.ParquetFile(path).read(columns)
+        return parquet.ParquetFile(path.open() if isinstance(path, RemotePath) else path).read(columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: it cannot be read ({error}): remove it, and its photos are located again") from error
 
@@ -151,7 +161,7 @@ class Results:
     """The folder of a job.
 
     Args:
-        folder: the folder.
+        folder: the folder, or its URI: ``s3://bucket/results``.
 
     Attributes:
         manifest: what the answers depend on: version, weights, gallery, calibration and settings.
@@ -160,8 +170,8 @@ class Results:
         DataError: it holds no results, or its manifest is damaged.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Location | str) -> None:
+        self.folder = as_path(folder)
         path = self.folder / MANIFEST
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -175,11 +185,11 @@ class Results:
             ) from error
 
     @property
-    def parts(self) -> list[Path]:
+    def parts(self) -> list[Location]:
         """The parts, by name."""
-        return sorted(self.folder.glob(PARTS))
+        return sorted(self.folder.glob(PARTS), key=str)
 
-    def keys(self, shard: tuple[int, int] | None = None) -> tuple[set[str], dict[str, Path]]:
+    def keys(self, shard: tuple[int, int] | None = None) -> tuple[set[str], dict[str, Location]]:
         """Return the photos that are located, and those with an error and the part that has their row.
 
         Args:
@@ -190,7 +200,7 @@ class Results:
         if shard is not None and counts <= {shard[1]}:
             parts = [path for path in parts if path.name.startswith(part_prefix(*shard))]
         located: set[str] = set()
-        failed: dict[str, Path] = {}
+        failed: dict[str, Location] = {}
         for path in parts:
             table = _read(path, ["photo", "error"])
             for photo, error in zip(*(column.to_pylist() for column in table.columns), strict=True):
