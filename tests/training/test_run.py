@@ -278,9 +278,9 @@ def test_the_encoding_batch_is_a_setting(
     encoded: list[int] = []
     compute = FeatureExtractor._run
 
-    def record(extractor: FeatureExtractor, pixels: Tensor) -> Tensor:
-        encoded.append(len(pixels))
-        return compute(extractor, pixels)
+    def record(extractor: FeatureExtractor, images: list[np.ndarray]) -> Tensor:
+        encoded.append(len(images))
+        return compute(extractor, images)
 
     monkeypatch.setattr(FeatureExtractor, "_run", record)
     run(one(tmp_path, photos, small(clip), augment=False, views=1, encode_batch=encode_batch))
