@@ -6,6 +6,8 @@ are location embeddings of random places with noise. Exact search encodes every 
 are kept in ``--folder``, and a second run goes on where the first one ended.
 """
 
+import argparse
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,11 @@ from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import destination, even_points, unit_vectors
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import morton_codes
+from open_geoclip.search.search_space import SearchSpace
+from open_geoclip.weights.load import load_model, load_release
 from research.view_features import earth_view_features
 
 LAND_SHARE = 0.288  # of even points that are on land
@@ -147,3 +153,95 @@ def search_exactly(
     total = mass.logsumexp(dim=1, keepdim=True)
     top, order = kept.topk(min(KEPT, kept.shape[1]), dim=1)
     return Exact(of.gather(1, order), top - total, mass - total)
+
+
+def block_masses(space: SearchSpace, posterior: Posterior) -> Float[Tensor, " b"]:
+    """Mass of each block of the gallery; that of a closed group is shared out among its places by their prior."""
+    groups, cells = space.groups, posterior.cells
+    assert groups is not None
+    assert cells.origins is not None
+    assert cells.counts is not None
+    descents = np.flatnonzero(np.diff(cells.origins) < 0)  # closed groups come first, then the places of the others
+    n_closed = int(descents[0]) + 1 if len(descents) else 0
+    closed, opened = cells.origins[:n_closed], np.unique(cells.origins[n_closed:])
+    rows = np.concatenate([groups.members(some)[0] for some in (closed, opened) if len(some)])
+    mass = posterior.mass[0].double().repeat_interleave(cells.counts.long())
+    share = torch.from_numpy(groups.log_prior[rows]).double().exp()
+    share /= cells.log_prior.double().exp().repeat_interleave(cells.counts.long())
+    found = torch.zeros(-(-len(space.gallery) // BLOCK), dtype=torch.float64)
+    return found.index_add_(0, torch.from_numpy(rows // BLOCK).long(), mass * share)
+
+
+def peak_bytes(*, reset: bool = False) -> int:
+    """Return the most memory that this process had since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    [line] = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def measure(name: str, gallery: Gallery, n: int, folder: Path, features: Path) -> dict[str, float]:
+    """Compare both searches with one model; seconds are of the processor, with one thread."""
+    model = load_model(name, towers=("image",) if name == "earth" else ())
+    encoder, release = model.location_encoder, load_release(name)
+    temperature = Calibration.from_dict(release.calibration).temperature
+    queries = earth_queries(features, n, model) if name == "earth" else released_queries(n, encoder)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    before, began = peak_bytes(reset=True), time.process_time()
+    space = SearchSpace.build(encoder, gallery, folder=folder / "cache")
+    built_s, built_bytes = time.process_time() - began, peak_bytes() - before
+    assert space.groups is not None, "the gallery is too small for two levels"
+    best, blocks, began = [], [], time.process_time()
+    peak_bytes(reset=True)
+    posteriors = (space.posterior(query[None], model.scale, Calibration(temperature=temperature)) for query in queries)
+    search_s = 0.0
+    for posterior in posteriors:
+        row = int(posterior.cells.mass_per_place(posterior.mass).argmax())
+        best.append((*posterior.cells.coordinates[row].tolist(), float(posterior.mass[0, row])))
+        search_s += time.process_time() - began
+        blocks.append(block_masses(space, posterior))
+        began = time.process_time()
+    search_bytes = peak_bytes() - before
+    exact = search_exactly(encoder, gallery, queries, model.scale / temperature, folder / f"{name}-{len(gallery)}")
+    found, of_blocks = torch.tensor(best, dtype=torch.float64), torch.stack(blocks)
+    places = torch.from_numpy(gallery.coordinates[exact.rows[:, 0].numpy()]).double()
+    mass, block_mass = exact.log_mass[:, 0].double().exp(), exact.block_log_mass.double().exp()
+    # Two places metres apart may differ by less than float32 resolves.
+    is_same = (found[:, :2] == places).all(dim=1) | ((found[:, 2] / mass).log().abs() < 1e-4)
+    distance = (of_blocks - block_mass).abs().sum(dim=1) / 2
+    return {
+        "places": len(gallery),
+        "groups": len(space.groups),
+        "queries": n,
+        "same best place, %": 100 * is_same.double().mean().item(),
+        "probability of the best place, mean": mass.mean().item(),
+        "its largest difference": (found[:, 2] - mass).abs().max().item(),
+        "total variation distance over blocks, mean": distance.mean().item(),
+        "its 95th percentile": distance.quantile(0.95).item(),
+        "build, s": built_s,
+        "build, peak MB beyond the model and the gallery": built_bytes / 1e6,
+        "search, s per query": search_s / n,
+        "search, peak MB beyond the model and the gallery": search_bytes / 1e6,
+    }
+
+
+def main() -> None:
+    """Print a table per model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for results of exact search and the cache")
+    parser.add_argument("--features", type=Path, required=True, help="features of test views")
+    parser.add_argument("--places", type=int, default=10_000_000)
+    parser.add_argument("--queries", type=int, default=1024)
+    parser.add_argument("--models", nargs="+", default=["earth", "geoclip"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    gallery = make_gallery(arguments.places)
+    for name in arguments.models:
+        print(f"{name}:")
+        for what, value in measure(name, gallery, arguments.queries, arguments.folder, arguments.features).items():
+            print(f"  {what:<55} {value:,.6g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.search import two_level
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.search_space import SearchSpace
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +114,27 @@ def test_a_page_keeps_all_but_what_a_command_writes(report: ModuleType, tmp_path
     with pytest.raises(SystemExit, match="no place for it"):
         report.put_between(copy, "make nothing", "X")
     assert [path.name for path in tmp_path.iterdir()] == [page]
+
+
+def test_exact_search_goes_on_and_blocks_compare(
+    benchmark_module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    large = benchmark_module("large_gallery")
+    monkeypatch.setattr(large, "BLOCK", 64)
+    monkeypatch.setattr(large, "CHUNK", 3)
+    monkeypatch.setattr(two_level, "MAX_INDEX_BYTES", 0)
+    settings = LocationSettings(sigmas=(1.0,), features=8, width=16, depth=1, output=16, projection="sphere")
+    encoder, gallery = LocationEncoder(settings).eval(), large.make_gallery(600)
+    queries = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
+    first = large.search_exactly(encoder, gallery, queries, 30.0, tmp_path)
+    (tmp_path / "00000192.npz").unlink()  # as if a run had ended there
+    found = large.search_exactly(encoder, gallery, queries, 30.0, tmp_path, backwards=True)
+    log_mass = torch.log_softmax(30 * queries @ encoder.encode(torch.from_numpy(gallery.coordinates)).T, dim=1)
+    torch.testing.assert_close(found.log_mass, log_mass.topk(16, dim=1).values, rtol=0, atol=1e-4)
+    assert torch.equal(first.rows, found.rows)
+    space = SearchSpace.build(encoder, gallery, folder=tmp_path)
+    for opened in (50, 10**6):
+        monkeypatch.setattr(two_level, "_OPENED", opened)
+        masses = [large.block_masses(space, space.posterior(query[None], 30.0, Calibration())) for query in queries]
+        assert [float(mass.sum()) for mass in masses] == pytest.approx([1.0] * 5, abs=1e-5)
+    torch.testing.assert_close(torch.stack(masses).float(), found.block_log_mass.exp(), rtol=0, atol=2e-3)
