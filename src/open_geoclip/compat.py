@@ -90,7 +90,7 @@ class ImageEncoder(image_encoder.ImageEncoder):
         elif clip_path is not None:
             raise ValueError("clip_path requires from_pretrained=True.")
         else:
-            backbone, preprocessing = ClipVision(_VIT_L_14), Preprocessing.from_clip({})
+            backbone, preprocessing = ClipVision(_VIT_L_14), Preprocessing.from_config({})
             for parameter in backbone.parameters():
                 nn.init.normal_(parameter, std=0.02)
         super().__init__(backbone, preprocessing)

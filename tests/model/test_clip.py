@@ -21,7 +21,7 @@ from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.backbones import load_image_backbone
 
 SaveClip = Callable[..., Path]
-CLIP = Preprocessing.from_clip({})
+CLIP = Preprocessing.from_config({})
 
 
 @pytest.fixture(scope="module")
@@ -197,18 +197,18 @@ def test_preprocessing_pads_what_is_smaller_than_the_crop(processor: Any) -> Non
     ],
 )
 def test_old_and_new_configurations_agree(config: dict[str, Any]) -> None:
-    assert Preprocessing.from_clip(config) == CLIP
+    assert Preprocessing.from_config(config) == CLIP
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"do_normalize": False}, "do_normalize is off"),
-        ({"size": {"height": 224, "width": 224}}, "shortest edge"),
+        ({"do_resize": False}, "do_resize is off"),
+        ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "shortest edge"),
         ({"crop_size": {"height": 224, "width": 200}}, "not square"),
         ({"rescale_factor": 1.0}, "rescale_factor"),
     ],
 )
 def test_other_configurations_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        Preprocessing.from_clip(config)
+        Preprocessing.from_config(config)

@@ -204,6 +204,13 @@ def test_what_was_damaged_on_disk_is_mended(hub: Hub) -> None:
     assert weights.read_bytes() == whole
 
 
+def test_a_vision_model_comes_without_its_tokenizer(hub: Hub) -> None:
+    files = hub.repositories["org/clip"]
+    files["config.json"] = b'{"model_type": "siglip"}'
+    [path] = pull(NAME)
+    assert {file.name for file in path.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
 def test_weights_in_parts(hub: Hub) -> None:
     files = hub.repositories["org/clip"]
     part = files.pop("model.safetensors")

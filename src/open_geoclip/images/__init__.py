@@ -18,7 +18,7 @@ from open_geoclip.images.sources import (
     image_name,
     read_bytes,
 )
-from open_geoclip.images.upright import RESAMPLE, orientation, resize_shortest_edge
+from open_geoclip.images.upright import RESAMPLE, orientation, resize_image
 
 __all__ = [
     "MAX_ASPECT",
@@ -36,6 +36,6 @@ __all__ = [
     "orientation",
     "quiet_pillow",
     "read_bytes",
-    "resize_shortest_edge",
+    "resize_image",
     "sniff",
 ]

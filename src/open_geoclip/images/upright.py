@@ -7,14 +7,16 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image
 
-__all__ = ["RESAMPLE", "TURNS", "orientation", "resize_shortest_edge", "to_rgb"]
+__all__ = ["RESAMPLE", "TURNS", "orientation", "resize_image", "to_rgb"]
 
 RESAMPLE = {resampling.name.lower(): resampling for resampling in Image.Resampling}
 """Pillow's filters by name."""
 
 
-def resize_shortest_edge(image: Image.Image, length: int, resample: str) -> Image.Image:
-    """The image with its shortest edge ``length`` pixels long; resizing the result again changes nothing."""
+def resize_image(image: Image.Image, length: int, resample: str, *, squash: bool = False) -> Image.Image:
+    """The image with its shortest edge, or both if it is squashed, ``length`` pixels long; a second time is free."""
+    if squash:
+        return image.resize((length, length), RESAMPLE[resample])
     width, height = image.size
     longest = int(length * max(width, height) / min(width, height))
     return image.resize((length, longest) if width <= height else (longest, length), RESAMPLE[resample])

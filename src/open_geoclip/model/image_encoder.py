@@ -8,6 +8,7 @@ features can be the backbone.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.model.subspace import PrincipalSubspace
 
@@ -33,6 +35,8 @@ class ImageSettings:
         widths: of the head: lengths of its input, of the hidden layers and of the embedding.
         aligned: length of an image's embedding in a space shared with texts, which the head reads before the feature;
             0 for a head that reads the feature alone.
+        feature: which feature of a backbone of ``transformers`` the head reads: ``projected``, ``pooled``, ``cls``,
+            ``mean`` or ``cls+mean``; "" is the first of these that it has, and the only one of other backbones.
 
     Raises:
         SettingsError: fewer than two widths, or one out of range.
@@ -41,12 +45,15 @@ class ImageSettings:
     backbone: str = "custom"
     widths: tuple[int, ...] = (768, 768, 512)
     aligned: int = 0
+    feature: Feature = ""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.widths) <= _MAX_LAYERS or not all(1 <= width <= 2**20 for width in self.widths):
             raise SettingsError(f"widths: two or more lengths of 1 or more, not {str(self.widths)[:80]}")
         if not 0 <= self.aligned < self.widths[0]:
             raise SettingsError(f"aligned: from 0 to {self.widths[0] - 1}, not {self.aligned}")
+        if self.feature not in get_args(Feature):
+            raise SettingsError(f"feature: one of {', '.join(get_args(Feature)[1:])}, not {self.feature!r}")
 
     @property
     def feature_dim(self) -> int:

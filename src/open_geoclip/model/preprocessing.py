@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.images import RESAMPLE, resize_shortest_edge
+from open_geoclip.images import RESAMPLE, resize_image
 
 __all__ = ["CLIP_PREPROCESSING", "Preprocessing"]
 
@@ -21,15 +21,17 @@ __all__ = ["CLIP_PREPROCESSING", "Preprocessing"]
 class Preprocessing:
     """How a picture is resized, cropped and normalised. It belongs to the weights and is stored with them.
 
-    Bit for bit what CLIP's own Pillow-based processor computes. Workers that decode call :meth:`resize_and_crop`;
-    batches of its pixels, a quarter of the size of floats, go to the device and are normalised there.
+    Bit for bit what the Pillow-based processors of ``transformers`` compute. Workers that decode call
+    :meth:`resize_and_crop`; batches of its pixels, a quarter of the size of floats, go to the device and are
+    normalised there.
 
     Attributes:
-        resize: length of the shortest edge after resizing, pixels.
+        resize: length of the shortest edge after resizing, pixels; with ``squash`` of both.
         crop: side of the square cut out of the middle, pixels; what is smaller is padded with black.
         resample: Pillow's filter by name, such as ``bicubic``.
         mean: of each channel, on a scale from 0 to 1.
         std: of each channel, on a scale from 0 to 1.
+        squash: whether a picture is resized to a square, whatever its shape.
 
     Raises:
         SettingsError: a value is out of range.
@@ -40,6 +42,7 @@ class Preprocessing:
     resample: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLE:
@@ -50,33 +53,44 @@ class Preprocessing:
             raise SettingsError(f"std: three numbers above 0, not {self.std}")
 
     @classmethod
-    def from_clip(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Read a ``preprocessor_config.json`` as published with CLIP weights, old or new.
+    def from_config(cls, config: Mapping[str, Any]) -> "Preprocessing":
+        """Read a ``preprocessor_config.json``; the defaults are those of CLIP.
 
         Raises:
-            SettingsError: it asks for something that no published CLIP needs.
+            SettingsError: it does more than resize, cut a square out of the middle and normalise.
         """
-        for step in ("do_resize", "do_center_crop", "do_normalize", "do_rescale"):
+        for step in ("do_resize", "do_rescale"):
             if not config.get(step, True):
-                raise SettingsError(f"preprocessor_config.json: {step} is off; only CLIP's usual steps are supported")
+                raise SettingsError(f"preprocessor_config.json: {step} is off; it must be on")
         if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
             raise SettingsError("preprocessor_config.json: rescale_factor is not 1/255")
-        size, crop = config.get("size", 224), config.get("crop_size", 224)
+        size, squash = config.get("size", 224), False
         if isinstance(size, Mapping):
-            if "shortest_edge" not in size:
-                raise SettingsError(f"preprocessor_config.json: size {dict(size)} does not give the shortest edge")
-            size = size["shortest_edge"]
-        if isinstance(crop, Mapping):
-            if crop["height"] != crop["width"]:
-                raise SettingsError(f"preprocessor_config.json: the crop {dict(crop)} is not square")
-            crop = crop["height"]
+            squash = "height" in size
+            size = _square(size) if squash else size.get("shortest_edge")
+            if size is None or "longest_edge" in config["size"]:
+                raise SettingsError(
+                    f"preprocessor_config.json: size {dict(config['size'])} gives neither the shortest edge alone nor "
+                    "a square"
+                )
+        if config.get("do_center_crop", True):
+            crop = config.get("crop_size", 224)
+            crop = _square(crop) if isinstance(crop, Mapping) else crop
+        elif squash or config.get("crop_pct"):  # the latter is ConvNeXt's
+            crop = size
+            if not squash:
+                size, squash = (int(size / config["crop_pct"]), False) if size < 384 else (size, True)
+        else:
+            raise SettingsError("preprocessor_config.json: do_center_crop is off, so that images keep their shape")
+        normal = config.get("do_normalize", True)
         names = {int(number): name for name, number in RESAMPLE.items()}
         return cls(
             resize=int(size),
             crop=int(crop),
             resample=names[config.get("resample", 3)],
-            mean=_three(config.get("image_mean", CLIP_PREPROCESSING.mean)),
-            std=_three(config.get("image_std", CLIP_PREPROCESSING.std)),
+            mean=_three(config.get("image_mean", CLIP_PREPROCESSING.mean)) if normal else (0.0, 0.0, 0.0),
+            std=_three(config.get("image_std", CLIP_PREPROCESSING.std)) if normal else (1.0, 1.0, 1.0),
+            squash=squash,
         )
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 crop crop"]:
@@ -93,7 +107,8 @@ class Preprocessing:
         Ten crops are the published evaluation's: the shortest edge becomes 256 pixels for crops of 224 (as much larger
         for other crops), by the filter that the weights were trained with.
         """
-        pixels = np.asarray(resize_shortest_edge(image, self.shortest_edge(crops), self.resample))
+        squash = self.squash and crops == 1
+        pixels = np.asarray(resize_image(image, self.shortest_edge(crops), self.resample, squash=squash))
         height, width, _ = pixels.shape
         crop = self.crop
         if crops == 1:
@@ -118,7 +133,7 @@ class Preprocessing:
         """
         starts, ends = [], []
         for side in size:
-            resized = int(self.resize * side / min(size))
+            resized = self.resize if self.squash else int(self.resize * side / min(size))
             start = (resized - self.crop) // 2
             starts.append(start / resized)
             ends.append((start + self.crop) / resized)
@@ -152,6 +167,12 @@ def _constants(preprocessing: Preprocessing, device: torch.device) -> Float[Tens
     """255, mean and standard deviation of each channel; as tensors, since a GPU divides by a number less exactly."""
     values = [(255.0, 255.0, 255.0), preprocessing.mean, preprocessing.std]
     return torch.tensor(values, dtype=torch.float32, device=device)[..., None, None]
+
+
+def _square(size: Mapping[str, int]) -> int:
+    if size["height"] != size["width"]:
+        raise SettingsError(f"preprocessor_config.json: {dict(size)} is not square")
+    return size["height"]
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

@@ -33,7 +33,8 @@ def decode_settings(locator: Locator, timeout_s: float) -> DecodeSettings:
     """Return how images are decoded for a locator; ten crops are cut from a larger image."""
     preprocessing, encoding = locator.model.image_encoder.preprocessing, locator.encoding
     resize = preprocessing.shortest_edge(encoding.crops)
-    return DecodeSettings(resize, preprocessing.resample, encoding.max_pixels, timeout_s, encoding.fast_decode)
+    squash = preprocessing.squash and encoding.crops == 1
+    return DecodeSettings(resize, preprocessing.resample, encoding.max_pixels, timeout_s, encoding.fast_decode, squash)
 
 
 def decode_new(

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.files import sha256
-from open_geoclip.images import MAX_FILE_BYTES, MAX_PIXELS, ImageSource, load_image, read_bytes, resize_shortest_edge
+from open_geoclip.images import MAX_FILE_BYTES, MAX_PIXELS, ImageSource, load_image, read_bytes, resize_image
 
 __all__ = ["DecodeSettings", "DecodedImage", "Decoder"]
 
@@ -38,6 +38,7 @@ class DecodeSettings:
         max_pixels: larger images are refused before they are decoded.
         timeout_s: time that one image may take.
         fast: decode JPEGs at a reduced scale, of at least twice that length.
+        squash: whether images become squares of this size.
 
     Raises:
         SettingsError: a number is out of range.
@@ -48,6 +49,7 @@ class DecodeSettings:
     max_pixels: int = MAX_PIXELS
     timeout_s: float = 60.0
     fast: bool = False
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < float("inf"):
@@ -188,7 +190,8 @@ def _decode(image: ImageSource, name: str, settings: DecodeSettings) -> DecodedI
         digest = sha256(image)
     edge = 2 * settings.resize if settings.fast else 0
     pixels = load_image(image, name=name, max_pixels=settings.max_pixels, shortest_edge=edge)
-    return DecodedImage(np.asarray(resize_shortest_edge(pixels, settings.resize, settings.resample)), digest)
+    resized = resize_image(pixels, settings.resize, settings.resample, squash=settings.squash)
+    return DecodedImage(np.asarray(resized), digest)
 
 
 def _read_uri(uri: str, name: str) -> bytes:

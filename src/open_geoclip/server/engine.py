@@ -81,7 +81,8 @@ class Engine:
         """Arguments of :func:`~open_geoclip.server.utility.prepare_image` for images of this model."""
         preprocessing = self.locator.model.image_encoder.preprocessing
         max_pixels = self.locator.encoding.max_pixels
-        return {"resize": preprocessing.resize, "resample": preprocessing.resample, "max_pixels": max_pixels}
+        options = {name: getattr(preprocessing, name) for name in ("resize", "resample", "squash")}
+        return {**options, "max_pixels": max_pixels}
 
     @property
     def dimensions(self) -> int:

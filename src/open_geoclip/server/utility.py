@@ -9,7 +9,7 @@ from typing import Any
 from open_geoclip.data.clocks import TripPhoto, find_anchors
 from open_geoclip.data.tracks import read_track
 from open_geoclip.errors import ImageError
-from open_geoclip.images import load_image, resize_shortest_edge
+from open_geoclip.images import load_image, resize_image
 from open_geoclip.metadata.read import read_metadata, read_place
 from open_geoclip.server.jobs import Message, Pixels, PreparedImage, Upload
 from open_geoclip.server.problems import Problem, problem_of
@@ -24,11 +24,12 @@ def prepare_image(
     resize: int,
     resample: str,
     max_pixels: int,
+    squash: bool = False,
     exif: bool = False,
     thumbnail: bool = False,
     trip: bool = False,
 ) -> PreparedImage:
-    """Decode an image file and resize its shortest edge for a model.
+    """Decode an image file and resize it for a model.
 
     On request read its place, or what it says of time and place for a trip, and make a thumbnail.
     """
@@ -36,7 +37,7 @@ def prepare_image(
     place = _place_in_metadata(upload) if exif else None
     try:
         image = load_image(upload.data, name=upload.name, max_pixels=max_pixels)
-        small = resize_shortest_edge(image, resize, resample)
+        small = resize_image(image, resize, resample, squash=squash)
         data_uri = None
         if thumbnail:
             from open_geoclip.export.thumbnails import thumbnail as thumbnail_of

@@ -17,6 +17,7 @@ from open_geoclip.data.photos import Photo, PhotoSource, SkipLog, SkippedRecord
 from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
 from open_geoclip.model.backbones.runtime import DType, copy_to_device, prepare_backbone
+from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.training.batches import Batch, BatchRequest
 from open_geoclip.weights.backbones import load_image_backbone
@@ -77,6 +78,7 @@ class FeatureExtractor:
         name: str,
         preprocessing: Preprocessing | None = None,
         *,
+        feature: Feature = "",
         dtype: DType = "auto",
         device: str | torch.device = "cpu",
         batch_size: int = 0,
@@ -86,13 +88,14 @@ class FeatureExtractor:
         Args:
             name: of the backbone.
             preprocessing: for a backbone whose own folder does not say.
+            feature: which feature of a vision model; see :class:`~open_geoclip.model.image_encoder.ImageSettings`.
             dtype: what it computes in.
             device: where it runs.
             batch_size: images at a time; 0 is 16 on a CPU and 128 on a GPU.
         """
-        module, preprocessing = load_image_backbone(name, preprocessing)
+        module, preprocessing = load_image_backbone(name, preprocessing, feature)
         module = module.requires_grad_(False).eval()
-        dim, digest = int(module.dim), hashlib.sha256()  # type: ignore[arg-type]
+        dim, digest = int(module.dim), hashlib.sha256(getattr(module, "feature", "").encode())  # type: ignore[arg-type]
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(key.encode())
             digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
@@ -104,7 +107,8 @@ class FeatureExtractor:
     def fingerprint(self) -> str:
         """Hash of weights, preprocessing and augmentation."""
         augmentation = None if self.augmentation is None else asdict(self.augmentation)
-        record = [self.weights, asdict(self.preprocessing), augmentation]
+        preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not False}
+        record = [self.weights, preprocessing, augmentation]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def encode(

@@ -251,14 +251,17 @@ def _build(settings: RunSettings, device: torch.device) -> tuple[GeoCLIP, Featur
         raise SettingsError(f"start: {chosen.start} holds a location encoder only")
     name = chosen.backbone or (release.image.backbone if release and release.image else "")
     preprocessing = None if release is None else release.preprocessing
-    extractor = FeatureExtractor.load(name, preprocessing, device=device, batch_size=settings.data.encode_batch)
+    feature = release.image.feature if release and release.image else chosen.feature
+    batch_size = settings.data.encode_batch
+    extractor = FeatureExtractor.load(name, preprocessing, feature=feature, device=device, batch_size=batch_size)
     if settings.data.augment:
         augmentation = Augmentation(size=extractor.preprocessing.crop, seed=settings.train.seed)
         extractor = replace(extractor, augmentation=augmentation)
     if release is None:
         location = chosen.location or LocationSettings()
         hidden = (768,) if chosen.hidden is None else chosen.hidden
-        image = ImageSettings(extractor.name, (extractor.dim, *hidden, location.output))
+        widths, feature = (extractor.dim, *hidden, location.output), getattr(extractor.backbone, "feature", "")
+        image = ImageSettings(extractor.name, widths, feature=feature)
         encoder = ImageEncoder(None, extractor.preprocessing, image)
         return GeoCLIP(encoder, LocationEncoder(location), scale=settings.train.start_scale), extractor
     model = load_model(release, backbone=name, towers=("text",))

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM
+from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.location_encoder import LocationSettings
 from open_geoclip.schema import from_dict
 
@@ -210,6 +211,8 @@ class ModelSettings:
     Attributes:
         start: weights to begin with, such as ``geoclip`` (released) or ``dir:/folder``; none for new ones.
         backbone: the frozen image backbone; that of ``start`` when not given.
+        feature: which feature of a vision model: ``projected``, ``pooled``, ``cls``, ``mean`` or ``cls+mean``; the
+            first of these that it has when not given.
         add_levels: sigmas of finer levels, such as 4096, that are added to those of ``start``.
         location: shape of a new location encoder; None: the published one, or that of ``start``.
         hidden: widths of a new image head's hidden layers; None: (768,), or those of ``start``.
@@ -220,6 +223,7 @@ class ModelSettings:
 
     start: str = ""
     backbone: str = ""
+    feature: Feature = ""
     add_levels: tuple[float, ...] = ()
     location: LocationSettings | None = None
     hidden: tuple[int, ...] | None = None
@@ -231,8 +235,10 @@ class ModelSettings:
             raise SettingsError("name a backbone, such as dir:/clip or earth, or weights to start from")
         if not self.start and self.add_levels:
             raise SettingsError("add_levels: are added to trained weights: name them as start")
-        if self.start and (self.location or self.hidden is not None):
-            raise SettingsError(f"the shape is that of {self.start}: remove hidden and the location encoder's keys")
+        if self.start and (self.location or self.hidden is not None or self.feature):
+            raise SettingsError(
+                f"the shape is that of {self.start}: remove hidden, feature and the location encoder's keys"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Frozen backbones from the files they are published in: CLIP, EfficientNet-Lite0 and MiniLM.
+"""Frozen backbones from the files they are published in: CLIP, EfficientNet-Lite0, MiniLM, and by ``transformers``.
 
 A CLIP is a folder with ``config.json``, ``preprocessor_config.json``, and weights as ``model.safetensors`` or its
 shards with an index; for texts also ``tokenizer.json``, or ``vocab.json`` with ``merges.txt``. A ``pytorch_model.bin``
@@ -14,13 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from open_geoclip.errors import MissingExtraError, WeightsError
+from open_geoclip.errors import MissingExtraError, SettingsError, WeightsError
 from open_geoclip.model.backbones import earth, minilm
 from open_geoclip.model.backbones.clip import ClipText, ClipTextSettings, ClipVision, ClipVisionSettings
 from open_geoclip.model.backbones.tokenizer import Tokenizer
+from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
-from open_geoclip.weights.files import check_sha256, read_json, weight_files
+from open_geoclip.weights.files import check_sha256, read_json, require_weights
 from open_geoclip.weights.folders import folder
+from open_geoclip.weights.transformers import load_transformers
 
 __all__ = ["load_image_backbone", "load_text_backbone"]
 
@@ -32,25 +34,38 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def load_image_backbone(name: str, preprocessing: Preprocessing | None = None) -> tuple[nn.Module, Preprocessing]:
+def load_image_backbone(
+    name: str, preprocessing: Preprocessing | None = None, feature: Feature = ""
+) -> tuple[nn.Module, Preprocessing]:
     """Return a frozen image backbone in evaluation mode, and its preprocessing.
 
     Args:
-        name: ``earth`` (EfficientNet-Lite0), or a CLIP: ``dir:/folder`` or ``hub:org/repo@revision``.
-        preprocessing: what the head was trained with, for a CLIP folder without a preprocessor_config.json.
+        name: ``earth`` (EfficientNet-Lite0), or a CLIP or another vision model that ``transformers`` reads:
+            ``dir:/folder`` or ``hub:org/repo@revision``.
+        preprocessing: what the head was trained with, for a folder without a preprocessor_config.json.
+        feature: which feature of a vision model, see :class:`~open_geoclip.model.image_encoder.ImageSettings`.
+
+    Returns:
+        A module with ``dim``, the length of its feature, and preprocessing. That of a model of ``transformers`` also
+        has ``feature``, which it takes.
 
     Raises:
         ModelNameError: the name does not follow the grammar.
-        SettingsError: config.json is not a CLIP's.
+        SettingsError: config.json is not that of a vision model, or the feature or processor cannot be used.
         WeightsError: a file is missing or damaged, or weights do not fit config.json.
-        MissingExtraError: ``earth`` without the extra ``earth``.
+        MissingExtraError: ``earth`` without the extra ``earth``, or another model without ``transformers``.
     """
     if name == "earth":
+        if feature:
+            raise SettingsError("feature: the backbone earth has only one, so none is named")
         return _load_lite0(), preprocessing or earth.PREPROCESSING
     path = folder(name)
-    settings = ClipVisionSettings.from_config(_read_clip_json(path, "config.json"))
+    config = _read_clip_json(path, "config.json")
+    if config.get("model_type") not in ("clip", "clip_vision_model") or feature not in ("", "projected"):
+        return load_transformers(name, path, preprocessing, feature)
+    settings = ClipVisionSettings.from_config(config)
     if preprocessing is None or (path / "preprocessor_config.json").exists():
-        preprocessing = Preprocessing.from_clip(_read_clip_json(path, "preprocessor_config.json"))
+        preprocessing = Preprocessing.from_config(_read_clip_json(path, "preprocessor_config.json"))
     if preprocessing.crop != settings.image_size:
         raise WeightsError(
             f"{path}: images are cropped to {preprocessing.crop} pixels (preprocessor_config.json) but the model "
@@ -91,17 +106,8 @@ def load_text_backbone(name: str) -> ClipText | minilm.MiniLM:
 
 def _load_clip(model: ClipVision | ClipText, path: Path, prefixes: tuple[str, ...]) -> None:
     """Read the tensors of one half of a published CLIP as float32; the others are not read."""
-    files = weight_files(path)
-    if not files:
-        advice = "get the repository's model.safetensors, or convert it with transformers: model.save_pretrained(...)"
-        pickle = (path / "pytorch_model.bin").exists()
-        raise WeightsError(
-            f"{path} holds its weights as a pickle, which could run code and is not opened: {advice}"
-            if pickle
-            else f"{path} holds no weights: model.safetensors is missing"
-        )
     weights: dict[str, Tensor] = {}
-    for file in files:
+    for file in require_weights(path):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118  (not a dict)

@@ -15,16 +15,16 @@ __all__ = [
     "companion_files",
     "has_weights",
     "read_json",
+    "require_weights",
     "shards",
     "weight_files",
 ]
 
 
-PREPARATION = re.compile(
-    r"preprocessor_config\.json|vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json|"
-    r"subspace\.safetensors"
-)
-"""How a model wants its images and words, and how its training images were distributed."""
+PREPROCESSING = re.compile(r"(pre)?processor_config\.json|subspace\.safetensors")
+"""How a model wants its images, and how its training images were distributed."""
+TOKENIZER = re.compile(r"vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json")
+"""How a CLIP wants its words; the text side of other models is not used."""
 
 
 def has_weights(path: Path) -> bool:
@@ -43,6 +43,22 @@ def weight_files(path: Path) -> list[Path]:
     if not index.is_file():
         return []
     return [path / file for file in shards(read_json(index), str(index))]
+
+
+def require_weights(path: Path) -> list[Path]:
+    """Return the files with the weights of a backbone.
+
+    Raises:
+        WeightsError: There are none, or none that are safetensors.
+    """
+    if files := weight_files(path):
+        return files
+    if (path / "pytorch_model.bin").exists():
+        raise WeightsError(
+            f"{path} holds its weights as a pickle, which could run code and is not opened: get the repository's "
+            "model.safetensors, or convert it with transformers: model.save_pretrained(...)"
+        )
+    raise WeightsError(f"{path} holds no weights: model.safetensors is missing")
 
 
 def shards(index: dict[str, Any], what: str) -> list[str]:
@@ -72,10 +88,11 @@ def check_file_name(file: object, ending: str, what: str) -> str:
 
 
 def companion_files(names: Iterable[str], config: dict[str, Any]) -> list[str]:
-    """Return the files that belong to configuration and weights: preprocessing, tokenizer, gallery."""
+    """Return the files that belong to configuration and weights: preprocessing, a CLIP's tokenizer, gallery."""
     galleries = [config[key] for key in ("gallery", "gallery_file") if isinstance(config.get(key), str)]
+    is_clip = str(config.get("model_type", "")).startswith("clip")
     return [
-        *filter(PREPARATION.fullmatch, sorted(names)),
+        *(name for name in sorted(names) if PREPROCESSING.fullmatch(name) or (is_clip and TOKENIZER.fullmatch(name))),
         *(check_file_name(file, ".csv", "config.json") for file in galleries),
     ]
 

@@ -109,11 +109,11 @@ def load_model(
     if image is not None and "image" in towers:
         if image.backbone == "custom":
             raise WeightsError(f"{release.name} does not name its image backbone: give one, such as dir:/clip")
-        module, preprocessing = load_image_backbone(image.backbone, release.preprocessing)
+        module, preprocessing = load_image_backbone(image.backbone, release.preprocessing, image.feature)
         if module.dim != image.feature_dim:
             raise WeightsError(
                 f"{release.name} was trained on features of length {image.feature_dim}; those of {image.backbone} have "
-                f"{module.dim}"
+                f"{module.dim}: name the backbone that it was trained with, or train a head for this one"
             )
         model.image_encoder.backbone = prepare_backbone(module, engine, dtype, device)
         model.image_encoder.preprocessing = preprocessing
@@ -154,6 +154,11 @@ def load_release(name: str) -> Release:
         raise WeightsError(
             f"{name}: is a CLIP, which is an image backbone and no GeoCLIP; give it as the backbone of a "
             f"model, such as --model geoclip --backbone {name}"
+        )
+    if "model_type" in config:
+        raise WeightsError(
+            f"{name}: is a {config['model_type']}, no GeoCLIP; if it is a vision model, train a head for it: "
+            f'geoclip train with [model] backbone = "{name}"'
         )
     raise WeightsError(f"{name}: {path / 'config.json'} describes no GeoCLIP")
 
