@@ -81,7 +81,7 @@ def _kilometres(moved: np.ndarray) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=256)
+    parser.add_argument("--views", type=int, default=64)
     parser.add_argument("--megapixels", type=float, default=12.0)
     parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
     options = parser.parse_args(arguments)
