@@ -126,8 +126,8 @@ def locate(
     Exit status 1 if a photo cannot be read; the others are located.
 
     With -o FOLDER (a name without an ending) it is a job: one SOURCE, which may also be a table of paths, tar shards
-    (shards/{000..012}.tar) or hf:NAME, is located into Parquet files. It can be interrupted, and continued with
-    --resume. See geoclip results.
+    (shards/{000..012}.tar), hf:NAME or s3://BUCKET/FOLDER, is located into Parquet files; FOLDER too may be on an
+    object store. It can be interrupted, and continued with --resume. See geoclip results.
 
     With -o postgresql://USER@HOST/DATABASE answers are written to a database with PostGIS while photos are located.
 
