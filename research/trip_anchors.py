@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from open_geoclip.data.clocks import Anchors, TripPhoto, find_anchors
-from open_geoclip.data.earth import Basemap, Earth
+from open_geoclip.data.earth import Basemap, Earth, is_land
 from open_geoclip.data.earth_views import view_centres
 from open_geoclip.data.tracks import Fix, Track
 from open_geoclip.evaluation.metrics import distances_km
@@ -27,7 +27,7 @@ from open_geoclip.search.answer import Answer
 from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.query import Query
-from research.trip_evaluation import HOURS, SPEED_KMH, is_land, rendered
+from research.trip_evaluation import HOURS, SPEED_KMH, rendered
 
 __all__ = ["main"]
 
@@ -74,7 +74,7 @@ def trips(locator: Locator, look: Basemap, seed: int) -> Scores:
     for truth, part in zip(places, embeddings, strict=True):
         known = rng.choice(STOPS, KNOWN, replace=False)
         others = np.setdiff1d(np.arange(STOPS), known)
-        track = Track.from_fixes(Fix(times_s[n], *truth[n].tolist(), 10.0, "fix") for n in known)
+        track = Track.from_fixes(Fix(times_s[n], truth[n, 0], truth[n, 1], 10.0, "fix") for n in known)
         photos = [TripPhoto(str(n), START + timedelta(hours=float(hours[n]))) for n in others]
         anchors = find_anchors(photos, [track])
         encoded = EncodedBatch.from_embeddings(part[others])
@@ -100,7 +100,7 @@ def clocks(seed: int) -> list[tuple[float, float, float]]:
         legs = [great_circle(a, b) for a, b in pairwise(stops)]
         path = np.concatenate([leg[np.linspace(0, len(leg) - 1, 120).astype(int)] for leg in legs])  # one fix a minute
         times_s = START.timestamp() + 60.0 * np.arange(len(path))
-        track = Track.from_fixes(Fix(t, *p.tolist(), 10.0, "track") for t, p in zip(times_s, path, strict=True))
+        track = Track.from_fixes(Fix(t, p[0], p[1], 10.0, "track") for t, p in zip(times_s, path, strict=True))
         offset_s = rng.uniform(-12, 12) * 3600
         at = rng.choice(len(path), 60, replace=False)
         both = set(rng.choice(60, 5, replace=False).tolist())

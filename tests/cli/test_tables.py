@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from open_geoclip.cli import app
-from open_geoclip.cli.locate import hours_of
+from open_geoclip.cli._trips import hours_of
 from open_geoclip.errors import OpenGeoCLIPError
 from open_geoclip.evaluation.benchmarks import read_labelled
 from open_geoclip.search.prior import _read_prior
