@@ -24,7 +24,7 @@ from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, fit_
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.export.figures import draw_reliability
 from open_geoclip.model.geoclip import GeoCLIP
-from open_geoclip.search.calibration import SURE_KM, SURE_PROBABILITY, Calibration
+from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, SURE_KM, SURE_PROBABILITY, Calibration
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.encode import encode_images
 from open_geoclip.search.gallery import Gallery
@@ -222,7 +222,8 @@ def page(name: str, figures: dict[str, Any]) -> str:
         f"({nats['not calibrated']:.2f} without calibration; 18.82 for a uniform distribution over land).",
         "",
         f"An answer is sure if its probability within {SURE_KM:.0f} km is at least {100 * SURE_PROBABILITY:.0f} %, and "
-        "the image is [in distribution](out-of-distribution.md). "
+        f"its best score is at least the {100 * (1 - IN_DISTRIBUTION_SHARE):.0f} % quantile of the validation views, "
+        "and the image is [in distribution](out-of-distribution.md). "
         f"{sure['share']:.1f} % of the answers are sure; "
         + ", ".join(
             f"{value:.1f} % of {who} are right within {SURE_KM:.0f} km"

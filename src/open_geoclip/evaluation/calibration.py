@@ -228,10 +228,12 @@ def _fit_conformal(
         best[part] = logits.max(dim=1).values.double().numpy() / scale
         sure[part] = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
     calibration = replace(calibration, **(distribution or fit_distribution(best, distances)))
+    usual = best >= np.quantile(best, 1 - IN_DISTRIBUTION_SHARE)
+    calibration = replace(calibration, sure_score=round(float(best[usual].min()), 6))
     inside = calibration.is_in_distribution(torch.from_numpy(best), distances)
     assert inside is not None
     rows = inside.numpy()
-    return replace(calibration, conformal_levels=conformal_levels(hpd_level[rows], sure[rows]))
+    return replace(calibration, conformal_levels=conformal_levels(hpd_level[rows], (sure & usual)[rows]))
 
 
 def fit_distribution(best_scores: Float[np.ndarray, " n"], distances: Float[Tensor, " n"] | None) -> dict[str, Any]:

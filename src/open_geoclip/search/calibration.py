@@ -86,6 +86,7 @@ class Calibration:
         min_score: cosine of the best cell below which an image is out of distribution.
         distances: of the features of validation images from those of training images, which the shares
             :data:`P_VALUES` of them exceed. Empty: not known. See :meth:`distance_p_value`.
+        sure_score: cosine of the best cell below which no answer is sure.
     """
 
     temperature: float = 1.0
@@ -102,10 +103,14 @@ class Calibration:
     conformal_levels: tuple[tuple[float, ...], ...] = ()
     min_score: float = -1.0
     distances: tuple[float, ...] = ()
+    sure_score: float = -1.0
 
     def __post_init__(self) -> None:
         slope = self.background_slope
-        numbers = (self.temperature, self.background, self.sigma_km, slope, self.reference_logit, self.min_score)
+        numbers = (
+            *(self.temperature, self.background, self.sigma_km, slope, self.reference_logit),
+            *(self.min_score, self.sure_score),
+        )
         if not all(map(math.isfinite, numbers)):  # a TypeError for what is no number
             raise SettingsError(f"calibration: finite numbers, not {numbers}")
         if not (self.temperature > 0 and 0 <= self.background < 1 and self.sigma_km >= 0 and slope >= 0):

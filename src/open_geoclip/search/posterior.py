@@ -52,6 +52,7 @@ class Posterior:
         calibration: by which it was made.
         background: share of each row's mass that follows the prior alone; None: no share.
         is_in_distribution: whether each image resembles those of the validation data; None: not known.
+        may_be_sure: whether its best score is high enough for a sure answer; None: not known.
     """
 
     cells: GalleryCells
@@ -59,6 +60,7 @@ class Posterior:
     calibration: Calibration
     background: Float32[Tensor, " n"] | None = None
     is_in_distribution: Bool[Tensor, " n"] | None = None
+    may_be_sure: Bool[Tensor, " n"] | None = None
 
     @classmethod
     def from_logits(
@@ -121,7 +123,8 @@ class Posterior:
         scores = None if best_logits is None or scale is None else best_logits / scale
         in_distribution = calibration.is_in_distribution(scores, distances)
         return cls(
-            cells, mass.float(), calibration, None if background is None else background.float(), in_distribution
+            *(cells, mass.float(), calibration, None if background is None else background.float(), in_distribution),
+            None if scores is None else scores >= calibration.sure_score,
         )
 
     def __len__(self) -> int:
@@ -129,7 +132,10 @@ class Posterior:
 
     def __getitem__(self, row: int) -> "Posterior":
         """Return the posterior of one row."""
-        optional = (None if part is None else part[[row]] for part in (self.background, self.is_in_distribution))
+        optional = (
+            None if part is None else part[[row]]
+            for part in (self.background, self.is_in_distribution, self.may_be_sure)
+        )
         return Posterior(self.cells, self.mass[[row]], self.calibration, *optional)
 
     @property
@@ -276,6 +282,8 @@ class Posterior:
         sure = profile.within((SURE_KM,))[:, 0] >= SURE_PROBABILITY
         if self.is_in_distribution is not None:
             sure &= self.is_in_distribution.numpy()
+        if self.may_be_sure is not None:
+            sure &= self.may_be_sure.numpy()
         return [bool(one) for one in sure]
 
     def label_probabilities(
