@@ -3,7 +3,7 @@ import { announce, fill, h, icon, unique } from "./dom";
 import { comparison, coordinates, countryName, disagreementKm, exifConflict, kilometres, percent, placeName, decimalDegrees, isOutOfDistribution, verdict } from "./format";
 import { services } from "./map-links";
 import type { Store } from "./store";
-import type { Candidate, Decision, Item, Result, SetPlace } from "./types";
+import type { Candidate, Decision, Item, LookAlike, Result, SetPlace } from "./types";
 import { Why, type Explain } from "./why";
 
 export class AnswerView {
@@ -75,6 +75,7 @@ export class AnswerView {
       this.review(item),
       this.candidates(item, result),
       this.anchors(result),
+      this.lookAlikes(result),
       this.exif(result),
       this.reliability(result),
       isOutOfDistribution(result) ? null : this.probabilities(result),
@@ -286,6 +287,25 @@ export class AnswerView {
       result.verdict ? h("p", {}, h("strong", {}, `${result.verdict}: `), result.reason ?? "") : null,
       ...(result.remarks ?? []).map(({ text }) => h("p", { class: "quiet" }, text)),
       h("p", { class: "quiet" }, "EXIF can be wrong or forged. It is not used for the estimate."),
+    );
+  }
+
+  /** Photos of an index that look like this one, with their pictures if the index has them. */
+  private lookAlikes({ look_alikes }: Result): HTMLElement | null {
+    if (!look_alikes?.length) return null;
+    const one = ({ id, similarity, lat, lon, distance_km, thumbnail }: LookAlike): HTMLElement =>
+      h(
+        "li",
+        {},
+        thumbnail ? h("img", { src: thumbnail, alt: "", loading: "lazy" }) : h("span", { class: "blank" }, icon("photo")),
+        h("span", { class: "look-alike-name" }, id),
+        h("span", { class: "quiet" }, `${coordinates(lat, lon)}, ${kilometres(distance_km)} from the first candidate; similarity ${similarity.toFixed(2)}`),
+      );
+    return h(
+      "section",
+      { class: "block" },
+      h("h3", {}, "Photos with known places that look alike"),
+      h("ul", { class: "look-alikes" }, ...look_alikes.map(one)),
     );
   }
 

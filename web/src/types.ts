@@ -1,6 +1,6 @@
 /** Answers of the API, and the state of the page. */
 
-export type { Candidate, CoveredRegion, Explanation, Heat, MultiPolygon, PhotoPlace as Exif, Result } from "./answer";
+export type { Candidate, CoveredRegion, Explanation, Heat, LookAlike, MultiPolygon, PhotoPlace as Exif, Result } from "./answer";
 import type { Explanation, Result } from "./answer";
 
 export interface Polygon {

@@ -19,6 +19,7 @@ __all__ = ["serve"]
 def serve(
     *,
     model: list[str] | None = None,
+    index: list[Path] | None = None,
     backbone: Backbone = None,
     engine: Engine = "auto",
     dtype: Dtype = "auto",
@@ -52,6 +53,8 @@ def serve(
     Args:
         model: Models to serve, the first for requests that name none: earth, geoclip, hub:org/repo@revision or
             dir:/folder; default: OPEN_GEOCLIP_MODEL, else geoclip where it has been pulled, else earth.
+        index: Folder of geoclip index build, searched by the first model for photos that look alike; can be given
+            several times.
         host: Address to listen on; default: 127.0.0.1. Others need a token or --no-token.
         port: Port to listen on; default: 8000.
         token_file: File of tokens, one per line; clients have to send one of them.
@@ -74,6 +77,9 @@ def serve(
         read_timeout_s: Longest pause of a client while it sends a request.
     """
     options = {name: value for name, value in locals().items() if value is not None}
+    from open_geoclip.search.photo_index import PhotoIndex
+
+    indexes = [str(PhotoIndex.open(folder).folder) for folder in options.pop("index", ())]  # errors before models load
     load = {name: options.pop(name, None) for name in ("model", "backbone", "engine", "dtype")}
     try:
         from pydantic import ValidationError
@@ -90,7 +96,9 @@ def serve(
     from open_geoclip.weights.folders import default_model
 
     names = load.pop("model") or [default_model()]
-    models = {name: dict(load) for name in names}
+    models: dict[str, dict[str, Any]] = {name: dict(load) for name in names}
+    if indexes:
+        models[names[0]]["index"] = indexes
     if "earth" in models:
         models["earth"]["backbone"] = None  # it is part of the model
     asyncio.run(_serve(settings, models))

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +85,22 @@ class EncodedBatch:
         n = len(embeddings)
         return cls([""] * n, [None] * n, [None] * n, embeddings)
 
+    @classmethod
+    def concatenate(cls, batches: "Sequence[EncodedBatch]") -> "EncodedBatch":
+        """Return the images of one or more batches, which have the same attributes, as one."""
+        features = [batch.features for batch in batches if batch.features is not None]
+        hashes = [batch.perceptual_hashes for batch in batches if batch.perceptual_hashes is not None]
+        distances = [batch.distances for batch in batches if batch.distances is not None]
+        return cls(
+            [name for batch in batches for name in batch.names],
+            [error for batch in batches for error in batch.errors],
+            [sha256 for batch in batches for sha256 in batch.sha256],
+            torch.cat([batch.embeddings for batch in batches]),
+            torch.cat(features) if features else None,
+            np.concatenate(hashes) if hashes else None,
+            torch.cat(distances) if distances else None,
+        )
+
 
 def encode_batches(
     model: GeoCLIP, images: ImageSource | Iterable[ImageSource], settings: EncodeSettings | None = None
@@ -123,16 +139,7 @@ def encode_images(
             raise error
     if not batches:
         return EncodedBatch.from_embeddings(torch.empty(0, model.location_encoder.settings.output))
-    distances = [batch.distances for batch in batches if batch.distances is not None]
-    return EncodedBatch(
-        [name for batch in batches for name in batch.names],
-        [None for batch in batches for _ in batch.names],
-        [sha256 for batch in batches for sha256 in batch.sha256],
-        torch.cat([batch.embeddings for batch in batches]),
-        torch.cat([batch.features for batch in batches if batch.features is not None]),
-        np.concatenate([batch.perceptual_hashes for batch in batches if batch.perceptual_hashes is not None]),
-        torch.cat(distances) if distances else None,
-    )
+    return EncodedBatch.concatenate(batches)
 
 
 def perceptual_hash(pixels: Float[Tensor, "n 3 h w"]) -> UInt8[np.ndarray, "n 32"]:

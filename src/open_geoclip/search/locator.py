@@ -267,7 +267,7 @@ class Locator:
 
     def locate_embeddings(
         self,
-        embeddings: Float[Tensor, "n k"],
+        embeddings: Float[Tensor, "n k"] | EncodedBatch,
         top_k: int = 5,
         *,
         text: str | None = None,
@@ -275,7 +275,8 @@ class Locator:
         detail: bool = False,
     ) -> list[Answer]:
         """Locate images that were encoded before (:meth:`encode`); arguments and errors are those of :meth:`locate`."""
-        query = self.query_encoded(EncodedBatch.from_embeddings(embeddings))
+        batch = embeddings if isinstance(embeddings, EncodedBatch) else EncodedBatch.from_embeddings(embeddings)
+        query = self.query_encoded(batch)
         if text is not None:
             query = query.with_text(text, self.encode_text([text])[0], text_weight)
         return [answer for answer, _ in self.answer([query], top_k, detail=detail)]

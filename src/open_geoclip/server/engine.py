@@ -4,8 +4,9 @@ import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from open_geoclip.data.clocks import Anchors
 from open_geoclip.data.tracks import Fix
 from open_geoclip.errors import AreaError, DataError, MissingExtraError
 from open_geoclip.geo.areas import Area, Polygon, Shape, parse_shape
+from open_geoclip.search.encode import EncodedBatch, encode_images
 from open_geoclip.search.locator import Locator
+from open_geoclip.search.photo_index import PhotoIndex
 from open_geoclip.server.jobs import Job, Message, Options, Outcome, Pixels, decode_jobs
 from open_geoclip.server.problems import problem_of
 
@@ -67,8 +70,15 @@ class Engine:
 
     @classmethod
     def load(cls, name: str, **settings: Any) -> "Engine":
-        """An engine, ready to answer; arguments and errors are those of :meth:`Locator.from_pretrained`."""
-        engine = cls(Locator.from_pretrained(name, **settings))
+        """An engine, ready to answer; arguments and errors are those of :meth:`Locator.from_pretrained`.
+
+        ``index``, folders of photo indexes, is one more; see :meth:`Locator.with_photo_index`.
+        """
+        folders = settings.pop("index", None) or ()
+        locator = Locator.from_pretrained(name, **settings)
+        if folders:
+            locator = locator.with_photo_index(*(PhotoIndex.open(Path(folder)) for folder in folders))
+        engine = cls(locator)
         engine.warm_up()
         return engine
 
@@ -105,8 +115,8 @@ class Engine:
         for together too.
         """
         alone = [() if job.options.together or job.kind in ("explain", "trip") else job.images for job in jobs]
-        embeddings = iter(self._encode([image for images in alone for image in images]))
-        parts = [list(itertools.islice(embeddings, len(images))) for images in alone]
+        encoded = iter(self._encode([image for images in alone for image in images]))
+        parts = [list(itertools.islice(encoded, len(images))) for images in alone]
         outcomes: dict[int, Outcome] = {}
         single = [n for n, job in enumerate(jobs) if job.kind == "locate" and not job.options.together]
         for options in dict.fromkeys(jobs[n].options for n in single):
@@ -117,12 +127,21 @@ class Engine:
                 outcomes[n] = found if records is None else Outcome(list(itertools.islice(records, len(parts[n]))))
         return [outcomes[n] if n in outcomes else _attempt(self._answer, job, parts[n]) for n, job in enumerate(jobs)]
 
-    def _encode(self, images: Sequence[Pixels]) -> Tensor:
-        return self.locator.encode(map(_array, images))
+    def _encode(self, images: Sequence[Pixels]) -> list[EncodedBatch]:
+        """Return one batch per image; features only where they are searched for."""
+        batch = encode_images(self.locator.model, map(_array, images), self.locator.encoding)
+        if self.locator.evidence is None or not images:
+            return [EncodedBatch.from_embeddings(row[None]) for row in batch.embeddings]
+        assert batch.features is not None
+        assert batch.perceptual_hashes is not None
+        return [
+            replace(EncodedBatch.from_embeddings(row[None]), features=feature[None], perceptual_hashes=hash_[None])
+            for row, feature, hash_ in zip(batch.embeddings, batch.features, batch.perceptual_hashes, strict=True)
+        ]
 
-    def _locate(self, options: Options, embeddings: list[Tensor]) -> list[Any]:
+    def _locate(self, options: Options, singles: list[EncodedBatch]) -> list[Any]:
         answers = self._locator(options).locate_embeddings(
-            torch.stack(embeddings),
+            EncodedBatch.concatenate(singles),
             options.top_k,
             text=options.text,
             text_weight=options.text_weight,
@@ -130,7 +149,7 @@ class Engine:
         )
         return [answer.to_dict() for answer in answers]
 
-    def _answer(self, job: Job, embeddings: list[Tensor]) -> list[Any]:
+    def _answer(self, job: Job, singles: list[EncodedBatch]) -> list[Any]:
         options = job.options
         if job.kind == "text":
             found = self._locator(options).locate_text(job.texts, options.top_k, detail=options.detail)
@@ -155,7 +174,7 @@ class Engine:
             return [self._locator(options).locate_together(arrays, options.top_k, detail=options.detail).to_dict()]
         places = self._encode_coordinates(job.coordinates) if job.coordinates else ()
         texts = self.locator.encode_text(job.texts) if job.texts else ()
-        return [one.float().tolist() for one in (*embeddings, *places, *texts)]
+        return [one.float().tolist() for one in (*(single.embeddings[0] for single in singles), *places, *texts)]
 
     @torch.inference_mode()
     def _encode_coordinates(self, coordinates: Sequence[tuple[float, float]]) -> Tensor:
