@@ -103,7 +103,8 @@ def anchored_posteriors(
     is_possible = True
     for _, group in groupby(np.argsort(anchors.times_s, kind="stable").tolist(), key=anchors.brackets.__getitem__):
         members = list(group)
-        if len(members) > 1:
+        # Without evidence there is nothing to pass on, and the prior of a wide prism has many places.
+        if len(members) > 1 and any(bool(ratios[n].any()) for n in members):
             travel_km = np.diff(np.array([anchors.times_s[n] for n in members])) / 3600 * speed_kmh
             radius_km = [torch.from_numpy(np.sqrt(priors[n].area_km2) / 2) for n in members]
             marginals, log_evidence, _ = chain_marginals(
