@@ -34,15 +34,15 @@ def test_the_fit_uses_neighbours_that_tell_something(rng: np.random.Generator, m
     settings = fit_evidence(posteriors, useful, truth)
     assert settings.neighbour_weight > 0.2
     assert settings.kernel_km < 200
-    calibration = calibrate_evidence(posteriors[:20], useful[:20], truth[:20], settings, "images")
+    calibration = calibrate_evidence(posteriors[:8], useful[:8], truth[:8], settings, "images")
     assert calibration.fitted_on == "images"
     assert len(calibration.levels) == len(CALIBRATED_LEVELS)
     answers = [
         combine(one, few, settings, calibration).decode("mass", 75.0)[0]
-        for one, few in zip(posteriors[:30], useful, strict=False)
+        for one, few in zip(posteriors[:8], useful, strict=False)
     ]
     before, after = (
-        distances_km(truth[:30], whole.decode("mass", 75.0)[:30]),
-        distances_km(truth[:30], np.stack(answers)),
+        distances_km(truth[:8], whole.decode("mass", 75.0)[:8]),
+        distances_km(truth[:8], np.stack(answers)),
     )
     assert np.median(after) < 0.5 * np.median(before)
