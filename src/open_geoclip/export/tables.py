@@ -60,8 +60,8 @@ _MADE_BY = ("model", "gallery", "version", "image_sha256", "weights_sha256", "ga
 COLUMNS: dict[str, str] = {
     "image": "string",
     "text": "string",
-    "warning": "string",
     "rank": "int32",
+    "warning": "string",
     **{name: kind for name, (kind, *_) in _columns(Candidate).items()},
     **{name: kind for name, (kind, *_) in _ANSWER.items() if name not in (*_MADE_BY, "image", "text", "warning")},
     "reliability": "string",
