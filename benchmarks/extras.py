@@ -72,6 +72,8 @@ COMMANDS = {
     "server": f"geoclip serve --model {MODEL}",
     "tensorboard": "geoclip train run.toml --set 'output=\"runs/second\"' --tensorboard runs/log",
     "text": "geoclip text 'a hot desert' --model earth --top-k 2",
+    "transformers": 'PYTHON "from open_geoclip.weights.backbones import load_image_backbone; '
+    "print(load_image_backbone('dir:vit')[0].dim)\"",
 }
 
 
@@ -116,12 +118,21 @@ def _write_inputs(folder: Path) -> None:
     (folder / "photos").mkdir()
     Dataset.from_dict(rows).to_parquet(folder / "photos" / "train.parquet")
     with warnings.catch_warnings(action="ignore"):
-        from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+        from transformers import (
+            CLIPImageProcessor,
+            CLIPVisionConfig,
+            CLIPVisionModelWithProjection,
+            ViTConfig,
+            ViTModel,
+        )
+        from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
         size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         settings = CLIPVisionConfig(image_size=56, patch_size=14, projection_dim=64, **size)
         CLIPVisionModelWithProjection(settings).save_pretrained(folder / "clip")
         CLIPImageProcessor(crop_size=56, size=56).save_pretrained(folder / "clip")
+        ViTModel(ViTConfig(image_size=32, patch_size=16, **size)).save_pretrained(folder / "vit")
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "vit")
 
 
 def _create_environment(folder: Path, requirement: str, base: Path | None = None) -> Path:

@@ -60,6 +60,14 @@ def by_render(place: str, folder: Path) -> tuple[float, float]:
     return parse_coordinate(place)
 
 
+def by_explain(place: str, folder: Path) -> tuple[float, float]:
+    Image.new("RGB", (32, 32)).save(folder / "a.png")
+    words = ["explain", str(folder / "a.png"), "--grid", "0", "--model", "earth", "-o", str(folder / "a.json")]
+    run(*words, "--place", place)
+    lat, lon = read_json(folder / "a.json")["place"]
+    return lat, lon
+
+
 COMMANDS: list[Callable[[str, Path], tuple[float, float]]] = [
     by_where,
     by_where_second,
@@ -67,6 +75,7 @@ COMMANDS: list[Callable[[str, Path], tuple[float, float]]] = [
     by_similar,
     by_similar_to,
     by_render,
+    by_explain,
 ]
 AREAS = {
     "box": "-35,-79,1,20",
@@ -107,7 +116,7 @@ def test_no_command_with_coordinates_is_forgotten(capsys: pytest.CaptureFixture[
         run(name, "--help")
         if re.search(r"LAT,LON|south,west", capsys.readouterr().out):
             taking.add(name)
-    assert taking == {"where", "embed", "similar", "render", "locate"}
+    assert taking == {"where", "embed", "similar", "render", "locate", "explain"}
 
 
 @pytest.mark.parametrize("text", ["\N{MINUS SIGN}33.9,18.6", " -33.9 , 18.6 "])

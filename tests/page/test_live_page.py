@@ -236,6 +236,7 @@ def test_every_format_that_the_server_makes_is_downloaded(page: Any, views: dict
         "parquet": lambda body: body.startswith(b"PAR1"),
         "gpkg": lambda body: body.startswith(b"SQLite format 3"),
         "html": lambda body: b'id="records"' in body,
+        "plan": lambda body: b"rome.jpg" in body and b"sha256" in body,
     }
     page.locator(".menu summary").click()
     formats = [item.get_attribute("data-format") for item in page.locator(".menu-item").all()]
@@ -247,7 +248,7 @@ def test_every_format_that_the_server_makes_is_downloaded(page: Any, views: dict
             page.locator(f"[data-format={name}]").click()
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
-        assert path.name == f"geoclip.{name.removesuffix('-bom')}"
+        assert path.name == ("plan.csv" if name == "plan" else f"geoclip.{name.removesuffix('-bom')}")
         assert signs[name](path.read_bytes()), name
 
 

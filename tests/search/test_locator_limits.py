@@ -11,6 +11,7 @@ from PIL import Image
 
 from open_geoclip import AnswerSettings, Gallery, ImageError, Locator
 from open_geoclip.cli._trips import hours_of
+from open_geoclip.data.earth import Earth
 from open_geoclip.errors import AreaError, SettingsError
 from open_geoclip.geo.areas import Area
 from open_geoclip.geo.sphere import even_points, haversine_km
@@ -19,10 +20,9 @@ from open_geoclip.metadata.read import read_metadata
 
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
-    """Smooth patches of colour: images of nothing, but different ones."""
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
-    return [np.asarray(Image.fromarray(part).resize((250, 200), Image.Resampling.BICUBIC)) for part in small]
+    """Views of three places."""
+    places = np.array([[41.9, 12.5], [30.0, 31.2], [-23.7, 133.9]])
+    return list(Earth("bluemarble").render(places, np.full(3, 900.0), np.zeros(3), size=224))
 
 
 def test_answers_stay_within_and_probabilities_are_shares_of_what_is_inside(

@@ -77,9 +77,7 @@ def serve(
         read_timeout_s: Longest pause of a client while it sends a request.
     """
     options = {name: value for name, value in locals().items() if value is not None}
-    from open_geoclip.search.photo_index import PhotoIndex
-
-    indexes = [str(PhotoIndex.open(folder).folder) for folder in options.pop("index", ())]  # errors before models load
+    indexes = [str(folder) for folder in options.pop("index", ())]  # opened by the worker: this process stays small
     load = {name: options.pop(name, None) for name in ("model", "backbone", "engine", "dtype")}
     try:
         from pydantic import ValidationError

@@ -23,7 +23,7 @@ from open_geoclip.data.clocks import Anchors
 from open_geoclip.data.tracks import Fix
 from open_geoclip.geo.areas import Allowed
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, destination, haversine_km, unit_vectors
-from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.calibration import SURE_KM, Calibration
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.refine import encode_cosines
@@ -44,7 +44,6 @@ _ONE_SIGMA = 1.515  # the radius that holds 68 % of a Gaussian, in standard devi
 _UNRESOLVED_KM = 0.5  # no model tells places within this distance
 _WHOLE_EARTH_KM = 10_000.0
 _MAX_DISC_KM = 0.999 * math.pi * EARTH_RADIUS_KM
-_FITTED_ON = "known places in time"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +56,7 @@ class _Prior:
         area_km2: that each place stands for.
         rows: of the gallery; -1 for places of the photo's own.
         sigma_km: of the bridge.
+        reach_km: the photo lies within this distance of the middle of the prism.
     """
 
     coordinates: Float64[np.ndarray, "m 2"]
@@ -64,6 +64,7 @@ class _Prior:
     area_km2: Float64[np.ndarray, " m"]
     rows: Int64[np.ndarray, " m"]
     sigma_km: float
+    reach_km: float
 
 
 @torch.inference_mode()
@@ -113,7 +114,6 @@ def anchored_posteriors(
             is_possible &= log_evidence > -math.inf
             for n, marginal in zip(members, marginals, strict=True):
                 rows[n] = marginal
-    known = Calibration(calibration.temperature, fitted_on=_FITTED_ON)
     posteriors = []
     for prior, row, vectors in zip(priors, rows, points, strict=True):
         cells = GalleryCells(
@@ -123,6 +123,9 @@ def anchored_posteriors(
             torch.from_numpy(prior.log_mass),
             np.where(prior.rows < 0, space.cells.nearest(prior.coordinates), prior.rows),
         )
+        # Farther from the fixes, nothing was measured of how often such answers are right.
+        fitted_on = "known places in time" if prior.reach_km <= SURE_KM else None
+        known = Calibration(calibration.temperature, fitted_on=fitted_on)
         posteriors.append(Posterior.from_log_mass(row[None], cells, known))
     return posteriors, [prior.sigma_km for prior in priors], is_possible
 
@@ -205,7 +208,7 @@ def _prior(
     if not parts:  # limits or rounding leave nothing: the interpolated place itself
         parts = [(centre[None], np.array([math.pi * sigma_km**2]), np.ones(1), np.array([-1]))]
     coordinates, area, mass, rows = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return _Prior(coordinates, np.log(mass / mass.sum()), np.maximum(area, 1e-9), rows, sigma_km)
+    return _Prior(coordinates, np.log(mass / mass.sum()), np.maximum(area, 1e-9), rows, sigma_km, disc_km)
 
 
 def _bridge(

@@ -366,7 +366,7 @@ class Locator:
     ) -> Query:
         """Encode images of one trip, along which nobody moves faster than a speed limit.
 
-        Nothing was calibrated for trips: ``sure`` is None but where there are anchors.
+        Nothing was calibrated for trips: ``sure`` is None but where anchors leave no place farther than 200 km.
 
         Args:
             images: in any order.
