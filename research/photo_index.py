@@ -174,7 +174,8 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Photo index on Earth views",
         "",
-        "`python -m research.photo_index FEATURES` writes this page from [photo-index.jsonl](photo-index.jsonl).",
+        "`python -m research.photo_index FEATURES --others FOLDER` writes this page from "
+        "[photo-index.jsonl](photo-index.jsonl).",
         "",
         f"Indexed: training views of the embedded model (half in varied weather). {views:,} test views of each "
         "rendering; January, May and shaded relief were never trained on. The rule of the combination "
