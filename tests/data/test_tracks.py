@@ -158,12 +158,12 @@ def test_a_damaged_track_is_refused_with_its_name(content: str, message: str, tm
 def test_the_fixes_around_a_moment_are_those_that_say_most() -> None:
     walk = Track.from_fixes([Fix(100, 48, 2, 5, "a"), Fix(0, 47, 2, 5, "a"), Fix(np.nan, 0, 0), Fix(1, 95, 0)])
     towers = Track.from_fixes([Fix(109, 49, 3, 2000, "b"), Fix(400, 49, 3, -1, "b")])
-    both = Track.joined([walk, towers])
+    both = Track.concatenate([walk, towers])
     assert both.names == ("a", "b")
     before, after = both.bracket(110)
     assert before == Fix(100, 48, 2, 5, "a")
     assert after == Fix(400, 49, 3, 10, "b")
     assert both.bracket(100) == (Fix(100, 48, 2, 5, "a"),) * 2
     assert both.bracket(-1) == (None, Fix(0, 47, 2, 5, "a"))
-    assert len(Track.joined([])) == 0
+    assert len(Track.concatenate([])) == 0
     assert walk.span == "1970-01-01 00:00 to 1970-01-01 00:01 UTC"

@@ -80,18 +80,18 @@ def test_fits_are_stored_with_the_index(tmp_path: Path, rng: np.random.Generator
     features, places = torch.from_numpy(rng.normal(size=(40, 12))).float(), rng.uniform(-50, 50, (40, 2))
     index = PhotoIndex.create(tmp_path / "index", IndexRecords.from_features(features, places))
     encoder = ImageEncoder(None, None, ImageSettings(widths=(12, 8, 4)))
-    plain = PhotoEvidence.of_indexes([index], (), encoder, "w", "g")
+    plain = PhotoEvidence.from_indexes([index], (), encoder, "w", "g")
     assert (plain.settings, plain.calibration) == (EvidenceSettings(), None)
     calibration = Calibration(fitted_on="views", n_images=500, sigma_km=20)
     fit = {"settings": vars(EvidenceSettings(kernel_km=50)), "calibration": calibration.to_dict()}
     index.save_fit("w", "g", fit)
-    fitted = PhotoEvidence.of_indexes([index], (), encoder, "w", "g")
+    fitted = PhotoEvidence.from_indexes([index], (), encoder, "w", "g")
     assert (fitted.settings.kernel_km, fitted.calibration) == (50, calibration)
-    assert PhotoEvidence.of_indexes([index], (), encoder, "w", "other").calibration is None
-    assert PhotoEvidence.of_indexes([index.remove(range(10))], (), encoder, "w", "g").calibration is None
+    assert PhotoEvidence.from_indexes([index], (), encoder, "w", "other").calibration is None
+    assert PhotoEvidence.from_indexes([index.remove(range(10))], (), encoder, "w", "g").calibration is None
     next(index.folder.glob("evidence-*")).write_text('{"photos": 30, "settings": {"kernel_km": -1}, "calibration": {}}')
     with pytest.raises(DataError, match="its fit is damaged"):
-        PhotoEvidence.of_indexes([PhotoIndex.open(index.folder)], (), encoder, "w", "g")
+        PhotoEvidence.from_indexes([PhotoIndex.open(index.folder)], (), encoder, "w", "g")
     wide = ImageEncoder(None, None, ImageSettings(widths=(13, 8, 4)))
     with pytest.raises(SettingsError, match="made with the backbone custom"):
-        PhotoEvidence.of_indexes([index], (), wide, "w", "g")
+        PhotoEvidence.from_indexes([index], (), wide, "w", "g")

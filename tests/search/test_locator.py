@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from open_geoclip.errors import (
     SettingsError,
     WeightsError,
 )
-from open_geoclip.search.encode import EncodeSettings, encode_batches, encode_images
+from open_geoclip.search.encode import EncodedBatch, EncodeSettings, encode_batches, encode_images
 
 ROWS = 6000  # of the released gallery: it is encoded anew for each photo by the released package
 
@@ -309,3 +310,16 @@ def test_encoded_images_keep_the_features_of_the_backbone(locator: Locator, phot
     assert ten is not None
     assert ten.shape == (1, batch.features.shape[1])
     assert not torch.equal(ten, batch.features[:1])
+
+
+def test_encoded_images_are_split_and_concatenated_without_loss(locator: Locator, photos: list[Path]) -> None:
+    batch = encode_images(locator.model, photos[:3])
+    distances = torch.arange(3.0)
+    again = EncodedBatch.concatenate(replace(batch, distances=distances).split())
+    assert again.features is not None
+    assert batch.features is not None
+    assert torch.equal(again.embeddings, batch.embeddings)
+    assert torch.equal(again.features, batch.features)
+    np.testing.assert_array_equal(again.perceptual_hashes, batch.perceptual_hashes)
+    assert again.distances is not None
+    assert torch.equal(again.distances, distances)

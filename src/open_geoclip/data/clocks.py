@@ -108,14 +108,14 @@ def find_anchors(
         DataError: there is no known place, or no photo was taken while a track was recorded.
         SettingsError: no photo is of a camera that an offset is given for.
     """
-    times_s, notes = _times(photos, Track.joined(tracks), clock_offsets or {})
+    times_s, notes = _times(photos, Track.concatenate(tracks), clock_offsets or {})
     _check_spans(times_s, tracks)
     known = [
         Fix(time_s, *photo.place, photo.accuracy_m or DEFAULT_ACCURACY_M, photo.name)
         for photo, time_s in zip(photos, times_s, strict=True)
         if use_gps and photo.place is not None
     ]
-    track = Track.joined([*tracks, Track.from_fixes(known)])
+    track = Track.concatenate([*tracks, Track.from_fixes(known)])
     if len(track) == 0:
         raise DataError(f"none of the {len(photos):,} photos has a place by GPS: give a track")
     return Anchors(tuple(times_s), tuple(map(track.bracket, times_s)), tuple(notes))

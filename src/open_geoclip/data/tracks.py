@@ -96,7 +96,7 @@ class Track:
         )
 
     @classmethod
-    def joined(cls, tracks: Sequence["Track"]) -> "Track":
+    def concatenate(cls, tracks: Sequence["Track"]) -> "Track":
         """Return the fixes of several tracks as one."""
         names = tuple(name for track in tracks for name in track.names)
         first = np.cumsum([0] + [len(track.names) for track in tracks])

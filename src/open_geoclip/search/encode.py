@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -84,6 +84,19 @@ class EncodedBatch:
         """Return a batch without names, of texts or of images that were encoded before."""
         n = len(embeddings)
         return cls([""] * n, [None] * n, [None] * n, embeddings)
+
+    def split(self) -> "list[EncodedBatch]":
+        """Return a batch without names for each image that could be read; :meth:`concatenate` is the reverse."""
+        hashes = self.perceptual_hashes
+        return [
+            replace(
+                EncodedBatch.from_embeddings(self.embeddings[[row]]),
+                features=None if self.features is None else self.features[[row]],
+                perceptual_hashes=None if hashes is None else hashes[[row]],
+                distances=None if self.distances is None else self.distances[[row]],
+            )
+            for row in range(len(self.embeddings))
+        ]
 
     @classmethod
     def concatenate(cls, batches: "Sequence[EncodedBatch]") -> "EncodedBatch":
@@ -185,7 +198,9 @@ def _encode(model: GeoCLIP, settings: EncodeSettings, batch: list[_Decoded]) -> 
         return EncodedBatch(names, errors, hashes, embeddings, features, np.empty((0, 32), np.uint8), distances)
     normalize, crops = encoder.preprocessing.normalize, (len(images), settings.crops)
     pixels = copy_to_device(torch.from_numpy(np.concatenate(images)), model.logit_scale.device)
-    parts = [encoder.forward_backbone(normalize(part)) for part in pixels.split(settings.batch_size)]
+    normalized = [normalize(part) for part in pixels.split(settings.batch_size)]
+    parts = [encoder.forward_backbone(part) for part in normalized]
+    hashed = normalized if settings.crops == 1 else [normalize(pixels[_CENTRE :: settings.crops])]
     embeddings = torch.cat([model.encode_features(part) for part in parts]).cpu()
     features = torch.cat(parts).float().cpu()
     return EncodedBatch(
@@ -194,6 +209,6 @@ def _encode(model: GeoCLIP, settings: EncodeSettings, batch: list[_Decoded]) -> 
         hashes,
         embeddings.view(*crops, -1).mean(dim=1),
         features.view(*crops, -1).mean(dim=1),
-        perceptual_hash(normalize(pixels[0 if settings.crops == 1 else _CENTRE :: settings.crops])),
+        np.concatenate([perceptual_hash(part) for part in hashed]),
         None if subspace is None else subspace.distance(features).view(crops).mean(dim=1),
     )

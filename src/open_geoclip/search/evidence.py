@@ -144,7 +144,7 @@ class PhotoEvidence:
     calibration: Calibration | None = None
 
     @classmethod
-    def of_indexes(
+    def from_indexes(
         cls,
         indexes: Sequence[PhotoIndex],
         exclude_groups: Collection[str],
@@ -189,7 +189,12 @@ class PhotoEvidence:
         k, found = self.settings.neighbours, []
         for index in self.indexes:
             several = index.search(queries, k)
-            found.append([replace(one, thumbnails=[*map(index.thumbnail, one.rows.tolist())]) for one in several])
+            for n, one in enumerate(several):
+                pictures = [
+                    index.thumbnail(row) if rank < _SHOWN else None for rank, row in enumerate(one.rows.tolist())
+                ]
+                several[n] = replace(one, thumbnails=pictures)
+            found.append(several)
         return [_merge(several, k) for several in zip(*found, strict=True)]
 
     def posteriors(

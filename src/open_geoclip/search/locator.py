@@ -182,9 +182,9 @@ class Locator:
         return self._replace(self.search_space, answers=replace(self.answers, decode=decode))
 
     def with_photo_index(self, *indexes: PhotoIndex, exclude_groups: Collection[str] = ()) -> "Locator":
-        """Return a locator that finds photos like single images; see :meth:`PhotoEvidence.of_indexes`."""
+        """Return a locator that finds photos like single images; see :meth:`PhotoEvidence.from_indexes`."""
         model = self.model.image_encoder, self.weights_sha256, self.gallery.fingerprint
-        evidence = PhotoEvidence.of_indexes(indexes, exclude_groups, *model)
+        evidence = PhotoEvidence.from_indexes(indexes, exclude_groups, *model)
         return self._replace(self.search_space, evidence=evidence, reliability=None)
 
     def _replace(self, space: SearchSpace, **changes: Any) -> "Locator":

@@ -75,12 +75,12 @@ class PhotoIndex:
         if sum(len(part["features"]) for part in tensors) != len(self):
             raise DataError(f"{folder}: damaged: its parts do not have the {len(self):,} photos of {_MANIFEST}")
 
-        def joined(name: str, width: int, kind: Any) -> np.ndarray:
+        def concatenate(name: str, width: int, kind: Any) -> np.ndarray:
             return np.concatenate([np.empty((0, width), kind), *(part[name].numpy() for part in tensors)])
 
-        self.coordinates: Float64[np.ndarray, "n 2"] = joined("coordinates", 2, np.float64)
-        self.sha256: UInt8[np.ndarray, "n 32"] = joined("sha256", HASH_BYTES, np.uint8)
-        self.hashes: UInt8[np.ndarray, "n 32"] = joined("hashes", HASH_BYTES, np.uint8)
+        self.coordinates: Float64[np.ndarray, "n 2"] = concatenate("coordinates", 2, np.float64)
+        self.sha256: UInt8[np.ndarray, "n 32"] = concatenate("sha256", HASH_BYTES, np.uint8)
+        self.hashes: UInt8[np.ndarray, "n 32"] = concatenate("hashes", HASH_BYTES, np.uint8)
         self.ids: list[str] = [one for _, names in self._parts for one in names["ids"]]
         self.groups: list[str | None] = [one for _, names in self._parts for one in names["groups"]]
 
@@ -103,7 +103,7 @@ class PhotoIndex:
         """
         index = cls(folder, _read_manifest(folder))
         if len(index) == 0:
-            raise DataError(f"{folder}: the index is empty: geoclip index add SOURCE")
+            raise DataError(f"{folder}: the index is empty: geoclip index add SOURCE -o {folder}")
         return index
 
     def check_model(self, encoder: ImageEncoder) -> None:
@@ -246,9 +246,7 @@ class PhotoIndex:
         if len(records) < 2:
             raise DataError(f"an index is made of 2 photos or more, not {len(records)}")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DataError(
-                f"{folder} exists already: geoclip index add SOURCE --index {folder}, or name another folder"
-            )
+            raise DataError(f"{folder} exists already: geoclip index add SOURCE -o {folder}, or name another folder")
         projection = fit_projection(records.features[:FIT_PHOTOS])
         if encoder is not None:
             projection["probe"] = probe_feature(encoder)

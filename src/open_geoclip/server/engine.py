@@ -4,7 +4,7 @@ import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -128,16 +128,8 @@ class Engine:
         return [outcomes[n] if n in outcomes else _attempt(self._answer, job, parts[n]) for n, job in enumerate(jobs)]
 
     def _encode(self, images: Sequence[Pixels]) -> list[EncodedBatch]:
-        """Return one batch per image; features only where they are searched for."""
-        batch = encode_images(self.locator.model, map(_array, images), self.locator.encoding)
-        if self.locator.evidence is None or not images:
-            return [EncodedBatch.from_embeddings(row[None]) for row in batch.embeddings]
-        assert batch.features is not None
-        assert batch.perceptual_hashes is not None
-        return [
-            replace(EncodedBatch.from_embeddings(row[None]), features=feature[None], perceptual_hashes=hash_[None])
-            for row, feature, hash_ in zip(batch.embeddings, batch.features, batch.perceptual_hashes, strict=True)
-        ]
+        """Return one batch per image."""
+        return encode_images(self.locator.model, map(_array, images), self.locator.encoding).split()
 
     def _locate(self, options: Options, singles: list[EncodedBatch]) -> list[Any]:
         answers = self._locator(options).locate_embeddings(
