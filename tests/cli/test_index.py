@@ -53,7 +53,7 @@ def test_an_interrupted_index_is_continued(
     command: Command, photos: Path, placed: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(photo_indexing, "FIT_PHOTOS", 2)
-    monkeypatch.setattr(photo_indexing, "_thumbnail", lambda *_: b"")
+    monkeypatch.setattr(photo_indexing, "small_jpeg", lambda *_: b"")
     calls: list[Any] = []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:

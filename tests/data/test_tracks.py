@@ -1,6 +1,7 @@
 """Tracks in every layout, and what is wrong with damaged ones."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,27 @@ def test_the_fixes_around_a_moment_are_those_that_say_most() -> None:
     assert both.bracket(-1) == (None, Fix(0, 47, 2, 5, "a"))
     assert len(Track.concatenate([])) == 0
     assert walk.span == "1970-01-01 00:00 to 1970-01-01 00:01 UTC"
+
+
+def mutations(value: Any) -> Iterator[Any]:
+    """Yield copies of a record in which one value is of another kind."""
+    yield from (None, 1e400, "x", [1], {"a": 1})
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        for changed in mutations(part):
+            copy = value.copy()
+            copy[key] = changed
+            yield copy
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_value_of_another_kind_is_left_out_or_an_error_of_the_file(name: str, tmp_path: Path) -> None:
+    outcomes = []
+    for changed in mutations(LAYOUTS[name]):
+        (tmp_path / name).write_text(json.dumps(changed))
+        try:
+            outcomes.append(str(len(read_track(tmp_path / name))))
+        except DataError as error:
+            outcomes.append(str(error))
+    assert all(outcome.isdigit() or name in outcome for outcome in outcomes)
+    assert any(outcome.isdigit() for outcome in outcomes)

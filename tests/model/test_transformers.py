@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from open_geoclip.errors import MissingExtraError, SettingsError, WeightsError
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.runtime import prepare_backbone
-from open_geoclip.model.backbones.transformers import TransformersBackbone
+from open_geoclip.model.backbones.transformers import Feature, TransformersBackbone
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.engine import Engine
@@ -105,10 +105,10 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Save:
     return write
 
 
-def reference_features(folder: Path, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+def reference_features(folder: Path, pixels: torch.Tensor) -> dict[Feature, torch.Tensor]:
     """Return features as the documentation of transformers computes them."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    found = {}
+    found: dict[Feature, torch.Tensor] = {}
     with torch.no_grad():
         if hasattr(model, "get_image_features"):
             found["projected"] = model.get_image_features(pixel_values=pixels).pooler_output
@@ -140,7 +140,7 @@ def test_features_and_preprocessing_equal_transformers(kind: str, save: Save) ->
     expected = reference_features(folder, pixels)
     assert list(expected) == features
     for feature, values in expected.items():
-        module = TransformersBackbone(first.model, preprocessing.crop, feature)  # type: ignore[arg-type]
+        module = TransformersBackbone(first.model, preprocessing.crop, feature)
         with torch.no_grad():
             found = module(pixels)
         assert module.dim == found.shape[1]

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +64,9 @@ def test_ratio_is_one_plus_a_density_in_units_of_the_prior() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"kernel_km": float("nan")}, {"neighbour_weight": -1}])
-def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="evidence"):
-        EvidenceSettings(**wrong)  # type: ignore[arg-type]
+        EvidenceSettings(**wrong)
 
 
 def test_look_alikes_say_how_far_they_are() -> None:

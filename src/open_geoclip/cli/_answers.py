@@ -3,7 +3,6 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +40,10 @@ def write_answers(
         with progress_bar("explaining") as progress:
             for done, (answer, record) in enumerate(located, 1):
                 best = answer.candidates[0]
-                with suppress(ImageError):  # the file went away since it was read
+                try:
                     record["explanation"] = explain(answer.image, (best.lat, best.lon)).to_dict()
+                except ImageError as error:  # the file went away since it was read
+                    print(f"geoclip: {answer.image}: not explained: {error.reason}", file=sys.stderr)
                 progress(done, len(located))
     if output.format in ("table", "json"):
         output.write(records, table=_table(answers) if output.format == "table" else "")

@@ -27,6 +27,7 @@ __all__ = [
     "Engine",
     "Gallery",
     "ImageModelOptions",
+    "Images",
     "Map",
     "MaxPixels",
     "Model",
@@ -57,6 +58,9 @@ Backbone = Annotated[
 ]
 Gallery = Annotated[
     Path | None, Parameter(help="Places to choose from: CSV, GeoJSON or Parquet; default: the model's own.")
+]
+Images = Annotated[
+    str | None, Parameter(help="Where the images of a table are, if not next to it: a folder, or tar shards.")
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from open_geoclip.cli._options import Images
 from open_geoclip.cli._output import TextOutput, progress_bar
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ __all__ = ["app", "check", "pack", "split"]
 
 app = App(name="data", help="Check, pack and split photos with coordinates.")
 
-Images = Annotated[
-    str | None, Parameter(help="Where the images of a table are, if not next to it: a folder, or tar shards.")
-]
 Source = Annotated[
     str,
     Parameter(

@@ -1,12 +1,13 @@
 """``geoclip index``: photos with known places, to be found by photos that look like them."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from open_geoclip.cli._options import ImageModelOptions
+from open_geoclip.cli._options import ImageModelOptions, Images
 from open_geoclip.cli._output import TextOutput, progress_bar
 from open_geoclip.errors import DataError, SettingsError
 
@@ -17,9 +18,6 @@ __all__ = ["add", "app", "build", "info", "remove"]
 
 app = App(name="index", help="Index photos with known places, for geoclip locate --index.")
 
-Images = Annotated[
-    str | None, Parameter(help="Where the images of a table are, if not next to it: a folder, or tar shards.")
-]
 Source = Annotated[
     str,
     Parameter(
@@ -28,9 +26,19 @@ Source = Annotated[
     ),
 ]
 Folder = Annotated[Path, Parameter(name=["--output", "-o"], help="The folder of the index.")]
-Thumbnails = Annotated[
-    int, Parameter(help="Longest side of the thumbnails that are kept for reports and the page, in pixels; 0: none.")
-]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class IndexingOptions:
+    """How photos are read into an index."""
+
+    images: Images = None
+    thumbnails: Annotated[
+        int,
+        Parameter(help="Longest side of the thumbnails that are kept for reports and the page, in pixels; 0: none."),
+    ] = 0
+    workers: Annotated[int | None, Parameter(help="Threads that decode; default: one per processor core.")] = None
 
 
 @app.command
@@ -39,22 +47,17 @@ def build(
     /,
     *,
     folder: Folder,
-    images: Images = None,
-    thumbnails: Thumbnails = 0,
-    workers: int | None = None,
+    indexing: IndexingOptions = IndexingOptions(),
     options: ImageModelOptions = ImageModelOptions(),
 ) -> None:
     """Make an index of photos whose places are known.
 
     It holds features, coordinates, names and groups of the photos, not the photos. If it is interrupted, geoclip index
     add continues.
-
-    Args:
-        workers: Threads that decode; default: one per processor core.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} exists already; geoclip index add {source} -o {folder} continues or extends it")
-    _index(source, folder, None, images, thumbnails, workers, options)
+    _index(source, folder, None, indexing, options)
 
 
 @app.command
@@ -63,19 +66,13 @@ def add(
     /,
     *,
     folder: Folder,
-    images: Images = None,
-    thumbnails: Thumbnails = 0,
-    workers: int | None = None,
+    indexing: IndexingOptions = IndexingOptions(),
     options: ImageModelOptions = ImageModelOptions(),
 ) -> None:
-    """Add photos to an index, except those that it has: a photo is recognised by the SHA-256 of its file.
-
-    Args:
-        workers: Threads that decode; default: one per processor core.
-    """
+    """Add photos to an index, except those that it has: a photo is recognised by the SHA-256 of its file."""
     from open_geoclip.search.photo_index import PhotoIndex
 
-    _index(source, folder, PhotoIndex.open(folder), images, thumbnails, workers, options)
+    _index(source, folder, PhotoIndex.open(folder), indexing, options)
 
 
 @app.command
@@ -118,9 +115,7 @@ def _index(
     source: str,
     folder: Path,
     index: "PhotoIndex | None",
-    images: str | None,
-    thumbnails: int,
-    workers: int | None,
+    indexing: IndexingOptions,
     options: ImageModelOptions,
 ) -> None:
     from open_geoclip.data.sources import open_source
@@ -134,9 +129,11 @@ def _index(
         index = index.add(records) if index is not None else PhotoIndex.create(folder, records, backbone=options.name)
         print(f"geoclip: {len(records):,} photos added, {len(index):,} in {folder}", file=sys.stderr)
         return
-    opened = open_source(source, images=images)
+    opened = open_source(source, images=indexing.images)
     encoder = options.load().model.image_encoder
-    settings = IndexingSettings(options.batch_size, workers, options.max_pixels or MAX_PIXELS, thumbnails)
+    settings = IndexingSettings(
+        options.batch_size, indexing.workers, options.max_pixels or MAX_PIXELS, indexing.thumbnails
+    )
     try:
         with progress_bar("indexing", log_interval_s=30) as progress:
             done = index_photos(encoder, opened, folder, index, settings, progress=progress)

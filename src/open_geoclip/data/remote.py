@@ -132,7 +132,7 @@ class RemotePath:
             if not RemotePath(bucket).exists():
                 raise FileNotFoundError(f"there is no bucket {bucket}")
         else:
-            filesystem.create_dir(path, recursive=parents and exist_ok)
+            filesystem.create_dir(path, recursive=parents)
 
     def open(self) -> Any:
         """Open a file to read, at any position."""

@@ -284,6 +284,22 @@ _Found = Iterator[tuple[tuple[float, float] | None, Any, Any]]
 _NUMBERS = re.compile(r"\s*(?:geo:)?\s*(-?\d+(?:\.\d+)?)\s*°?\s*,\s*(-?\d+(?:\.\d+)?)\s*°?\s*(?:;.*)?")
 
 
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, which Google also writes as text; None for anything else."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
 def _e7(entry: Any) -> tuple[float, float] | None:
     """Return the place of a record in units of 1e-7 degrees, some of which have overflown 32 bits."""
     if not isinstance(entry, dict):
@@ -325,7 +341,7 @@ def _read_object(entry: dict[str, Any]) -> _Found:
         part = entry.get(kind)
         if not isinstance(part, dict):
             continue
-        span = part.get("duration") or {}
+        span = _dict(part.get("duration"))
         start, end = (span.get(f"{at}Timestamp", span.get(f"{at}TimestampMs")) for at in ("start", "end"))
         if kind == "placeVisit":
             location = _e7(part.get("location"))
@@ -333,10 +349,8 @@ def _read_object(entry: dict[str, Any]) -> _Found:
             continue
         yield _e7(part.get("startLocation")), start, 50.0
         yield _e7(part.get("endLocation")), end, 50.0
-        for point in (part.get("simplifiedRawPath") or {}).get("points") or ():
-            if isinstance(point, dict):
-                time = point.get("timestamp", point.get("timestampMs"))
-                yield _e7(point), time, point.get("accuracyMeters")
+        for point in _dicts(_dict(part.get("simplifiedRawPath")).get("points")):
+            yield _e7(point), point.get("timestamp", point.get("timestampMs")), point.get("accuracyMeters")
 
 
 def _read_segment(entry: dict[str, Any]) -> _Found:
@@ -344,17 +358,15 @@ def _read_segment(entry: dict[str, Any]) -> _Found:
     start, end = entry.get("startTime"), entry.get("endTime")
     visit, activity = entry.get("visit"), entry.get("activity")
     if isinstance(visit, dict):
-        yield from _stay(_place((visit.get("topCandidate") or {}).get("placeLocation")), start, end, 50.0)
+        yield from _stay(_place(_dict(visit.get("topCandidate")).get("placeLocation")), start, end, 50.0)
     if isinstance(activity, dict):
         yield _place(activity.get("start")), start, 50.0
         yield _place(activity.get("end")), end, 50.0
-    for point in entry.get("timelinePath") or ():
-        if not isinstance(point, dict):
-            continue
-        time, first = point.get("time"), _seconds(start)
-        minutes = point.get("durationMinutesOffsetFromStartTime")
+    first = _seconds(start)
+    for point in _dicts(entry.get("timelinePath")):
+        time, minutes = point.get("time"), _number(point.get("durationMinutesOffsetFromStartTime"))
         if time is None and minutes is not None and first is not None:
-            time = (datetime.fromtimestamp(first, UTC) + timedelta(minutes=float(minutes))).isoformat()
+            time = (datetime.fromtimestamp(first, UTC) + timedelta(minutes=minutes)).isoformat()
         yield _place(point.get("point")), time, 50.0
 
 

@@ -2,12 +2,9 @@
 
 import base64
 import binascii
-import io
-
-from PIL import Image
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.images import ImageSource, load_image
+from open_geoclip.images import ImageSource, load_image, small_jpeg
 
 __all__ = ["decode_thumbnail", "thumbnail"]
 
@@ -22,12 +19,8 @@ def thumbnail(image: ImageSource, *, max_pixels: int) -> str:
     Raises:
         ImageError: the image cannot be read.
     """
-    pixels = load_image(image, max_pixels=max_pixels)
-    pixels.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    bare = Image.frombytes("RGB", pixels.size, pixels.tobytes())  # without metadata
-    file = io.BytesIO()
-    bare.save(file, "JPEG", quality=80)
-    return _PREFIX + base64.b64encode(file.getvalue()).decode()
+    jpeg = small_jpeg(load_image(image, max_pixels=max_pixels), _SIDE)
+    return _PREFIX + base64.b64encode(jpeg).decode()
 
 
 def decode_thumbnail(data_uri: str, where: str = "thumbnail") -> bytes:

@@ -18,7 +18,7 @@ from open_geoclip.images.sources import (
     image_name,
     read_bytes,
 )
-from open_geoclip.images.upright import RESAMPLE, orientation, resize_image
+from open_geoclip.images.upright import RESAMPLE, orientation, resize_image, small_jpeg
 
 __all__ = [
     "MAX_ASPECT",
@@ -37,5 +37,6 @@ __all__ = [
     "quiet_pillow",
     "read_bytes",
     "resize_image",
+    "small_jpeg",
     "sniff",
 ]

@@ -3,11 +3,12 @@
 import re
 import struct
 from contextlib import suppress
+from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["RESAMPLE", "TURNS", "orientation", "resize_image", "to_rgb"]
+__all__ = ["RESAMPLE", "TURNS", "orientation", "resize_image", "small_jpeg", "to_rgb"]
 
 RESAMPLE = {resampling.name.lower(): resampling for resampling in Image.Resampling}
 """Pillow's filters by name."""
@@ -46,6 +47,15 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
+
+
+def small_jpeg(image: Image.Image, side: int) -> bytes:
+    """Return an upright RGB image as a JPEG of at most ``side`` pixels a side; it has no EXIF, and so no place."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = BytesIO()
+    Image.frombytes("RGB", small.size, small.tobytes()).save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 TURNS = {  # by the orientation that EXIF names

@@ -173,7 +173,7 @@ def describe_query(
     if query.evidence is not None:
         parts = query.evidence.posteriors(parts, query.neighbours, space.allowed)
     rows = embeddings.split([len(part) for part in parts])
-    anchored: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     given = settings
     for number, (part, embedding) in enumerate(zip(parts, rows, strict=True)):
         if query.anchors is not None:
@@ -181,14 +181,14 @@ def describe_query(
             merge_km = given.merge_km or float(np.clip(2 * query.scales_km[number], *_MERGE_KM))
             settings = replace(given, decode=method, merge_km=merge_km)
             fixes = dict.fromkeys(fix for fix in query.anchors.brackets[number] if fix is not None)
-            anchored = {"anchors": tuple(map(_anchor, fixes)), "time": _iso(query.anchors.times_s[number])}
+            extra = {"anchors": tuple(map(_anchor, fixes)), "time": _iso(query.anchors.times_s[number])}
         fields = describe(part, embedding, space, settings, top_k, reliability=query.reliability, detail=detail)
         for row, values in enumerate(fields):
             if query.neighbours:
                 first = values["candidates"][0]
-                anchored = {"look_alikes": look_alikes(query.neighbours[number], (first.lat, first.lon))}
+                extra = {"look_alikes": look_alikes(query.neighbours[number], (first.lat, first.lon))}
             warning = out_of_distribution_warning(model) if values["in_distribution"] is False else None
-            yield part[row], values | anchored | {"warning": warning}
+            yield part[row], values | extra | {"warning": warning}
 
 
 def _iso(time_s: float) -> str:

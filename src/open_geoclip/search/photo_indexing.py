@@ -1,7 +1,6 @@
 """Photos into an index: hashed, decoded ahead, encoded batch by batch, and saved often enough to lose little."""
 
 import hashlib
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Photo, PhotoSource, SkipLog, SkippedRecord
 from open_geoclip.errors import DataError
-from open_geoclip.images import MAX_PIXELS, load_image, read_bytes
+from open_geoclip.images import MAX_PIXELS, load_image, read_bytes, small_jpeg
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.search.encode import perceptual_hash
 from open_geoclip.search.photo_index import FIT_PHOTOS, PhotoIndex
@@ -106,7 +105,7 @@ def index_photos(
             return None
         image = load_image(content, name=photo.key, max_pixels=settings.max_pixels)
         side = settings.thumbnail_side
-        return _Prepared(digest, encoder.preprocessing(image), _thumbnail(image, side) if side else b"")
+        return _Prepared(digest, encoder.preprocessing(image), small_jpeg(image, side) if side else b"")
 
     def save() -> None:
         nonlocal index, added
@@ -192,12 +191,3 @@ class _Waiting:
         )
         self.photos, self.features, self.hashes = [], [], []
         return records
-
-
-def _thumbnail(image: Image.Image, side: int) -> bytes:
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    bare = Image.frombytes("RGB", small.size, small.tobytes())  # without metadata
-    file = io.BytesIO()
-    bare.save(file, "JPEG", quality=80)
-    return file.getvalue()

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from open_geoclip.errors import DataError
@@ -160,7 +161,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a safetensors file, memory-mapped, and the JSON in its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-            return tensors, {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            return load_file(path), {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path} cannot be read, it is missing or damaged: {error}") from error

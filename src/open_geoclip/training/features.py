@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class FeatureExtractor:
         """
         module, preprocessing = load_image_backbone(name, preprocessing, feature)
         module = module.requires_grad_(False).eval()
-        dim, digest = int(module.dim), hashlib.sha256(getattr(module, "feature", "").encode())  # type: ignore[arg-type]
+        dim, digest = cast(int, module.dim), hashlib.sha256(getattr(module, "feature", "").encode())
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(key.encode())
             digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
@@ -107,6 +108,7 @@ class FeatureExtractor:
     def fingerprint(self) -> str:
         """Hash of weights, preprocessing and augmentation."""
         augmentation = None if self.augmentation is None else asdict(self.augmentation)
+        # Without what is off, so that caches from before there was squash stay valid.
         preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not False}
         record = [self.weights, preprocessing, augmentation]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()

@@ -47,7 +47,7 @@ class TransformersBackbone(nn.Module):
     def __init__(self, model: nn.Module, size: int, feature: Feature = "", *, has_pooler: bool = True) -> None:
         super().__init__()
         if hasattr(model, "text_model"):
-            model.text_model = None  # type: ignore[assignment]
+            del model.text_model
         self.model, self.prefix = model, 0
         probe = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
         try:
@@ -88,7 +88,8 @@ class TransformersBackbone(nn.Module):
         """Return features of preprocessed images."""
         if self.feature == "projected":
             pixels = pixels.to(next(self.model.parameters()).dtype)
-            output = self.model.get_image_features(pixel_values=pixels)  # type: ignore[operator]
+            get_image_features: Any = self.model.get_image_features
+            output = get_image_features(pixel_values=pixels)
             return getattr(output, "pooler_output", output)
         output = self._run(pixels)
         if self.feature == "pooled":
