@@ -64,6 +64,21 @@ def test_what_is_refused(run: Command, words: list[str], status: int, message: s
     assert [path.name for path in Path().iterdir()] == ["photo.png"]
 
 
+def test_an_image_that_the_model_is_not_for(run: Command, command: Command) -> None:
+    run("--place", "1,2")  # writes the photo, which is noise
+    words = ("explain", "photo.png", "--model", "earth", "--grid", "0")
+    assert command(*words).out.startswith("The model earth is for views of the Earth from orbit.")
+    assert json.loads(command(*words, "--format", "json").out)["warning"].startswith("The model earth")
+    assert "its candidates mean nothing" in command(*words, "-o", "why.png").err
+
+
+def test_a_report_without_its_page_is_refused_before_any_work(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("open_geoclip.export.formats.files", lambda _: tmp_path)
+    assert "make web" in command("locate", "absent.png", "-o", "report.html", status=1).err
+
+
 def test_a_photo_that_cannot_be_read(run: Command) -> None:
     Path("photo.png").write_text("no image")
     assert "photo.png" in run("-o", "why.png", status=1).err

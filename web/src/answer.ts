@@ -160,6 +160,8 @@ export interface Explanation {
   map: number[][];
   /** Parts of the crop that were covered one at a time, row by row. */
   regions?: CoveredRegion[];
+  /** The `warning` of the answer, where the image is out of distribution; else null. */
+  warning?: string | null;
   /** SHA-256 of the `image`, `weights` and `gallery`. */
   sha256?: Record<string, string>;
 }

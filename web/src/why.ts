@@ -72,6 +72,7 @@ export class Why {
       stack,
       h("div", { class: "why-legend" }, h("span", {}, layer === "map" ? "least" : "0 km"), scale, h("span", {}, layer === "map" ? "most" : kilometres(most))),
       parts.length > 0 && h("div", { class: "pair why-layers" }, choice("map", "What raises the score"), choice("parts", "Parts covered")),
+      explanation.warning && h("p", {}, explanation.warning),
       h(
         "figcaption",
         {},

@@ -94,7 +94,10 @@ class Output:
     ] = None
 
     def __post_init__(self) -> None:
-        _ = self.format  # an error is one before any work
+        if self.format == "html":  # an error is one before any work
+            from open_geoclip.export.formats import report_page
+
+            report_page()
 
     @property
     def path(self) -> Path | None:

@@ -1,5 +1,6 @@
 """``geoclip explain``: what in a photo speaks for a place."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +54,8 @@ def explain(
         from open_geoclip.images import load_image
 
         assert output.path is not None
+        if found.warning is not None:
+            print(f"geoclip: {found.warning}", file=sys.stderr)
         draw_explanation(output.path, found, load_image(photo, max_pixels=locator.encoding.max_pixels))
         return
     output.write(found.to_dict(), table=_table(found) if output.format == "table" else "")
@@ -60,7 +63,8 @@ def explain(
 
 def _table(found: "Explanation") -> str:
     chance = f"{100 * found.probability:.1f} % within 200 km"
-    lines = [found.image, f"  for      {_place(found.place, found.place_name)}; {chance}; cosine {found.score:.3f}"]
+    lines = [] if found.warning is None else [found.warning]
+    lines += [found.image, f"  for      {_place(found.place, found.place_name)}; {chance}; cosine {found.score:.3f}"]
     if found.versus is not None:
         lines.append(f"  against  {_place(found.versus, found.versus_name)}; cosine {found.versus_score:.3f}")
     lines.append(f"  {found.method}: what raises {'it' if found.versus is None else 'the difference'}, of 100")

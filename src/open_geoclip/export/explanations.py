@@ -46,6 +46,8 @@ def draw_explanation(path: Path, explanation: Explanation, image: Image.Image) -
         lines.append(f"against {_place(explanation.versus, explanation.versus_name)}")
     figure.suptitle("\n".join(lines), fontsize=10, color=INK, parse_math=False)
     note = f"By {explanation.model}. It shows what the model uses, not whether the model is right."
+    if explanation.warning is not None:
+        note = f"The image is unlike those that the model is for: this means nothing. By {explanation.model}."
     figure.text(0.99, 0.012, note, fontsize=7, color=PALE, ha="right", parse_math=False)
     grey = np.asarray(ImageOps.grayscale(photo))
     several = figure.subplots(1, panels, squeeze=False)[0]

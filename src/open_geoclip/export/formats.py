@@ -24,7 +24,7 @@ from open_geoclip.search.answer import Answer
 from open_geoclip.search.explanation import Explanation
 from open_geoclip.verification import Findings
 
-__all__ = ["CAUTION", "FORMATS", "About", "Additions", "Format", "Record", "check_records", "render"]
+__all__ = ["CAUTION", "FORMATS", "About", "Additions", "Format", "Record", "check_records", "render", "report_page"]
 
 Record = Mapping[str, Any]
 
@@ -118,15 +118,23 @@ def _to_json(records: Sequence[Record], about: dict[str, str]) -> bytes:
     return (json.dumps(bare, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _to_html(records: Sequence[Record], about: dict[str, str]) -> bytes:
-    """Write a self-contained report, which works from disk: the web page with the records in it."""
+def report_page() -> str:
+    """Return the page that a report is made of, with a mark where its records belong.
+
+    Raises:
+        OpenGeoCLIPError: it was not built.
+    """
     try:
-        page = files("open_geoclip").joinpath("export", "page", "report.html").read_text(encoding="utf-8")
+        return files("open_geoclip").joinpath("export", "page", "report.html").read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise OpenGeoCLIPError(
             "the page of the report was not built: run `make web` in a checkout, or install a built wheel"
         ) from error
-    before, found, after = page.partition("__RECORDS__")
+
+
+def _to_html(records: Sequence[Record], about: dict[str, str]) -> bytes:
+    """Write a self-contained report, which works from disk: the web page with the records in it."""
+    before, found, after = report_page().partition("__RECORDS__")
     assert found, "the template has a place for records"
     return (before + _embedded({"records": list(records), "about": about}) + after).encode()
 

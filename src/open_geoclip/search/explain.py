@@ -122,6 +122,7 @@ def explain(
         crop=crop,
         map=tuple(tuple(round(value, 4) for value in row) for row in relevance.tolist()),
         regions=tuple(regions),
+        warning=answer.warning,
         sha256=dict(answer.sha256),
     )
 

@@ -66,6 +66,9 @@ class Explanation:
         "What raises the score, or the difference of the two scores, in the crop: rows from the top, 1 is the most.",
     ]
     regions: Annotated[tuple[CoveredRegion, ...], "Parts of the crop that were covered one at a time, row by row."] = ()
+    warning: Annotated[
+        str | None, "The `warning` of the answer, where the image is out of distribution; else null."
+    ] = None
     sha256: Annotated[Mapping[str, str], "SHA-256 of the `image`, `weights` and `gallery`."] = field(
         default_factory=dict
     )
