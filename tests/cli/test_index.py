@@ -96,7 +96,7 @@ def test_locate_shows_look_alikes_but_not_the_photo_itself(
     assert answer["sure"] is None
     assert Answer.from_dict(answer).look_alikes[0].lat == 42.6
     table = command("locate", "photos/1.jpg", "--index", "index").out
-    assert "looks like other.png" in table
+    assert "most like it in the index: other.png (similarity -1.00)" in table  # of two photos, centred
     none = command("locate", "photos/1.jpg", "--index", "index", "--exclude-group", "bob", "--format", "json")
     assert "look_alikes" not in json.loads(none.out)[0]
     command("locate", "photos/1.jpg", "--exclude-group", "bob", status=2)

@@ -98,7 +98,8 @@ def _table(answers: "list[Answer]") -> str:
                 for rank, c in enumerate(answer.candidates, 1)
             ]
             lines += [
-                f"      looks like {one.id} ({one.similarity:.2f}), {one.distance_km:,.0f} km from the first candidate"
+                f"      most like it in the index: {one.id} (similarity {one.similarity:.2f}), "
+                f"{one.distance_km:,.0f} km from the first candidate"
                 for one in answer.look_alikes
             ]
     located = [answer for answer in answers if answer.error is None]

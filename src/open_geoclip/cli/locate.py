@@ -155,7 +155,8 @@ def locate(
         raise SettingsError("--together is for one place, --trip for several: give one of the two")
     if text is not None and (together or trip.trip):
         raise SettingsError("--text is for images that are located separately, not with --together or --trip")
-    trip.check()
+    if trip != TripOptions():
+        trip.check()
     if explain and (together or output.format not in ("json", "html")):
         raise SettingsError(
             "--explain is for JSON and HTML reports (-o report.html) of photos that are located separately"

@@ -64,7 +64,8 @@ def tag(
 
     if (photos is None) == (apply is None) or (plan is not None and apply is not None):
         raise SettingsError("give photos, to estimate their places, or --apply PLAN, to write those of a plan")
-    trip.check()
+    if trip != TripOptions():
+        trip.check()
     if trip.trip and apply is not None:
         raise SettingsError("--trip is for photos, not for --apply")
     if plan is not None and not plan.parent.is_dir():

@@ -232,11 +232,7 @@ def _merge(several: Sequence[Neighbours], k: int) -> Neighbours:
 
 
 def look_alikes(neighbours: Neighbours, place: tuple[float, float]) -> tuple[LookAlike, ...]:
-    """Return the first neighbours as they stand in an answer, with their distance from its first candidate.
-
-    Those with a similarity of 0 or less do not look alike: they are as unlike as any two photos, or more.
-    """
-    neighbours = neighbours.subset(np.flatnonzero(neighbours.similarity > 0))
+    """Return the first neighbours as they stand in an answer, with their distance from its first candidate."""
     pictures = neighbours.thumbnails or [None] * len(neighbours)
     km = haversine_km(neighbours.coordinates[:_SHOWN], np.array([place]))
     return tuple(
