@@ -49,7 +49,8 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.training.batches import FeatureSet, TrainingData
 from open_geoclip.training.features import FeatureExtractor, PixelData
-from open_geoclip.training.loop import Callbacks, batch_loss, train
+from open_geoclip.training.loop import Callbacks, train
+from open_geoclip.training.loss import batch_loss
 from open_geoclip.training.settings import PAPER, TrainSettings
 from report import put_between, seconds
 

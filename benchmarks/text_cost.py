@@ -18,8 +18,8 @@ from open_geoclip.data.earth_views import even_land
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.training.batches import FeatureSet
+from open_geoclip.training.evaluation import best_places
 from open_geoclip.training.loop import Callbacks, train
-from open_geoclip.training.run import best_places
 from open_geoclip.weights.load import load_release
 from report import put_between
 from research.alignment import AlignedEncoder

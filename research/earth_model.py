@@ -39,8 +39,8 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.training.batches import FeatureSet
+from open_geoclip.training.evaluation import best_places
 from open_geoclip.training.loop import Callbacks, train
-from open_geoclip.training.run import best_places
 from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.folders import EMBEDDED
 from open_geoclip.weights.load import load_model, load_release

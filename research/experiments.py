@@ -29,9 +29,9 @@ from open_geoclip.model.backbones.earth import EfficientNetLite0
 from open_geoclip.model.location_encoder import LocationSettings, Projection
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.cache import cache_features
+from open_geoclip.training.evaluation import best_places
 from open_geoclip.training.features import FeatureExtractor
 from open_geoclip.training.loop import train
-from open_geoclip.training.run import best_places
 from open_geoclip.training.settings import TrainSettings
 from research.cells import CellSettings, train_cells
 from research.earth_model import new_model

@@ -21,8 +21,8 @@ from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.location_encoder import LocationSettings
 from open_geoclip.training.batches import FeatureSet
+from open_geoclip.training.evaluation import best_places
 from open_geoclip.training.loop import train
-from open_geoclip.training.run import best_places
 from open_geoclip.training.settings import TrainSettings
 from research.earth_model import new_model
 from research.view_features import earth_view_features

@@ -150,7 +150,7 @@ def test_widths_shrink_geometrically_over_the_run(tmp_path: Path, monkeypatch: p
         widths.extend(sizes)
         return smooth_targets(km, sizes)
 
-    monkeypatch.setattr("open_geoclip.training.loop.smooth_targets", record)
+    monkeypatch.setattr("open_geoclip.training.loss.smooth_targets", record)
     run(tmp_path, replace(SETTINGS, epochs=2, mask_km=0.0, smooth_km=(400.0,), smooth_end=0.25))
     steps = 300 // 32
     assert widths == pytest.approx([400 * 0.25 ** (step / (2 * steps)) for step in range(2 * steps)])
@@ -158,7 +158,7 @@ def test_widths_shrink_geometrically_over_the_run(tmp_path: Path, monkeypatch: p
 
 def test_bfloat16_learns_while_weights_and_phases_keep_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Also where the processor has no instructions for it, and it would be refused for being slow.
-    monkeypatch.setattr("open_geoclip.training.loop.resolve_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr("open_geoclip.training.loss.resolve_dtype", lambda *_: torch.bfloat16)
     seen: dict[str, set[torch.dtype]] = {"phases": set(), "layers": set()}
     data = world(300)
     model = new_model(data)

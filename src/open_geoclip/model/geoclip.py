@@ -8,14 +8,16 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from open_geoclip.errors import WeightsError
-from open_geoclip.model.image_encoder import ImageEncoder
-from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.model.text_encoder import TextEncoder
 
 __all__ = ["GeoCLIP", "Tower"]
@@ -61,16 +63,50 @@ class GeoCLIP(nn.Module):
 
         Args:
             name: ``geoclip`` (released), ``earth`` (embedded), ``hub:org/repo@revision`` or ``dir:/folder``.
-            backbone: where the image backbone is, by the same grammar; the one that the weights name when not given.
+            backbone: where the image backbone is, by the same grammar; the one that the weights name when not given. A
+                model that was trained on features and names none is loaded without: ``encode_features`` works.
             towers: which towers to load beside the location encoder.
 
         Raises:
             ModelNameError: a name does not follow the grammar.
             WeightsError: weights are missing or damaged; the message says what to do.
         """
-        from open_geoclip.weights.load import load_model
+        from open_geoclip.weights.load import load_model, load_release
 
-        return load_model(name, backbone=backbone, towers=towers)
+        release = load_release(name)
+        if release.image is not None and (backbone or release.image.backbone) == "custom":
+            towers = tuple(tower for tower in towers if tower != "image") or ("text",)
+        return load_model(release, backbone=backbone, towers=towers)
+
+    @classmethod
+    def for_features(
+        cls,
+        features: Tensor | np.ndarray,
+        location: LocationSettings | LocationEncoder | None = None,
+        *,
+        hidden: Sequence[int] = (768,),
+        backbone: str = "custom",
+        preprocessing: Preprocessing | None = None,
+        scale: float = 1 / 0.07,
+    ) -> "GeoCLIP":
+        """Return an untrained model of features that an image backbone computed before.
+
+        Args:
+            features: (n, d) of some thousand images or of all: the head reads them with mean 0 and deviation 1.
+            location: shape of the location encoder, or one of your own; the published shape when not given.
+            hidden: widths of the image head's hidden layers.
+            backbone: name of what made the features, such as ``hub:facebook/dinov2-base``, to locate photos with the
+                saved model; features alone need none.
+            preprocessing: of the backbone, if its own folder does not say.
+            scale: what cosines are multiplied with at first.
+        """
+        if not isinstance(location, LocationEncoder):
+            location = LocationEncoder.from_settings(location or LocationSettings())
+        features = torch.as_tensor(features)
+        widths = (features.shape[1], *hidden, location.settings.output)
+        image_encoder = ImageEncoder(None, preprocessing, ImageSettings(backbone, widths))
+        image_encoder.standardize_features(features)
+        return cls(image_encoder, location, scale=scale)
 
     @property
     def scale(self) -> float:

@@ -22,7 +22,7 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import check_coordinates
 from open_geoclip.model.encodings import ENCODINGS, PROJECTIONS, Sine
 
-__all__ = ["LocationEncoder", "LocationSettings"]
+__all__ = ["LOCATION_ENCODERS", "LocationEncoder", "LocationSettings"]
 
 Projection = Literal["equal_earth", "sphere", "degrees"]
 Network = Literal["relu", "siren"]
@@ -44,7 +44,8 @@ class LocationSettings:
         depth: hidden layers per level.
         output: length of the embedding.
         projection: ``equal_earth``, ``sphere`` or ``degrees``.
-        encoding: a key of :data:`~open_geoclip.model.encodings.ENCODINGS`; ``fourier`` is the published one.
+        encoding: a key of :data:`~open_geoclip.model.encodings.ENCODINGS`, of which ``fourier`` is the published one,
+            or of :data:`LOCATION_ENCODERS`.
         network: ``relu``, or ``siren``: sines between the layers.
         degree: highest degree of ``harmonics``.
         scales: how many ``space2vec`` and ``sphere2vec`` have, from a full turn down to ``finest_deg``.
@@ -69,14 +70,17 @@ class LocationSettings:
     def __post_init__(self) -> None:
         if not 1 <= len(self.sigmas) <= _MAX_LEVELS or not all(0 < sigma < 1e9 for sigma in self.sigmas):
             raise SettingsError(f"sigmas: one to {_MAX_LEVELS} numbers above 0, not {str(self.sigmas)[:80]}")
-        for name, known in (("projection", PROJECTIONS), ("encoding", ENCODINGS), ("network", ("relu", "siren"))):
+        encodings = ENCODINGS.keys() | LOCATION_ENCODERS.keys()
+        for name, known in (("projection", PROJECTIONS), ("encoding", encodings), ("network", ("relu", "siren"))):
             if getattr(self, name) not in known:
-                raise SettingsError(f"{name}: one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise SettingsError(f"{name}: one of {', '.join(sorted(known))}, not {getattr(self, name)!r}")
         for name, most in _MAXIMA.items():
             if not 1 <= getattr(self, name) <= most:
                 raise SettingsError(f"{name}: from 1 to {most:,}, not {getattr(self, name)}")
         if not 0 < self.finest_deg <= 360:
             raise SettingsError(f"finest_deg: above 0 and at most 360, not {self.finest_deg}")
+        if self.encoding in LOCATION_ENCODERS:
+            return
         defaults = {field.name: field.default for field in fields(self)}
         used = ENCODINGS[self.encoding].settings_used
         for encoding, kind in ENCODINGS.items():
@@ -129,7 +133,8 @@ class LocationEncoder(nn.Module):
                 "('geoclip') or ('earth'); for an untrained one: LocationEncoder(LocationSettings())"
             )
         self.settings = settings
-        for level in range(ENCODINGS[settings.encoding].levels(settings)):
+        encoding = ENCODINGS.get(settings.encoding)  # None for one of LOCATION_ENCODERS, which has its own modules
+        for level in range(encoding.levels(settings) if encoding else 0):
             self.add_module(f"LocEnc{level}", Level(settings, level))
 
     @property
@@ -141,6 +146,11 @@ class LocationEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
         return next(self.parameters()).dtype
+
+    @classmethod
+    def from_settings(cls, settings: LocationSettings) -> "LocationEncoder":
+        """Return an untrained encoder, of :data:`LOCATION_ENCODERS` where the settings name one of these."""
+        return LOCATION_ENCODERS.get(settings.encoding, cls)(settings)
 
     @classmethod
     def from_pretrained(cls, name: str) -> "LocationEncoder":
@@ -191,3 +201,11 @@ class LocationEncoder(nn.Module):
             part = self(coordinates[start : start + chunk]).float()
             out[start : start + chunk] = F.normalize(part, dim=1) if normalize else part
         return out
+
+
+LOCATION_ENCODERS: dict[str, type[LocationEncoder]] = {}
+"""Location encoders of your own, by the name that ``encoding`` of their settings has.
+
+Such a class takes :class:`LocationSettings` and defines ``forward``, from (lat, lon) in degrees (n, 2) to embeddings
+(n, settings.output). Whoever loads a model that was saved with one registers the class before.
+"""

@@ -2,12 +2,17 @@
 
 ::
 
-    from open_geoclip.training import FeatureSet, TrainSettings, train
+    from open_geoclip import GeoCLIP
+    from open_geoclip.training import FeatureSet, TrainSettings, export_model, train
 
-    train(model, FeatureSet(features, coordinates), TrainSettings(epochs=20), folder)
+    data = FeatureSet(features, coordinates)
+    model = GeoCLIP.for_features(data.features)
+    train(model, data, TrainSettings(epochs=20), folder)
+    export_model(model, folder / "model", data.coordinates)
 """
 
 from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet, TrainingData
+from open_geoclip.training.evaluation import best_places, evaluate_model
 from open_geoclip.training.loop import Callbacks, train
 from open_geoclip.training.loss import (
     SigLIPLoss,
@@ -19,7 +24,7 @@ from open_geoclip.training.loss import (
     siglip_loss,
     smooth_targets,
 )
-from open_geoclip.training.run import evaluate_model, export_model
+from open_geoclip.training.run import export_model
 from open_geoclip.training.settings import PAPER, TrainSettings
 
 __all__ = [
@@ -32,6 +37,7 @@ __all__ = [
     "TrainSettings",
     "TrainingData",
     "add_noise",
+    "best_places",
     "contrastive_loss",
     "distances_km",
     "evaluate_model",

@@ -9,20 +9,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError, TrainingError
-from open_geoclip.model.backbones.runtime import resolve_dtype
 from open_geoclip.model.geoclip import GeoCLIP
-from open_geoclip.training.batches import Batch, BatchRequest, TrainingData
+from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet, TrainingData
 from open_geoclip.training.checkpoint import (
     CHECKPOINT,
     Figures,
@@ -34,22 +33,13 @@ from open_geoclip.training.checkpoint import (
     read_tensors,
 )
 from open_geoclip.training.distributed import Ranks
-from open_geoclip.training.loss import (
-    SigLIPLoss,
-    add_noise,
-    contrastive_loss,
-    distances_km,
-    near_duplicates,
-    near_weights,
-    smooth_targets,
-)
+from open_geoclip.training.evaluation import evaluate_model
+from open_geoclip.training.loss import Loss, SigLIPLoss, add_noise, batch_loss, contrastive_loss
 from open_geoclip.training.settings import TrainSettings
 
-__all__ = ["Callbacks", "Loss", "train"]
+__all__ = ["GALLERY_SIZE", "Callbacks", "train"]
 
-Loss = Callable[..., Float[Tensor, ""]]
-"""Called as :func:`~open_geoclip.training.loss.contrastive_loss`: with embeddings of images and of places, ``scale``,
-and by keyword ``first``, ``ignore``, ``positives``; ``targets`` if ``smooth_km``, ``weights`` if ``near_weight``."""
+GALLERY_SIZE = 100_000  # training coordinates at most to answer with, as many as the released gallery has
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,7 @@ def train(
     settings: TrainSettings,
     folder: Path | str,
     *,
+    validation: FeatureSet | None = None,
     evaluate: Callable[[GeoCLIP], Figures] | None = None,
     loss: Loss | None = None,
     callbacks: Callbacks | None = None,
@@ -92,7 +83,9 @@ def train(
         data: what to train on, such as a :class:`~open_geoclip.training.batches.FeatureSet`.
         settings: see :class:`~open_geoclip.training.settings.TrainSettings`.
         folder: for checkpoint and metrics; each run has its own.
-        evaluate: called with the model after each epoch; returns figures of validation images.
+        validation: images for :func:`~open_geoclip.training.evaluation.evaluate_model` after each epoch, with the
+            training places as the gallery.
+        evaluate: called with the model after each epoch; returns further figures of one's own.
         loss: replaces the loss of the settings. Parameters of an ``nn.Module`` are trained with the model's and are in
             the checkpoint, not in the model.
         callbacks: report progress.
@@ -120,6 +113,7 @@ def train(
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     optimizer = kind(trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     queue = data.sample_coordinates(settings.queue_size, settings.seed)
+    gallery = data.sample_coordinates(GALLERY_SIZE, 0)
     state = RunState(model, optimizer, trained, queue, ranks)
     if ranks.broadcast(checkpoint.exists()):
         state.load(checkpoint)
@@ -139,6 +133,8 @@ def train(
             model.eval()
             if ranks.is_main:
                 figures = {"epoch": state.epoch, "loss": loss_sum / steps, "scale": model.scale}
+                if validation is not None:
+                    figures |= evaluate_model(model, validation, gallery, settings)
                 figures |= {} if evaluate is None else evaluate(model)
                 figures["seconds"] = round(time.monotonic() - began, 1)
                 append_metrics(folder, figures)
@@ -212,68 +208,6 @@ def _train_epoch(
         if ranks.is_main:
             figures = {"epoch": state.epoch, "step": state.step, "steps": steps, "loss": value}
             callbacks.step(figures | {"learning_rate": rate})
-
-
-def batch_loss(
-    model: GeoCLIP,
-    features: Float[Tensor, "n d"],
-    places: Float64[Tensor, "m 2"],
-    candidates: Float64[Tensor, "m 2"],
-    settings: TrainSettings,
-    *,
-    loss: Loss = contrastive_loss,
-    first: int = 0,
-    progress: float = 1.0,
-    ranks: Ranks | None = None,
-) -> Float[Tensor, ""]:
-    """Return the loss of some images of a batch against all candidates.
-
-    Args:
-        model: the model.
-        features: of n images.
-        places: (lat, lon) of the whole batch and of the queue; those of the images are ``first`` and following.
-        candidates: the same with noise: what is encoded.
-        settings: which places are right, wrong or ignored, and whether the loss is symmetric.
-        loss: of embeddings.
-        first: row of the first image's own place.
-        progress: share of the run that is done, for the widths of smooth targets.
-        ranks: the processes that share the batch; only this one when not given.
-    """
-    own = slice(first, first + len(features))
-    dtype = resolve_dtype(settings.dtype, places.device)
-    with nullcontext() if dtype == torch.float32 else torch.autocast(places.device.type, dtype):
-        image, location = model.encode_features(features.float()), model.encode_location(candidates)
-    scale = model.logit_scale.exp()
-    pairs = _relations(places[own], places, candidates, settings, first, progress)
-    value = loss(image, location, scale, **pairs)
-    if not settings.symmetric:
-        return value
-    images = image if ranks is None else ranks.gather_with_gradient(image)
-    pairs = _relations(places[own], places[: len(images)], candidates[: len(images)], settings, first, progress)
-    if settings.mask_km:
-        pairs["ignore"] = near_duplicates(candidates[own], places[: len(images)], settings.mask_km, first)
-    return (value + loss(location[own], images, scale, **pairs)) / 2
-
-
-def _relations(
-    truth: Float64[Tensor, "n 2"],
-    places: Float64[Tensor, "m 2"],
-    candidates: Float64[Tensor, "m 2"],
-    settings: TrainSettings,
-    first: int,
-    progress: float,
-) -> dict[str, Any]:
-    """Return what a loss is told about pairs of images and places; ``candidates`` are the places with noise."""
-    # Without a radius nothing is ignored: of the same place twice, rounding would decide.
-    ignore = near_duplicates(truth, candidates, settings.mask_km, first) if settings.mask_km else None
-    positives = near_duplicates(truth, places, settings.positive_km, first) if settings.positive_km else None
-    pairs: dict[str, Any] = {"first": first, "ignore": ignore, "positives": positives}
-    if settings.smooth_km:
-        widths = [width * settings.smooth_end**progress for width in settings.smooth_km]
-        pairs["targets"] = smooth_targets(distances_km(truth, places), widths)
-    if settings.near_weight:
-        pairs["weights"] = near_weights(distances_km(truth, places), settings.near_weight, settings.near_weight_km)
-    return pairs
 
 
 def _backward(

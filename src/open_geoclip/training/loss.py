@@ -6,7 +6,8 @@ be ignored, several places can be right, and the distance of a place can decide 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +16,16 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, offset, unit_vectors
+from open_geoclip.model.backbones.runtime import resolve_dtype
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.training.distributed import Ranks
+from open_geoclip.training.settings import TrainSettings
 
 __all__ = [
+    "Loss",
     "SigLIPLoss",
     "add_noise",
+    "batch_loss",
     "contrastive_loss",
     "distances_km",
     "near_duplicates",
@@ -26,6 +33,10 @@ __all__ = [
     "siglip_loss",
     "smooth_targets",
 ]
+
+Loss = Callable[..., Float[Tensor, ""]]
+"""Called as :func:`contrastive_loss`: with embeddings of images and of places, ``scale``,
+and by keyword ``first``, ``ignore``, ``positives``; ``targets`` if ``smooth_km``, ``weights`` if ``near_weight``."""
 
 
 def add_noise(
@@ -166,3 +177,65 @@ class SigLIPLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """Return the loss; arguments are those of :func:`siglip_loss`."""
         return siglip_loss(image, location, scale, self.bias, **pairs)
+
+
+def batch_loss(
+    model: GeoCLIP,
+    features: Float[Tensor, "n d"],
+    places: Float64[Tensor, "m 2"],
+    candidates: Float64[Tensor, "m 2"],
+    settings: TrainSettings,
+    *,
+    loss: Loss = contrastive_loss,
+    first: int = 0,
+    progress: float = 1.0,
+    ranks: Ranks | None = None,
+) -> Float[Tensor, ""]:
+    """Return the loss of some images of a batch against all candidates.
+
+    Args:
+        model: the model.
+        features: of n images.
+        places: (lat, lon) of the whole batch and of the queue; those of the images are ``first`` and following.
+        candidates: the same with noise: what is encoded.
+        settings: which places are right, wrong or ignored, and whether the loss is symmetric.
+        loss: of embeddings.
+        first: row of the first image's own place.
+        progress: share of the run that is done, for the widths of smooth targets.
+        ranks: the processes that share the batch; only this one when not given.
+    """
+    own = slice(first, first + len(features))
+    dtype = resolve_dtype(settings.dtype, places.device)
+    with nullcontext() if dtype == torch.float32 else torch.autocast(places.device.type, dtype):
+        image, location = model.encode_features(features.float()), model.encode_location(candidates)
+    scale = model.logit_scale.exp()
+    pairs = _relations(places[own], places, candidates, settings, first, progress)
+    value = loss(image, location, scale, **pairs)
+    if not settings.symmetric:
+        return value
+    images = image if ranks is None else ranks.gather_with_gradient(image)
+    pairs = _relations(places[own], places[: len(images)], candidates[: len(images)], settings, first, progress)
+    if settings.mask_km:
+        pairs["ignore"] = near_duplicates(candidates[own], places[: len(images)], settings.mask_km, first)
+    return (value + loss(location[own], images, scale, **pairs)) / 2
+
+
+def _relations(
+    truth: Float64[Tensor, "n 2"],
+    places: Float64[Tensor, "m 2"],
+    candidates: Float64[Tensor, "m 2"],
+    settings: TrainSettings,
+    first: int,
+    progress: float,
+) -> dict[str, Any]:
+    """Return what a loss is told about pairs of images and places; ``candidates`` are the places with noise."""
+    # Without a radius nothing is ignored: of the same place twice, rounding would decide.
+    ignore = near_duplicates(truth, candidates, settings.mask_km, first) if settings.mask_km else None
+    positives = near_duplicates(truth, places, settings.positive_km, first) if settings.positive_km else None
+    pairs: dict[str, Any] = {"first": first, "ignore": ignore, "positives": positives}
+    if settings.smooth_km:
+        widths = [width * settings.smooth_end**progress for width in settings.smooth_km]
+        pairs["targets"] = smooth_targets(distances_km(truth, places), widths)
+    if settings.near_weight:
+        pairs["weights"] = near_weights(distances_km(truth, places), settings.near_weight, settings.near_weight_km)
+    return pairs

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from open_geoclip._version import __version__
@@ -23,25 +23,23 @@ from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource, SkippedR
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError, TrainingError
-from open_geoclip.evaluation.metrics import summary
-from open_geoclip.geo.sphere import even_points, haversine_km
+from open_geoclip.geo.sphere import even_points
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.cache import CachedFeatures, cache_features
 from open_geoclip.training.checkpoint import CHECKPOINT, Figures, check_record, read_metrics
 from open_geoclip.training.distributed import Ranks, resolve_device
+from open_geoclip.training.evaluation import evaluate_model
 from open_geoclip.training.features import FeatureExtractor, PixelData
-from open_geoclip.training.loop import Callbacks, batch_loss, check_batch, train, trainable_parameters
-from open_geoclip.training.settings import DataSettings, RunSettings, TrainSettings
+from open_geoclip.training.loop import GALLERY_SIZE, Callbacks, check_batch, train, trainable_parameters
+from open_geoclip.training.settings import DataSettings, RunSettings
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_model
 
-__all__ = ["add_levels", "best_places", "evaluate_model", "export_model", "run"]
+__all__ = ["add_levels", "export_model", "run"]
 
-GALLERY_SIZE = 100_000  # training coordinates at most, as many as the released gallery has
 _SHOWN_RECORDS = 10
 
 
@@ -263,7 +261,7 @@ def _build(settings: RunSettings, device: torch.device) -> tuple[GeoCLIP, Featur
         widths, feature = (extractor.dim, *hidden, location.output), getattr(extractor.backbone, "feature", "")
         image = ImageSettings(extractor.name, widths, feature=feature)
         encoder = ImageEncoder(None, extractor.preprocessing, image)
-        return GeoCLIP(encoder, LocationEncoder(location), scale=settings.train.start_scale), extractor
+        return GeoCLIP(encoder, LocationEncoder.from_settings(location), scale=settings.train.start_scale), extractor
     model = load_model(release, backbone=name, towers=("text",))
     if model.image_encoder.settings.feature_dim != extractor.dim:
         raise SettingsError(
@@ -279,6 +277,8 @@ def add_levels(encoder: LocationEncoder, sigmas: Sequence[float]) -> LocationEnc
     """Return a location encoder with further levels, which add 0 at first: the function stays the same."""
     if not sigmas:
         return encoder
+    if not encoder.levels:
+        raise SettingsError(f"add_levels: a {type(encoder).__name__} has no levels")
     larger = LocationEncoder(replace(encoder.settings, sigmas=(*encoder.settings.sigmas, *sigmas)))
     for mine, theirs in zip(larger.levels, encoder.levels, strict=False):
         mine.load_state_dict(theirs.state_dict())
@@ -286,45 +286,6 @@ def add_levels(encoder: LocationEncoder, sigmas: Sequence[float]) -> LocationEnc
         for parameter in level.head.parameters():
             nn.init.zeros_(parameter)
     return larger
-
-
-@torch.inference_mode()
-def evaluate_model(
-    model: GeoCLIP, data: FeatureSet, gallery: Float64[Tensor, "m 2"], settings: TrainSettings | None = None
-) -> Figures:
-    """Return figures of merit: the loss, and distances to the best place of a gallery for each image.
-
-    Args:
-        model: in evaluation mode.
-        data: features and coordinates that the model was not trained on.
-        gallery: (lat, lon) of the places to choose from.
-        settings: of the loss; the defaults when not given.
-
-    Returns:
-        ``validation_loss``, ``within_1_km`` to ``within_2500_km`` in percent, ``median_km``, ``mean_km``, ``geoscore``.
-    """
-    settings, device = settings or TrainSettings(), model.logit_scale.device
-    loss, size = 0.0, settings.batch_size
-    for features, truth in zip(data.features.split(size), data.coordinates.split(size), strict=True):
-        features, truth = features.to(device), truth.to(device)
-        loss += len(truth) * float(batch_loss(model, features, truth, truth, replace(settings, symmetric=False)))
-    found = summary(haversine_km(data.coordinates.numpy(), best_places(model, data.features, gallery).numpy()))
-    return {
-        "validation_loss": loss / len(data),
-        **{f"within_{km}_km": share for km, share in found["within_km"].items()},
-        **{name: found[name] for name in ("median_km", "mean_km", "geoscore")},
-    }
-
-
-@torch.inference_mode()
-def best_places(
-    model: GeoCLIP, features: Float[Tensor, "n d"], gallery: Float64[Tensor, "m 2"]
-) -> Float64[Tensor, "n 2"]:
-    """Return the place of a gallery with the highest logit for each image, (lat, lon) on the CPU."""
-    device = model.logit_scale.device
-    places = model.location_encoder.encode(gallery.to(device)).to(device)
-    rows = [(model.encode_features(part.to(device).float()) @ places.T).argmax(dim=1) for part in features.split(1024)]
-    return gallery.cpu()[torch.cat(rows).cpu()]
 
 
 # --- saving ---------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def model_skeleton(
         elif image.backbone not in ("earth", "custom") and not image.feature:  # a CLIP
             text_encoder = TextEncoder(partial(_load_clip_text, release.name, image.backbone, image.widths[0]))
     image_encoder = None if image is None else ImageEncoder(None, None, image)
-    return GeoCLIP(image_encoder, LocationEncoder(release.location), text_encoder)
+    return GeoCLIP(image_encoder, LocationEncoder.from_settings(release.location), text_encoder)
 
 
 def _load_clip_text(release: str, backbone: str, width: int) -> TextBackbone:
