@@ -52,7 +52,7 @@ def test_build_add_info_and_remove(command: Command, photos: Path, monkeypatch: 
 def test_an_interrupted_index_is_continued(
     command: Command, photos: Path, placed: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(photo_indexing, "FIT_PHOTOS", 2)
+    monkeypatch.setattr(photo_indexing, "_SAVE_SECONDS", -1.0)
     monkeypatch.setattr(photo_indexing, "small_jpeg", lambda *_: b"")
     calls: list[Any] = []
 

@@ -1,6 +1,7 @@
 """Evidence of look-alikes: the combination as a function, and in the answers of a locator."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def test_similar_neighbours_decide_and_others_do_not(posterior: Posterior) -> No
     # The place of the neighbour and its cell share what the cell had.
     torch.testing.assert_close(far.mass[:, [rows[2], -1]].sum(), posterior.mass[0, rows[2]])
     assert combine(posterior, neighbours(0.9), settings, Calibration()).mass is posterior.mass
+
+
+def test_neighbours_of_an_image_out_of_distribution_do_not_count(posterior: Posterior) -> None:
+    near = [neighbours(0.9, ROME)]
+    for known in (None, True, False):
+        is_in = None if known is None else torch.tensor([known])
+        (found,) = PhotoEvidence([]).posteriors([replace(posterior, is_in_distribution=is_in)], near)
+        assert (found.mass is not posterior.mass and len(found.cells) > len(posterior.cells)) == (known is not False)
 
 
 def test_ratio_is_one_plus_a_density_in_units_of_the_prior() -> None:

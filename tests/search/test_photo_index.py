@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.search import photo_index
 from open_geoclip.search.encode import perceptual_hash
 from open_geoclip.search.photo_index import PhotoIndex
 from open_geoclip.search.photo_records import IndexRecords, QueryPhotos
@@ -78,9 +79,31 @@ def test_add_and_remove(records: IndexRecords, tmp_path: Path, rng: np.random.Ge
     assert len(left) == N + 1
     assert left.ids[-2:] == ["c", "d"]
     assert left.thumbnail(N) == b"\xff\xd8d"
-    assert len(list((tmp_path / "index").glob("*.safetensors"))) == 3  # what was replaced is gone
+    assert len(list((tmp_path / "index").glob("*.safetensors"))) == 2  # what was replaced is gone
     with pytest.raises(DataError, match="no photo would be left"):
         left.remove(range(len(left)))
+
+
+def test_the_projection_is_fitted_anew_until_there_are_enough_photos(
+    records: IndexRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_index, "FIT_PHOTOS", N)
+
+    def part(rows: slice) -> IndexRecords:
+        thumbnails = [b"\xff\xd8" + name.encode() for name in records.ids[rows]]
+        known = IndexRecords.from_features(records.features[rows], records.coordinates[rows], records.ids[rows])
+        return IndexRecords(**vars(known) | {"thumbnails": thumbnails})
+
+    whole = PhotoIndex.create(tmp_path / "whole", part(slice(0, N)))
+    grown = PhotoIndex.create(tmp_path / "grown", part(slice(0, 3))).add(part(slice(3, 50))).remove([49])
+    grown = grown.add(part(slice(49, N)))
+    torch.testing.assert_close(grown.project(records.features), whole.project(records.features))
+    assert (grown.ids, grown.thumbnail(49), grown.thumbnail(2)) == (whole.ids, whole.thumbnail(49), whole.thumbnail(2))
+    files = {file.name for file in grown.folder.glob("*.safetensors")}
+    assert len(files) == 2
+    more = IndexRecords.from_features(records.features[:2] + 9, records.coordinates[:2], ["a", "b"])
+    assert grown.add(more).manifest["projection"] == grown.manifest["projection"]  # it stays now
+    assert files < {file.name for file in grown.folder.glob("*.safetensors")}
 
 
 def test_refuses_what_it_cannot_use(records: IndexRecords, tmp_path: Path) -> None:

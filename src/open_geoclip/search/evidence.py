@@ -200,7 +200,7 @@ class PhotoEvidence:
     def posteriors(
         self, parts: Sequence[Posterior], neighbours: Sequence[Neighbours], allowed: Allowed | None = None
     ) -> list[Posterior]:
-        """Return the combined posterior of each image.
+        """Return the combined posterior of each image; that of the model alone for images out of distribution.
 
         Args:
             parts: posteriors of the location model, all images in order.
@@ -210,6 +210,9 @@ class PhotoEvidence:
         singles = [part[row] for part in parts for row in range(len(part))]
         found = []
         for single, near in zip(singles, neighbours, strict=True):
+            if single.is_in_distribution is not None and not bool(single.is_in_distribution):
+                found.append(single)  # the answer says that its candidates mean nothing: no place may stand out
+                continue
             own = single.calibration
             calibration = self.calibration or Calibration(sigma_km=own.sigma_km, min_score=own.min_score)
             if own.fitted_on is None:  # limits, another prior

@@ -6,7 +6,8 @@ those that count and is replaced last, so a reader or a killed process never see
 
 Features are projected to their principal components and whitened (Jégou and Chum, "Negative evidences and
 co-occurrences in image retrieval", 2012): cosines of raw features are dominated by a few directions that all images
-share. The projection is fitted on the first photos and stays the same afterwards.
+share. The projection is fitted on the first 2,048 photos and stays the same afterwards; until there are as many, an
+index keeps the features as they came from the backbone, too, and each photo added fits it anew.
 """
 
 import json
@@ -221,8 +222,7 @@ class PhotoIndex:
         for tensors, _ in self._parts:
             n = len(tensors["features"])
             if row < n:
-                start, end = tensors["thumbnail_ends"][row : row + 2].tolist()
-                return tensors["thumbnails"][start:end].numpy().tobytes() or None
+                return _thumbnail(tensors, row) or None
             row -= n
         raise IndexError(row)
 
@@ -247,14 +247,11 @@ class PhotoIndex:
             raise DataError(f"an index is made of 2 photos or more, not {len(records)}")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"{folder} exists already: geoclip index add SOURCE -o {folder}, or name another folder")
-        projection = fit_projection(records.features[:FIT_PHOTOS])
-        if encoder is not None:
-            projection["probe"] = probe_feature(encoder)
-        name = f"projection-{secrets.token_hex(4)}.safetensors"
-        manifest = {"format": _FORMAT, "version": _VERSION, "backbone": backbone, "projection": name, "parts": []}
+        probe = None if encoder is None else probe_feature(encoder)
+        manifest = {"format": _FORMAT, "version": _VERSION, "backbone": backbone, "parts": []}
         try:
             with atomic_folder(folder) as temporary:
-                _write(temporary / name, projection)
+                manifest["projection"] = _write_projection(temporary, records, probe)
                 cls(temporary, manifest)._add(records)
         except OSError as error:
             raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -289,9 +286,8 @@ class PhotoIndex:
                 if len(keep) == part["photos"]:
                     parts.append(part)
                 elif len(keep):
-                    rest = {key: tensors[key][keep] for key in ("features", "coordinates", "sha256", "hashes")}
-                    ends = tensors["thumbnail_ends"].tolist()
-                    pictures = [tensors["thumbnails"][ends[i] : ends[i + 1]].numpy().tobytes() for i in keep]
+                    rest = {key: tensors[key][keep] for key in tensors.keys() - {"thumbnails", "thumbnail_ends"}}
+                    pictures = [_thumbnail(tensors, row) for row in keep.tolist()]
                     kept = {key: [values[i] for i in keep] for key, values in names.items()}
                     parts.append(self._write_part(rest, kept["ids"], kept["groups"], pictures))
             return self._commit(parts)
@@ -299,14 +295,27 @@ class PhotoIndex:
     def _add(self, records: IndexRecords) -> "PhotoIndex":
         if len({*self.ids, *records.ids}) != len(self) + len(records):
             raise DataError(f"{self.folder}: an id is given twice; ids name photos")
+        if 0 < len(self) < FIT_PHOTOS and all("raw_features" in tensors for tensors, _ in self._parts):
+            records = self._records().concatenate(records)
+            projection = _write_projection(self.folder, records, self._probe)
+            return PhotoIndex(self.folder, {**self.manifest, "projection": projection, "parts": []})._add(records)
         tensors = {
             "features": self.project(records.features).half(),
             "coordinates": torch.from_numpy(records.coordinates),
             "sha256": torch.from_numpy(records.sha256),
             "hashes": torch.from_numpy(records.hashes),
         }
+        if len(self) + len(records) < FIT_PHOTOS:
+            tensors["raw_features"] = records.features.contiguous()
         part = self._write_part(tensors, records.ids, records.groups, records.thumbnails or [b""] * len(records))
         return self._commit([*self.manifest["parts"], part])
+
+    def _records(self) -> IndexRecords:
+        """Return all photos of an index that has their features as they came from the backbone."""
+        tensors = [part for part, _ in self._parts]
+        thumbnails = [_thumbnail(part, row) for part in tensors for row in range(len(part["features"]))]
+        features = torch.cat([part["raw_features"] for part in tensors])
+        return IndexRecords(self.ids, self.coordinates, features, self.groups, self.sha256, self.hashes, thumbnails)
 
     def _write_part(
         self, tensors: dict[str, Tensor], ids: Sequence[str], groups: Sequence[str | None], thumbnails: Sequence[bytes]
@@ -361,6 +370,19 @@ def _changes(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _thumbnail(tensors: Mapping[str, Tensor], row: int) -> bytes:
+    start, end = tensors["thumbnail_ends"][row : row + 2].tolist()
+    return tensors["thumbnails"][start:end].numpy().tobytes()
+
+
+def _write_projection(folder: Path, records: IndexRecords, probe: Tensor | None) -> str:
+    """Fit the projection, write it to a new file and return its name."""
+    name = f"projection-{secrets.token_hex(4)}.safetensors"
+    projection = fit_projection(records.features[:FIT_PHOTOS])
+    _write(folder / name, projection if probe is None else projection | {"probe": probe})
+    return name
 
 
 def _write(path: Path, tensors: dict[str, Tensor], names: Mapping[str, object] | None = None) -> None:

@@ -17,13 +17,14 @@ from open_geoclip.errors import DataError
 from open_geoclip.images import MAX_PIXELS, load_image, read_bytes, small_jpeg
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.search.encode import perceptual_hash
-from open_geoclip.search.photo_index import FIT_PHOTOS, PhotoIndex
+from open_geoclip.search.photo_index import PhotoIndex
 from open_geoclip.search.photo_records import HASH_BYTES, IndexRecords
 
 __all__ = ["IndexReport", "IndexingSettings", "index_photos"]
 
 _PART = 8192  # photos
-_SAVE_SECONDS = 300.0
+_SAVE_SECONDS = 60.0
+_MIN_PHOTOS = 2  # of a new index
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def index_photos(
 ) -> IndexReport:
     """Add the photos of a source to an index, those that it does not have yet; the same call resumes one that ended.
 
-    A photo is recognised by the SHA-256 of its file. New indexes are written once there are 2,048 photos, on which
-    the projection is fitted, or all of them; then after each 8,192 photos, five minutes, and when interrupted.
+    A photo is recognised by the SHA-256 of its file. The index is written after each 8,192 photos, each minute, and
+    when interrupted.
 
     Args:
         encoder: with its backbone.
@@ -136,12 +137,12 @@ def index_photos(
             waiting.append(name, photo, prepared)
             if len(waiting.pixels) >= settings.batch_size:
                 waiting.encode()
-            is_due = len(waiting.photos) >= (FIT_PHOTOS if index is None else _PART)
-            if is_due or (index is not None and time.monotonic() - saved > _SAVE_SECONDS):
+            is_late = time.monotonic() - saved > _SAVE_SECONDS
+            if len(waiting.photos) >= _PART or (is_late and (index is not None or len(waiting.photos) >= _MIN_PHOTOS)):
                 save()
                 saved = time.monotonic()
     except KeyboardInterrupt:
-        if index is not None:
+        if index is not None or len(waiting.photos) >= _MIN_PHOTOS:
             save()
         raise
     finally:

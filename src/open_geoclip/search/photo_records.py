@@ -87,6 +87,18 @@ class IndexRecords:
         ids = names.get("ids") or [f"{path.stem}-{row:07d}" for row in range(len(tensors["features"]))]
         return cls.from_features(tensors["features"], tensors["coordinates"].numpy(), ids, names.get("groups"))
 
+    def concatenate(self, other: "IndexRecords") -> "IndexRecords":
+        """Return these photos, then the others."""
+        return IndexRecords(
+            [*self.ids, *other.ids],
+            np.concatenate([self.coordinates, other.coordinates]),
+            torch.cat([self.features, other.features.to(self.features.dtype)]),
+            [*self.groups, *other.groups],
+            np.concatenate([self.sha256, other.sha256]),
+            np.concatenate([self.hashes, other.hashes]),
+            [*(self.thumbnails or [b""] * len(self)), *(other.thumbnails or [b""] * len(other))],
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
