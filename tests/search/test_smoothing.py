@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, haversine_km, tangent_offset, unit_vectors
-from open_geoclip.search.smoothing import gaussian_quadrature, smoothed_distances, weighted_quantile
+from open_geoclip.search.decode import chord_km
+from open_geoclip.search.smoothing import gaussian_quadrature, smoothed_chords, weighted_quantile
 
 PLACES = np.array([[48.85, 2.35], [-17.0, 179.99], [89.999, 30.0], [90.0, 0.0], [0.0, 0.0]])
 
@@ -14,12 +15,12 @@ def test_distances_are_those_of_the_quadrature_points_to_a_metre() -> None:
     sigma_km = torch.tensor([0.5, 3.0, 15.0, 200.0, 0.1], dtype=torch.float64)
     for answer in (*PLACES, np.array([48.86, 2.35])):
         answers = torch.from_numpy(unit_vectors(answer[None]))
-        km, mass = smoothed_distances(answers, torch.full((1, 5), 0.2), points[None], sigma_km[None])
+        square, mass = smoothed_chords(answers, torch.full((1, 5), 0.2), points[None], sigma_km[None])
         offset = torch.from_numpy(gaussian_quadrature()) * (sigma_km / EARTH_RADIUS_KM)[:, None, None]
         unit = torch.nn.functional.normalize(points, dim=1)[:, None]
         spots = coordinates_of(tangent_offset(unit, offset[..., 0], offset[..., 1]).flatten(0, 1))
         expected = haversine_km(spots, torch.from_numpy(answer[None]))
-        torch.testing.assert_close(km[0], expected, rtol=1e-6, atol=1e-3)
+        torch.testing.assert_close(chord_km(square[0].sqrt()), expected, rtol=1e-6, atol=1e-3)
         assert float(mass.sum()) == np.float32(0.2) * 5
 
 

@@ -21,7 +21,7 @@ from open_geoclip.geo.countries import (
     has_outline,
     nearest_shore,
 )
-from open_geoclip.geo.sphere import check_coordinates, compass_direction, geodesic_km, unit_vectors
+from open_geoclip.geo.sphere import check_coordinates, geodesic_direction, geodesic_km, unit_vectors
 
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
@@ -148,7 +148,7 @@ def _text(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
     in_country = city.country == code or not code
     where = city.name if in_country else f"{city.name} ({country_name(city.country)})"
     if city.distance_km >= (_IN_CITY_KM if in_country else _ABROAD_KM):
-        direction = compass_direction(np.array([city.lat, city.lon]), point)
+        direction, _ = geodesic_direction(np.array([city.lat, city.lon]), point)
         where = f"{city.distance_km:,.0f} km {direction} of {where}"
     return f"{where}, {name}" if code else f"at sea, {where}, {country_name(city.country)}"
 
@@ -159,16 +159,16 @@ def _region(point: Float64[np.ndarray, "2"], code: str, city: City) -> str:
     if city.country != code and not has_outline(city.country):
         return f"{country_name(city.country)}, {name}"  # French Guiana, which is drawn as a part of France
     centre, radius_km = country_centre(code)
-    from_centre = float(geodesic_km(centre, point)) / radius_km
+    direction, km = geodesic_direction(centre, point)
+    from_centre = km / radius_km
     if abs(centre[0]) > _POLAR_DEG or from_centre > _OVERSEAS:
         return name
     name = name.removeprefix("The ")
-    return f"central {name}" if from_centre < _CENTRAL else f"{compass_direction(centre, point)}ern {name}"
+    return f"central {name}" if from_centre < _CENTRAL else f"{direction}ern {name}"
 
 
 def _offshore(point: Float64[np.ndarray, "2"]) -> str:
     """Return the distance to the nearest country: "at sea, 840 km east of Brazil"."""
     (code,), (shore,) = nearest_shore(point[None])
-    return (
-        f"at sea, {float(geodesic_km(shore, point)):,.0f} km {compass_direction(shore, point)} of {country_name(code)}"
-    )
+    direction, km = geodesic_direction(shore, point)
+    return f"at sea, {km:,.0f} km {direction} of {country_name(code)}"

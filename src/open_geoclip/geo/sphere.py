@@ -25,10 +25,10 @@ __all__ = [
     "GOLDEN_RATIO",
     "MAX_LONGITUDE_DEG",
     "check_coordinates",
-    "compass_direction",
     "coordinates_of",
     "destination",
     "even_points",
+    "geodesic_direction",
     "geodesic_km",
     "great_circle",
     "haversine_km",
@@ -161,13 +161,15 @@ def geodesic_km(a: Float[np.ndarray, "*#n 2"], b: Float[np.ndarray, "*#n 2"]) ->
     return np.asarray(_WGS84.inv(lon_a, lat_a, lon_b, lat_b)[2] / 1000).reshape(a.shape[:-1])
 
 
-def compass_direction(start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"]) -> str:
+def geodesic_direction(start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"]) -> tuple[str, float]:
     """Return the direction in which the geodesic from one (lat, lon) to another starts, as one of eight words.
 
-    By pyproj, as :func:`geodesic_km`.
+    Returns:
+        The direction, and the kilometres of :func:`geodesic_km`.
     """
-    azimuth_deg, _, _ = _WGS84.inv(start[1], start[0], end[1], end[0])
-    return _DIRECTIONS[round(azimuth_deg / 45) % 8]
+    (lat_a, lon_a), (lat_b, lon_b) = start.tolist(), end.tolist()
+    azimuth_deg, _, metres = _WGS84.inv(lon_a, lat_a, lon_b, lat_b)
+    return _DIRECTIONS[round(azimuth_deg / 45) % 8], metres / 1000
 
 
 # --- unit vectors ---------------------------------------------------------------------------------

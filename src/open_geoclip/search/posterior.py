@@ -22,18 +22,21 @@ from torch import Tensor
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 from open_geoclip.search.calibration import SURE_KM, SURE_PROBABILITY, Calibration
-from open_geoclip.search.decode import DecodeMethod, Modes, check_decode, decode
+from open_geoclip.search.decode import DecodeMethod, Modes, check_decode, chord_km, decode
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.smoothing import (
     RadialProfile,
     log_kernel,
     radial_cdf,
-    smoothed_distances,
+    smoothed_chords,
     weighted_quantile,
 )
 
-__all__ = ["Posterior"]
+__all__ = ["Labels", "Posterior"]
+
+Labels = tuple[np.ndarray, Int64[np.ndarray, " m"]]
+"""Different labels, and the number of that of each cell."""
 
 _TOP = 512  # cells that answers are decoded from
 _SMOOTHED = 64  # cells whose smoothing enters radii; all others are points
@@ -202,24 +205,32 @@ class Posterior:
         left, rows, rounded, sigma = self._top
         points = rounded.double()
         half_square = points.square().sum(dim=-1) / 2  # rounded: their lengths differ from 1
-        answers, nearest_rows, radii = [], [], []
+        columns = points.permute(2, 0, 1).contiguous()
+        answers, nearest_rows, shares, kept = [], [], [], []
         for _ in range(top_k):
             answer = decode(left, rounded, sigma, method, radius_km)
-            cosine = torch.bmm(points, answer[..., None])[..., 0]
+            cosine = (columns * answer.T[..., None]).sum(dim=0)
             nearest = (cosine - half_square).masked_fill_(left <= 0, -torch.inf).argmax(dim=1, keepdim=True)
             own = torch.where((cosine >= min_cosine).scatter_(1, nearest, True), left, 0.0)
             share, at = own.topk(min(_SMOOTHED, own.shape[1]), dim=1)
-            where = points.gather(1, at[..., None].expand(-1, -1, 3))
-            radii.append(weighted_quantile(*smoothed_distances(answer, share, where, sigma.gather(1, at)), 0.9))
             answers.append(answer.masked_fill((own.sum(dim=1) <= 0)[:, None], torch.nan))
             nearest_rows.append(rows.gather(1, nearest))
+            shares.append(share)
+            kept.append(at)
             left = left - own
         places = torch.stack(answers, dim=1)
-        missing = places[..., 0].isnan().numpy()
-        mass = self._mass_near(places.nan_to_num(1.0), torch.cat(nearest_rows, dim=1), min_cosine)
-        coordinates = coordinates_of(places.nan_to_num(1.0)).numpy()
+        missing, places = places[..., 0].isnan().numpy(), places.nan_to_num(1.0)
+        share, at = torch.stack(shares, dim=1), torch.stack(kept, dim=1)
+        used = max(1, int(share.count_nonzero(dim=2).max()))  # they are sorted: the others have no mass
+        share, at = share[..., :used], at[..., :used].flatten(1)
+        where = points.gather(1, at[..., None].expand(-1, -1, 3)).view(-1, used, 3)
+        spread = sigma.gather(1, at).view(-1, used)
+        chords = smoothed_chords(places.flatten(0, 1), share.flatten(0, 1), where, spread)
+        radii = chord_km(weighted_quantile(*chords, 0.9).sqrt()).view(-1, top_k)
+        mass = self._mass_near(places, torch.cat(nearest_rows, dim=1), min_cosine)
+        coordinates = coordinates_of(places).numpy()
         coordinates[missing], mass[missing] = np.nan, 0.0
-        return Modes(coordinates, mass, torch.stack(radii, dim=1).numpy())
+        return Modes(coordinates, mass, radii.numpy())
 
     @cached_property
     def _top(self) -> tuple[Float64[Tensor, "n t"], Int64[Tensor, "n t"], Float32[Tensor, "n t 3"], Tensor]:
@@ -233,14 +244,24 @@ class Posterior:
         self, places: Float64[Tensor, "n k 3"], nearest: Int64[Tensor, "n k"], min_cosine: float
     ) -> Float64[np.ndarray, "n k"]:
         """Return the mass of all cells near each answer, and of its nearest, that belongs to none before it."""
-        sums, cells = np.zeros(places.shape[:2]), self.cells.points
-        for row, (answers, mass) in enumerate(zip(places, self.mass, strict=True)):
-            near = (answers.to(cells.dtype) @ cells.T >= min_cosine).scatter_(1, nearest[row, :, None], True)
-            left = mass.numpy().copy()
-            for number, members in enumerate(map(np.flatnonzero, near.numpy())):
-                sums[row, number] = left[members].sum(dtype=np.float64)
-                left[members] = 0.0
-        return sums
+        (n, k), m = places.shape[:2], len(self.cells)
+        points, order = self.cells.by_height
+        chord = math.sqrt(max(2 - 2 * min_cosine, 0.0)) + 1e-6
+        answers, number = places.flatten(0, 1).to(self.cells.points.dtype).numpy(), np.arange(n * k)
+        # Nothing farther north or south than the chord is near.
+        spans = (np.searchsorted(points[:, 2], answers[:, 2] + side) for side in (-chord, chord))
+        near = [
+            order[low:high][points[low:high] @ answer >= min_cosine]
+            for low, high, answer in zip(*spans, answers, strict=True)
+        ]
+        answer = np.concatenate((np.repeat(number, [len(cells) for cells in near]), number))
+        cell = np.concatenate((*near, nearest.flatten().numpy()))
+        # A cell belongs to the first of the answers of its row that it is near to.
+        key, which = np.divmod(np.unique((answer // k * m + cell) * k + answer % k), k)
+        is_first = np.diff(key, prepend=-1) > 0
+        key, which = key[is_first], which[is_first]
+        mass = self.mass.numpy().reshape(-1)[key]
+        return np.bincount(key // m * k + which, mass, n * k).reshape(n, k)
 
     def _top_cells(self, top_k: int) -> Modes:
         """Return the cells with the most mass, without merging."""
@@ -260,7 +281,8 @@ class Posterior:
         """
         answers = torch.from_numpy(unit_vectors(np.asarray(places, np.float64)))
         top, rows, points, sigma = (part[:, :_SMOOTHED] for part in self._top)
-        near, near_mass = smoothed_distances(answers, top, points.double(), sigma)
+        near, near_mass = smoothed_chords(answers, top, points.double(), sigma)
+        near = chord_km(near.sqrt_())
         far_mass = self.mass.scatter(1, rows, 0.0)
         parts, cells = [], self.cells.points
         for start in range(0, len(self), _BLOCK):
@@ -287,30 +309,24 @@ class Posterior:
         return [bool(one) for one in sure]
 
     def label_probabilities(
-        self, labels: Sequence[str] | np.ndarray, min_probability: float = 0.005
+        self, labels: Sequence[str] | np.ndarray | Labels, min_probability: float = 0.005
     ) -> list[dict[str, float]]:
         """Return the probability of each label, most probable first, such as the countries of the cells.
 
         Args:
-            labels: one a cell; cells with an empty label are left out.
+            labels: one a cell, or what :func:`numpy.unique` makes of them with ``return_inverse``; cells with an empty
+                label are left out.
             min_probability: labels with less are left out.
         """
-        given = np.ascontiguousarray(labels, dtype=str)
-        if given.dtype.itemsize == 8:  # two letters sort three times as fast as integers
-            names, number = np.unique(given.view(np.int64), return_inverse=True)
-            names = names.view(given.dtype)
-        else:
-            names, number = np.unique(given, return_inverse=True)
+        names, number = labels if isinstance(labels, tuple) else np.unique(labels, return_inverse=True)
         sums = torch.zeros(len(self), len(names), dtype=torch.float64)
-        sums.index_add_(1, torch.from_numpy(number.astype(np.int64)), self.mass.double())
-        return [
-            {
-                str(names[i]): float(row[i])
-                for i in np.argsort(-row, kind="stable")
-                if names[i] and row[i] >= min_probability
-            }
-            for row in sums.numpy()
-        ]
+        sums.index_add_(1, torch.from_numpy(number), self.mass.double())
+        found = []
+        for row in sums.numpy():
+            kept = np.flatnonzero((row >= min_probability) & (names != ""))
+            kept = kept[np.argsort(-row[kept], kind="stable")]
+            found.append(dict(zip(names[kept].tolist(), row[kept].tolist(), strict=True)))
+        return found
 
     @torch.inference_mode()
     def log_density(self, places: Float[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:

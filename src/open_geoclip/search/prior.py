@@ -120,6 +120,13 @@ class GalleryCells:
         return codes[order], order
 
     @cached_property
+    def by_height(self) -> tuple[Float[np.ndarray, "m 3"], Int64[np.ndarray, " m"]]:
+        """Points in ascending order of their height over the plane of the equator, and the rows in that order."""
+        points = self.points.numpy()
+        order = np.argsort(points[:, 2])
+        return points[order], order
+
+    @cached_property
     def _tree(self) -> "cKDTree":
         return _tree(self.coordinates)
 

@@ -16,7 +16,7 @@ from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex, Progress
-from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.posterior import Labels, Posterior
 from open_geoclip.search.prior import GalleryCells, Prior
 from open_geoclip.search.refine import RingCache, refine
 from open_geoclip.search.two_level import PlaceGroups, needs_two_levels
@@ -135,18 +135,22 @@ class SearchSpace:
     def _ring_cache(self, cells: GalleryCells) -> RingCache:
         return RingCache(self.index.encoder, cells.coordinates.astype(np.float64), cells.spacing_km)
 
-    def countries_of(self, cells: GalleryCells) -> np.ndarray | None:
-        """Return the ISO code of the country of each cell of a posterior; None without the extra ``places``."""
+    def countries_of(self, cells: GalleryCells) -> Labels | None:
+        """Return the ISO codes of the countries of the cells of a posterior; None without the extra ``places``."""
         from open_geoclip.geo.countries import country_codes
 
         codes = self.countries
         if codes is None or cells.origins is None:
-            return codes
+            return self._country_labels
         codes = codes[cells.origins]
         if self.groups is not None:  # a group may lie in several countries
             places = np.flatnonzero((cells.coordinates != self.cells.coordinates[cells.origins]).any(axis=1))
             codes[places] = country_codes(cells.coordinates[places].astype(np.float64))
-        return codes
+        return np.unique(codes, return_inverse=True)
+
+    @cached_property
+    def _country_labels(self) -> Labels | None:
+        return None if self.countries is None else np.unique(self.countries, return_inverse=True)
 
     @cached_property
     def countries(self) -> np.ndarray | None:

@@ -14,14 +14,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, tangent_frame
-from open_geoclip.search.decode import chord_km
 
 __all__ = [
     "RadialProfile",
     "gaussian_quadrature",
     "log_kernel",
     "radial_cdf",
-    "smoothed_distances",
+    "smoothed_chords",
     "weighted_quantile",
 ]
 
@@ -57,7 +56,7 @@ def radial_cdf(
     """Return the ``cdf`` of a :class:`RadialProfile` from weighted distances, in any number of parts."""
     sums = torch.zeros(len(distances_km[0]), _N_RADII, dtype=torch.float64)
     for km, mass in zip(distances_km, masses, strict=True):
-        bins = km.clamp(min=_MIN_KM).log_().sub_(math.log(_MIN_KM)).div_(_STEP).ceil_().clamp_(max=_N_RADII - 1)
+        bins = km.log().sub_(math.log(_MIN_KM)).div_(_STEP).ceil_().clamp_(0, _N_RADII - 1)
         sums.scatter_add_(1, bins.long(), mass.double())
     cdf = sums.cumsum(dim=1)
     return np.asarray((cdf / cdf[:, -1:]).numpy(), np.float64)
@@ -73,15 +72,17 @@ def gaussian_quadrature(n: int = 24) -> Float64[np.ndarray, "n 2"]:
 
 
 _QUADRATURE = torch.from_numpy(gaussian_quadrature())
+_OFFSETS = torch.cat((torch.ones(1, len(_QUADRATURE)), _QUADRATURE.T))  # of the points from a cell: up, east, north
+_SQUARES = torch.stack((torch.ones(len(_QUADRATURE)), _QUADRATURE.square().sum(dim=1)))
 
 
-def smoothed_distances(
+def smoothed_chords(
     answers: Float64[Tensor, "n 3"],
     mass: Float[Tensor, "n t"],
     points: Float64[Tensor, "n t 3"],
     sigma_km: Float64[Tensor, "n t"],
 ) -> tuple[Float64[Tensor, "n p"], Float64[Tensor, "n p"]]:
-    """Return kilometres from each answer to the quadrature points of its cells, and the mass of each point.
+    """Return squared chords from each answer to the quadrature points of its cells, and the mass of each point.
 
     Args:
         answers: unit vectors.
@@ -92,14 +93,13 @@ def smoothed_distances(
     n, t, _ = points.shape
     # The answer in the frame (east, north, up) of each cell: three numbers for 24 points instead of 72.
     frames = tangent_frame(points).flatten(1, 2)
-    east, north, up = torch.bmm(frames, answers[..., None]).view(n, t, 3, 1).unbind(2)
-    offset_east, offset_north = _QUADRATURE.T[:, None, None] * (sigma_km / EARTH_RADIUS_KM)[..., None]
+    east, north, up = torch.bmm(frames, answers[..., None]).view(n, t, 3).unbind(2)
+    sigma = sigma_km / EARTH_RADIUS_KM
     # Points that were float32 once are not exactly of length 1, which would show as kilometres.
-    length = (points.square().sum(dim=-1)[..., None] + offset_east.square() + offset_north.square()).sqrt_()
-    cosine = (up + offset_east * east + offset_north * north) / length
-    chord = (2 - 2 * cosine).clamp_(min=0).sqrt_()
+    square_length = torch.stack((points.square().sum(dim=2), sigma.square()), dim=2) @ _SQUARES
+    cosine = (torch.stack((up, sigma * east, sigma * north), dim=2) @ _OFFSETS).mul_(square_length.rsqrt_())
     share = (mass.double() / len(_QUADRATURE)).repeat_interleave(len(_QUADRATURE), dim=1)
-    return chord_km(chord.flatten(1)), share
+    return cosine.mul_(-2).add_(2).clamp_(min=0).flatten(1), share
 
 
 def log_kernel(chord_square: Float64[Tensor, "*n"], sigma: Float64[Tensor, "*#n"]) -> Float64[Tensor, "*n"]:
