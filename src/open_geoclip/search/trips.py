@@ -20,7 +20,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
+from open_geoclip.geo.sphere import unit_vectors
+from open_geoclip.search.reach import PlaceBlocks
 
 __all__ = [
     "SIMILARITY_POWER",
@@ -34,8 +35,8 @@ __all__ = [
 SIMILARITY_POWER = 8.0
 """Default exponent of :func:`evidence_weights`; larger ones gained nothing on validation views (2026-11-23)."""
 
-_BLOCK = 256  # places whose distances are computed together
 _TOLERANCE = 1e-3  # of a probability, because cells of hardly any mass are omitted
+_MIN_OMITTED = 0.1  # share of the places, fewer save no time
 _OMITTED_MASS = (1e-7, 1e-10, 1e-14, 0.0)  # of each image, tried until the tolerance is met
 
 
@@ -119,7 +120,7 @@ def trip_posterior(
     order = np.argsort(times_h, kind="stable")
     points = unit_vectors(torch.from_numpy(np.asarray(places, np.float64)))
     rows = list(torch.log_softmax(log_mass.double(), dim=1)[torch.from_numpy(order)])
-    radius_km = torch.tensor([slack_km / 2], dtype=torch.float64)
+    radius_km = torch.full((len(points),), slack_km / 2, dtype=torch.float64)
     n, travel_km = len(rows), np.diff(times_h[order]) * speed_kmh
     marginals, log_evidence, error = chain_marginals(rows, [points] * n, [radius_km] * n, travel_km)
     full = torch.empty(n, len(points), dtype=torch.float64)
@@ -138,7 +139,7 @@ def chain_marginals(
     Args:
         rows: log mass of each image's places, normalised.
         points: unit vectors of the places.
-        radius_km: of the cell that each place stands for; one number where all are alike.
+        radius_km: of the cell that each place stands for.
         travel_km: the most that anybody travels between an image and the next. Two places are within reach when they
             are no further apart than this and both radii.
 
@@ -147,7 +148,11 @@ def chain_marginals(
     """
     for omitted in _OMITTED_MASS:
         kept, lost = _truncate(rows, omitted)
-        log_evidence, marginals = _forward_backward(rows, kept, points, radius_km, travel_km)
+        blocks = [
+            PlaceBlocks.build(*(part[at] for part in place)) for *place, at in zip(points, radius_km, kept, strict=True)
+        ]
+        local = [row[at] for row, at in zip(rows, kept, strict=True)]
+        log_evidence, marginals = _forward_backward(local, blocks, travel_km)
         error = lost / math.exp(log_evidence) if log_evidence > -700 else (0.0 if lost == 0 else math.inf)
         if error <= _TOLERANCE:
             break
@@ -158,34 +163,30 @@ def chain_marginals(
 
 
 def _truncate(rows: Sequence[Float64[Tensor, " _"]], omitted: float) -> tuple[list[Int64[Tensor, " _"]], float]:
-    """Return the places of each image that hold all but some mass, and the total mass lost."""
+    """Return the places of each image that hold all but some mass, and the total mass lost.
+
+    Where a background leaves little to omit, nothing is.
+    """
     kept, lost = [], 0.0
     for row in rows:
         ascending, at = row.sort()
         cumulated = ascending.exp().cumsum(dim=0)
-        count = int((cumulated < omitted).sum()) if omitted else int((ascending == -torch.inf).sum())
-        lost += float(cumulated[count - 1]) if count and omitted else 0.0
+        impossible = int((ascending == -torch.inf).sum())
+        count = max(impossible, int((cumulated < omitted).sum()))
+        if count - impossible < _MIN_OMITTED * len(row):
+            count = impossible
+        lost += float(cumulated[count - 1]) if count else 0.0
         kept.append(at[count:].sort().values)
     return kept, lost
 
 
 def _forward_backward(
-    rows: Sequence[Float64[Tensor, " _"]],
-    kept: list[Int64[Tensor, " _"]],
-    points: Sequence[Float64[Tensor, "_ 3"]],
-    radius_km: Sequence[Float64[Tensor, " _"]],
-    travel_km: Float[np.ndarray, " k"],
+    local: Sequence[Float64[Tensor, " _"]], blocks: Sequence[PlaceBlocks], travel_km: Float[np.ndarray, " k"]
 ) -> tuple[float, list[Float64[Tensor, " _"]]]:
-    """Return the log evidence and the log marginals over the kept places; messages are scaled against underflow."""
-    n = len(rows)
-    local = [row[at] for row, at in zip(rows, kept, strict=True)]
-    where = [
-        (of[at], radius if len(radius) == 1 else radius[at])
-        for of, radius, at in zip(points, radius_km, kept, strict=True)
-    ]
+    """Return the log evidence and the log marginals; messages are scaled against underflow."""
     forward, log_evidence = [local[0]], 0.0
-    for i in range(1, n):
-        message, scale = _propagate(forward[-1], where[i - 1], where[i], float(travel_km[i - 1]))
+    for i in range(1, len(local)):
+        message, scale = _propagate(forward[-1], blocks[i - 1], blocks[i], float(travel_km[i - 1]))
         forward.append(local[i] + message)
         log_evidence += scale
         top = float(torch.logsumexp(forward[-1], dim=0))
@@ -195,40 +196,15 @@ def _forward_backward(
         log_evidence += top
     backward = torch.zeros_like(local[-1])
     marginals = [torch.log_softmax(forward[-1], dim=0)]
-    for i in range(n - 2, -1, -1):
-        backward, _ = _propagate(local[i + 1] + backward, where[i + 1], where[i], float(travel_km[i]))
+    for i in range(len(local) - 2, -1, -1):
+        backward, _ = _propagate(local[i + 1] + backward, blocks[i + 1], blocks[i], float(travel_km[i]))
         marginals.append(torch.log_softmax(forward[i] + backward, dim=0))
     return log_evidence, marginals[::-1]
 
 
-_Cells = tuple[Float64[Tensor, "_ 3"], Float64[Tensor, " _"]]
-"""Unit vectors and radii in kilometres."""
-
-
 def _propagate(
-    log_mass: Float64[Tensor, " a"], starts: _Cells, ends: _Cells, travel_km: float
+    log_mass: Float64[Tensor, " a"], starts: PlaceBlocks, ends: PlaceBlocks, travel_km: float
 ) -> tuple[Float64[Tensor, " b"], float]:
     """Return the log mass within reach of each end, up to a scale, and the log of the scale."""
-    (start, start_km), (end, end_km) = starts, ends
     top = float(log_mass.max())
-    mass = (log_mass - top).exp()
-    most_km = travel_km + float(start_km.max()) + float(end_km.max())
-    if travel_km + float(start_km.min()) + float(end_km.min()) >= math.pi * EARTH_RADIUS_KM:
-        return torch.full((len(end),), float(mass.sum().log()), dtype=torch.float64), top
-    # Sorted by latitude, only a band of starts can be within reach of a block of ends.
-    lat, order = torch.asin(start[:, 2].clamp(-1, 1)).sort()
-    start, mass = start[order], mass[order]
-    start_km = start_km if len(start_km) == 1 else start_km[order]
-    end_order = end[:, 2].argsort()
-    sums, angle = torch.empty(len(end), dtype=torch.float64), most_km / EARTH_RADIUS_KM
-    for rows in end_order.split(_BLOCK):
-        south, north = (float(x) for x in torch.asin(end[rows][[0, -1], 2].clamp(-1, 1)))
-        first = int(torch.searchsorted(lat, south - angle - 1e-9))
-        last = int(torch.searchsorted(lat, north + angle + 1e-9, right=True))
-        apart = torch.cdist(end[rows], start[first:last], compute_mode="donot_use_mm_for_euclid_dist")
-        # Chords, as a cosine does not resolve distances below 100 m.
-        here_km = end_km if len(end_km) == 1 else end_km[rows]
-        reach_km = travel_km + here_km[:, None] + (start_km if len(start_km) == 1 else start_km[first:last])
-        chord = 2 * torch.sin((reach_km / (2 * EARTH_RADIUS_KM)).clamp(max=math.pi / 2)) + 1e-12
-        sums[rows] = torch.where(apart <= chord, mass[first:last], 0.0).sum(dim=1)
-    return sums.log(), top
+    return starts.mass_within((log_mass - top).exp(), ends, travel_km).log(), top
