@@ -30,7 +30,7 @@ from open_geoclip.evaluation.baselines import nearest_images, neighbour_places, 
 from open_geoclip.evaluation.metrics import summary
 from open_geoclip.files import atomic_file
 from open_geoclip.geo.sphere import geodesic_km
-from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite0
+from open_geoclip.model.backbones.earth import PREPROCESSING, EfficientNetLite
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
@@ -56,7 +56,7 @@ SPACING_KM = 50.0  # of the gallery, even over land: 54,000 places
 RECIPE = "made by `make earth-model`"
 LOCATION = LocationSettings(sigmas=(4.0, 32.0), features=256, width=512, depth=3, output=512, projection="sphere")
 ALIGNMENT = AlignSettings()
-WIDTHS = (ALIGNMENT.width + EfficientNetLite0.dim, 512, 512)
+WIDTHS = (ALIGNMENT.width + EfficientNetLite().dim, 512, 512)
 SETTINGS = TrainSettings(epochs=10)
 FURTHER = (  # cycles of the second stage
     TrainSettings(epochs=6, learning_rate=7e-4),

