@@ -57,6 +57,8 @@ COMMANDS = {
     "earth": "geoclip render 41.9,12.5 --output rome.png && geoclip locate rome.png --map map.png",
     "efficientnet": 'PYTHON "from open_geoclip.weights.backbones import load_image_backbone; '
     "print(load_image_backbone('efficientnet-lite2')[0].dim)\"",
+    "faiss": 'PYTHON "import torch; from pathlib import Path; from open_geoclip.search.feature_search import '
+    "write_inverted_file; write_inverted_file(Path('a.faiss'), {'a': torch.randn(300, 8)})\"",
     "fast": f"geoclip locate a.png --engine openvino --model {MODEL} --top-k 2",
     "features": 'PYTHON "from open_geoclip.features import LocationFeatures; '
     f"print(LocationFeatures('{MODEL}').fit_transform([[48.9, 2.3]]).shape)\"",

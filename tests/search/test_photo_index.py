@@ -1,14 +1,15 @@
 """The photo index: what is stored, what is found, what is refused."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from open_geoclip.errors import DataError, SettingsError
-from open_geoclip.search import photo_index
+from open_geoclip.errors import DataError, MissingExtraError, SettingsError
+from open_geoclip.search import feature_search, photo_index
 from open_geoclip.search.encode import perceptual_hash
 from open_geoclip.search.photo_index import PhotoIndex
 from open_geoclip.search.photo_records import IndexRecords, QueryPhotos
@@ -162,3 +163,64 @@ def test_perceptual_hashes_survive_resizing_and_compression(rng: np.random.Gener
     bits = np.unpackbits(perceptual_hash(torch.stack(pixels)), axis=1)
     assert (bits[0] != bits[1]).sum() <= 12
     assert 90 < (bits[0] != bits[2]).sum() < 166
+
+
+@pytest.fixture
+def large(records: IndexRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PhotoIndex:
+    """Return an index of two parts that has an inverted file."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(photo_index, "MAX_EXACT", N - 1)
+    monkeypatch.setattr(photo_index, "FIT_PHOTOS", 200)
+    halves = [slice(0, 200), slice(200, N)]
+    first, second = (
+        IndexRecords.from_features(records.features[rows], records.coordinates[rows], records.ids[rows])
+        for rows in halves
+    )
+    index = PhotoIndex.create(tmp_path / "large", first)
+    assert index.with_inverted_file() is index
+    return index.add(second).with_inverted_file()
+
+
+def test_an_inverted_file_gives_candidates_that_are_compared_exactly(large: PhotoIndex, records: IndexRecords) -> None:
+    queries = QueryPhotos(records.features[::7])
+    exact = PhotoIndex(large.folder, {**large.manifest, "inverted_file": None})
+    for index in (large, PhotoIndex.open(large.folder)):
+        for found, expected in zip(index.search(queries, 5), exact.search(queries, 5), strict=True):
+            assert found.ids == expected.ids
+            np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-6)
+    assert large.with_inverted_file() is large
+
+
+def test_an_inverted_file_after_photos_are_removed_and_added(
+    large: PhotoIndex, records: IndexRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_search, "MAX_CANDIDATES", 150)
+    name = large.manifest["inverted_file"]["file"]
+    more = IndexRecords.from_features(records.features[:2], records.coordinates[:2], ["a", "b"])
+    index = large.add(more).remove([0, 3])  # the first part is written anew, and searched exactly
+    assert index.manifest["inverted_file"]["file"] == name
+    found = index.search(QueryPhotos(records.features[[0, 1, 250]]), 3)
+    assert [one.ids[0] for one in found] == ["a", records.ids[1], records.ids[250]]
+    assert found[1].ids[1] == "b"
+    renewed = index.with_inverted_file()  # most photos were in no inverted file
+    assert renewed.manifest["inverted_file"]["file"] != name
+    assert [file.name for file in index.folder.glob("*.faiss")] == [renewed.manifest["inverted_file"]["file"]]
+    assert [one.ids for one in renewed.search(QueryPhotos(records.features[[0]]), 1)] == [["a"]]
+
+
+def test_without_the_extra_or_the_file(
+    large: PhotoIndex, records: IndexRecords, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, query = next(large.folder.glob("*.faiss")), QueryPhotos(records.features[:1])
+    content = path.read_bytes()
+    for damaged in (b"", content[:100], content[: len(content) // 2], b"x" * 1000):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            PhotoIndex.open(large.folder).search(query, 1)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert PhotoIndex.open(large.folder).search(query, 1)[0].ids == records.ids[:1]
+    assert "open-geoclip[faiss]" in caplog.text
+    with pytest.raises(MissingExtraError, match=r"open-geoclip\[faiss\]"):
+        large.add(
+            IndexRecords.from_features(records.features, records.coordinates, [f"n{i}" for i in range(N)])
+        ).with_inverted_file()

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from open_geoclip.cli._options import ImageModelOptions, Images
 from open_geoclip.cli._output import TextOutput, progress_bar
-from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.errors import DataError, MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.search.photo_index import PhotoIndex
@@ -53,7 +53,7 @@ def build(
     """Make an index of photos whose places are known.
 
     It holds features, coordinates, names and groups of the photos, not the photos. If it is interrupted, geoclip index
-    add continues.
+    add continues. Beyond 1,000,000 photos it has an inverted file for fast search (extra faiss).
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} exists already; geoclip index add {source} -o {folder} continues or extends it")
@@ -107,7 +107,7 @@ def remove(folder: Path, ids: list[str] | None = None, /, *, group: list[str] | 
     if absent:
         raise DataError(f"{folder} has no {absent[0]!r}; nothing is removed")
     rows = [row for row, name in enumerate(index.ids) if name in wanted or index.groups[row] in groups]
-    left = index.remove(rows)
+    left = _with_inverted_file(index.remove(rows))
     print(f"geoclip: {len(rows):,} photos removed, {len(left):,} left in {folder}", file=sys.stderr)
 
 
@@ -127,6 +127,7 @@ def _index(
     if source.endswith(".safetensors"):
         records = IndexRecords.from_file(Path(source))
         index = index.add(records) if index is not None else PhotoIndex.create(folder, records, backbone=options.name)
+        _with_inverted_file(index)
         print(f"geoclip: {len(records):,} photos added, {len(index):,} in {folder}", file=sys.stderr)
         return
     opened = open_source(source, images=indexing.images)
@@ -144,7 +145,16 @@ def _index(
     parts = [f"{done.added:,} photos added"]
     parts += [f"{done.present:,} were there"] if done.present else []
     parts += [f"{done.left_out:,} left out"] if done.left_out else []
-    print(f"geoclip: {', '.join(parts)}; {len(PhotoIndex.open(folder)):,} in {folder}", file=sys.stderr)
+    index = _with_inverted_file(PhotoIndex.open(folder))
+    print(f"geoclip: {', '.join(parts)}; {len(index):,} in {folder}", file=sys.stderr)
+
+
+def _with_inverted_file(index: "PhotoIndex") -> "PhotoIndex":
+    try:
+        return index.with_inverted_file()
+    except MissingExtraError as error:
+        print(f"geoclip: each search compares all {len(index):,} photos. {error}", file=sys.stderr)
+        return index
 
 
 def _facts(index: "PhotoIndex") -> dict[str, Any]:
@@ -158,5 +168,6 @@ def _facts(index: "PhotoIndex") -> dict[str, Any]:
         "west": west,
         "east": east,
         "thumbnails": int(index.has_thumbnail.sum()),
+        "search": "inverted file" if index.manifest.get("inverted_file") else "exact",
         "bytes": sum(file.stat().st_size for file in index.folder.iterdir()),
     }

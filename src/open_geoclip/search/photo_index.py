@@ -30,6 +30,7 @@ from torch import Tensor
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.files import atomic_file, atomic_folder, atomic_write
 from open_geoclip.model.image_encoder import ImageEncoder
+from open_geoclip.search.feature_search import FeatureSearch, write_inverted_file
 from open_geoclip.search.photo_records import (
     HASH_BYTES,
     IndexRecords,
@@ -40,16 +41,18 @@ from open_geoclip.search.photo_records import (
     read_tensors,
 )
 
-__all__ = ["FIT_PHOTOS", "PhotoIndex"]
+__all__ = ["FIT_PHOTOS", "MAX_EXACT", "PhotoIndex"]
 
 logger = logging.getLogger(__name__)
 
 FIT_PHOTOS = 2048
 """The projection is fitted on so many photos."""
 
+MAX_EXACT = 1_000_000
+"""Indexes of more photos have an inverted file."""
+
 _NEAR_BITS = 20  # perceptual hashes of near duplicates differ in at most so many of 256 bits; others in 128 +- 8
 _MARGIN = 64  # candidates beyond those asked for, some of which are left out
-_BLOCK = 65_536  # photos that are compared at once
 _FORMAT, _VERSION = "open-geoclip-photo-index", 1
 _MANIFEST = "manifest.json"
 _MIN_AGREEMENT = 0.98  # cosine of the probe's features; precision and engine change it by less than 0.001
@@ -73,8 +76,14 @@ class PhotoIndex:
         self._probe = projection.get("probe")
         self._parts = [read_tensors(folder / part["file"]) for part in manifest["parts"]]
         tensors = [part for part, _ in self._parts]
-        if sum(len(part["features"]) for part in tensors) != len(self):
+        self._features = {
+            part["file"]: tensors["features"] for part, (tensors, _) in zip(manifest["parts"], self._parts, strict=True)
+        }
+        if [*map(len, self._features.values())] != [part["photos"] for part in manifest["parts"]]:
             raise DataError(f"{folder}: damaged: its parts do not have the {len(self):,} photos of {_MANIFEST}")
+        inverted = manifest.get("inverted_file")
+        known = (folder / inverted["file"], inverted["parts"]) if inverted else ()
+        self._search = FeatureSearch(self._features, *known)
 
         def concatenate(name: str, width: int, kind: Any) -> np.ndarray:
             return np.concatenate([np.empty((0, width), kind), *(part[name].numpy() for part in tensors)])
@@ -134,8 +143,9 @@ class PhotoIndex:
 
     @torch.inference_mode()
     def search(self, queries: QueryPhotos, k: int) -> list[Neighbours]:
-        """Return the photos most like each query, exactly, without its duplicates and left-out groups.
+        """Return the photos most like each query, without its duplicates and left-out groups.
 
+        All photos are compared, or the candidates of the inverted file where the index has one; similarities are exact.
         A duplicate has the same SHA-256, or a perceptual hash that differs in at most 20 of 256 bits. The group of a
         duplicate is left out, too.
 
@@ -148,26 +158,14 @@ class PhotoIndex:
         count = k + _MARGIN
         while len(found) < n:
             open_rows = [row for row in range(n) if row not in found]
-            similarity, rows = self._most_similar(projected[open_rows], min(count, len(self)))
+            similarity, rows = self._search.most_similar(projected[open_rows], min(count, len(self)))
             for query, own, at in zip(open_rows, similarity.double().numpy(), rows.numpy(), strict=True):
-                kept = self._allowed(queries, query, at)
+                kept = np.isfinite(own) & self._allowed(queries, query, at)
                 if kept.sum() >= k or count >= len(self):
                     own, at = own[kept][:k], at[kept][:k]
                     found[query] = Neighbours([self.ids[i] for i in at], own, self.coordinates[at], at)
             count *= 8
         return [found[row] for row in range(n)]
-
-    def _most_similar(self, queries: Float32[Tensor, "n k"], count: int) -> tuple[Float32[Tensor, "n c"], Tensor]:
-        best, rows, start = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64), 0
-        for tensors, _ in self._parts:
-            for block in tensors["features"].split(_BLOCK):
-                scores = queries @ block.float().T
-                here, at = scores.topk(min(count, len(block)), dim=1)
-                best, rows = torch.cat([best, here], dim=1), torch.cat([rows, at + start], dim=1)
-                start += len(block)
-                best, order = best.topk(min(count, best.shape[1]), dim=1)
-                rows = rows.gather(1, order)
-        return best, rows
 
     def _allowed(self, queries: QueryPhotos, query: int, rows: Int64[np.ndarray, " c"]) -> Bool[np.ndarray, " c"]:
         """Return which candidates are neither duplicates of a query nor of a group that is left out."""
@@ -263,22 +261,20 @@ class PhotoIndex:
         Raises:
             DataError: an id is there already, or the folder cannot be written, or has changed since.
         """
-        with _changes(self.folder):
-            if _read_manifest(self.folder) != self.manifest:
-                raise DataError(f"{self.folder}: another process has changed the index; open it again")
+        with self._exclusive():
             return self._add(records)
 
     def remove(self, rows: Collection[int]) -> "PhotoIndex":
         """Remove photos from the folder and return the index without them.
 
         Raises:
-            DataError: nothing would be left, or the folder cannot be written.
+            DataError: nothing would be left, or the folder cannot be written, or has changed since.
         """
         gone = np.zeros(len(self), bool)
         gone[list(rows)] = True
         if gone.all():
             raise DataError(f"{self.folder}: no photo would be left; delete the folder instead")
-        with _changes(self.folder):
+        with self._exclusive():
             parts, start = [], 0
             for part, (tensors, names) in zip(self.manifest["parts"], self._parts, strict=True):
                 keep = np.flatnonzero(~gone[start : start + part["photos"]])
@@ -291,6 +287,26 @@ class PhotoIndex:
                     kept = {key: [values[i] for i in keep] for key, values in names.items()}
                     parts.append(self._write_part(rest, kept["ids"], kept["groups"], pictures))
             return self._commit(parts)
+
+    def with_inverted_file(self) -> "PhotoIndex":
+        """Write an inverted file where there are more than 1,000,000 photos and a tenth of them are in none.
+
+        Returns:
+            The index with it, or this one.
+
+        Raises:
+            DataError: the folder cannot be written, or has changed since.
+            MissingExtraError: the extra ``faiss`` is not installed.
+        """
+        parts = {part["file"]: part["photos"] for part in self.manifest["parts"]}
+        known = (self.manifest.get("inverted_file") or {"parts": ()})["parts"]
+        outside = sum(photos for name, photos in parts.items() if name not in known)
+        if len(self) <= MAX_EXACT or 10 * outside <= len(self):
+            return self
+        name = f"inverted-{secrets.token_hex(8)}.faiss"
+        with self._exclusive():
+            write_inverted_file(self.folder / name, self._features)
+            return self._commit(self.manifest["parts"], inverted_file={"file": name, "parts": parts})
 
     def _add(self, records: IndexRecords) -> "PhotoIndex":
         if len({*self.ids, *records.ids}) != len(self) + len(records):
@@ -327,14 +343,25 @@ class PhotoIndex:
         _write(self.folder / name, tensors, {"ids": list(ids), "groups": list(groups)})
         return {"file": name, "photos": len(ids)}
 
-    def _commit(self, parts: list[dict[str, Any]]) -> "PhotoIndex":
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with _changes(self.folder):
+            if _read_manifest(self.folder) != self.manifest:
+                raise DataError(f"{self.folder}: another process has changed the index; open it again")
+            yield
+
+    def _commit(self, parts: list[dict[str, Any]], **changes: object) -> "PhotoIndex":
         """Replace the manifest, then delete files that it no longer names."""
-        manifest = {**self.manifest, "parts": parts}
+        manifest = {**self.manifest, "parts": parts, **changes}
         atomic_write(self.folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
         index = PhotoIndex(self.folder, manifest)
-        named = {manifest["projection"], *(part["file"] for part in parts)}
-        for file in self.folder.glob("*.safetensors"):
-            if file.name not in named:
+        named = {
+            manifest["projection"],
+            manifest.get("inverted_file", {}).get("file"),
+            *(part["file"] for part in parts),
+        }
+        for file in self.folder.iterdir():
+            if file.suffix in (".safetensors", ".faiss") and file.name not in named:
                 file.unlink()
         return index
 
