@@ -65,6 +65,7 @@ COMMANDS = {
     "gis": f"geoclip locate a.png --model {MODEL} --top-k 2 --output answers.gpkg",
     "heic": "geoclip data check heic.csv",
     "hf": "geoclip data check hf:photos",
+    "lora": "geoclip train run.toml --set 'output=\"runs/third\"' --set data.pixels=true --set train.lora_rank=2",
     "mcp": f"geoclip mcp --model {MODEL} < initialize.json | grep serverInfo",
     "onnx": f"PYTHON \"from open_geoclip.features import export_onnx; export_onnx('{MODEL}', 'tower.onnx')\"",
     "parquet": f"geoclip locate a.png --model {MODEL} --top-k 2 --output answers.parquet",

@@ -22,11 +22,16 @@ from open_geoclip.errors import MissingExtraError, SettingsError, WeightsError
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.runtime import prepare_backbone
 from open_geoclip.model.backbones.transformers import Feature, TransformersBackbone
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.engine import Engine
 from open_geoclip.server.jobs import Upload
 from open_geoclip.server.utility import prepare_image
+from open_geoclip.training.finetuning import check_finetuning, finetuning
+from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.backbones import load_image_backbone
 from open_geoclip.weights.load import load_model
 
@@ -298,6 +303,34 @@ def test_code_of_a_backbone_runs_only_if_it_is_named(
     module, _ = load_image_backbone(name)
     assert isinstance(module, TransformersBackbone)
     assert (module.feature, module.dim) == ("mean", 5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_last_block_or_low_rank_updates_of_each_family_are_trained(save: Save, kind: str) -> None:
+    folder = save(kind)
+    for settings in (TrainSettings(unfreeze_blocks=1), TrainSettings(lora_rank=2)):
+        backbone, preprocessing = load_image_backbone(f"dir:{folder}")
+        pixels = torch.rand(3, 3, preprocessing.crop, preprocessing.crop)
+        assert isinstance(backbone, TransformersBackbone)
+        encoder = ImageEncoder(backbone, preprocessing, ImageSettings(widths=(backbone.dim, 8)))
+        model = GeoCLIP(encoder, LocationEncoder(LocationSettings(width=8, depth=1, output=8)))
+        if kind == "convnext" and settings.lora_rank:
+            with pytest.raises(SettingsError, match="a ConvNextModel has no linear layers for queries"):
+                check_finetuning(backbone, settings)
+            continue
+        before = backbone(pixels)
+        with finetuning(model, settings) as factors:
+            trained = [p for name, p in model.named_parameters() if name in factors]
+            optimizer = torch.optim.SGD(trained, lr=1.0)
+            for _ in range(2):  # the first step of low-rank updates moves B alone, which is 0 at first
+                (encoder(pixels) * torch.arange(8)).sum().backward()
+                optimizer.step()
+        after = backbone(pixels)
+        assert not torch.allclose(before, after, atol=1e-5)
+        again, _ = load_image_backbone(f"dir:{folder}")
+        assert encoder.adapter is not None
+        encoder.adapter.merge(again, kind)
+        torch.testing.assert_close(again(pixels), after, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_masks_at_random_is_refused(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,11 +59,11 @@ def joined_pair(folder: Path, told: Any = None, **changes: Any) -> list[ForkServ
     return [start(folder, told if rank == 0 else None, rank, 2, **changes) for rank in range(2)]
 
 
-def stopped_after(folder: Path, steps: int, number: signal.Signals) -> int | None:
+def stopped_after(folder: Path, steps: int, number: signal.Signals, **changes: Any) -> int | None:
     """How a run ends that gets a signal when it has told so many steps."""
     hears, tells = context.Pipe(duplex=False)
     with hears, tells:
-        process = start(folder, tells, checkpoint_every=3)
+        process = start(folder, tells, checkpoint_every=3, **changes)
         for _ in range(steps):
             assert hears.poll(60)
             hears.recv()
@@ -83,12 +83,13 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_it_ends_with_the_same_weights(tmp_path: Path) -> None:
-    finish(start(tmp_path / "whole", checkpoint_every=3))
+@pytest.mark.parametrize("changes", [{}, {"unfreeze_blocks": 2, "layer_decay": 0.5, "ema_decay": 0.9}])
+def test_killed_at_any_step_it_ends_with_the_same_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
+    finish(start(tmp_path / "whole", checkpoint_every=3, **changes))
     expected = weights(tmp_path / "whole")
-    for steps in (1, 13, 9):  # before the first checkpoint, and within later epochs
-        assert stopped_after(tmp_path / "killed", steps, signal.SIGKILL) == -signal.SIGKILL
-    finish(start(tmp_path / "killed", checkpoint_every=3))
+    for steps in (1, 13, 9) if not changes else (13,):  # before the first checkpoint, and within later epochs
+        assert stopped_after(tmp_path / "killed", steps, signal.SIGKILL, **changes) == -signal.SIGKILL
+    finish(start(tmp_path / "killed", checkpoint_every=3, **changes))
     found = weights(tmp_path / "killed")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -111,6 +112,7 @@ def test_ctrl_c_saves_the_step_and_ends(tmp_path: Path) -> None:
         {"mask_km": 300.0, "positive_km": 100.0, "symmetric": True},
         {"mask_km": 0.0, "smooth_km": (500.0, 100.0), "smooth_end": 0.5, "near_weight": 1.0, "symmetric": True},
         {"loss": "siglip"},
+        {"unfreeze_blocks": 1, "ema_decay": 0.9},
     ],
 )
 def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: dict[str, Any]) -> None:
@@ -122,8 +124,11 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: dict[str
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in expected.items():
-        if not name.startswith("optimizer."):
-            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
+        if name.startswith("optimizer."):
+            continue
+        if name.endswith("qkv.bias"):  # softmax ignores a bias of the keys: its gradient is noise, which Adam scales up
+            tensor, found[name] = (torch.cat(part.chunk(3)[::2]) for part in (tensor, found[name]))
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
     assert torch.equal(expected["queue"], found["queue"])
 
 

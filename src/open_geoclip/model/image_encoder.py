@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError
+from open_geoclip.model.adapter import BackboneAdapter
 from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.model.subspace import PrincipalSubspace
@@ -93,6 +94,7 @@ class ImageEncoder(nn.Module):
         feature_mean: what is subtracted from features before the head reads them; None until
             :meth:`standardize_features`.
         feature_std: what they are divided by then.
+        adapter: what fine-tuning changed of the backbone as published; None where nothing was.
         subspace: of features of training images, by which others are recognised; None where it was not fitted.
     """
 
@@ -100,6 +102,7 @@ class ImageEncoder(nn.Module):
     preprocessing: Preprocessing
     feature_mean: Tensor | None
     feature_std: Tensor | None
+    adapter: BackboneAdapter | None = None
     subspace: PrincipalSubspace | None = None
 
     def __init__(
@@ -149,7 +152,6 @@ class ImageEncoder(nn.Module):
         """
         return self.forward_head(self.forward_backbone(pixels))
 
-    @torch.no_grad()
     def forward_backbone(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Return features of preprocessed images, as :meth:`forward_head` reads them; errors are those of the call."""
         if self.backbone is None:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from open_geoclip.errors import DataError
@@ -52,13 +52,13 @@ class Batch:
     """One process's share of a batch.
 
     Attributes:
-        features: of the frozen backbone.
+        features: of the frozen backbone; or pixels, as its preprocessing crops them.
         coordinates: (lat, lon) in degrees.
         position: where the next batch begins, for :class:`BatchRequest`.
         keys: returns the names of the images, for messages.
     """
 
-    features: Float[Tensor, "n d"]
+    features: Float[Tensor, "n d"] | UInt8[Tensor, "n h w 3"]
     coordinates: Float64[Tensor, "n 2"]
     position: int
     keys: Callable[[], Sequence[str]]
@@ -90,7 +90,8 @@ class FeatureSet:
     """Features and coordinates in memory. Each process holds all of them and takes its share of a batch.
 
     Args:
-        features: (n, d) array or tensor of the frozen backbone's features, of any floating point dtype.
+        features: (n, d) array or tensor of the frozen backbone's features, of any floating point dtype; or (n, h, w, 3)
+            uint8 pixels, as the backbone's preprocessing crops them, for a model with a backbone.
         coordinates: (n, 2) array or tensor of (lat, lon) in degrees.
         neighborhood: half of each batch consists of groups of about this many images from the same area, because random
             images are rarely near enough to each other to be confused; 0 draws all at random.
@@ -104,15 +105,16 @@ class FeatureSet:
         self.features = torch.as_tensor(features)
         self.coordinates = check_coordinates(torch.as_tensor(coordinates).to(torch.float64))
         self.neighborhood = neighborhood
-        if self.features.ndim != 2 or not self.features.is_floating_point():
+        pixels = self.features.dtype == torch.uint8 and self.features.ndim == 4 and self.features.shape[3] == 3
+        if not pixels and (self.features.ndim != 2 or not self.features.is_floating_point()):
             kind = f"{tuple(self.features.shape)} of {self.features.dtype}"
-            raise DataError(f"features must be (n, d) floating point numbers, not {kind}")
+            raise DataError(f"features must be (n, d) floating point numbers or (n, h, w, 3) uint8 pixels, not {kind}")
         if len(self.features) != len(self.coordinates) or not len(self.features):
             raise DataError(
                 f"{len(self.features):,} features and {len(self.coordinates):,} coordinates: give one per image"
             )
         for start in range(0, len(self.features), 65_536):
-            finite = self.features[start : start + 65_536].isfinite().all(dim=1)
+            finite = self.features[start : start + 65_536].flatten(1).isfinite().all(dim=1)
             if not finite.all():
                 raise DataError(f"row {start + int(finite.int().argmin())} of the features holds NaN or infinity")
 

@@ -37,6 +37,8 @@ __all__ = [
 CHECKPOINT = "checkpoint.safetensors"
 Figures = dict[str, float]
 
+_BACKBONE = "image_encoder.backbone."
+_PROGRESS = ("epoch", "step", "updates", "loss_sum", "positions", "best")
 _MAY_CHANGE = {("settings", name) for name in ("epochs", "patience", "checkpoint_every")}  # when a run is resumed
 
 
@@ -73,15 +75,18 @@ class RunState:
     """Everything that changes while training.
 
     Args:
-        model: the model; its backbone is not part of the state.
+        model: the model; of its backbone, what is trained is part of the state.
         optimizer: of the trained parameters.
         trained: these parameters by name; names of a loss's own begin with ``loss.``.
+        ema_decay: keep a moving average of them; 0 keeps none.
         queue: coordinates of earlier batches, the latest first.
         ranks: the processes of the run.
 
     Attributes:
         epoch: finished epochs.
         step: finished steps of the current epoch.
+        updates: finished steps of the run.
+        average: of the trained parameters, by name.
         loss_sum: of these steps.
         positions: where each process continues its batches.
         best: figures of the best epoch so far, by ``monitor``.
@@ -94,9 +99,12 @@ class RunState:
         trained: Mapping[str, nn.Parameter],
         queue: Tensor,
         ranks: Ranks,
+        ema_decay: float = 0.0,
     ) -> None:
         self.model, self.optimizer, self.trained, self.queue, self.ranks = model, optimizer, trained, queue, ranks
-        self.epoch = self.step = 0
+        self.ema_decay = ema_decay
+        self.average = {name: p.detach().clone() for name, p in trained.items()} if ema_decay else {}
+        self.epoch = self.step = self.updates = 0
         self.loss_sum = 0.0
         self.positions = [0] * ranks.world
         self.best: Figures | None = None
@@ -108,9 +116,28 @@ class RunState:
             for name, parameter in self.trained.items()
             for key, value in self.optimizer.state[parameter].items()
         }
-        progress = {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "positions", "best")}
-        weights = _weights(self.model) | {n: p.detach() for n, p in self.trained.items() if n.startswith("loss.")}
-        write_tensors(path, weights | optimizer | {"queue": self.queue}, progress)
+        progress = {name: getattr(self, name) for name in _PROGRESS}
+        weights = self._weights() | {n: p.detach() for n, p in self.trained.items() if n.startswith("loss.")}
+        average = {f"average.{name}": tensor for name, tensor in self.average.items()}
+        write_tensors(path, weights | optimizer | average | {"queue": self.queue}, progress)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the model's weights, of its backbone those that are trained."""
+        state = self.model.state_dict()
+        return {name: t for name, t in state.items() if not name.startswith(_BACKBONE) or name in self.trained}
+
+    def update_average(self) -> None:
+        """Count a step and move the average towards the weights after it."""
+        self.updates += 1
+        decay = min(self.ema_decay, (1 + self.updates) / (10 + self.updates))
+        for name, average in self.average.items():
+            average.lerp_(self.trained[name].detach(), 1 - decay)
+
+    def swap_average(self) -> None:
+        """Exchange the weights of the model and their average, if there is one."""
+        for name, average in self.average.items():
+            parameter = self.trained[name]
+            self.average[name], parameter.data = parameter.data, average
 
     def save_within_epoch(self, path: Path) -> None:
         """Write a checkpoint between two steps, with the position and loss of every process."""
@@ -131,8 +158,11 @@ class RunState:
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors.get(f"optimizer.{key}.{name}")
                 if value is not None:
-                    # Adam counts its steps on the CPU.
-                    self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+                    # Adam counts its steps on the CPU; its moments are laid out in memory as the parameter is.
+                    moment = value if key == "step" else torch.empty_like(parameter).detach().copy_(value)
+                    self.optimizer.state[parameter][key] = moment
+            if name in self.average:
+                self.average[name].copy_(tensors[f"average.{name}"])
         self.queue = tensors["queue"]
         for name, value in progress.items():
             setattr(self, name, value)
@@ -149,19 +179,15 @@ class RunState:
         sign = -1 if monitor.startswith(("within", "geoscore", "accuracy")) else 1  # larger is better
         if self.best is None or sign * figures[monitor] < sign * self.best[monitor]:
             self.best = figures
-            write_tensors(path, _weights(self.model), figures)
-
-
-def _weights(model: GeoCLIP) -> dict[str, Tensor]:
-    return {name: t for name, t in model.state_dict().items() if not name.startswith("image_encoder.backbone.")}
+            write_tensors(path, self._weights(), figures)
 
 
 def load_weights(model: GeoCLIP, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load the weights of a checkpoint into a model; raises TrainingError if they do not fit."""
-    weights = {n: t for n, t in tensors.items() if n != "queue" and not n.startswith(("optimizer.", "loss."))}
-    weights |= {n: t for n, t in model.state_dict().items() if n.startswith("image_encoder.backbone.")}
+    others = ("optimizer.", "loss.", "average.", "queue")
+    backbone = {n: t for n, t in model.state_dict().items() if n.startswith(_BACKBONE)}
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(backbone | {n: t for n, t in tensors.items() if not n.startswith(others)})
     except RuntimeError as error:
         raise TrainingError(f"{path} is of another model: {error}") from error
 
@@ -181,6 +207,7 @@ def open_folder(
         "model": {
             "location_encoder": asdict(model.location_encoder.settings),
             "widths": model.image_encoder.settings.widths,
+            "backbone": None if model.image_encoder.adapter is None else model.image_encoder.adapter.base_sha256,
             **record,
         },
         "data": {"fingerprint": data.fingerprint, "pictures": len(data)},

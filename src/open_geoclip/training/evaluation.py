@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from open_geoclip.evaluation.metrics import summary
@@ -11,7 +11,7 @@ from open_geoclip.geo.sphere import haversine_km
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.checkpoint import Figures
-from open_geoclip.training.loss import batch_loss
+from open_geoclip.training.loss import batch_loss, encode_inputs
 from open_geoclip.training.settings import TrainSettings
 
 __all__ = ["best_places", "evaluate_model"]
@@ -47,10 +47,11 @@ def evaluate_model(
 
 @torch.inference_mode()
 def best_places(
-    model: GeoCLIP, features: Float[Tensor, "n d"], gallery: Float64[Tensor, "m 2"]
+    model: GeoCLIP, features: Float[Tensor, "n d"] | UInt8[Tensor, "n h w 3"], gallery: Float64[Tensor, "m 2"]
 ) -> Float64[Tensor, "n 2"]:
     """Return the place of a gallery with the highest logit for each image, (lat, lon) on the CPU."""
     device = model.logit_scale.device
     places = model.location_encoder.encode(gallery.to(device)).to(device)
-    rows = [(model.encode_features(part.to(device).float()) @ places.T).argmax(dim=1) for part in features.split(1024)]
+    parts = torch.split(features, 1024 if features.ndim == 2 else 64)
+    rows = [(encode_inputs(model, part.to(device)) @ places.T).argmax(dim=1) for part in parts]
     return gallery.cpu()[torch.cat(rows).cpu()]

@@ -17,10 +17,11 @@ from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Photo, PhotoSource, SkipLog, SkippedRecord
 from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
-from open_geoclip.model.backbones.runtime import DType, copy_to_device, prepare_backbone
+from open_geoclip.model.adapter import BackboneAdapter, backbone_sha256
+from open_geoclip.model.backbones.runtime import DType, Engine, copy_to_device, prepare_backbone
 from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
-from open_geoclip.training.batches import Batch, BatchRequest
+from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet
 from open_geoclip.weights.backbones import load_image_backbone
 
 __all__ = ["EncodedPhotos", "FeatureExtractor", "PixelData"]
@@ -39,7 +40,7 @@ class EncodedPhotos:
 
     position: int
     photos: list[Photo] = field(default_factory=list)
-    features: list[Float16[Tensor, "_ views d"]] = field(default_factory=list)
+    features: list[Float16[Tensor, "_ views d"] | UInt8[Tensor, "_ views h w 3"]] = field(default_factory=list)
     faults: list[SkippedRecord] = field(default_factory=list)
 
     def extend(self, following: "EncodedPhotos") -> None:
@@ -62,6 +63,7 @@ class FeatureExtractor:
         dim: length of a feature.
         device: where it runs.
         augmentation: of the images; None encodes each as it is.
+        decode_only: give the pixels of the views instead of features, for a backbone that is trained.
         batch_size: images at a time. 16 keep intermediate results in a processor's cache; a GPU wants more.
     """
 
@@ -73,6 +75,7 @@ class FeatureExtractor:
     device: str | torch.device = "cpu"
     augmentation: Augmentation | None = None
     batch_size: int = 16
+    decode_only: bool = False
 
     @staticmethod
     def load(
@@ -81,8 +84,10 @@ class FeatureExtractor:
         *,
         feature: Feature = "",
         dtype: DType = "auto",
+        engine: Engine = "auto",
         device: str | torch.device = "cpu",
         batch_size: int = 0,
+        adapter: BackboneAdapter | None = None,
     ) -> "FeatureExtractor":
         """Load a backbone by name; see :func:`~open_geoclip.weights.backbones.load_image_backbone`.
 
@@ -91,18 +96,19 @@ class FeatureExtractor:
             preprocessing: for a backbone whose own folder does not say.
             feature: which feature of a vision model; see :class:`~open_geoclip.model.image_encoder.ImageSettings`.
             dtype: what it computes in.
+            engine: what runs it; a backbone that is to be trained runs in ``torch``.
             device: where it runs.
             batch_size: images at a time; 0 is 16 on a CPU and 128 on a GPU.
+            adapter: what earlier fine-tuning changed of the backbone.
         """
         module, preprocessing = load_image_backbone(name, preprocessing, feature)
         module = module.requires_grad_(False).eval()
-        dim, digest = cast(int, module.dim), hashlib.sha256(getattr(module, "feature", "").encode())
-        for key, tensor in sorted(module.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
-        backbone = prepare_backbone(module, "auto", dtype, device)
+        if adapter is not None:
+            adapter.merge(module, name)
+        dim, weights = cast(int, module.dim), backbone_sha256(module)
+        backbone = prepare_backbone(module, engine, dtype, device)
         batch_size = batch_size or (16 if torch.device(device).type == "cpu" else 128)
-        return FeatureExtractor(name, digest.hexdigest(), preprocessing, backbone, dim, device, batch_size=batch_size)
+        return FeatureExtractor(name, weights, preprocessing, backbone, dim, device, batch_size=batch_size)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -145,6 +151,13 @@ class FeatureExtractor:
         if encoded.photos or encoded.faults:
             yield encoded
 
+    def encode_all(self, source: PhotoSource, *, workers: int | None = None) -> FeatureSet:
+        """Return features and places of all photos of a source that can be used, in memory."""
+        parts = [part for part in self.encode(source, 512, workers=workers) if part.photos]
+        places = [(photo.lat, photo.lon) for part in parts for photo in part.photos]
+        features = torch.cat([features for part in parts for features in part.features])[:, 0]
+        return FeatureSet(features, torch.tensor(places, dtype=torch.float64))
+
     def _pixels(self, views: range, photo: Photo) -> UInt8[np.ndarray, "views h w 3"]:
         image = load_image(photo.image, name=photo.key)
         if self.augmentation is None:
@@ -153,7 +166,11 @@ class FeatureExtractor:
         return np.stack([np.asarray(self.augmentation(image, photo.key, view)) for view in views])
 
     @torch.inference_mode()
-    def _run(self, images: list[UInt8[np.ndarray, "views h w 3"]]) -> Float16[Tensor, "n views d"]:
+    def _run(
+        self, images: list[UInt8[np.ndarray, "views h w 3"]]
+    ) -> Float16[Tensor, "n views d"] | UInt8[Tensor, "n views h w 3"]:
+        if self.decode_only:
+            return torch.from_numpy(np.stack(images))
         pixels = copy_to_device(torch.from_numpy(np.concatenate(images)), self.device)
         features = [self.backbone(self.preprocessing.normalize(part)) for part in pixels.split(self.batch_size)]
         return torch.cat(features).half().cpu().view(len(images), len(images[0]), -1)

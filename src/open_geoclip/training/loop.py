@@ -1,4 +1,4 @@
-"""The training loop: the image head and the location encoder are aligned on features of a frozen backbone.
+"""The training loop: image and location encoder are aligned, on features of a frozen backbone or on pixels.
 
 Every random number is a function of seed, epoch and step, and a checkpoint holds everything else. A run that was
 killed at any moment therefore ends with the same weights, to the last bit, as one that was not.
@@ -34,6 +34,7 @@ from open_geoclip.training.checkpoint import (
 )
 from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.evaluation import evaluate_model
+from open_geoclip.training.finetuning import finetuning
 from open_geoclip.training.loss import Loss, SigLIPLoss, add_noise, batch_loss, contrastive_loss
 from open_geoclip.training.settings import TrainSettings
 
@@ -79,7 +80,7 @@ def train(
     :func:`~open_geoclip.training.distributed.process_group` together take the steps that one process would take.
 
     Args:
-        model: needs no image backbone, as ``data`` holds features.
+        model: needs no image backbone if ``data`` holds features.
         data: what to train on, such as a :class:`~open_geoclip.training.batches.FeatureSet`.
         settings: see :class:`~open_geoclip.training.settings.TrainSettings`.
         folder: for checkpoint and metrics; each run has its own.
@@ -100,27 +101,27 @@ def train(
     ranks, callbacks, folder = Ranks.current(), callbacks or Callbacks(), Path(folder)
     checkpoint = folder / CHECKPOINT
     check_batch(settings, len(data), ranks.world)
-    trained = trainable_parameters(model, settings.freeze)
     if loss is None:
         loss = SigLIPLoss() if settings.loss == "siglip" else contrastive_loss
-    if isinstance(loss, nn.Module):
-        trained |= dict(loss.to(model.logit_scale.device).named_parameters(prefix="loss"))
-    if ranks.is_main:
-        open_folder(folder, model, settings, data, record or {}, resume=resume)
-    frozen = [p for p in model.parameters() if p.requires_grad and not any(p is t for t in trained.values())]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    optimizer = kind(trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     queue = data.sample_coordinates(settings.queue_size, settings.seed)
     gallery = data.sample_coordinates(GALLERY_SIZE, 0)
-    state = RunState(model, optimizer, trained, queue, ranks)
-    if ranks.broadcast(checkpoint.exists()):
-        state.load(checkpoint)
-    for module in (model, loss):
-        if isinstance(module, nn.Module):
-            ranks.broadcast_weights(module)
-    with _stop_between_steps() as stop_requested:
+    with finetuning(model, settings) as rate_factors, _stop_between_steps() as stop_requested:
+        trained = trainable_parameters(model, settings.freeze)
+        if isinstance(loss, nn.Module):
+            trained |= dict(loss.to(model.logit_scale.device).named_parameters(prefix="loss"))
+        if ranks.is_main:
+            open_folder(folder, model, settings, data, record or {}, resume=resume)
+        frozen = [p for p in model.parameters() if p.requires_grad and not any(p is t for t in trained.values())]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        state = RunState(
+            model, _make_optimizer(trained, rate_factors, settings), trained, queue, ranks, settings.ema_decay
+        )
+        if ranks.broadcast(checkpoint.exists()):
+            state.load(checkpoint)
+        for module in (model, loss):
+            if isinstance(module, nn.Module):
+                ranks.broadcast_weights(module)
         while state.epoch < settings.epochs and not _out_of_patience(state, settings):
             began = time.monotonic()
             model.train()
@@ -132,6 +133,7 @@ def train(
             state.epoch, state.step, state.loss_sum, state.positions = state.epoch + 1, 0, 0.0, [0] * ranks.world
             model.eval()
             if ranks.is_main:
+                state.swap_average()
                 figures = {"epoch": state.epoch, "loss": loss_sum / steps, "scale": model.scale}
                 if validation is not None:
                     figures |= evaluate_model(model, validation, gallery, settings)
@@ -140,17 +142,34 @@ def train(
                 append_metrics(folder, figures)
                 if settings.monitor:
                     state.keep_if_best(figures, settings.monitor, folder / "best.safetensors")
+                state.swap_average()
                 state.save(checkpoint)
                 callbacks.epoch(figures)
             state.best = ranks.broadcast(state.best)
             if stop_requested():
                 raise KeyboardInterrupt
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    if settings.monitor:
-        load_weights(model, read_tensors(folder / "best.safetensors")[0], folder / "best.safetensors")
-    model.eval()
-    return ranks.broadcast(state.best or read_metrics(folder)[-1])
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        state.swap_average()
+        if settings.monitor:
+            load_weights(model, read_tensors(folder / "best.safetensors")[0], folder / "best.safetensors")
+        model.eval()
+        return ranks.broadcast(state.best or read_metrics(folder)[-1])
+
+
+def _make_optimizer(
+    trained: Mapping[str, nn.Parameter], rate_factors: Mapping[str, float], settings: TrainSettings
+) -> torch.optim.Optimizer:
+    """Return the optimizer, with a group of parameters for each factor of the learning rate, 1 where none is given."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        groups.setdefault(rate_factors.get(name, 1.0), []).append(parameter)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(
+        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def _train_epoch(
@@ -178,7 +197,7 @@ def _train_epoch(
         within = min(state.step / steps, 1.0)
         rate = settings.learning_rate * learning_rate_factor(settings, state.epoch, within)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         # Negatives are the places of the batch and of the queue; all are encoded anew, with noise.
         batch_places = ranks.gather(batch.coordinates)
         places = torch.cat([batch_places, state.queue])
@@ -198,6 +217,7 @@ def _train_epoch(
         state.optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(settings.max_scale))
+        state.update_average()
         state.queue = places[: settings.queue_size]  # enqueue the batch, dequeue the oldest places
 
         state.loss_sum += value
@@ -224,6 +244,8 @@ def _backward(
     device, total = model.logit_scale.device, 0.0
     places, candidates, n = places.to(device), candidates.to(device), len(batch.features)
     first = ranks.rank * n
+    if settings.trains_backbone and batch.features.dtype != torch.uint8:
+        raise SettingsError("unfreeze_blocks, lora_rank: the data hold features: give pixels, uint8 (n, h, w, 3)")
     for features in batch.features.chunk(settings.accumulate):
         share = len(features) / n
         features = features.to(device)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor, nn
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, offset, unit_vectors
@@ -28,6 +28,7 @@ __all__ = [
     "batch_loss",
     "contrastive_loss",
     "distances_km",
+    "encode_inputs",
     "near_duplicates",
     "near_weights",
     "siglip_loss",
@@ -179,9 +180,16 @@ class SigLIPLoss(nn.Module):
         return siglip_loss(image, location, scale, self.bias, **pairs)
 
 
+def encode_inputs(model: GeoCLIP, features: Float[Tensor, "n d"] | UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n k"]:
+    """Return embeddings of features, or of pixels as the backbone's preprocessing crops them."""
+    if features.dtype == torch.uint8:
+        return model.encode_image(model.image_encoder.preprocessing.normalize(features))
+    return model.encode_features(features.float())
+
+
 def batch_loss(
     model: GeoCLIP,
-    features: Float[Tensor, "n d"],
+    features: Float[Tensor, "n d"] | UInt8[Tensor, "n h w 3"],
     places: Float64[Tensor, "m 2"],
     candidates: Float64[Tensor, "m 2"],
     settings: TrainSettings,
@@ -195,7 +203,7 @@ def batch_loss(
 
     Args:
         model: the model.
-        features: of n images.
+        features: of n images, or their pixels as the backbone's preprocessing crops them.
         places: (lat, lon) of the whole batch and of the queue; those of the images are ``first`` and following.
         candidates: the same with noise: what is encoded.
         settings: which places are right, wrong or ignored, and whether the loss is symmetric.
@@ -207,7 +215,7 @@ def batch_loss(
     own = slice(first, first + len(features))
     dtype = resolve_dtype(settings.dtype, places.device)
     with nullcontext() if dtype == torch.float32 else torch.autocast(places.device.type, dtype):
-        image, location = model.encode_features(features.float()), model.encode_location(candidates)
+        image, location = encode_inputs(model, features), model.encode_location(candidates)
     scale = model.logit_scale.exp()
     pairs = _relations(places[own], places, candidates, settings, first, progress)
     value = loss(image, location, scale, **pairs)

@@ -33,6 +33,7 @@ from open_geoclip.training.checkpoint import CHECKPOINT, Figures, check_record, 
 from open_geoclip.training.distributed import Ranks, resolve_device
 from open_geoclip.training.evaluation import evaluate_model
 from open_geoclip.training.features import FeatureExtractor, PixelData
+from open_geoclip.training.finetuning import check_finetuning
 from open_geoclip.training.loop import GALLERY_SIZE, Callbacks, check_batch, train, trainable_parameters
 from open_geoclip.training.settings import DataSettings, RunSettings
 from open_geoclip.weights.load import load_model, load_release
@@ -72,6 +73,7 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
         check_batch(settings.train, source.count * settings.data.together, ranks.world)
     model, extractor = _build(settings, device)
     trainable_parameters(model, settings.train.freeze)
+    check_finetuning(extractor.backbone, settings.train)
 
     def encode(photos: PhotoSource, what: str, by: FeatureExtractor) -> CachedFeatures:
         views = 1 if by.augmentation is None else settings.data.views
@@ -81,25 +83,32 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
         return cached
 
     training: CachedFeatures | PixelData
+    workers, as_it_is = settings.data.workers, replace(extractor, augmentation=None)
     if settings.data.pixels:
-        training = PixelData(source, extractor, workers=settings.data.workers)
-        sample = torch.cat(next(extractor.encode(source, 512, workers=settings.data.workers)).features)[:, 0]
+        decode_only = settings.train.trains_backbone
+        training = PixelData(source, replace(extractor, decode_only=decode_only), workers=workers)
+        sample = torch.cat(next(extractor.encode(source, 512, workers=workers)).features)[:, 0]
     else:
         together, neighborhood = settings.data.together, settings.data.neighborhood
         training = replace(encode(source, "training photos", extractor), together=together, neighborhood=neighborhood)
         sample = training.first_view(4096).features
     held_out = None
-    if validation is not None:
-        held_out = encode(validation, "validation photos", replace(extractor, augmentation=None)).first_view()
+    if validation is not None and not settings.train.trains_backbone:
+        held_out = encode(validation, "validation photos", as_it_is).first_view()
     if not settings.model.start:
         model.image_encoder.standardize_features(sample)
+    if settings.train.trains_backbone:
+        model.image_encoder.backbone = extractor.backbone
     model.to(device)
     if gallery is None:
         decimals = int(settings.model.gallery.partition(":")[2] or 2)
         gallery = training.sample_coordinates(GALLERY_SIZE, 0).round(decimals=decimals).unique(dim=0)
 
     def evaluate(trained: GeoCLIP) -> Figures:
-        return {} if held_out is None else evaluate_model(trained, held_out, gallery, settings.train)
+        if validation is None:
+            return {}
+        features = held_out or as_it_is.encode_all(validation, workers=workers)  # anew where the backbone has changed
+        return evaluate_model(trained, features, gallery, settings.train)
 
     kept = train(
         model, training, settings.train, folder, evaluate=evaluate, callbacks=callbacks, resume=resume,
@@ -250,8 +259,10 @@ def _build(settings: RunSettings, device: torch.device) -> tuple[GeoCLIP, Featur
     name = chosen.backbone or (release.image.backbone if release and release.image else "")
     preprocessing = None if release is None else release.preprocessing
     feature = release.image.feature if release and release.image else chosen.feature
-    batch_size = settings.data.encode_batch
-    extractor = FeatureExtractor.load(name, preprocessing, feature=feature, device=device, batch_size=batch_size)
+    options: dict[str, Any] = {"feature": feature, "device": device, "batch_size": settings.data.encode_batch}
+    if settings.train.trains_backbone:
+        options |= {"engine": "torch", "dtype": "float32"}
+    extractor = FeatureExtractor.load(name, preprocessing, adapter=release.adapter if release else None, **options)
     if settings.data.augment:
         augmentation = Augmentation(size=extractor.preprocessing.crop, seed=settings.train.seed)
         extractor = replace(extractor, augmentation=augmentation)
@@ -311,7 +322,8 @@ def export_model(
     Raises:
         TrainingError: the folder cannot be written.
     """
-    plain = copy.deepcopy(model).cpu()
+    backbone: nn.Module | None = model.image_encoder.backbone
+    plain = copy.deepcopy(model, {id(backbone): None}).cpu()  # without the backbone, which is not saved
     plain.image_encoder.fold_standardization()
     try:
         with TemporaryDirectory() as temporary:

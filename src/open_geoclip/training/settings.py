@@ -20,11 +20,11 @@ __all__ = ["PAPER", "RECIPES", "DataSettings", "ModelSettings", "RunSettings", "
 
 _POSITIVE = (
     "epochs", "batch_size", "accumulate", "learning_rate", "gamma", "start_scale", "max_scale",
-    "smooth_end", "near_weight_km",
+    "smooth_end", "near_weight_km", "backbone_rate", "layer_decay",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "queue_size", "weight_decay", "warmup", "clip_norm", "noise_m", "queue_noise_m", "mask_km", "positive_km",
-    "near_weight", "checkpoint_every", "patience", "seed",
+    "near_weight", "checkpoint_every", "patience", "seed", "unfreeze_blocks", "lora_rank", "ema_decay",
 )  # fmt: skip
 _HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
@@ -61,6 +61,13 @@ class TrainSettings:
         dtype: of the networks: ``float32``; ``bfloat16`` or ``auto`` where the processor has it.
         freeze: parameters that are not trained, by the beginning of their names in the published checkpoint:
             ``image_encoder``, ``location_encoder``, ``location_encoder.LocEnc0``, ``logit_scale``.
+        unfreeze_blocks: the last blocks of the image backbone that are trained, with all that follows them.
+        lora_rank: rank of low-rank updates of queries, keys and values in all blocks of the backbone, instead.
+        backbone_rate: learning rate of the last block as a share of ``learning_rate``.
+        layer_decay: each block's learning rate as a share of that of the block after it.
+        gradient_checkpointing: compute trained blocks a second time instead of storing what they computed.
+        ema_decay: evaluate and keep an exponential moving average of the weights of all steps, which decays by this
+            per step, faster in the first ones: min(``ema_decay``, (1 + t) / (10 + t)); 0 keeps the weights themselves.
         monitor: figure of the evaluation whose best epoch is kept, such as ``median_km``; empty keeps the last epoch.
         patience: stop after this many epochs without a better figure; 0 never stops early.
         checkpoint_every: steps between two checkpoints within an epoch; 0 for one at the end of each epoch.
@@ -95,6 +102,12 @@ class TrainSettings:
     max_scale: float = 100.0
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     freeze: tuple[str, ...] = ()
+    unfreeze_blocks: int = 0
+    lora_rank: int = 0
+    backbone_rate: float = 0.1
+    layer_decay: float = 1.0
+    gradient_checkpointing: bool = False
+    ema_decay: float = 0.0
     monitor: str = ""
     patience: int = 0
     checkpoint_every: int = 0
@@ -131,8 +144,27 @@ class TrainSettings:
             )
         if self.smooth_end > 1:
             raise SettingsError(f"smooth_end: at most 1, not {self.smooth_end}")
+        if self.unfreeze_blocks and self.lora_rank:
+            raise SettingsError(
+                "unfreeze_blocks, lora_rank: train the last blocks or low-rank updates of all, not both"
+            )
+        if self.layer_decay > 1 or self.ema_decay >= 1:
+            raise SettingsError("layer_decay: at most 1; ema_decay: below 1")
+        if not self.trains_backbone and (self.layer_decay != 1 or self.gradient_checkpointing):
+            raise SettingsError(
+                "layer_decay, gradient_checkpointing: for a trained backbone: set unfreeze_blocks or lora_rank"
+            )
+        if self.trains_backbone and any("image_encoder.backbone".startswith(part) for part in self.freeze):
+            raise SettingsError(
+                "freeze: image_encoder has the backbone in it, which is to be trained: freeze image_encoder.mlp"
+            )
         if self.patience and not self.monitor:
             raise SettingsError("patience: set monitor to the figure that must improve, such as median_km")
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the image backbone is trained, too."""
+        return bool(self.unfreeze_blocks or self.lora_rank)
 
 
 PAPER = TrainSettings(
@@ -165,7 +197,7 @@ class DataSettings:
         validation: other photos to choose the best epoch on, by name; or a share of ``train``, split off by place and
             group; 0 for none.
         buffer_km: no validation photo of that share is nearer than this to a training photo.
-        pixels: compute features anew in each epoch instead of caching them.
+        pixels: compute features anew in each epoch instead of caching them; needed where the backbone is trained.
         augment: train on random views of the photos instead of each as it is.
         views: views per photo in the cache.
         together: views of one photo in a batch.
@@ -266,6 +298,11 @@ class RunSettings:
             raise SettingsError(f"monitor: {monitor} needs validation photos")
         if monitor not in ("", *FIGURES):
             raise SettingsError(f"monitor: one of {', '.join(FIGURES)}, not {monitor!r}")
+        if self.train.trains_backbone and not self.data.pixels:
+            raise SettingsError(
+                "unfreeze_blocks, lora_rank: features of a backbone that is trained cannot be cached: set pixels = "
+                "true in [data]"
+            )
         if self.data.together > 1 and not (self.train.mask_km or self.train.positive_km or self.train.smooth_km):
             raise SettingsError("together: views of one photo at once need mask_km, positive_km or smooth_km")
 

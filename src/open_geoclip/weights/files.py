@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-PREPROCESSING = re.compile(r"(pre)?processor_config\.json|subspace\.safetensors")
+PREPROCESSING = re.compile(r"(pre)?processor_config\.json|(adapter|subspace)\.safetensors")
 """How a model wants its images, and how its training images were distributed."""
 TOKENIZER = re.compile(r"vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json")
 """How a CLIP wants its words; the text side of other models is not used."""

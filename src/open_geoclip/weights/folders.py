@@ -24,6 +24,7 @@ from open_geoclip.weights.names import Name, parse_name
 from open_geoclip.weights.registry import BACKBONES, GALLERY_FILE, RECORDS, Record
 
 __all__ = [
+    "ADAPTER",
     "EMBEDDED",
     "FORMAT",
     "HUB_TYPES",
@@ -44,6 +45,9 @@ __all__ = [
 FORMAT = "open-geoclip"
 HUB_TYPES = ("geoclip-geolocation", "geoclip-location-encoder")
 """``format`` of a configuration in our own layout, ``model_type`` in a release on the Hub."""
+
+ADAPTER = "adapter.safetensors"
+"""The file of a release in our own layout with what fine-tuning changed of its backbone."""
 
 SUBSPACE = "subspace.safetensors"
 """The file of a release in our own layout by which images out of distribution are recognised."""

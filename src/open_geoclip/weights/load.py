@@ -6,7 +6,8 @@ Three layouts are read:
   found on record;
 - a release on the Hub: ``config.json`` with ``model_type`` and ``format_version`` 1, ``model.safetensors``;
 - our own: ``config.json`` with ``format`` "open-geoclip" and ``format_version`` 1, ``model.safetensors``, a gallery,
-  and ``subspace.safetensors`` where images out of distribution are recognised.
+  ``subspace.safetensors`` where images out of distribution are recognised, and ``adapter.safetensors`` where the image
+  backbone was fine-tuned.
   Every file's hash is in the configuration, a key too many or too few is an error.
 
 """
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from open_geoclip.errors import WeightsError
+from open_geoclip.model.adapter import BackboneAdapter
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
 from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageSettings
@@ -35,6 +37,7 @@ from open_geoclip.schema import from_dict
 from open_geoclip.weights.backbones import load_image_backbone
 from open_geoclip.weights.files import check_file_name, check_sha256, read_json
 from open_geoclip.weights.folders import (
+    ADAPTER,
     FORMAT,
     HUB_TYPES,
     SUBSPACE,
@@ -106,10 +109,14 @@ def load_model(
     state.setdefault("logit_scale", torch.tensor(math.log(1 / 0.07)))
     model.load_state_dict(state, strict=True, assign=True)
     model.to(device)
+    if image is not None:
+        model.image_encoder.adapter = release.adapter
     if image is not None and "image" in towers:
         if image.backbone == "custom":
             raise WeightsError(f"{release.name} does not name its image backbone: give one, such as dir:/clip")
         module, preprocessing = load_image_backbone(image.backbone, release.preprocessing, image.feature)
+        if release.adapter is not None:
+            release.adapter.merge(module, image.backbone)
         if module.dim != image.feature_dim:
             raise WeightsError(
                 f"{release.name} was trained on features of length {image.feature_dim}; those of {image.backbone} have "
@@ -224,8 +231,7 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         )
     gallery = None if config["gallery"] is None else _gallery(path, config["gallery"], what)
     files = ["model.safetensors", *([gallery.name] if gallery else [])]
-    if isinstance(config["sha256"], dict) and SUBSPACE in config["sha256"]:
-        files.append(SUBSPACE)
+    files += [file for file in (ADAPTER, SUBSPACE) if isinstance(config["sha256"], dict) and file in config["sha256"]]
     hashes = check_keys(config["sha256"], files, f"{what}: sha256")
     for file in files:
         if not (path / file).is_file():
@@ -237,7 +243,11 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         backbone = (path / settings["image"].backbone.removeprefix("dir:")).resolve()
         settings["image"] = replace(settings["image"], backbone=f"dir:{backbone}")
     record = RECORDS.get(name) or Record(name, name, source=none, licence=none, trained_on=none, accuracy=none)
-    subspace = None
+    adapter = subspace = None
+    if ADAPTER in files:
+        changes = _read_safetensors(path / ADAPTER)
+        with safetensors.safe_open(path / ADAPTER, "pt") as file:
+            adapter = BackboneAdapter((file.metadata() or {}).get("base_sha256", ""), changes)
     if SUBSPACE in files:
         if settings["image"] is None:
             raise WeightsError(f"{what}: {SUBSPACE} belongs to an image encoder, and there is none")
@@ -249,6 +259,7 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         name,
         _read_safetensors(path / "model.safetensors"),
         version=_commit(path),
+        adapter=adapter,
         subspace=subspace,
         gallery=gallery,
         record=with_card(record, config["card"]),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from open_geoclip.errors import ModelNameError, WeightsError
+from open_geoclip.model.adapter import BackboneAdapter
 from open_geoclip.model.backbones.minilm import MiniLM
 from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
@@ -69,6 +70,7 @@ class Release:
             for more.
         record: what is known about these weights, or None.
         calibration: as :class:`open_geoclip.Calibration` reads it; None when none was fitted.
+        adapter: what fine-tuning changed of the image backbone; None when nothing was.
         subspace: of the backbone's features of training images; None when none was fitted.
     """
 
@@ -83,6 +85,7 @@ class Release:
     preprocessing: Preprocessing | None = None
     record: Record | None = None
     calibration: dict[str, Any] | None = None
+    adapter: BackboneAdapter | None = None
     subspace: PrincipalSubspace | None = None
 
 
@@ -123,6 +126,7 @@ def check_release(
     text: str | None = None,
     *,
     version: str | None = None,
+    adapter: BackboneAdapter | None = None,
     **rest: Any,
 ) -> Release:
     """Return a release whose tensors are exactly those that its settings ask for, as float32.
@@ -141,7 +145,12 @@ def check_release(
         converted[key] = tensor.to("cpu", torch.float32).contiguous()
         if not is_finite(converted[key]):
             raise WeightsError(f"{name}: {key} holds NaN or infinity")
-    release = Release(name, "", _fingerprint(converted, location), location, image, text, converted, **rest)
+    changes = {} if adapter is None else {f"image_encoder.backbone.{key}": t for key, t in adapter.tensors.items()}
+    for key, tensor in changes.items():
+        if not (tensor.is_floating_point() and is_finite(tensor)):
+            raise WeightsError(f"{name}: {key} of its adapter holds something else than finite numbers")
+    fingerprint = _fingerprint(converted | changes, location)
+    release = Release(name, "", fingerprint, location, image, text, converted, adapter=adapter, **rest)
     release = replace(release, version=version or release.fingerprint[:12])
     with torch.device("meta"):
         expected = dict(model_skeleton(release, image).state_dict())

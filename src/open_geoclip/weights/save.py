@@ -13,18 +13,19 @@ from torch import Tensor
 
 from open_geoclip.errors import WeightsError
 from open_geoclip.files import atomic_folder, atomic_write, sha256
+from open_geoclip.model.adapter import BackboneAdapter
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.weights.files import read_json
-from open_geoclip.weights.folders import FORMAT, SUBSPACE
+from open_geoclip.weights.folders import ADAPTER, FORMAT, SUBSPACE
 from open_geoclip.weights.release import FORMAT_VERSION, check_keys, check_release, given_keys, is_finite, read_settings
 
 __all__ = ["format_readme", "save_calibration", "save_model", "save_release", "save_subspace"]
 
 CURVES = "training.png"
-_FILES = ("config.json", "model.safetensors", "gallery.csv", SUBSPACE, "README.md", CURVES)
+_FILES = ("config.json", "model.safetensors", "gallery.csv", ADAPTER, SUBSPACE, "README.md", CURVES)
 _KEPT_FLOAT32 = re.compile(r"logit_scale|.*\.capsule\.0\.b")
 """Frequencies are multiplied by coordinates into phases, which half precision would turn by radians."""
 
@@ -38,7 +39,7 @@ def save_model(
     gallery: Path | None = None,
     curves: Path | None = None,
 ) -> Path:
-    """Write a model in our own layout. Backbones are not written, only their names.
+    """Write a model in our own layout. Of backbones only names are written, and what fine-tuning changed of them.
 
     Args:
         target: the folder to write. A release that is there already is replaced as a whole.
@@ -71,7 +72,8 @@ def save_model(
     }
     if text is not None and text.backbone_name is not None:
         config["text_encoder"] = {"backbone": text.backbone_name}
-    return save_release(target, tensors, config, gallery=gallery, curves=curves, dtype=dtype)
+    adapter = None if image is None else image.adapter
+    return save_release(target, tensors, config, gallery=gallery, curves=curves, adapter=adapter, dtype=dtype)
 
 
 def save_release(
@@ -81,6 +83,7 @@ def save_release(
     *,
     gallery: Path | None = None,
     curves: Path | None = None,
+    adapter: BackboneAdapter | None = None,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> Path:
     """Write tensors and their configuration in our own layout; see :func:`save_model`.
@@ -93,6 +96,7 @@ def save_release(
             text side, ``text_encoder`` (``backbone``).
         gallery: see :func:`save_model`.
         curves: see :func:`save_model`.
+        adapter: what fine-tuning changed of the image backbone; written as float32.
         dtype: see :func:`save_model`.
 
     Raises:
@@ -111,6 +115,10 @@ def save_release(
         safetensors.torch.save_file(checked, fresh / "model.safetensors", metadata={"format": "pt"})
         if gallery is not None:
             shutil.copyfile(gallery, fresh / "gallery.csv")
+        if adapter is not None:
+            changes = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+            about = {"base_sha256": adapter.base_sha256}
+            safetensors.torch.save_file(changes, fresh / ADAPTER, metadata=about)
         hashes = {file.name: sha256(file) for file in sorted(fresh.iterdir())}
         written = {
             "format": FORMAT,
@@ -124,7 +132,8 @@ def save_release(
             shutil.copyfile(curves, fresh / CURVES)
         (fresh / "README.md").write_text(format_readme(fresh, written), encoding="utf-8")
         # safetensors writes files that their owner alone can read.
-        shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
+        for file in fresh.glob("*.safetensors"):
+            shutil.copymode(fresh / "config.json", file)
     return target
 
 
@@ -138,6 +147,8 @@ def format_readme(folder: Path, config: Mapping[str, Any], name: str = "dir:FOLD
     """
     card, image = config["card"], config["image_encoder"]
     facts = {"image backbone": image and image["backbone"], "location encoder": json.dumps(config["location_encoder"])}
+    if ADAPTER in config["sha256"]:
+        facts["image backbone"] = f"{image['backbone']}, fine-tuned: its changes are in {ADAPTER}"
     for key in ("trained_on", "source", "licence", "accuracy", "kept_epoch"):
         facts[key.replace("_", " ")] = card.get(key)
     if config["gallery"] is not None:
