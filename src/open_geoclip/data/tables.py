@@ -64,7 +64,7 @@ class Table:
     names: dict[str, str]
     numbers: dict[str, Float64[np.ndarray, " n"]]
     texts: dict[str, Texts]
-    positions: "array[int]"
+    positions: Sequence[int]
     invalid: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class _Builder:
         self.path, self.columns, self.strict = path, columns, strict
         self.decimal_comma = False
         self.names: dict[str, str] = {}
-        self.positions: array[int] = array("q")
+        self.positions: array[int] | range = array("q")
         self.numbers = {name: array("d") for name, column in columns.items() if column.kind != "text"}
         self.texts = {name: Texts() for name, column in columns.items() if column.kind == "text"}
         self.invalid: dict[int, str] = {}
@@ -165,10 +165,13 @@ class _Builder:
             present = ", ".join(name.strip() for name in names[:20]) or "none"
             raise DataError(f"{self.path}: it has no column {' or '.join(absent)}; its columns are {present}{hint}")
 
-    def add(self, cells: Mapping[str, Any], positions: Iterable[int], invalid: Mapping[int, str] | None = None) -> None:
+    def add(self, cells: Mapping[str, Any], positions: Sequence[int], invalid: Mapping[int, str] | None = None) -> None:
         """Add a block of rows: the cells of each column, and what is wrong with damaged rows, by row of the block."""
         start = len(self.positions)
-        self.positions.extend(positions)
+        if isinstance(self.positions, range):
+            self.positions = range(start + len(positions))
+        else:
+            self.positions.extend(positions)
         self.invalid |= {start + row: text for row, text in (invalid or {}).items()}
         for name, values in cells.items():
             if self.columns[name].kind == "text":
@@ -341,7 +344,7 @@ def _read_parquet(builder: _Builder) -> Table:
                     wanted[name] += ".path"
                 elif types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind):
                     del wanted[name]
-            start = 0
+            builder.positions = range(0)
             for batch in file.iter_batches(65_536, columns=list(wanted.values())):
                 cells: dict[str, Any] = {}
                 for name, at in found.items():
@@ -353,10 +356,10 @@ def _read_parquet(builder: _Builder) -> Table:
                     number = types.is_integer(column.type) or types.is_floating(column.type)
                     as_array = number and builder.columns[name].kind != "text"
                     cells[name] = column.to_numpy(zero_copy_only=False) if as_array else column.to_pylist()
-                builder.add(cells, range(start, start + batch.num_rows))
-                start += batch.num_rows
+                builder.add(cells, range(batch.num_rows))
     except pyarrow.ArrowException as error:
         raise DataError(f"{builder.path}: it cannot be read as Parquet: {error}") from error
+    pyarrow.default_memory_pool().release_unused()
     return builder.table("row")
 
 

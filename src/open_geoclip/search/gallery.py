@@ -69,14 +69,19 @@ class Gallery:
         points = np.asarray(check_coordinates(np.asarray(coordinates)), np.float32)
         if len(points) == 0:
             raise GalleryError("a gallery needs at least one coordinate; this one holds none")
-        mass = np.ones(len(points)) if weights is None else np.asarray(weights, np.float64)
-        if mass.shape != (len(points),) or not np.all(np.isfinite(mass)) or not np.all(mass > 0):
+        mass = None if weights is None else np.asarray(weights, np.float64)
+        if mass is not None and (mass.shape != (len(points),) or not np.all(np.isfinite(mass)) or not np.all(mass > 0)):
             raise GalleryError(f"weights are one finite number above 0 for each of {len(points):,} rows")
         keys = np.ascontiguousarray(points + np.float32(0)).view(np.int64).ravel()  # + 0 makes -0.0 and 0.0 one
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        total = np.bincount(inverse, weights=mass)
-        order = np.argsort(first, kind="stable")
-        return cls(name, points[first[order]], total[order].astype(np.float32))
+        order = np.argsort(keys, kind="stable")  # np.unique would take twice the memory
+        keys = keys[order]
+        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+        del keys
+        total = np.diff(starts, append=len(points)) if mass is None else np.add.reduceat(mass[order], starts)
+        total, first = total.astype(np.float32), order[starts]
+        del order, starts
+        by_first = np.argsort(first)
+        return cls(name, points[first[by_first]], total[by_first])
 
     @classmethod
     def from_file(cls, path: str | Path, *, name: str | None = None) -> "Gallery":
@@ -101,7 +106,10 @@ class Gallery:
             absent = np.flatnonzero(np.isnan(points).any(axis=1))
             if len(absent):
                 raise DataError(f"{path}, {table.where(int(absent[0]))}: it has no coordinates")
-            return cls.from_coordinates(points, weights, name=table.path.name if name is None else name)
+            name = table.path.name if name is None else name
+            del table  # what is read takes more memory than the gallery
+            points = check_coordinates(points).astype(np.float32)
+            return cls.from_coordinates(points, weights, name=name)
         except DataError as error:
             raise GalleryError(f"gallery {error}") from error
         except (CoordinateError, GalleryError) as error:
