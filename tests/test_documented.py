@@ -62,15 +62,15 @@ def test_commands_have_help_and_stand_in_the_docs(name: str, capsys: pytest.Capt
 @pytest.mark.parametrize("name", COMMAND_NAMES)
 def test_help_is_the_docstring(name: str) -> None:
     listed = app[name].help
-    module = importlib.import_module(f"open_geoclip.cli.{name}")
+    module = importlib.import_module(f"open_geoclip.cli.{name.replace('-', '_')}")
     if name in ("data", "gallery", "index"):
         assert listed == module.app.help
     else:
-        assert listed == (inspect.getdoc(getattr(module, name)) or "").split("\n\nArgs:")[0]
+        assert listed == (inspect.getdoc(getattr(module, name.replace("-", "_"))) or "").split("\n\nArgs:")[0]
 
 
 def test_the_docs_know_no_command_that_is_not_there() -> None:
-    named = set(re.findall(r"^## `geoclip (\w+)", COMMANDS, flags=re.MULTILINE))
+    named = set(re.findall(r"^## `geoclip ([\w-]+)", COMMANDS, flags=re.MULTILINE))
     assert named == set(COMMAND_NAMES)
 
 

@@ -26,7 +26,7 @@ app = App(
 _COMMANDS = (
     *("locate", "results", "text", "explain", "verify", "tag", "strip", "serve", "mcp"),
     *("embed", "similar", "where", "gallery", "index", "render"),
-    *("models", "pull", "push", "train", "data"),
+    *("models", "pull", "push", "train", "bench_backbones", "data"),
     *("evaluate", "calibrate", "score", "compare", "reproduce"),
 )
 _GROUPS = ("data", "gallery", "index")
@@ -47,7 +47,11 @@ def _read_help(name: str) -> str:
 
 
 for _name in _COMMANDS:
-    app.command(f"{__name__}.{_name}:{'app' if _name in _GROUPS else _name}", name=_name, help=_read_help(_name))
+    app.command(
+        f"{__name__}.{_name}:{'app' if _name in _GROUPS else _name}",
+        name=_name.replace("_", "-"),
+        help=_read_help(_name),
+    )
 
 
 def main(words: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from open_geoclip.export.basemap import INK, MAP_RATIO, add_world, new_figure, save_png
 from open_geoclip.geo.projections import equal_earth
 
-__all__ = ["draw_error_curve", "draw_error_map", "draw_reliability", "draw_training_curves"]
+__all__ = ["draw_backbones", "draw_error_curve", "draw_error_map", "draw_reliability", "draw_training_curves"]
 
 _TICKS = (1, 25, 200, 750, 2500)
 _COLOURS = ("#1A6FB5", "#5AA5C8", "#9BC97F", "#F0B93A", "#E8743B", "#B2182B")  # small to large errors
@@ -144,4 +144,31 @@ def draw_training_curves(path: Path, epochs: Sequence[Mapping[str, float]], *, k
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     figure.tight_layout()
+    save_png(figure, path)
+
+
+def draw_backbones(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the share of photos within 200 km, with its 95 % interval, over the cost of each backbone, as a PNG file.
+
+    Args:
+        path: the file.
+        rows: as :func:`open_geoclip.training.bench_backbones.bench_backbones` returns them. The cost is the time per
+            photo where it was measured for all, else the number of parameters.
+
+    Raises:
+        MissingExtraError: the extra ``earth`` is not installed.
+        OpenGeoCLIPError: the file cannot be written.
+    """
+    is_timed = all(row["photos_per_s"] for row in rows)
+    figure = new_figure(6.4, 4.2, _DPI)
+    axes = figure.add_axes((0.11, 0.13, 0.85, 0.82))
+    for row in rows:
+        cost = 1000 / row["photos_per_s"] if is_timed else row["parameters"] / 1e6
+        mean, (low, high) = row["within_200_km"]["mean"], row["within_200_km"]["interval"]
+        axes.errorbar(cost, mean, [[max(mean - low, 0)], [max(high - mean, 0)]], fmt="o", color=_COLOURS[0], capsize=3)
+        axes.annotate(row["backbone"], (cost, mean), xytext=(6, 6), textcoords="offset points", fontsize=8, color=INK)
+    axes.margins(x=0.3, y=0.1)
+    cost_label = "milliseconds per photo" if is_timed else "parameters, million"
+    axes.set(xscale="log", xlabel=cost_label, ylabel="% of photos within 200 km")
+    axes.spines[["top", "right"]].set_visible(False)
     save_png(figure, path)

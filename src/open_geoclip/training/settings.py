@@ -314,24 +314,26 @@ FIGURES = (
 """Figures of an epoch that can be monitored."""
 
 
-def read_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
+def read_settings(path: Path | None, changes: Sequence[str] = ()) -> RunSettings:
     """Read the settings of a run from a TOML file.
 
     Args:
-        path: the file, with ``output`` and the tables ``[data]``, ``[model]`` and ``[train]``. ``[model]`` also takes
-            all fields of :class:`~open_geoclip.model.location_encoder.LocationSettings`; ``recipe`` in ``[train]``
-            names what the others start from: ``paper`` (default) or ``earth``.
+        path: the file, with ``output`` and the tables ``[data]``, ``[model]`` and ``[train]``, or None for ``changes``
+            alone. ``[model]`` also takes all fields of
+            :class:`~open_geoclip.model.location_encoder.LocationSettings`; ``recipe`` in ``[train]`` names what the
+            others start from: ``paper`` (default) or ``earth``.
         changes: such as ``train.epochs=3``; the value is TOML, or text.
 
     Raises:
         SettingsError: the file cannot be read, a key is unknown or a value wrong; the message names it.
     """
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read as TOML: {error}") from error
     for change in changes:
         _apply(table, change)
+    path = path or Path("settings")
     unknown = set(table) - {"output", "data", "model", "train"}
     if unknown or not isinstance(table.get("output", ""), str):
         names = ", ".join(sorted(unknown)) or "another output"

