@@ -136,6 +136,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/metrics_speed.py
 	$(BIN)/python benchmarks/released_package.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/busy.py
 
 # itur contains tables of temperature and height; its dependencies are not needed for these.
 location-benchmark: $(STAMP)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from open_geoclip.cli import app
+from open_geoclip.cli import app, main
 from tests.cli.conftest import Command, Ended
 
 
@@ -231,3 +231,16 @@ def test_a_name_that_says_nothing_is_refused_before_work(process: Command) -> No
     done = process("locate", "missing.jpg", "--output", "a.doc", status=2)
     assert "a.doc" in done.err
     assert ".geojson" in done.err
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE"}])
+def test_threads_that_wait_leave_the_core_soon(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    expected = "3000" if not given else given.get("GOMP_SPINCOUNT")
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

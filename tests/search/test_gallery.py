@@ -22,6 +22,20 @@ def test_zero_has_no_sign() -> None:
     assert len(Gallery.from_coordinates(np.array([[0.0, -0.0], [-0.0, 0.0]]))) == 1
 
 
+def test_what_was_read_is_kept_by_the_hash_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPEN_GEOCLIP_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "gallery.csv"
+    for weight in (2, 3):
+        file.write_text(f"LAT,LON,weight\n48.8566,2.3522,{weight}\n-12.0464,-77.0428,1\n")
+        plain = Gallery.from_file(file)
+        for _ in range(2):
+            kept = Gallery.from_file(file, keep=True)
+            assert (kept.name, kept.fingerprint) == ("gallery.csv", plain.fingerprint)
+    assert len(list(tmp_path.glob("cache/galleries/*.places.npy"))) == 2
+    with pytest.raises(GalleryError):
+        Gallery.from_file(tmp_path / "none.csv", keep=True)
+
+
 def test_the_released_gallery(released: Path) -> None:
     gallery = Gallery.from_file(released / "model" / "gps_gallery" / "coordinates_100K.csv")
     assert gallery.weights.sum() == 100_000

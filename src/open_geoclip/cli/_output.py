@@ -253,6 +253,9 @@ def progress_bar(text: str, *, log_interval_s: float | None = None) -> Iterator[
         log_interval_s: how often a line is printed where stderr is not a terminal, as in the log of a cluster; default:
             never.
     """
+    if log_interval_s is None and not sys.stderr.isatty():  # rich takes 0.1 s to import
+        yield lambda done, total: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

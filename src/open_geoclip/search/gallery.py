@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32
 from open_geoclip.data.columns import COORDINATES, Column
 from open_geoclip.data.tables import read_table
 from open_geoclip.errors import CoordinateError, DataError, GalleryError
+from open_geoclip.files import cache_dir, cached_array, sha256
 from open_geoclip.geo.sphere import check_coordinates
 
 __all__ = ["Gallery"]
@@ -46,6 +47,9 @@ class Gallery:
         digest = hashlib.sha256(np.ascontiguousarray(self.coordinates).tobytes())
         digest.update(np.ascontiguousarray(self.weights).tobytes())
         return digest.hexdigest()
+
+    def _table(self) -> Float32[np.ndarray, "n 3"]:
+        return np.column_stack((self.coordinates, self.weights))
 
     @classmethod
     def from_coordinates(
@@ -84,7 +88,7 @@ class Gallery:
         return cls(name, points[first[by_first]], total[by_first])
 
     @classmethod
-    def from_file(cls, path: str | Path, *, name: str | None = None) -> "Gallery":
+    def from_file(cls, path: str | Path, *, name: str | None = None, keep: bool = False) -> "Gallery":
         """Read a gallery from CSV, GeoJSON points or Parquet; see `open_geoclip.data.tables.read_table`.
 
         A column (or property) ``weight`` or ``count`` is used when it is there.
@@ -92,11 +96,17 @@ class Gallery:
         Args:
             path: the file; its suffix tells the format.
             name: what an answer calls the gallery; default: the file's name.
+            keep: keep what was read in the cache folder, by the hash of the file: 50,000 rows of CSV take 0.3 s.
 
         Raises:
             GalleryError: the file cannot be used; says which row and why.
             MissingExtraError: a Parquet file without the extra ``parquet``.
         """
+        path = Path(path)
+        if keep and path.is_file():
+            file = cache_dir() / "galleries" / f"{sha256(path)[:32]}.places.npy"
+            kept = cached_array(file, lambda: cls.from_file(path)._table())
+            return cls(path.name if name is None else name, kept[:, :2].copy(), kept[:, 2].copy())
         columns = COORDINATES | {"weight": Column(("weight", "count"), "number", required=False)}
         try:
             table = read_table(path, columns)

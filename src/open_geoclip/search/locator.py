@@ -142,7 +142,7 @@ class Locator:
             shipped = replace(shipped, fitted_on=None)
             gallery = gallery if isinstance(gallery, Gallery) else Gallery.from_file(gallery)
         elif release.gallery is not None:
-            gallery = Gallery.from_file(release.gallery, name=f"{name}/{release.gallery.name}")
+            gallery = Gallery.from_file(release.gallery, name=f"{name}/{release.gallery.name}", keep=True)
         else:
             raise GalleryError(f"{name} has no gallery of its own: give one (CSV, GeoJSON or Parquet)")
         if calibration is None:
