@@ -10,7 +10,7 @@ PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis s3-server page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts out-of-distribution experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis s3-server timm page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts out-of-distribution experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -98,6 +98,13 @@ s3-server:
 		{ $(PYTHON) -m venv build/moto && build/moto/bin/pip install --quiet 'moto[s3]==5.2.5' flask==3.1.3 flask-cors==6.0.5; } || \
 		echo "no S3 server: the tests of object stores will be skipped" >&2
 
+# timm and torchvision in a folder of their own, which only the tests of timm's models see: with torchvision beside a
+# CPU-only torch, other packages would import it and fail.
+timm:
+	@test -d build/timm/timm || \
+		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target build/timm timm==1.0.31 torchvision==0.28.0 || \
+		echo "no timm: the tests of its models will be skipped" >&2
+
 # The tests start PostgreSQL with PostGIS in a temporary folder. If it cannot be installed, they are skipped with a message.
 postgis:
 	@ls /usr/share/postgresql/*/extension/postgis.control >/dev/null 2>&1 || \
@@ -117,7 +124,7 @@ page-pictures page-screenshots: $(STAMP) $(PAGE) chromium
 demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo
 
-test: $(STAMP) $(PAGE) chromium exiftool proxies postgis s3-server
+test: $(STAMP) $(PAGE) chromium exiftool proxies postgis s3-server timm
 	cd web && npm test --silent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

@@ -21,7 +21,7 @@ from container import check_server
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "extras"
-FOR_CHECKOUTS = {"dev", "docs"}  # extras that only make targets use
+FOR_CHECKOUTS = {"dev", "docs", "timm"}  # only make targets use them; torchvision cannot be imported beside this torch
 
 CONFIG = """
 output = "runs/first"

@@ -21,9 +21,9 @@ __all__ = ["CLIP_PREPROCESSING", "Preprocessing"]
 class Preprocessing:
     """How a picture is resized, cropped and normalised. It belongs to the weights and is stored with them.
 
-    Bit for bit what the Pillow-based processors of ``transformers`` compute. Workers that decode call
-    :meth:`resize_and_crop`; batches of its pixels, a quarter of the size of floats, go to the device and are
-    normalised there.
+    Bit for bit what the Pillow-based processors of ``transformers``, and timm's transforms, compute. Workers that
+    decode call :meth:`resize_and_crop`; batches of its pixels, a quarter of the size of floats, go to the device and
+    are normalised there.
 
     Attributes:
         resize: length of the shortest edge after resizing, pixels; with ``squash`` of both.
@@ -32,6 +32,8 @@ class Preprocessing:
         mean: of each channel, on a scale from 0 to 1.
         std: of each channel, on a scale from 0 to 1.
         squash: whether a picture is resized to a square, whatever its shape.
+        round_half_even: whether half of an odd margin around the crop is rounded to an even number, as torchvision and
+            timm do, and not down.
 
     Raises:
         SettingsError: a value is out of range.
@@ -43,6 +45,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     squash: bool = False
+    round_half_even: bool = False
 
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLE:
@@ -117,7 +120,7 @@ class Preprocessing:
                 below, right = max(crop - height, 0) - above, max(crop - width, 0) - left
                 pixels = np.pad(pixels, ((above, below), (left, right), (0, 0)))
                 height, width, _ = pixels.shape
-            top, start = (height - crop) // 2, (width - crop) // 2
+            top, start = self._half(height - crop), self._half(width - crop)
             return pixels[None, top : top + crop, start : start + crop].copy()
         corners = [(y, x) for y in (0, height - crop) for x in (0, width - crop)]
         # To an even number where there is no middle, as torchvision's TenCrop has it.
@@ -134,10 +137,13 @@ class Preprocessing:
         starts, ends = [], []
         for side in size:
             resized = self.resize if self.squash else int(self.resize * side / min(size))
-            start = (resized - self.crop) // 2
+            start = self._half(resized - self.crop)
             starts.append(start / resized)
             ends.append((start + self.crop) / resized)
         return starts[0], starts[1], ends[0], ends[1]
+
+    def _half(self, margin: int) -> int:
+        return round(margin / 2) if self.round_half_even else margin // 2
 
     def shortest_edge(self, crops: int = 1) -> int:
         """Length of the shortest edge after resizing for one crop or ten, pixels."""

@@ -26,6 +26,7 @@ from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.files import check_sha256, read_json, require_weights
 from open_geoclip.weights.folders import folder
 from open_geoclip.weights.registry import BACKBONES, RECORDS
+from open_geoclip.weights.timm import load_timm
 from open_geoclip.weights.transformers import load_transformers
 
 __all__ = ["find_licence", "load_image_backbone", "load_text_backbone"]
@@ -66,6 +67,8 @@ def load_image_backbone(
         return network, preprocessing or replace(earth.PREPROCESSING, resize=size, crop=size)
     path = folder(name)
     config = _read_clip_json(path, "config.json")
+    if "architecture" in config and "model_type" not in config:
+        return load_timm(name, path, feature)
     if config.get("model_type") not in ("clip", "clip_vision_model") or feature not in ("", "projected"):
         return load_transformers(name, path, preprocessing, feature)
     settings = ClipVisionSettings.from_config(config)

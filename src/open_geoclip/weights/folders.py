@@ -234,7 +234,7 @@ def backbone_of(config: Mapping[str, Any], what: str) -> str | None:
         return hub_backbone(config, what)
     if config.get("format") == FORMAT and isinstance(config.get("image_encoder"), dict):
         name = _checked_name(config["image_encoder"].get("backbone"), what)
-        return name if name.startswith("hub:") else None
+        return name if name.startswith(("hub:", "timm:")) else None
     return None
 
 

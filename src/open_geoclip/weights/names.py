@@ -5,6 +5,7 @@
     earth, efficientnet-lite2            a name that this package has on record: a model, or an image backbone
     hub:org/repo                         a repository on the Hugging Face Hub
     hub:org/repo@revision                the same, held to a commit, tag or branch
+    timm:model@revision                  the repository timm/model on the Hub: an image backbone of the library timm
     dir:/some/folder                     a folder on this machine (~ and relative paths are understood)
 """
 
@@ -25,7 +26,7 @@ REGISTERED: tuple[str, ...] = tuple(sorted(name for name in RECORDS if ":" not i
 GRAMMAR = (
     "A name is one of: a registered name ({known}); hub:org/repo or hub:org/repo@revision "
     "(a commit, tag or branch; without one the default branch is meant, with a commit the answer "
-    "never changes); dir:/some/folder; for an image backbone also {backbones}"
+    "never changes); dir:/some/folder; for an image backbone also timm:model, {backbones}"
 ).format(known=", ".join(REGISTERED), backbones=", ".join(BACKBONES))
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -61,7 +62,8 @@ def parse_name(text: str) -> Name:
     if text in REGISTERED or text in BACKBONES:
         return Name("registered", text)
     kind, colon, value = text.partition(":")
-    if colon and kind == "hub":
+    if colon and kind in ("hub", "timm"):
+        value = f"timm/{value}" if kind == "timm" else value
         repo, at, revision = value.partition("@")
         if not _is_repo(repo):
             raise ModelNameError(f"{text!r}: {repo!r} is not a repository as org/repo. {GRAMMAR}.")

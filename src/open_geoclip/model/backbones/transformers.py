@@ -55,12 +55,13 @@ class TransformersBackbone(nn.Module):
                 output = self._run(probe)
                 tokens = _tokens(output)
                 self.prefix = tokens.shape[1] - self._count_patches(tokens.shape[1], size)
+                has_class_token = self.prefix > 0 and bool(getattr(model, "has_class_token", True))
                 has: dict[Feature, bool] = {
                     "projected": hasattr(model, "get_image_features"),
-                    "pooled": has_pooler and output.get("pooler_output") is not None,
-                    "cls": self.prefix > 0,
+                    "pooled": has_pooler and getattr(output, "pooler_output", None) is not None,
+                    "cls": has_class_token,
                     "mean": True,
-                    "cls+mean": self.prefix > 0,
+                    "cls+mean": has_class_token,
                 }
                 available = [name for name, present in has.items() if present]
                 if feature and feature not in available:
