@@ -8,18 +8,24 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import OpenGeoCLIPError
+from open_geoclip.scale import features
 from open_geoclip.scale import ray as on_ray
 from open_geoclip.scale.batches import QuerySettings
 from open_geoclip.scale.jobs import JobReport, JobSettings, run_job
 from open_geoclip.scale.ray import RaySettings, connect, locate_dataset
 from open_geoclip.search.locator import Locator
+from open_geoclip.training.cache import cache_features
+from open_geoclip.training.features import FeatureExtractor
 
 
 def descendants(pid: int, name: str) -> list[int]:
@@ -32,6 +38,29 @@ def descendants(pid: int, name: str) -> list[int]:
         below += [int(line[0]) for line in children]
         found += [int(line[0]) for line in children if line[2].startswith(name)]
     return found
+
+
+def compare_features(folder: Path) -> dict[str, Any]:
+    """Encode photos to train on in this process, and partly there and partly on Ray; return what is equal."""
+
+    def stop(done: int, total: int | None) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    vars(features)["connect"] = lambda address: nullcontext()
+    source, extractor = open_source(folder / "train.csv"), FeatureExtractor.load("earth", batch_size=4)
+    plain = cache_features(source, extractor, folder / "features", shard=4)
+    with suppress(KeyboardInterrupt):
+        cache_features(source, extractor, folder / "features on Ray", shard=4, progress=stop)
+    encode = partial(features.encode_on_ray, address="auto", actors=(1, 1))
+    on_ray = cache_features(source, extractor, folder / "features on Ray", shard=4, encode=encode)
+    return {
+        "features": all(map(torch.equal, plain.features, on_ray.features)),
+        "fingerprint": plain.fingerprint == on_ray.fingerprint,
+        "faults": [str(fault) for fault in on_ray.faults] == [str(fault) for fault in plain.faults],
+        "photos": len(on_ray.coordinates),
+        "shards": [path.name for path in on_ray.paths],
+    }
 
 
 def main(folder: Path) -> None:
@@ -61,13 +90,14 @@ def main(folder: Path) -> None:
         # More actors than a machine of two cores has room for must not take the core that decodes.
         run(shards, "ray-shards", ray=replace(settings, actors=(2, 2)), shard=(1, 2))
         run(shards, "ray-shards", shard=(2, 2))
+        found["features"] = compare_features(folder)
         other = Locator(locator.model, locator.search_space, weights_sha256="0" * 64)
         try:
             run(table, "other", other, ray=settings)
         except OpenGeoCLIPError as error:
             found["other"] = [type(error).__name__, str(error)]
 
-        on_ray._NO_PROGRESS_S = 3.0
+        on_ray.NO_PROGRESS_S = 3.0
         try:
             run(table, "no room", ray=replace(settings, num_gpus=1), photo_timeout_s=0.01)
         except OpenGeoCLIPError as error:

@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.mkfifo(folder / "hangs.jpg")
     names = [*(f"{number}.jpg" for number in range(N)), "bad.jpg", "hangs.jpg", "0.jpg"]
     (folder / "photos.csv").write_text("".join(f"{name}\n" for name in ["path", *names]))
+    (folder / "train.csv").write_text("path,lat,lon\n" + "".join(f"{name},1,2\n" for name in [*names[:8], "bad.jpg"]))
     for shard in range(2):
         with tarfile.open(folder / f"{shard}.tar", "w") as tar:
             for number in range(2):
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(folder: Path) -> dict[str, Any]:
     """What ray_session.py found. A warning about what this package calls is an error there too."""
     program = [sys.executable, "-W", "error:::open_geoclip", str(Path(__file__).with_name("ray_session.py"))]
-    done = subprocess.run([*program, str(folder)], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([*program, str(folder)], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return dict(json.loads((folder / "found.json").read_text()))
@@ -76,6 +77,13 @@ def test_answers_of_shards_are_those_of_a_plain_job(folder: Path, found: dict[st
     assert found
     assert answers(folder / "ray-shards") == answers(folder / "plain-shards")
     assert len(Results(folder / "ray-shards").parts) == 2
+
+
+@pytest.mark.slow
+def test_features_to_train_on_are_those_of_one_machine(found: dict[str, Any]) -> None:
+    shards = [f"{start:010d}.safetensors" for start in (0, 4)]
+    expected = {"features": True, "fingerprint": True, "faults": True, "photos": 8, "shards": shards}
+    assert found["features"] == expected
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._output import progress_bar
-from open_geoclip.errors import CoordinateError, ImageError
+from open_geoclip.errors import CoordinateError, ImageError, SettingsError
 
 if TYPE_CHECKING:
     from open_geoclip.geo.areas import Area
@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "ModelOptions",
     "Photos",
+    "RayOptions",
     "parse_coordinate",
     "photo_files",
 ]
@@ -150,6 +151,33 @@ class ImageModelOptions(ModelOptions):
     engine: Engine = "auto"
     batch_size: BatchSize = 8
     max_pixels: MaxPixels = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Whether a command runs on Ray, and how."""
+
+    ray: Annotated[
+        str | None,
+        Parameter(
+            help="Run on Ray: auto is the cluster that RAY_ADDRESS names, or else this machine; HOST:PORT the cluster "
+            "that this machine is a node of."
+        ),
+    ] = None
+    ray_actors: Annotated[
+        str, Parameter(help="MIN:MAX processes of Ray that have the model; without MAX as many as there is room for.")
+    ] = "1:"
+    ray_gpus: Annotated[float, Parameter(help="GPUs of each of these, such as 1 or 0.5.")] = 0
+
+    def actors(self) -> dict[str, Any]:
+        """Return arguments of :class:`~open_geoclip.scale.ray.RaySettings`."""
+        least, colon, most = self.ray_actors.partition(":")
+        if not (colon and least.isdecimal() and (most.isdecimal() or not most)):
+            raise SettingsError(f"--ray-actors: MIN:MAX, such as 1:8, or MIN:, not {self.ray_actors!r}")
+        if self.ray is None and (self.ray_actors, self.ray_gpus) != ("1:", 0):
+            raise SettingsError("--ray-actors and --ray-gpus are for --ray")
+        return {"actors": (int(least), int(most) if most else None), "num_gpus": self.ray_gpus}
 
 
 # --- coordinates and photos -----------------------------------------------------------------------

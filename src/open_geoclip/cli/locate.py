@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from cyclopts import Parameter
 
 from open_geoclip.cli._answers import draw_answers, print_written, write_answers
-from open_geoclip.cli._options import Crops, ImageModelOptions, Map, Photos, photo_files
+from open_geoclip.cli._options import Crops, ImageModelOptions, Map, Photos, RayOptions, photo_files
 from open_geoclip.cli._output import DetailOutput, collect, exit_if_failed, print_errors, progress_bar
 from open_geoclip.cli._trips import TripOptions
 from open_geoclip.errors import SettingsError
@@ -33,7 +33,7 @@ _AREA = Parameter(allow_leading_hyphen=True)
 
 @Parameter(name="*", group="Jobs (when -o names a folder)")
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
+class JobOptions(RayOptions):
     """How a job runs."""
 
     resume: Annotated[bool, Parameter(help="Continue in a folder that contains results.", negative=())] = False
@@ -46,17 +46,6 @@ class JobOptions:
     part_size: Annotated[int, Parameter(help="Photos per file, or fewer: one is written every five minutes.")] = 1000
     photo_timeout_s: Annotated[float, Parameter(help="A photo that takes longer to decode is an error.")] = 60.0
     workers: Annotated[int | None, Parameter(help="Processes that decode; default: one per processor core.")] = None
-    ray: Annotated[
-        str | None,
-        Parameter(
-            help="Run on Ray: auto is the cluster that RAY_ADDRESS names, or else this machine; HOST:PORT the cluster "
-            "that this machine is a node of."
-        ),
-    ] = None
-    ray_actors: Annotated[
-        str, Parameter(help="MIN:MAX processes of Ray that have the model; without MAX as many as there is room for.")
-    ] = "1:"
-    ray_gpus: Annotated[float, Parameter(help="GPUs of each of these, such as 1 or 0.5.")] = 0
 
     def prepare(self, images: list[Path], folder: Path) -> Callable[..., None]:
         """Return a function that runs the job with a locator; what can be refused is refused before one is loaded."""
@@ -73,16 +62,11 @@ class JobOptions:
                 f"-o {folder} has no ending such as .json, so it is the folder of a job, which has one source: a "
                 "folder of photos, a table, shards or hf:NAME. Add an ending, or name the folder of the photos"
             )
-        least, colon, most = self.ray_actors.partition(":")
-        if not (colon and least.isdecimal() and (most.isdecimal() or not most)):
-            raise SettingsError(f"--ray-actors: MIN:MAX, such as 1:8, or MIN:, not {self.ray_actors!r}")
-        if self.ray is None and (self.ray_actors, self.ray_gpus) != ("1:", 0):
-            raise SettingsError("--ray-actors and --ray-gpus are for --ray")
+        actors = self.actors()
         if self.ray is not None and self.workers is not None:
             raise SettingsError("--workers is not for --ray, which decodes on all processor cores")
         of_job = {name: value for name, value in asdict(self).items() if not name.startswith("ray")}
         settings = JobSettings(**{**of_job, "shard": (int(number), int(count))})
-        actors = {"actors": (int(least), int(most) if most else None), "num_gpus": self.ray_gpus}
         source = open_source(str(images[0]), places=False)
         return partial(_run_job, source, as_path(folder), settings, address=self.ray, actors=actors)
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from open_geoclip.cli._options import RayOptions
+
 __all__ = ["train"]
 
 _LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
@@ -17,10 +19,12 @@ def train(
     resume: bool = False,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     tensorboard: Path | None = None,
+    ray: RayOptions = RayOptions(),
 ) -> None:
     """Train a model on photos with coordinates: a folder, a table, tar shards, Earth views.
 
-    Ctrl-C saves and stops; --resume continues. The folder of the finished model is printed on stdout.
+    Ctrl-C saves and stops; --resume continues. The folder of the finished model is printed on stdout. With --ray photos
+    are decoded and encoded on Ray; the model is then trained here.
 
     Args:
         config: A TOML file; docs/training.md describes its keys.
@@ -39,13 +43,24 @@ def train(
     from rich.live import Live
     from rich.text import Text
 
-    from open_geoclip.errors import MissingExtraError
+    from open_geoclip.errors import MissingExtraError, SettingsError
     from open_geoclip.training.distributed import process_group
     from open_geoclip.training.loop import Callbacks
     from open_geoclip.training.run import run
     from open_geoclip.training.settings import read_settings
 
     settings = read_settings(config, set_ or [])
+    encode, actors = None, ray.actors()
+    if ray.ray is not None:
+        from open_geoclip.scale.features import encode_on_ray
+
+        if settings.data.pixels:
+            raise SettingsError("--ray encodes photos once: set pixels = false in [data]")
+        if "RANK" in os.environ:
+            raise SettingsError(
+                "--ray is for one process, not for torchrun: each of its processes has a cache of its own"
+            )
+        encode = partial(encode_on_ray, address=ray.ray, **actors)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)  # names of files stay as they are
     writer = None
     if tensorboard is not None:
@@ -94,7 +109,8 @@ def train(
 
         log = partial(live.console.print, soft_wrap=True) if ranks.is_main else lambda _: None
         try:
-            folder = run(settings, resume=resume, callbacks=Callbacks(log, encoding, step, epoch))
+            callbacks = Callbacks(log, encoding, step, epoch)
+            folder = run(settings, resume=resume, callbacks=callbacks, encode=encode)
         except KeyboardInterrupt:
             if ranks.is_main:
                 live.console.print("what is done is saved: the same command with --resume continues", soft_wrap=True)

@@ -16,7 +16,7 @@ from open_geoclip.data.photos import Entry, IndexedPhotos, OnSkip, Photo, PhotoS
 from open_geoclip.errors import ImageError, SettingsError
 from open_geoclip.images import load_image
 
-__all__ = ["available_cores", "decode_photos", "map_ahead", "map_photos", "skipped_record"]
+__all__ = ["apply_to_entry", "available_cores", "decode_photos", "map_ahead", "map_photos", "skipped_record"]
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def map_photos(
         yield from map_ahead(partial(_work_on_row, source, work), rows, workers=workers, processes=processes)
     else:
         entries = islice(source.entries(), start, None)
-        yield from map_ahead(partial(_work_on, work), entries, workers=workers, processes=processes)
+        yield from map_ahead(partial(apply_to_entry, work), entries, workers=workers, processes=processes)
 
 
 def map_ahead(
@@ -160,10 +160,11 @@ def _run_task(item: Any) -> Any:
 
 
 def _work_on_row(source: IndexedPhotos, work: Callable[[Photo], T], index: int) -> SkippedRecord | tuple[Photo, T]:
-    return _work_on(work, source[index])
+    return apply_to_entry(work, source[index])
 
 
-def _work_on(work: Callable[[Photo], T], entry: Entry) -> SkippedRecord | tuple[Photo, T]:
+def apply_to_entry(work: Callable[[Photo], T], entry: Entry) -> SkippedRecord | tuple[Photo, T]:
+    """Call a function with a photo, and return both; see `map_photos`."""
     if isinstance(entry, SkippedRecord):
         return entry
     try:

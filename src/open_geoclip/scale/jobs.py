@@ -112,7 +112,7 @@ def run_job(
     text_weight: float = 0.5,
     detail: bool = False,
     options: Mapping[str, Any] | None = None,
-    ray: "RaySettings | None" = None,
+    ray: "RaySettings[Locator] | None" = None,
     progress: _Progress | None = None,
 ) -> JobReport:
     """Locate the photos of a source into a folder; read it with :class:`~open_geoclip.scale.results.Results`.
@@ -180,7 +180,7 @@ def _run(
     folder: Location,
     settings: JobSettings,
     query: QuerySettings,
-    ray: "RaySettings | None",
+    ray: "RaySettings[Locator] | None",
     progress: _Progress | None,
 ) -> JobReport:
     number, count = settings.shard

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -37,20 +37,34 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.data import Dataset
 
-__all__ = ["RaySettings", "connect", "locate_dataset", "locate_source"]
+__all__ = [
+    "NO_PROGRESS_S",
+    "TASK",
+    "RaySettings",
+    "actor_pool",
+    "check_node",
+    "connect",
+    "failures",
+    "fetch",
+    "import_ray",
+    "locate_dataset",
+    "locate_source",
+]
+
+Loaded = TypeVar("Loaded")
 
 _DECODED = "_decoded"  # the column between the stages
 _PIECES_PER_CORE = 8
 _LARGEST_PIECE = 500  # photos that a task decodes: a minute's work
 _DECODE_BATCH = 32
-_NO_PROGRESS_S = 900.0  # a job ends when it stands still so long: time for an autoscaler to start machines
+NO_PROGRESS_S = 900.0  # a job ends when it stands still so long: time for an autoscaler to start machines
 # Of a task that decodes. Actors have other resources, so Ray Data does not merge the two stages into one.
-_TASK: dict[str, Any] = {"num_cpus": 1, "memory": 512 * 2**20}
+TASK: dict[str, Any] = {"num_cpus": 1, "memory": 512 * 2**20}
 _REASON = re.compile(r"^(?:open_geoclip\.errors\.\w+: )?((?<=: ).+|(?!ray\.)[\w.]+Error: .+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class RaySettings:
+class RaySettings(Generic[Loaded]):
     """What runs on a Ray cluster.
 
     Attributes:
@@ -65,7 +79,7 @@ class RaySettings:
         SettingsError: a number is out of range.
     """
 
-    load: Callable[..., Locator]
+    load: Callable[..., Loaded]
     actors: tuple[int, int | None] = (1, None)
     num_gpus: float = 0
     num_cpus: float = 1
@@ -77,8 +91,8 @@ class RaySettings:
         if self.num_gpus < 0 or self.num_cpus < 0:
             raise SettingsError("num_gpus, num_cpus: 0 or more")
 
-    def load_locator(self) -> Locator:
-        """Return a locator on the device of an actor."""
+    def load_model(self) -> Loaded:
+        """Return the locator, on the device of an actor."""
         return self.load(device="cuda") if self.num_gpus else self.load()
 
 
@@ -111,7 +125,7 @@ def connect(address: str) -> Iterator[None]:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
             raise RayError(f"--ray {address}: there is no cluster at HOST:PORT of this name ({error})") from error
-    ray = _import_ray()
+    ray = import_ray()
     try:
         with _silent_stderr():
             ray.init(address, **options)
@@ -140,7 +154,8 @@ def _silent_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Return the package; raises `MissingExtraError`."""
     try:
         import ray.data
     except ImportError as error:
@@ -150,7 +165,7 @@ def _import_ray() -> Any:
 
 def locate_dataset(
     dataset: "Dataset",
-    ray: RaySettings,
+    ray: RaySettings[Locator],
     *,
     image: str = "image",
     name: str | None = None,
@@ -175,7 +190,7 @@ def locate_dataset(
         SettingsError: the dataset has no such column, or one with the name of a column of results.
         MissingExtraError: the extra ``ray`` is not installed.
     """
-    module = _import_ray()
+    module = import_ray()
     columns = dataset.columns() or []
     if missing := {image, name or image} - set(columns):
         raise SettingsError(f"the dataset has no column {min(missing)!r}, but {', '.join(columns)}")
@@ -183,7 +198,7 @@ def locate_dataset(
         raise SettingsError(f"results have columns of these names too, rename them: {', '.join(same)}")
     settings = module.get(module.remote(_decode_settings).options(**_resources(ray)).remote(ray, photo_timeout_s))
     decode = partial(_decode_table, image=image, name=name, settings=settings)
-    decoded = dataset.map_batches(decode, batch_size=_DECODE_BATCH, batch_format="pyarrow", **_TASK)
+    decoded = dataset.map_batches(decode, batch_size=_DECODE_BATCH, batch_format="pyarrow", **TASK)
     return _locate(decoded, ray, query or QuerySettings())
 
 
@@ -192,7 +207,7 @@ def locate_source(
     source: PhotoSource,
     done: Set[str],
     decoding: DecodeSettings,
-    ray: RaySettings,
+    ray: RaySettings[Locator],
     query: QuerySettings,
     is_new: Callable[[str], bool],
     progress: Callable[[int, int | None], None] | None,
@@ -202,7 +217,7 @@ def locate_source(
     Raises:
         RayError: the cluster has failed, or a node has another version or other weights than ``locator``.
     """
-    module = _import_ray()
+    module = import_ray()
     cores = int(module.cluster_resources().get("CPU", 1))
     if isinstance(source, IndexedPhotos):
         size = min(max(len(source) // (_PIECES_PER_CORE * cores), _DECODE_BATCH), _LARGEST_PIECE)
@@ -212,11 +227,11 @@ def locate_source(
         size, pieces = 0, max(len(paths), cores) if paths else 1
     shared = module.put(_Shared(source, done, decoding, size, pieces))
     pieces_of = module.data.range(pieces, override_num_blocks=pieces)
-    decoded = pieces_of.map_batches(partial(_decode_piece, shared), **_TASK)
+    decoded = pieces_of.map_batches(partial(_decode_piece, shared), **TASK)
     located = _locate(decoded, ray, query, _fingerprint(locator))
-    located.context.execution_no_progress_timeout_s = max(_NO_PROGRESS_S, _DECODE_BATCH * decoding.timeout_s)
+    located.context.execution_no_progress_timeout_s = max(NO_PROGRESS_S, _DECODE_BATCH * decoding.timeout_s)
     at = len(done)
-    with _failures(ray):
+    with failures(ray):
         for table in located.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for row in table.select(list(ROW)).to_pylist():
                 at += 1
@@ -226,20 +241,20 @@ def locate_source(
                     progress(at, source.count)
 
 
-def _resources(ray: RaySettings) -> dict[str, float]:
+def _resources(ray: RaySettings[Any]) -> dict[str, float]:
     return {"num_gpus": ray.num_gpus, "num_cpus": ray.num_cpus}
 
 
-def _decode_settings(ray: RaySettings, timeout_s: float) -> DecodeSettings:
-    return decode_settings(ray.load_locator(), timeout_s)
+def _decode_settings(ray: RaySettings[Locator], timeout_s: float) -> DecodeSettings:
+    return decode_settings(ray.load_model(), timeout_s)
 
 
-def _fingerprint(locator: Locator) -> tuple[str, str | None, str]:
-    return __version__, locator.weights_sha256, locator.gallery.fingerprint
+def _fingerprint(locator: Locator) -> dict[str, str | None]:
+    return {"version": __version__, "weights": locator.weights_sha256, "gallery": locator.gallery.fingerprint}
 
 
 @contextmanager
-def _failures(ray: RaySettings) -> Iterator[None]:
+def failures(ray: RaySettings[Any]) -> Iterator[None]:
     """Replace an error of Ray, which is a traceback of its own ways, by the error that it contains as text."""
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError as RaysError
@@ -248,7 +263,7 @@ def _failures(ray: RaySettings) -> Iterator[None]:
     try:
         yield
     except ExecutionTimeoutError as error:
-        has = _import_ray().cluster_resources()
+        has = import_ray().cluster_resources()
         raise RayError(
             f"Ray: the job stood still. Of {has.get('CPU', 0):g} processor cores and {has.get('GPU', 0):g} GPUs, an "
             f"actor takes {ray.num_cpus:g} and {ray.num_gpus:g}, and a core must be left to decode with. After a "
@@ -288,10 +303,17 @@ class _Shared:
 
 
 @lru_cache(maxsize=1)
-def _fetch(shared: "ObjectRef[_Shared]") -> _Shared:
+def fetch(shared: "ObjectRef[Any]") -> Any:
+    """Return what each task of a job needs; Ray sends it to each node once."""
     import ray
 
     return ray.get(shared)
+
+
+def check_node(found: Mapping[str, str | None], expected: Mapping[str, str | None]) -> None:
+    """Raise `RayError` unless this node has the version and the weights of the machine that runs the command."""
+    if different := [f"{name} {found[name]}, not {value}" for name, value in expected.items() if found[name] != value]:
+        raise RayError(f"a node of the cluster has another {', '.join(different)}")
 
 
 @lru_cache(maxsize=1)
@@ -302,7 +324,7 @@ def _decoder(settings: DecodeSettings) -> Decoder:
 
 def _decode_piece(shared: "ObjectRef[_Shared]", numbers: Mapping[str, Any]) -> Iterator["pa.Table"]:
     """Decode a piece of a source: the first stage of a job."""
-    job = _fetch(shared)
+    job: _Shared = fetch(shared)
     for number in numbers["id"].tolist():
         decoded = decode_new(job.piece(number), job.done, _decoder(job.decoding))
         new = ((key, image) for key, image in decoded if image is not None)
@@ -358,13 +380,10 @@ def _unpack(table: "pa.Table") -> list[tuple[str, Decoded]]:
 class _Actor:
     """Holds a locator: the second stage."""
 
-    def __init__(self, ray: RaySettings, query: QuerySettings, expected: tuple[str, str | None, str] | None) -> None:
-        locator = ray.load_locator()
-        found = _fingerprint(locator)
-        if expected is not None and found != expected:
-            names = ("version", "weights", "gallery")
-            different = [f"{name} {b}, not {a}" for name, a, b in zip(names, expected, found, strict=True) if a != b]
-            raise RayError(f"a node of the cluster has another {', '.join(different)}")
+    def __init__(self, ray: RaySettings[Locator], query: QuerySettings, expected: dict[str, str | None] | None) -> None:
+        locator = ray.load_model()
+        if expected is not None:
+            check_node(_fingerprint(locator), expected)
         self._locate = BatchLocator(locator, query)
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
@@ -378,20 +397,24 @@ class _Actor:
 
 
 def _locate(
-    decoded: "Dataset", ray: RaySettings, query: QuerySettings, expected: tuple[str, str | None, str] | None = None
+    decoded: "Dataset",
+    ray: RaySettings[Locator],
+    query: QuerySettings,
+    expected: dict[str, str | None] | None = None,
 ) -> "Dataset":
+    arguments = (ray, query, expected)
+    return decoded.map_batches(
+        _Actor, fn_constructor_args=arguments, batch_size=_DECODE_BATCH, batch_format="pyarrow", **actor_pool(ray)
+    )
+
+
+def actor_pool(ray: RaySettings[Any]) -> dict[str, Any]:
+    """Return how Ray Data runs the actors of a stage."""
     from ray.data import ActorPoolStrategy
 
     # Ray starts the least number of actors whatever they leave, and nothing is decoded without a core.
     least, most = ray.actors
     if ray.num_cpus:
-        cores = _import_ray().cluster_resources().get("CPU", 0)
+        cores = import_ray().cluster_resources().get("CPU", 0)
         least = max(1, min(least, int((cores - 1) // ray.num_cpus)))
-    return decoded.map_batches(
-        _Actor,
-        fn_constructor_args=(ray, query, expected),
-        batch_size=_DECODE_BATCH,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=least, max_size=most),
-        **_resources(ray),
-    )
+    return {"compute": ActorPoolStrategy(min_size=least, max_size=most), **_resources(ray)}

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float16, Float64, Int64
 from safetensors import safe_open
 from torch import Tensor
 
+from open_geoclip.data.decoding import map_photos
 from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet, batch_order
@@ -26,7 +28,11 @@ from open_geoclip.training.checkpoint import read_tensors, write_tensors
 from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.features import EncodedPhotos, FeatureExtractor
 
-__all__ = ["CachedFeatures", "cache_features"]
+__all__ = ["CachedFeatures", "Encode", "cache_features"]
+
+Encode: TypeAlias = Callable[[FeatureExtractor, PhotoSource, int, int, int], Iterator[EncodedPhotos]]
+"""Called with the extractor, the photos, the number of views, how many entries are encoded at a time, and the first
+entry. A backbone's rounding depends on what it encodes together, so these are the same entries wherever it runs."""
 
 SHARD_PHOTOS = 2048
 WINDOW = 16  # shards that are shuffled together, so that reads stay in one part of the disk
@@ -40,6 +46,7 @@ def cache_features(
     folder: Path,
     *,
     views: int = 1,
+    encode: Encode | None = None,
     workers: int | None = None,
     shard: int = SHARD_PHOTOS,
     progress: Callable[[int, int | None], None] = lambda *_: None,
@@ -54,8 +61,10 @@ def cache_features(
         extractor: computes the features.
         folder: where caches are kept: two bytes per number, 1.5 kB per view of CLIP ViT-L/14.
         views: augmented views per photo.
-        workers: threads that decode; default: one per processor core.
-        shard: photos per file.
+        encode: computes the features elsewhere, such as :func:`open_geoclip.scale.features.encode_on_ray`; default:
+            in this process.
+        workers: threads of this process that decode; default: one per processor core.
+        shard: photos per file, or a few more.
         progress: called with how many entries are done, and of how many if that is known.
 
     Raises:
@@ -77,8 +86,9 @@ def cache_features(
         buffer = _read_unfinished(part, start)
         progress(buffer.position, mine.count)
         chunk, saved = max(1, extractor.batch_size // views), time.monotonic()
+        encode = encode or partial(_encode, workers)
         try:
-            for encoded in extractor.encode(mine, chunk, views=range(views), workers=workers, start=buffer.position):
+            for encoded in encode(extractor, mine, views, chunk, buffer.position):
                 buffer.extend(encoded)
                 if len(buffer.photos) >= shard:
                     _write_shard(part, start, buffer)
@@ -94,6 +104,15 @@ def cache_features(
         _write_shard(part, start, buffer, last=True)
     ranks.synchronize(True, False)  # all have written
     return CachedFeatures.open(home, source.name)
+
+
+def _encode(
+    workers: int | None, extractor: FeatureExtractor, source: PhotoSource, views: int, size: int, start: int
+) -> Iterator[EncodedPhotos]:
+    decoded = map_photos(source, partial(extractor.decode, range(views)), workers=workers, start=start)
+    while chunk := list(islice(decoded, size)):
+        start += len(chunk)
+        yield extractor.encode_decoded(chunk, start)
 
 
 def _write_shard(

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,10 @@ from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet
 from open_geoclip.weights.backbones import load_image_backbone
 
-__all__ = ["EncodedPhotos", "FeatureExtractor", "PixelData"]
+__all__ = ["DecodedEntry", "EncodedPhotos", "FeatureExtractor", "PixelData"]
+
+DecodedEntry: TypeAlias = SkippedRecord | tuple[Photo, UInt8[np.ndarray, "views h w 3"]]
+"""What cannot be used, or a photo (its image emptied) and the pixels of its views."""
 
 
 @dataclass
@@ -65,6 +68,7 @@ class FeatureExtractor:
         augmentation: of the images; None encodes each as it is.
         decode_only: give the pixels of the views instead of features, for a backbone that is trained.
         batch_size: images at a time. 16 keep intermediate results in a processor's cache; a GPU wants more.
+        adapter: what earlier fine-tuning changed of the backbone; it is merged.
     """
 
     name: str
@@ -76,6 +80,7 @@ class FeatureExtractor:
     augmentation: Augmentation | None = None
     batch_size: int = 16
     decode_only: bool = False
+    adapter: BackboneAdapter | None = None
 
     @staticmethod
     def load(
@@ -108,7 +113,9 @@ class FeatureExtractor:
         dim, weights = cast(int, module.dim), backbone_sha256(module)
         backbone = prepare_backbone(module, engine, dtype, device)
         batch_size = batch_size or (16 if torch.device(device).type == "cpu" else 128)
-        return FeatureExtractor(name, weights, preprocessing, backbone, dim, device, batch_size=batch_size)
+        return FeatureExtractor(
+            name, weights, preprocessing, backbone, dim, device, batch_size=batch_size, adapter=adapter
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -131,25 +138,17 @@ class FeatureExtractor:
             workers: threads that decode; default: one per processor core.
             start: the first entry.
         """
-        encoded = EncodedPhotos(start)
-        pixels: list[UInt8[np.ndarray, "views h w 3"]] = []
-        for result in map_photos(source, partial(self._pixels, views), workers=workers, start=start):
-            encoded.position += 1
-            if isinstance(result, SkippedRecord):
-                encoded.faults.append(result)
-                continue
-            encoded.photos.append(result[0])
-            pixels.append(result[1])
-            if len(pixels) * len(views) >= self.batch_size or len(encoded.photos) == size:
-                encoded.features.append(self._run(pixels))
-                pixels.clear()
-            if len(encoded.photos) == size:
-                yield encoded
-                encoded = EncodedPhotos(encoded.position)
-        if pixels:
-            encoded.features.append(self._run(pixels))
-        if encoded.photos or encoded.faults:
-            yield encoded
+        decoded: list[DecodedEntry] = []
+        n_photos = 0
+        for result in map_photos(source, partial(self.decode, views), workers=workers, start=start):
+            decoded.append(result)
+            n_photos += not isinstance(result, SkippedRecord)
+            if n_photos == size:
+                start += len(decoded)
+                yield self.encode_decoded(decoded, start)
+                decoded, n_photos = [], 0
+        if decoded:
+            yield self.encode_decoded(decoded, start + len(decoded))
 
     def encode_all(self, source: PhotoSource, *, workers: int | None = None) -> FeatureSet:
         """Return features and places of all photos of a source that can be used, in memory."""
@@ -158,12 +157,26 @@ class FeatureExtractor:
         features = torch.cat([features for part in parts for features in part.features])[:, 0]
         return FeatureSet(features, torch.tensor(places, dtype=torch.float64))
 
-    def _pixels(self, views: range, photo: Photo) -> UInt8[np.ndarray, "views h w 3"]:
+    def decode(self, views: range, photo: Photo) -> UInt8[np.ndarray, "views h w 3"]:
+        """Return views of a photo, of the backbone's size; raises `ImageError`."""
         image = load_image(photo.image, name=photo.key)
         if self.augmentation is None:
             return np.repeat(self.preprocessing.resize_and_crop(image), len(views), axis=0)
         # An augmented view has the backbone's size already.
         return np.stack([np.asarray(self.augmentation(image, photo.key, view)) for view in views])
+
+    def encode_decoded(self, decoded: Sequence[DecodedEntry], position: int) -> EncodedPhotos:
+        """Return the features of consecutive entries that are decoded; ``position`` is the end of the last one."""
+        encoded, pixels = EncodedPhotos(position), []
+        for result in decoded:
+            if isinstance(result, SkippedRecord):
+                encoded.faults.append(result)
+            else:
+                encoded.photos.append(result[0])
+                pixels.append(result[1])
+        if pixels:
+            encoded.features.append(self._run(pixels))
+        return encoded
 
     @torch.inference_mode()
     def _run(

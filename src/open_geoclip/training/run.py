@@ -28,7 +28,7 @@ from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.gallery import Gallery
-from open_geoclip.training.cache import CachedFeatures, cache_features
+from open_geoclip.training.cache import CachedFeatures, Encode, cache_features
 from open_geoclip.training.checkpoint import CHECKPOINT, Figures, check_record, read_metrics
 from open_geoclip.training.distributed import Ranks, resolve_device
 from open_geoclip.training.evaluation import evaluate_model
@@ -44,7 +44,9 @@ __all__ = ["add_levels", "export_model", "run"]
 _SHOWN_RECORDS = 10
 
 
-def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | None = None) -> Path:
+def run(
+    settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | None = None, encode: Encode | None = None
+) -> Path:
     """Encode photos, train, and save the model.
 
     Everything that can be refused is checked before the first photo is encoded.
@@ -53,6 +55,7 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
         settings: the run.
         resume: continue the run in the folder.
         callbacks: report progress.
+        encode: computes the features that are cached; see :func:`~open_geoclip.training.cache.cache_features`.
 
     Returns:
         The folder of the model.
@@ -74,27 +77,28 @@ def run(settings: RunSettings, *, resume: bool = False, callbacks: Callbacks | N
     model, extractor = _build(settings, device)
     trainable_parameters(model, settings.train.freeze)
     check_finetuning(extractor.backbone, settings.train)
+    workers = settings.data.workers
 
-    def encode(photos: PhotoSource, what: str, by: FeatureExtractor) -> CachedFeatures:
+    def cached(photos: PhotoSource, what: str, by: FeatureExtractor) -> CachedFeatures:
         views = 1 if by.augmentation is None else settings.data.views
         progress = partial(callbacks.encoding, what)
-        cached = cache_features(photos, by, cache, views=views, workers=settings.data.workers, progress=progress)
-        _report_skipped(cached.faults, len(cached.coordinates), settings.data, callbacks.log)
-        return cached
+        features = cache_features(photos, by, cache, views=views, encode=encode, workers=workers, progress=progress)
+        _report_skipped(features.faults, len(features.coordinates), settings.data, callbacks.log)
+        return features
 
     training: CachedFeatures | PixelData
-    workers, as_it_is = settings.data.workers, replace(extractor, augmentation=None)
+    as_it_is = replace(extractor, augmentation=None)
     if settings.data.pixels:
         decode_only = settings.train.trains_backbone
         training = PixelData(source, replace(extractor, decode_only=decode_only), workers=workers)
         sample = torch.cat(next(extractor.encode(source, 512, workers=workers)).features)[:, 0]
     else:
         together, neighborhood = settings.data.together, settings.data.neighborhood
-        training = replace(encode(source, "training photos", extractor), together=together, neighborhood=neighborhood)
+        training = replace(cached(source, "training photos", extractor), together=together, neighborhood=neighborhood)
         sample = training.first_view(4096).features
     held_out = None
     if validation is not None and not settings.train.trains_backbone:
-        held_out = encode(validation, "validation photos", as_it_is).first_view()
+        held_out = cached(validation, "validation photos", as_it_is).first_view()
     if not settings.model.start:
         model.image_encoder.standardize_features(sample)
     if settings.train.trains_backbone:
