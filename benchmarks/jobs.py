@@ -1,12 +1,15 @@
-"""A job that is killed again and again: ``python benchmarks/jobs.py --photos 20000``.
+"""A job that is interrupted again and again: ``python benchmarks/jobs.py --photos 20000``.
 
-The job runs once undisturbed, and once killed with SIGKILL at random moments: the whole process, or one that decodes.
-Each time it is continued with ``--resume``, the last time to the end. Then the rows are compared. The peak of memory is
-that of the largest process, for a twentieth of the photos and for all. The machine need not be quiet.
+The job runs once undisturbed and once interrupted five times, each at a random moment in its fifth of the photos: a
+process that decodes and the command are killed with SIGKILL, the disk is full (a tmpfs of its own, so this needs root),
+and, then on Ray, an actor and the command are killed. Each time it is continued with ``--resume``. Then the rows are
+compared. The peak of memory is that of the largest process, for a twentieth of the photos and for all. The machine need
+not be quiet.
 
-With ``--ray`` the job runs plainly, on Ray with as many cores, on Ray with an actor killed, and on a cluster of two
-nodes, one of which is removed meanwhile. The overhead of Ray is the difference of the first two, without what both
-take for a single photo. With ``--cost`` the costs in docs/guides/cluster.md are worked out from rates.
+With ``--ray`` the job runs plainly, in three shards, on Ray with as many cores, and on a cluster of two nodes, one of
+which is removed meanwhile. The overhead of Ray is the difference to the plain run, without what both take for a single
+photo. With ``--cost`` the costs in docs/guides/cluster.md are worked out from rates. With ``--write`` what was found is
+written to results/jobs.json.
 """
 
 import argparse
@@ -21,20 +24,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from open_geoclip.data.earth_views import views
-from open_geoclip.scale.results import Results
+from open_geoclip.files import atomic_write
+from open_geoclip.scale.results import PARTS, Results
 
-ROOT = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 # Photos per second of ViT-L/14 at 224 pixels, measured elsewhere: timm's result files, one GPU, compiled.
 GPUS = {"RTX 4090": 805, "RTX Pro 6000, bfloat16": 1191}
 
-KILLS = 5
-DECODER = "open_geoclip.scale.decoding"
+ON_RAY = ("--ray", "auto")
+# What is interrupted, and the options of the command meanwhile; "command" and "disk" end it.
+INTERRUPTIONS = (("decoder", ()), ("command", ()), ("disk", ()), ("actor", ON_RAY), ("command", ON_RAY))
+PROCESSES = {"decoder": "open_geoclip.scale.decoding", "actor": "ray::MapWorker"}  # what their commands contain
 
 
 def write_photos(folder: Path, count: int) -> None:
@@ -50,24 +58,75 @@ def write_photos(folder: Path, count: int) -> None:
             kept[number % len(kept)].rotate(90 * (number // len(kept) % 4)).save(path, quality=90)
 
 
-def run(photos: Path, results: Path, *options: str, kill_after_s: float | None = None, kill: str = "job") -> int:
-    """Run the command; kill it, or one of its decoders, after some seconds. Returns the exit status."""
-    command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(results), "--part-size", "50"]
-    command += options
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        if kill_after_s is not None:
-            try:
-                return process.wait(kill_after_s)
-            except subprocess.TimeoutExpired:
-                if kill == "job":
-                    process.kill()
-                else:
-                    ps = ["ps", "--ppid", str(process.pid), "-o", "pid=,args="]
-                    for child in subprocess.run(ps, capture_output=True, text=True, check=True).stdout.splitlines():
-                        if DECODER in child:
-                            os.kill(int(child.split()[0]), signal.SIGKILL)
-                            break
-        return process.wait()
+class Job:
+    """The command that locates photos into a folder.
+
+    Args:
+        photos: the folder of photos.
+        results: the folder of results.
+        options: of the command.
+        part_size: photos per part.
+    """
+
+    def __init__(self, photos: Path, results: Path, *options: str, part_size: int = 50) -> None:
+        command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(results)]
+        self.results, self.part_size = results, part_size
+        self.log = photos.with_name(f"{results.name}.log")  # not on a disk that is full
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([*command, "--part-size", str(part_size), *options], stderr=log)
+
+    def wait(self) -> str:
+        """Wait for the end; return the exit status and the last line that was printed."""
+        status = self.process.wait()
+        return f"status {status}: {(self.log.read_text().splitlines() or ['nothing was printed'])[-1]}"
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many photos are done."""
+        while self.part_size * sum(1 for _ in self.results.glob(PARTS)) < count:
+            if self.process.poll() is not None:
+                raise SystemExit(f"the job ended too early, {self.wait()}; give more --photos")
+            time.sleep(0.05)
+
+    def descendants(self, text: str) -> list[int]:
+        """Return the processes below the command, also those of Ray, whose commands contain a text."""
+        below, found = [self.process.pid], []
+        ps = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+        lines = [line.split(maxsplit=2) for line in ps.splitlines()]
+        for parent in below:
+            children = [line for line in lines if int(line[1]) == parent]
+            below += [int(line[0]) for line in children]
+            found += [int(line[0]) for line in children if text in line[2]]
+        return found
+
+
+def run(photos: Path, results: Path, *options: str) -> float:
+    """Run a job to its end; return how many seconds it took."""
+    start = time.monotonic()
+    Job(photos, results, *options).process.wait()
+    return time.monotonic() - start
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """Mount a file system of a size."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Write a file that leaves no byte."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(2**16)):
+                pass
+        except OSError as error:
+            print(f"filled the disk: {error.strerror}")
+    return path
 
 
 def rows(results: Path) -> dict[str, Any]:
@@ -89,47 +148,76 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return largest
 
 
-def kill_actor(command: list[str], results: Path) -> None:
-    """Run a command; kill an actor of Ray with SIGKILL when the first part of its results is written."""
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list(results.glob("part-*.parquet")):
-            time.sleep(0.1)
-        # Ray renames its processes; they are children of the raylet, which is one of the command that starts Ray.
-        below, actors = [process.pid], []
-        ps = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-        lines = [line.split(maxsplit=2) for line in ps.splitlines()]
-        for parent in below:
-            children = [line for line in lines if int(line[1]) == parent]
-            below += [int(line[0]) for line in children]
-            actors += [int(line[0]) for line in children if line[2].startswith("ray::MapWorker")]
-        assert process.poll() is None, "the job ended before an actor was killed: give more --photos"
-        assert actors, "no actor was found"
-        os.kill(actors[0], signal.SIGKILL)
-        print(f"killed an actor of Ray: status {process.wait()}")
+def interrupt(photos: Path, count: int, disk: Path, rng: random.Random) -> list[str]:
+    """Run a job on a small disk, interrupted five times; return what happened, each as a line."""
+    results, job, happened = disk / "results", None, []
+    for number, (what, options) in enumerate(INTERRUPTIONS):
+        moment = int((number + rng.uniform(0.1, 0.9)) / len(INTERRUPTIONS) * count)
+        job = job or Job(photos, results, "--resume", *options, part_size=max(1, count // 400))
+        job.wait_for(moment)
+        time.sleep(rng.random())
+        ended = "the job went on"
+        if what == "disk":
+            filler = fill(disk)
+            ended, job = job.wait(), None
+            filler.unlink()
+        elif what == "command":
+            job.process.kill()
+            ended, job = job.wait(), None
+        else:
+            os.kill(rng.choice(job.descendants(PROCESSES[what])), signal.SIGKILL)
+        done = sum(map(len, Results(results).keys()))
+        on = " on Ray" if options else ""
+        happened.append(f"{what}{on}, {done:,} photos done: {ended}")
+        print(happened[-1], flush=True)
+    assert job is None
+    run(photos, results, "--resume")
+    return happened
 
 
-def compare_ray(photos: Path, folder: Path) -> None:
-    """Run the job plainly, on Ray, there with an actor killed, and on two nodes of which one is removed."""
+def compare_interrupted(photos: Path, count: int, folder: Path, seed: int) -> dict[str, Any]:
+    """Run the job undisturbed and interrupted; compare rows and memory."""
+    few = folder / "few"
+    few.mkdir()
+    for path in sorted(photos.iterdir())[: count // 20]:
+        (few / path.name).hardlink_to(path)
+    largest_mb = []
+    for source in (few, photos):
+        took = run(source, folder / f"{source.name}-results")
+        largest_mb.append(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
+    print(f"{count:,} photos in {took:.0f} s; largest process {largest_mb[1]} MB, {largest_mb[0]} MB for a 20th")
+    with small_disk(folder / "disk", 64 + count // 100) as disk:
+        happened = interrupt(photos, count, disk, random.Random(seed))
+        whole, interrupted = rows(folder / "photos-results"), rows(disk / "results")
+    found = {
+        "photos": count,
+        "seed": seed,
+        "interrupted": happened,
+        "rows, each photo once": len(interrupted),
+        "of these with an error": sum("error" in answer for answer in whole.values()),
+        "largest difference to the undisturbed run": largest_difference(whole, interrupted),
+        "largest process of the undisturbed run, MB": largest_mb[1],
+        "the same with a 20th of the photos, MB": largest_mb[0],
+    }
+    assert len(interrupted) == count
+    return found
+
+
+def compare_engines(photos: Path, count: int, folder: Path) -> dict[str, Any]:
+    """Run the job plainly, in shards, on Ray, and on two nodes of which one is removed."""
     one = folder / "one"
     one.mkdir()
     (one / "000000.jpg").hardlink_to(photos / "000000.jpg")
-    count, seconds = sum(1 for _ in photos.iterdir()), {}
-    for name, options in (("plain", ()), ("ray", ("--ray", "auto"))):
-        taken = []
-        for source, results in ((one, folder / f"{name}-one"), (photos, folder / name)):
-            start = time.monotonic()
-            run(source, results, *options)
-            taken.append(time.monotonic() - start)
-        seconds[name] = (taken[1] - taken[0]) / (count - 1)
-        print(f"{name}: {taken[1]:.1f} s, of which {taken[0]:.1f} s for a single photo")
-    overhead = seconds["ray"] - seconds["plain"]
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"per photo on {cores} cores: plain {1000 * seconds['plain']:.1f} ms, on Ray {1000 * seconds['ray']:.1f} ms, "
-        f"overhead {1000 * overhead:+.1f} ms ({100 * overhead / seconds['plain']:+.0f} %)"
-    )
-    command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(folder / "actor")]
-    kill_actor([*command, "--part-size", "20", "--ray", "auto"], folder / "actor")
+    found: dict[str, Any] = {"photos": count, "cores": len(os.sched_getaffinity(0))}
+    per_photo = []
+    for name, options in (("plain", ()), ("ray", ON_RAY)):
+        seconds = [run(one, folder / f"{name}-one", *options), run(photos, folder / name, *options)]
+        per_photo.append(1000 * (seconds[1] - seconds[0]) / (count - 1))
+        found[f"{name}, ms per photo"] = round(per_photo[-1], 2)
+        found[f"{name}, s for a single photo"] = round(seconds[0], 1)
+    found["overhead of Ray, %"] = round(100 * (per_photo[1] / per_photo[0] - 1), 1)
+    for number in (1, 2, 3):
+        run(photos, folder / "shards", "--shard", f"{number}/3")
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # nodes listen to 127.0.0.1 alone
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
@@ -137,26 +225,24 @@ def compare_ray(photos: Path, folder: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
     node = cluster.add_node(num_cpus=3)  # one is left to decode with after both actors moved
     try:
-        command = [sys.executable, "-m", "open_geoclip.cli", "locate", str(photos), "-o", str(folder / "nodes")]
-        command += ["--part-size", "20", "--ray", cluster.address, "--ray-actors", "2:2"]
-        with subprocess.Popen(command) as process:
-            while process.poll() is None and not list((folder / "nodes").glob("part-*.parquet")):
-                time.sleep(0.2)
-            assert process.poll() is None, "the job ended before a node was removed: give more --photos"
-            done = sum(map(len, Results(folder / "nodes").keys()))
-            cluster.remove_node(node, allow_graceful=False)
-            print(f"removed one of two nodes when {done:,} photos were done; status {process.wait()}")
+        on_cluster = ("--ray", cluster.address, "--ray-actors", "2:2")
+        job = Job(photos, folder / "nodes", *on_cluster, part_size=max(1, count // 20))
+        job.wait_for(1)
+        done = sum(map(len, Results(job.results).keys()))
+        cluster.remove_node(node, allow_graceful=False)
+        found["removed one of two nodes"] = f"{done:,} photos done: {job.wait()}"
     finally:
         cluster.shutdown()
     plain = rows(folder / "plain")
-    for name in ("ray", "actor", "nodes"):
-        difference = largest_difference(plain, rows(folder / name))
-        print(f"{name}: {len(plain):,} rows, each photo once; largest difference {difference:.1e}")
+    assert len(plain) == count
+    for name in ("shards", "ray", "nodes"):
+        found[f"largest difference, plain and {name}"] = largest_difference(plain, rows(folder / name))
+    return found
 
 
 def print_costs() -> None:
     """Print how long a million and a billion photos take, from the rates of results/ and from those of GPUs."""
-    result = json.loads((ROOT / "results" / "released_package.json").read_text())
+    result = json.loads((RESULTS / "released_package.json").read_text())
     row = "A photo in batches of 8, `Locator.locate`, bfloat16"
     rates = {f"{result['machine']['machine']}, bfloat16": 1 / statistics.median(result["rows"][row]["ours"]), **GPUS}
     print("| machine | photos per second | 1,000,000 photos | 1,000,000,000 photos |\n| --- | --- | --- | --- |")
@@ -167,47 +253,32 @@ def print_costs() -> None:
 
 
 def main() -> None:
-    """Run both jobs and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the jobs and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     if arguments.cost:
         print_costs()
         return
-    rng = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp())
     try:
-        photos, few = folder / "photos", folder / "few"
+        photos = folder / "photos"
         write_photos(photos, arguments.photos)
         if arguments.ray:
-            compare_ray(photos, folder)
-            return
-        few.mkdir()
-        for path in sorted(photos.iterdir())[: arguments.photos // 20]:
-            (few / path.name).hardlink_to(path)
-        run(few, folder / "few-results")
-        small = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        start = time.monotonic()
-        run(photos, folder / "whole")
-        took = time.monotonic() - start
-        large = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        print(f"{arguments.photos:,} photos in {took:.0f} s; largest process {large:.0f} MB, {small:.0f} MB for a 20th")
-        for number in range(KILLS):
-            kill = "decoder" if number % 3 == 2 else "job"
-            after_s = rng.uniform(0.15, 0.35) * took
-            status = run(photos, folder / "killed", "--resume", kill_after_s=after_s, kill=kill)
-            done = sum(map(len, Results(folder / "killed").keys()))
-            print(f"killed a {kill} after {after_s:.0f} s: status {status}, {done:,} photos done")
-        run(photos, folder / "killed", "--resume")
-        whole, killed = rows(folder / "whole"), rows(folder / "killed")
-        errors = sum("error" in answer for answer in whole.values())
-        difference = largest_difference(whole, killed)
-        print(f"{len(killed):,} rows, each photo once, {errors:,} with an error; largest difference {difference:.1e}")
+            found = {"engines": compare_engines(photos, arguments.photos, folder)}
+        else:
+            found = {"interruptions": compare_interrupted(photos, arguments.photos, folder, arguments.seed)}
     finally:
         shutil.rmtree(folder)
+    print(json.dumps(found, indent=2))
+    if arguments.write:
+        path = RESULTS / "jobs.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        atomic_write(path, json.dumps(before | found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
