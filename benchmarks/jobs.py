@@ -78,7 +78,8 @@ class Job:
     def wait(self) -> str:
         """Wait for the end; return the exit status and the last line that was printed."""
         status = self.process.wait()
-        return f"status {status}: {(self.log.read_text().splitlines() or ['nothing was printed'])[-1]}"
+        printed = self.log.read_text().replace(str(self.results), "RESULTS").splitlines() or ["nothing was printed"]
+        return f"status {status}: {printed[-1]}"
 
     def wait_for(self, count: int) -> None:
         """Wait until so many photos are done."""

@@ -98,7 +98,11 @@ def test_fits_are_stored_with_the_index(tmp_path: Path, rng: np.random.Generator
     fitted = PhotoEvidence.from_indexes([index], (), encoder, "w", "g")
     assert (fitted.settings.kernel_km, fitted.calibration) == (50, calibration)
     assert PhotoEvidence.from_indexes([index], (), encoder, "w", "other").calibration is None
-    assert PhotoEvidence.from_indexes([index.remove(range(10))], (), encoder, "w", "g").calibration is None
+    smaller = index.remove(range(10))
+    assert PhotoEvidence.from_indexes([smaller], (), encoder, "w", "g").calibration is None
+    others = [plain, fitted, PhotoEvidence([index], ["group"]), PhotoEvidence([smaller])]
+    assert len({evidence.fingerprint for evidence in others}) == 4
+    assert PhotoEvidence([PhotoIndex.open(index.folder)]).fingerprint == others[-1].fingerprint
     next(index.folder.glob("evidence-*")).write_text('{"photos": 30, "settings": {"kernel_km": -1}, "calibration": {}}')
     with pytest.raises(DataError, match="its fit is damaged"):
         PhotoEvidence.from_indexes([PhotoIndex.open(index.folder)], (), encoder, "w", "g")

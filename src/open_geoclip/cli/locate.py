@@ -176,7 +176,7 @@ def locate(
     locator = load()
     limits: dict[str, Any] = {"within": within or [], "not_within": not_within or []}
     if index:
-        limits |= {"index": [str(folder) for folder in index], "exclude_group": groups}
+        limits["exclude_group"] = groups
     wanted: dict[str, Any] = {"top_k": top_k, "text": text, "text_weight": text_weight, "options": limits}
     if run_job is not None:
         run_job(locator, load, detail=bool(output.detail), **wanted)

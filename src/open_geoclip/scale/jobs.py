@@ -307,6 +307,8 @@ def describe_job(
     asked = {"top_k": top_k, "detail": detail, **(options or {})}
     if text is not None:
         asked |= {"text": text, "text_weight": text_weight}
+    if locator.evidence is not None:
+        asked["photo_index_sha256"] = locator.evidence.fingerprint
     answers = {name: str(value) for name, value in vars(locator.answers).items() if value is not None}
     encoding = {name: value for name, value in vars(locator.encoding).items() if name != "batch_size"}
     return {

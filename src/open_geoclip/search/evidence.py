@@ -11,6 +11,8 @@ much the neighbours say depends on how similar they are. The five parameters are
 """
 
 import base64
+import hashlib
+import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -179,6 +181,18 @@ class PhotoEvidence:
             raise DataError(
                 f"{indexes[0].folder}: its fit is damaged ({error}); run geoclip calibrate again"
             ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the photos of the indexes, their places, and of how they count."""
+        digest = hashlib.sha256()
+        for index in self.indexes:
+            digest.update(json.dumps([index.manifest["backbone"], index.ids, index.groups]).encode())
+            for array in (index.coordinates, index.sha256, index.hashes):
+                digest.update(array.tobytes())
+        fit = None if self.calibration is None else self.calibration.fingerprint
+        digest.update(json.dumps([sorted(self.exclude_groups), asdict(self.settings), fit]).encode())
+        return digest.hexdigest()
 
     def search(self, batch: EncodedBatch) -> list[Neighbours]:
         """Return the neighbours of each image that could be read, from all indexes, best first."""
