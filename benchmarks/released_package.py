@@ -36,6 +36,7 @@ SAMPLE_SECONDS = 0.02  # between two looks at the memory of a process at work
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 PHOTO = "A photo, `predict(path, 5)`, warm, {}"
 PHOTOS = f"A photo in batches of {BATCH}, `Locator.locate`, {{}}"
+ENCODER = "Of a photo: the image encoder alone"
 
 
 # --- the two sides: their methods are called by name from the main process, and timed -----------------------------
@@ -100,6 +101,19 @@ class _Ours:
     @torch.inference_mode()
     def image_tower(self) -> None:
         self.model.image_encoder(torch.zeros(1, 3, 224, 224))
+
+    def prepare_products(self, batch: int, dtype: str) -> None:
+        from gpu import VIT_L_14, products
+
+        parts = products(VIT_L_14, batch)
+        self.products = [(part.prepare(torch.device("cpu"), getattr(torch, dtype)), part.count) for part in parts]
+        self.multiply()
+
+    @torch.inference_mode()
+    def multiply(self) -> None:
+        for product, count in self.products:
+            for _ in range(count):
+                product()
 
     def _open(self, gallery: og.Gallery, folder: Path) -> None:
         from open_geoclip.search.index import GalleryIndex
@@ -260,14 +274,23 @@ def compare_images(report: Report, released: Side, ours: Side, images: list[str]
         found, shares = ours.time(one, "predict", times=3, image=image)
         ours.time(several, "locate", each=BATCH, images=(images * BATCH)[:BATCH])
         for side in (released, ours):
-            side.time("Of a photo: the image encoder alone", "image_tower", times=2)
+            side.time(ENCODER, "image_tower", times=2)
         same += found == expected
         answers.add(str(found))
         difference = max(difference, *(abs(a - b) for a, b in zip(probabilities, shares, strict=True)))
     report.rows[several].released = report.rows[one].released
+    for what, batch in ((one, 1), (ENCODER, 1), (several, BATCH)):
+        measure_limit(report, ours, what, batch, "float32")
     said = f"{same} of {len(images)} images (different answers: {len(answers)})"
     report.check(f"the same top {TOP_K} coordinates in the same order", same == len(images), said)
     report.check_at_most("their probabilities", difference, PROBABILITY_TOLERANCE)
+
+
+def measure_limit(report: Report, ours: Side, what: str, batch: int, dtype: str) -> None:
+    """Times of a photo's share in the products of matrices of ViT-L/14, and of nothing else."""
+    ours.call("prepare_products", batch=batch, dtype=dtype)
+    for _ in range(5):
+        report.add(what, "limit", ours.call("multiply")[1] / batch)
 
 
 def compare_galleries(report: Report, released: Side, ours: Side, scratch: Path) -> None:
@@ -327,6 +350,8 @@ def measure_bfloat16(report: Report, clip: Path, images: list[str]) -> None:
         for image in images:
             ours.time(PHOTO.format("bfloat16"), "predict", times=3, image=image)
             ours.time(PHOTOS.format("bfloat16"), "locate", each=BATCH, images=(images * BATCH)[:BATCH])
+        for what, batch in ((PHOTO, 1), (PHOTOS, BATCH)):
+            measure_limit(report, ours, what.format("bfloat16"), batch, "bfloat16")
     for what in (PHOTO, PHOTOS):
         report.rows[what.format("bfloat16")].released = report.rows[PHOTO.format("float32")].released
 

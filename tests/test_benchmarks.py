@@ -63,10 +63,11 @@ def test_ratios_are_of_medians_and_one_slow_run_does_not_show(report: ModuleType
     for released, ours in ((18.0, 1.0), (380.0, 1.2), (20.0, 0.9)):
         found.add("A photo", "released", released)
         found.add("A photo", "ours", ours)
+    found.add("A photo", "limit", 0.8)
     found.add("A search", "ours", 0.04)
     text = found.to_markdown()
-    assert "| A photo | **20** | 20.0 s (18.0 s to 380 s) | 1.00 s (900 ms to 1.20 s) |" in text
-    assert "| A search |  |  | 40.0 ms |" in text
+    assert "| A photo | **20** | 20.0 s (18.0 s to 380 s) | 1.00 s (900 ms to 1.20 s) | 800 ms |" in text
+    assert "| A search |  |  | 40.0 ms |  |" in text
     assert "- machine: two cores" in text
     assert json.loads(found.to_json())["ratios"] == {"A photo": 20.0}
     assert json.loads(found.to_json())["rows"]["A photo"]["released"] == [18.0, 380.0, 20.0]
