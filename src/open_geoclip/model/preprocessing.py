@@ -120,7 +120,9 @@ class Preprocessing:
                 below, right = max(crop - height, 0) - above, max(crop - width, 0) - left
                 pixels = np.pad(pixels, ((above, below), (left, right), (0, 0)))
                 height, width, _ = pixels.shape
-            top, start = self._half(height - crop), self._half(width - crop)
+            top, start = (height - crop) // 2, (width - crop) // 2
+            if self.round_half_even:
+                top, start = round((height - crop) / 2), round((width - crop) / 2)
             return pixels[None, top : top + crop, start : start + crop].copy()
         corners = [(y, x) for y in (0, height - crop) for x in (0, width - crop)]
         # To an even number where there is no middle, as torchvision's TenCrop has it.
@@ -137,13 +139,11 @@ class Preprocessing:
         starts, ends = [], []
         for side in size:
             resized = self.resize if self.squash else int(self.resize * side / min(size))
-            start = self._half(resized - self.crop)
+            margin = resized - self.crop
+            start = round(margin / 2) if self.round_half_even else margin // 2
             starts.append(start / resized)
             ends.append((start + self.crop) / resized)
         return starts[0], starts[1], ends[0], ends[1]
-
-    def _half(self, margin: int) -> int:
-        return round(margin / 2) if self.round_half_even else margin // 2
 
     def shortest_edge(self, crops: int = 1) -> int:
         """Length of the shortest edge after resizing for one crop or ten, pixels."""
