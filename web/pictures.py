@@ -4,10 +4,16 @@ python web/pictures.py http://127.0.0.1:8000 docs                    # those of 
 python web/pictures.py http://127.0.0.1:8000 build/screenshots --all # every case at every width, dark and light
 """
 
+import csv
 import itertools
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +28,8 @@ PLACES = {"Delta": (30.4, 31.2), "Hokkaido": (43.3, 142.5), "Italy": (41.9, 12.5
 SYDNEY = {1: "S", 2: (33.0, 51.0, 36.0), 3: "E", 4: (151.0, 12.0, 36.0)}
 WIDTHS = {360: 740, 900: 700, 1360: 860, 1920: 1080}
 N_MANY = 300
+N_INDEXED = 160
+INDEX_PORT = 8918
 
 
 def main() -> None:
@@ -61,6 +69,41 @@ def take_documented(browser: Browser, address: str, goal: Path, folder: Path) ->
     add(page, [locate_many(browser, address, folder)], N_MANY)
     review(page)
     page.screenshot(path=goal / "page-many.png")
+
+    with serve_index(folder) as address:
+        page = open_page(browser, address, 1440, 900)
+        add(page, [folder / "Italy.jpg"])
+        page.get_by_role("heading", name="Photos with known places").scroll_into_view_if_needed()
+        page.evaluate("document.querySelector('.look-alikes').scrollIntoView({block: 'end'})")
+        page.screenshot(path=goal / "page-look-alikes.png")
+
+
+@contextmanager
+def serve_index(folder: Path) -> Iterator[str]:
+    """Run `geoclip serve` with an index of views around the Mediterranean."""
+    rng = np.random.default_rng(0)
+    places = np.stack([rng.uniform(33, 47, N_INDEXED), rng.uniform(-5, 35, N_INDEXED)], axis=1)
+    named = {f"view-{n:03}": (lat, lon) for n, (lat, lon) in enumerate(places.round(3).tolist())}
+    paths = render(named, folder)
+    with (folder / "views.csv").open("w", newline="") as file:
+        rows = [(path.name, *place) for path, place in zip(paths, named.values(), strict=True)]
+        csv.writer(file).writerows([("file", "lat", "lon"), *rows])
+    command = [sys.executable, "-m", "open_geoclip.cli"]
+    build = ["index", "build", folder / "views.csv", "--images", folder, "-o", folder / "index", "--thumbnails", "160"]
+    subprocess.run([*command, *build], check=True)
+    address = f"http://127.0.0.1:{INDEX_PORT}"
+    server = subprocess.Popen([*command, "serve", "--port", str(INDEX_PORT), "--index", folder / "index"])
+    try:
+        while server.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{address}/readyz"):  # noqa: S310
+                    break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def take_all(browser: Browser, address: str, goal: Path, folder: Path) -> None:

@@ -74,7 +74,10 @@ def test_nothing_is_written_for_wrong_sources(command: Command, tmp_path: Path, 
     Path("bad.safetensors").write_bytes(b"no")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/a.jpg").write_bytes(placed(place=None))
-    for source in ("nowhere", "empty", "bad.safetensors", "bare"):
+    (tmp_path / "same").mkdir()
+    for name in ("a", "b"):  # one photo, twice
+        (tmp_path / f"same/{name}.jpg").write_bytes(placed(place=(41.9, 12.5)))
+    for source in ("nowhere", "empty", "bad.safetensors", "bare", "same"):
         command("index", "build", source, "-o", "index", status=1)
         assert not Path("index").exists()
     assert "no photo index" in command("index", "add", "bare", "-o", "index", status=1).err

@@ -2,17 +2,25 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from open_geoclip.data.earth import Earth
+from open_geoclip.data.sources import open_source
+from open_geoclip.search.photo_indexing import IndexingSettings, index_photos
+from open_geoclip.weights.load import load_model
 from tests.page.actions import KEEP_FORMS, add, done, row, view
+from tests.page.conftest import PLACES
 
 pytestmark = pytest.mark.slow
+
+TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def test_photos_are_located_compared_and_flown_to(
@@ -191,21 +199,60 @@ def test_work_survives_a_reload_and_can_be_undone_and_saved(page: Any, views: di
     page.locator(".row").first.wait_for(state="detached")
 
 
-def test_a_token_is_asked_for_until_it_is_right_and_kept_for_the_tab(
-    opened: Callable[..., Any], serve: Callable[..., AbstractContextManager[str]], built: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def guarded(
+    serve: Callable[..., AbstractContextManager[str]],
+    views: dict[str, Path],
+    built: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """Return the address of a server with a token and an index of four views."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "tokens").write_text(TOKEN + "\n")
+    places = np.array([PLACES[name] for name in views])
+    renders = Earth("bluemarble").render(places + 0.4, np.full(len(places), 800.0), np.full(len(places), 0.2), size=224)
+    for name, pixels in zip(views, renders, strict=True):
+        Image.fromarray(pixels).save(folder / f"{name}-before.png")
+    rows = [f"{name}-before.png,{lat},{lon}\n" for name, (lat, lon) in zip(views, places.tolist(), strict=True)]
+    (folder / "photos.csv").write_text("file,lat,lon\n" + "".join(rows))
+    encoder, photos = load_model("earth", towers=("image",)).image_encoder, open_source(folder / "photos.csv")
+    index_photos(encoder, photos, folder / "index", settings=IndexingSettings(workers=0, thumbnail_side=96))
+    with serve(folder, "--token-file", str(folder / "tokens"), "--index", str(folder / "index")) as address:
+        yield address
+
+
+def test_a_token_is_asked_for_until_it_is_right_and_kept_for_the_tab(opened: Callable[..., Any], guarded: str) -> None:
+    page = opened(guarded, wait=False)
+    page.locator("#token").fill("wrong")
+    page.get_by_role("button", name="Continue").click()
+    assert page.get_by_role("alert").inner_text() == "The server did not accept this token."
+    page.locator("#token").fill(TOKEN)
+    page.get_by_role("button", name="Continue").click()
+    page.locator("body[data-ready]").wait_for()
+    page.reload()
+    page.locator("body[data-ready]").wait_for()
+
+
+def test_photos_of_an_index_that_look_alike_stand_beside_the_answer(
+    opened: Callable[..., Any], guarded: str, views: dict[str, Path], accessible: Callable[[Any], None]
 ) -> None:
-    token = "0123456789abcdef0123456789abcdef"
-    (tmp_path / "tokens").write_text(token + "\n")
-    with serve(tmp_path, "--token-file", str(tmp_path / "tokens")) as address:
-        page = opened(address, wait=False)
-        page.locator("#token").fill("wrong")
-        page.get_by_role("button", name="Continue").click()
-        assert page.get_by_role("alert").inner_text() == "The server did not accept this token."
-        page.locator("#token").fill(token)
-        page.get_by_role("button", name="Continue").click()
-        page.locator("body[data-ready]").wait_for()
-        page.reload()
-        page.locator("body[data-ready]").wait_for()
+    page = opened(guarded, wait=False)
+    page.locator("#token").fill(TOKEN)
+    page.get_by_role("button", name="Continue").click()
+    add(page, views["rome"])
+    done(page, 1)
+    found = page.locator(".look-alikes li")
+    assert found.count() == 4
+    text = found.first.inner_text()
+    assert "rome-before.png" in text
+    assert "41.900" in text
+    assert "from the first candidate; similarity" in text
+    picture = found.first.locator("img")
+    assert picture.evaluate("one => one.decode().then(() => one.naturalWidth)") == 96
+    accessible(page)
+    why = page.locator(".why-button")
+    why.click()
+    page.locator(".why canvas").wait_for()
 
 
 def test_words_alone_and_beside_a_photo(page: Any, views: dict[str, Path]) -> None:
