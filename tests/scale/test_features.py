@@ -127,3 +127,18 @@ def test_training_options_that_do_not_go_together_are_refused(
     config.write_text(f"output = 'run'\n[data]\ntrain = 'photos'\n{lines}\n[model]\nbackbone = 'earth'\n")
     with pytest.raises(SettingsError, match=message):
         train(config, ray=options)
+
+
+def test_what_ray_prints_is_not_on_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("output = 'run'\n[data]\ntrain = 'photos'\n[model]\nbackbone = 'earth'\n")
+
+    def run(*_: object, **__: object) -> Path:
+        print("a worker died")
+        return tmp_path
+
+    monkeypatch.setattr("open_geoclip.training.run.run", run)
+    train(config, ray=RayOptions(ray="auto"))
+    assert capsys.readouterr().out == f"{tmp_path}\n"

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -241,6 +241,7 @@ def _run_job(
     ray = None if address is None else RaySettings(load, **actors)
     try:
         with (
+            nullcontext() if address is None else redirect_stdout(sys.stderr),  # Ray prints warnings to stdout
             nullcontext() if address is None else connect(address),
             progress_bar("locating", log_interval_s=30) as progress,
         ):

@@ -34,7 +34,9 @@ def train(
     """
     import os
     import shlex
+    import sys
     import time
+    from contextlib import nullcontext, redirect_stdout
     from functools import partial
 
     # Processes that torchrun starts must not each take all cores.
@@ -110,7 +112,8 @@ def train(
         log = partial(live.console.print, soft_wrap=True) if ranks.is_main else lambda _: None
         try:
             callbacks = Callbacks(log, encoding, step, epoch)
-            folder = run(settings, resume=resume, callbacks=callbacks, encode=encode)
+            with nullcontext() if encode is None else redirect_stdout(sys.stderr):  # Ray prints warnings to stdout
+                folder = run(settings, resume=resume, callbacks=callbacks, encode=encode)
         except KeyboardInterrupt:
             if ranks.is_main:
                 live.console.print("what is done is saved: the same command with --resume continues", soft_wrap=True)
