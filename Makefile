@@ -144,6 +144,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/released_package.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/busy.py
+	$(BIN)/python benchmarks/token_merging.py
 
 # itur contains tables of temperature and height; its dependencies are not needed for these.
 location-benchmark: $(STAMP)

@@ -15,10 +15,12 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.model.backbones.clip import ClipVision, ClipVisionSettings
+from open_geoclip.model.backbones.clip import ClipVision, ClipVisionSettings, merge_similar
 from open_geoclip.model.backbones.earth import PREPROCESSING as EARTH
+from open_geoclip.model.backbones.runtime import CompiledBackbone
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.backbones import load_image_backbone
+from open_geoclip.weights.load import load_model
 
 SaveClip = Callable[..., Path]
 CLIP = Preprocessing.from_config({})
@@ -212,3 +214,41 @@ def test_old_and_new_configurations_agree(config: dict[str, Any]) -> None:
 def test_other_configurations_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Preprocessing.from_config(config)
+
+
+def test_merged_tokens_are_means_and_the_class_stays() -> None:
+    x, size, keys = torch.randn(2, 9, 4), torch.randint(1, 4, (2, 9, 1)).float(), torch.randn(2, 9, 3)
+    keys[:, 4] = 2 * keys[:, 7]  # most alike, by the cosine
+    merged, sizes = merge_similar(x, size, keys, 1)
+    assert merged.shape == (2, 8, 4)
+    torch.testing.assert_close(merged[:, 0], x[:, 0])
+    torch.testing.assert_close((merged * sizes).sum(dim=1), (x * size).sum(dim=1))
+    expected = (x * size)[:, [4, 7]].sum(dim=1) / size[:, [4, 7]].sum(dim=1)
+    assert (merged - expected[:, None]).abs().amax(dim=2).amin(dim=1).max() < 1e-6
+
+
+def test_a_token_of_size_two_counts_as_two(folder: Path) -> None:
+    model: Any = load_image_backbone(f"dir:{folder}")[0]
+    block = model.blocks[0]
+    x = torch.randn(1, 5, block.qkv.in_features)
+    size = torch.tensor([1.0, 1.0, 2.0, 1.0, 1.0])[None, :, None]
+    with torch.no_grad():
+        found, _ = block.forward_merged(x, size, 5, 0)
+        torch.testing.assert_close(found, block(x[:, [0, 1, 2, 3, 4, 2]], 5), rtol=1e-4, atol=1e-5)
+
+
+def test_merging_runs_in_both_engines(folder: Path) -> None:
+    pixels, features = torch.randn(3, 3, 56, 56), []
+    for merge_tokens in (0, 2):
+        model: Any = load_image_backbone(f"dir:{folder}")[0]
+        model.merge_tokens = merge_tokens
+        with torch.no_grad():
+            features.append(model(pixels))
+        found = CompiledBackbone(model)(pixels)
+        torch.testing.assert_close(found, features[-1], rtol=1e-3, atol=1e-3)
+    assert (features[0] - features[1]).abs().max() > 1e-3
+
+
+def test_only_a_clip_merges_tokens() -> None:
+    with pytest.raises(SettingsError, match="merge_tokens: 0 or more, of a CLIP"):
+        load_model("earth", merge_tokens=4)

@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from open_geoclip.errors import WeightsError
+from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.adapter import BackboneAdapter
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
 from open_geoclip.model.geoclip import GeoCLIP, Tower
@@ -78,6 +78,7 @@ def load_model(
     engine: Engine = "torch",
     dtype: DType = "float32",
     device: str = "cpu",
+    merge_tokens: int = 0,
 ) -> GeoCLIP:
     """Return a model with weights that are on this machine, in evaluation mode.
 
@@ -89,8 +90,11 @@ def load_model(
         engine: what runs the image backbone; see :func:`~open_geoclip.model.backbones.runtime.prepare_backbone`.
         dtype: what the image backbone computes in.
         device: where to compute.
+        merge_tokens: of a CLIP, tokens that each layer merges; see
+            :class:`~open_geoclip.model.backbones.clip.ClipVision`. Faster, with other features.
 
     Raises:
+        SettingsError: tokens are to be merged, and the backbone is no CLIP.
         ModelNameError: a name does not follow the grammar.
         WeightsError: see :func:`load_release`; or a tower is asked for that these weights do not have, or the backbone
             does not fit.
@@ -122,6 +126,10 @@ def load_model(
                 f"{release.name} was trained on features of length {image.feature_dim}; those of {image.backbone} have "
                 f"{module.dim}: name the backbone that it was trained with, or train a head for this one"
             )
+        if merge_tokens:
+            if merge_tokens < 0 or not hasattr(module, "merge_tokens"):
+                raise SettingsError(f"merge_tokens: 0 or more, of a CLIP, not {merge_tokens} of {image.backbone}")
+            module.merge_tokens = merge_tokens  # type: ignore[assignment]
         model.image_encoder.backbone = prepare_backbone(module, engine, dtype, device)
         model.image_encoder.preprocessing = preprocessing
         if backbone in (None, release.image and release.image.backbone):  # another one gives other features

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from open_geoclip.errors import SettingsError
 from open_geoclip.model.backbones.tokenizer import Tokenizer
 
-__all__ = ["ClipSettings", "ClipText", "ClipTextSettings", "ClipVision", "ClipVisionSettings"]
+__all__ = ["ClipSettings", "ClipText", "ClipTextSettings", "ClipVision", "ClipVisionSettings", "merge_similar"]
 
 _Settings = TypeVar("_Settings", bound="ClipSettings")
 
@@ -119,6 +119,24 @@ class ClipBlock(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.mix(x, attended, queries)
 
+    def forward_merged(
+        self, x: Float[Tensor, "n t d"], size: Float[Tensor, "n t 1"], queries: int, merged: int
+    ) -> tuple[Float[Tensor, "n q d"], Float[Tensor, "n q 1"]]:
+        """Return tokens after proportional attention, :func:`merge_similar` and the two-layer network, and their sizes.
+
+        Args:
+            x: tokens.
+            size: patches that each token stands for.
+            queries: tokens that are computed, the first ones.
+            merged: tokens to merge after attention.
+        """
+        q, k, v = self.project(x, queries)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=size.log().transpose(1, 2)[:, None])
+        x, size = self.add_attended(x, attended, queries), size[:, :queries]
+        if merged:
+            x, size = merge_similar(x, size, k.mean(dim=1), merged)
+        return self.feed_forward(x), size
+
     def project(
         self, x: Float[Tensor, "n t d"], queries: int
     ) -> tuple[Float[Tensor, "n heads q c"], Float[Tensor, "n heads t c"], Float[Tensor, "n heads t c"]]:
@@ -131,10 +149,48 @@ class ClipBlock(nn.Module):
         self, x: Float[Tensor, "n t d"], attended: Float[Tensor, "n heads q c"], queries: int
     ) -> Float[Tensor, "n q d"]:
         """Return the first ``queries`` tokens after attention and the two-layer network."""
-        x = x[:, :queries] + self.out(attended.transpose(1, 2).reshape(-1, queries, x.shape[2]))
+        return self.feed_forward(self.add_attended(x, attended, queries))
+
+    def add_attended(
+        self, x: Float[Tensor, "n t d"], attended: Float[Tensor, "n heads q c"], queries: int
+    ) -> Float[Tensor, "n q d"]:
+        """Return the first ``queries`` tokens after attention."""
+        return x[:, :queries] + self.out(attended.transpose(1, 2).reshape(-1, queries, x.shape[2]))
+
+    def feed_forward(self, x: Float[Tensor, "n q d"]) -> Float[Tensor, "n q d"]:
+        """Return tokens after the two-layer network."""
         y = self.fc1(self.norm2(x))
         y = y * (1.702 * y).sigmoid_() if self.quick else F.gelu(y)
         return x + self.fc2(y)
+
+
+def merge_similar(
+    x: Float[Tensor, "n t d"], size: Float[Tensor, "n t 1"], keys: Float[Tensor, "n t c"], merged: int
+) -> tuple[Float[Tensor, "n u d"], Float[Tensor, "n u 1"]]:
+    """Merge the most similar tokens (Bolya et al., "Token merging: your ViT but faster", ICLR 2023, section 3).
+
+    Bipartite soft matching: every other token is compared with all between them by the cosine of keys; the ``merged``
+    pairs that are most alike become one token each, the mean weighted by size. The first token, the class, stays.
+
+    Args:
+        x: tokens.
+        size: patches that each stands for.
+        keys: of each, the mean over the heads of attention.
+        merged: number of pairs; at most half of the tokens are merged.
+    """
+    keys = F.normalize(keys, dim=-1)
+    cosine = keys[:, 2::2] @ keys[:, 1::2].transpose(1, 2)
+    best, partner = cosine.max(dim=2)
+    order = best.argsort(dim=1, descending=True)[..., None]
+    gone, kept = order[:, :merged], order[:, merged:]
+    weighted = torch.cat((x * size, size), dim=2)
+    source, target = weighted[:, 2::2], weighted[:, 1::2]
+    width = weighted.shape[2]
+    into = partner[..., None].gather(1, gone).expand(-1, -1, width)
+    target = target.scatter_add(1, into, source.gather(1, gone.expand(-1, -1, width)))
+    weighted = torch.cat((weighted[:, :1], source.gather(1, kept.expand(-1, -1, width)), target), dim=1)
+    size = weighted[..., -1:]
+    return weighted[..., :-1] / size, size
 
 
 class ClipVision(nn.Module):
@@ -146,11 +202,14 @@ class ClipVision(nn.Module):
     Attributes:
         dim: length of the feature.
         image_size: side of the square images that it takes, in pixels.
+        merge_tokens: tokens that are merged after the attention of each block but the last, or half of those there are;
+            see :func:`merge_similar`. 0: none. Features change, the more the larger it is.
     """
 
     def __init__(self, settings: ClipVisionSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.merge_tokens = 0
         self.dim, self.image_size = settings.projection_dim, settings.image_size
         d, patch = settings.hidden_size, settings.patch_size
         self.patches = nn.Conv2d(3, d, patch, patch, bias=False)
@@ -164,9 +223,14 @@ class ClipVision(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return features of preprocessed images of the size the weights were trained for."""
         x = self.embed(pixels)
-        last = len(self.blocks) - 1
+        last, size = len(self.blocks) - 1, torch.ones_like(x[..., :1])
         for index, block in enumerate(self.blocks):
-            x = block(x, 1 if index == last else x.shape[1])
+            queries = 1 if index == last else x.shape[1]
+            if self.merge_tokens:
+                merged = min(self.merge_tokens, (int(queries) - 1) // 2)
+                x, size = block.forward_merged(x, size, queries, merged)  # type: ignore[operator]
+            else:
+                x = block(x, queries)
         return self.pool(x)
 
     def embed(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n t d"]:
