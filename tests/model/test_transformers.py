@@ -305,7 +305,7 @@ def test_code_of_a_backbone_runs_only_if_it_is_named(
     assert (module.feature, module.dim) == ("mean", 5)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", ["vit", "dinov3_vit", "siglip", "swin", "convnext"])
 def test_the_last_block_or_low_rank_updates_of_each_family_are_trained(save: Save, kind: str) -> None:
     folder = save(kind)
     for settings in (TrainSettings(unfreeze_blocks=1), TrainSettings(lora_rank=2)):
@@ -315,7 +315,7 @@ def test_the_last_block_or_low_rank_updates_of_each_family_are_trained(save: Sav
         encoder = ImageEncoder(backbone, preprocessing, ImageSettings(widths=(backbone.dim, 8)))
         model = GeoCLIP(encoder, LocationEncoder(LocationSettings(width=8, depth=1, output=8)))
         if kind == "convnext" and settings.lora_rank:
-            with pytest.raises(SettingsError, match="a ConvNextModel has no linear layers for queries"):
+            with pytest.raises(SettingsError, match="ConvNextModel has no linear layers for queries"):
                 check_finetuning(backbone, settings)
             continue
         before = backbone(pixels)

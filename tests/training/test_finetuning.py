@@ -22,7 +22,8 @@ from open_geoclip.geo.sphere import even_points
 from open_geoclip.model.adapter import BackboneAdapter, apply_changes, backbone_sha256
 from open_geoclip.model.backbones.earth import EfficientNetLite
 from open_geoclip.model.geoclip import GeoCLIP
-from open_geoclip.model.location_encoder import LocationSettings
+from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.engine import Engine
 from open_geoclip.server.jobs import Upload
@@ -207,8 +208,9 @@ def small(backbone: str) -> ModelSettings:
 
 
 def test_a_tuned_model_is_located_served_evaluated_and_tuned_again(
-    tmp_path: Path, photos: Path, clip: str, save_clip: Callable[..., Path]
+    tmp_path: Path, photos: Path, clip: str, save_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("open_geoclip.training.run._draw_curves", lambda *_: None)  # matplotlib is slow to import
     folder = run(settings_of(tmp_path / "lora", photos, small(clip), lora_rank=2, monitor="median_km"))
     release = load_release(f"dir:{folder}")
     assert release.adapter is not None
@@ -261,7 +263,7 @@ def test_settings_that_do_not_fit_are_refused_before_photos_are_encoded(
         pytest.fail("photos are decoded")
 
     monkeypatch.setattr("open_geoclip.training.features.map_photos", fails)
-    with pytest.raises(SettingsError, match="unfreeze_blocks: a ClipVision has 3 blocks, not 4"):
+    with pytest.raises(SettingsError, match="unfreeze_blocks: ClipVision has 3 blocks, not 4"):
         run(settings_of(tmp_path, photos, small(clip), unfreeze_blocks=4))
     with pytest.raises(SettingsError, match="not both"):
         replace(TRAIN, unfreeze_blocks=1, lora_rank=2)
@@ -281,12 +283,27 @@ def test_a_convolutional_backbone_has_blocks_and_no_attention() -> None:
     backbone = EfficientNetLite(0)
     assert list(find_blocks(backbone)) == [f"blocks.{i}" for i in range(16)]
     check_finetuning(backbone, replace(TRAIN, unfreeze_blocks=16))
-    with pytest.raises(SettingsError, match="unfreeze_blocks: a EfficientNetLite has 16 blocks, not 17"):
+    with pytest.raises(SettingsError, match="unfreeze_blocks: EfficientNetLite has 16 blocks, not 17"):
         check_finetuning(backbone, replace(TRAIN, unfreeze_blocks=17))
     with pytest.raises(SettingsError, match="no linear layers for queries, keys and values"):
         check_finetuning(backbone, replace(TRAIN, lora_rank=2))
     with pytest.raises(SettingsError, match="Conv2d has 0 blocks"):
         check_finetuning(nn.Conv2d(3, 4, 1), replace(TRAIN, unfreeze_blocks=1))
+
+
+def test_the_last_blocks_of_the_embedded_backbone_are_trained() -> None:
+    backbone = EfficientNetLite(0)
+    encoder = ImageEncoder(backbone, None, ImageSettings("earth", (backbone.dim, 4)))
+    model = GeoCLIP(encoder, LocationEncoder(LocationSettings(width=4, depth=1, output=4)))
+    before = backbone_state(model)
+    with finetuning(model, replace(TRAIN, unfreeze_blocks=2, gradient_checkpointing=True)) as factors:
+        trained = [parameter for name, parameter in model.named_parameters() if name in factors]
+        encoder(torch.rand(2, 3, 48, 48)).square().sum().backward()
+        torch.optim.SGD(trained, lr=1.0).step()
+    changed = {name for name, tensor in backbone_state(model).items() if not torch.equal(tensor, before[name])}
+    assert {name.rsplit(".", 2)[0] for name in changed} == {"blocks.14", "blocks.15"}
+    assert encoder.adapter is not None
+    assert encoder.adapter.tensors.keys() == changed
 
 
 def test_features_are_not_pixels(tmp_path: Path) -> None:

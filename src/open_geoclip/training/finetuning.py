@@ -58,11 +58,11 @@ def check_finetuning(backbone: nn.Module | None, settings: TrainSettings) -> Non
         raise SettingsError(f"{key}: the model has no backbone to train: load one, and train on pixels")
     kind, blocks = type(getattr(backbone, "model", backbone)).__name__, find_blocks(backbone)
     if settings.unfreeze_blocks > len(blocks):
-        raise SettingsError(f"unfreeze_blocks: a {kind} has {len(blocks)} blocks, not {settings.unfreeze_blocks}")
+        raise SettingsError(f"unfreeze_blocks: {kind} has {len(blocks)} blocks, not {settings.unfreeze_blocks}")
     if settings.lora_rank:
         if not _attention_layers(blocks):
             raise SettingsError(
-                f"lora_rank: a {kind} has no linear layers for queries, keys and values: train its last blocks "
+                f"lora_rank: {kind} has no linear layers for queries, keys and values: train its last blocks "
                 "(unfreeze_blocks) instead"
             )
         try:
