@@ -1,5 +1,6 @@
 """Clocks of cameras: offsets, zones, and tracks of another time."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -86,3 +87,12 @@ def test_a_track_of_another_time_and_photos_without_time_are_refused() -> None:
     assert "(walk.gpx from 2026-05-01 11:00 to 2026-05-01 13:00 UTC)" in str(error.value)
     with pytest.raises(DataError, match="b and 1 more: a photo of a trip needs the time"):
         seconds(TripPhoto("a", NOON), TripPhoto("b"), TripPhoto("c"))
+
+
+def test_notes_say_what_was_left_out_and_that_a_clock_may_be_wrong() -> None:
+    late = TripPhoto("late", NOON + timedelta(hours=7), "X1")
+    [missed] = find_anchors([late], [TRACK]).notes
+    assert missed.startswith("no photo was taken while a track was recorded (walk.gpx from 2026-05-01 11:00 to")
+    assert find_anchors([late, TripPhoto("on time", NOON, "X1")], [TRACK]).notes == ()
+    [left_out] = find_anchors([TripPhoto("a", NOON, "X1")], [replace(TRACK, left_out=3)]).notes
+    assert left_out == "walk.gpx: 3 places without a time or not on Earth are left out"

@@ -102,3 +102,5 @@ def test_answers_name_their_anchors_and_stay_within_limits(locator: Locator) -> 
     assert all(42.2 <= one.lat <= 42.3 and one.lon >= 12.51 for one in answer.candidates)
     with pytest.raises(SettingsError, match="speed: a number of 0 or more"):
         locator.locate_trip([image], Anchors((0.0,), (bracket,)), speed_kmh=-1)
+    [at_sea] = locator.locate_trip([image], Anchors((0.0,), (fixes(5, (-40.0, -140.0), (-40.0, -140.0)),)), 1)
+    assert at_sea.countries == {}  # the nearest place of the gallery is in French Polynesia

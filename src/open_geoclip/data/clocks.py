@@ -23,6 +23,7 @@ __all__ = ["Anchors", "TripPhoto", "find_anchors"]
 
 _NEAREST = 5  # photos with both times, whose median is the offset of a clock
 _SAME_CLOCK_S = 60.0  # a GPS time may be that of an older fix
+_NEAR_S = 1800.0  # photos so long before or after a track are of its trip
 _FAR_S = 86_400.0  # a track that ends so long before the first photo is another trip's
 
 
@@ -109,7 +110,7 @@ def find_anchors(
         SettingsError: no photo is of a camera that an offset is given for.
     """
     times_s, notes = _times(photos, Track.concatenate(tracks), clock_offsets or {})
-    _check_spans(times_s, tracks)
+    notes += _check_spans(times_s, tracks)
     known = [
         Fix(time_s, *photo.place, photo.accuracy_m or DEFAULT_ACCURACY_M, photo.name)
         for photo, time_s in zip(photos, times_s, strict=True)
@@ -215,15 +216,30 @@ def _zone_name(lat: float, lon: float) -> str:
     return name if name and not name.startswith("Etc/") else f"UTC{round(lon / 15):+d}"
 
 
-def _check_spans(times_s: Sequence[float], tracks: Sequence[Track]) -> None:
-    """Refuse tracks of another time than the photos."""
+def _check_spans(times_s: Sequence[float], tracks: Sequence[Track]) -> list[str]:
+    """Refuse tracks of another time than the photos; return notes: what was left out, clocks that may be wrong."""
     if not tracks or not times_s:
-        return
-    first, last = min(times_s) - _FAR_S, max(times_s) + _FAR_S
+        return []
+    notes = [
+        f"{track.names[0]}: {track.left_out:,} places without a time or not on Earth are left out"
+        for track in tracks
+        if track.left_out
+    ]
+    spans = ", ".join(f"{track.names[0]} from {track.span}" for track in tracks[:3])
+    taken = Track.from_fixes(Fix(time_s, 0, 0) for time_s in times_s)
+    first, last = taken.times_s[0] - _FAR_S, taken.times_s[-1] + _FAR_S
     if all(track.times_s[-1] < first or track.times_s[0] > last for track in tracks):
-        taken = Track.from_fixes(Fix(time_s, 0, 0) for time_s in times_s)
-        spans = ", ".join(f"{track.names[0]} from {track.span}" for track in tracks[:3])
         raise DataError(
             f"the photos were taken from {taken.span}, but the track is of another time ({spans}): is it another trip, "
             "or is the clock of the camera wrong?"
         )
+    if any(
+        ((taken.times_s >= track.times_s[0] - _NEAR_S) & (taken.times_s <= track.times_s[-1] + _NEAR_S)).any()
+        for track in tracks
+    ):
+        return notes
+    return [
+        *notes,
+        f"no photo was taken while a track was recorded ({spans}; photos from {taken.span}): is the clock of the "
+        "camera wrong? A clock offset sets it",
+    ]

@@ -71,6 +71,7 @@ class Track:
         times_s: seconds since 1970-01-01 UTC, ascending.
         coordinates: (lat, lon) in degrees.
         accuracy_m: of each; see :class:`Fix`.
+        left_out: how many places of the file have no time or are not on Earth.
     """
 
     names: tuple[str, ...]
@@ -78,6 +79,7 @@ class Track:
     times_s: Float64[np.ndarray, " n"]
     coordinates: Float64[np.ndarray, "n 2"]
     accuracy_m: Float64[np.ndarray, " n"]
+    left_out: int = 0
 
     @classmethod
     def from_fixes(cls, fixes: Iterable[Fix]) -> "Track":
@@ -171,9 +173,13 @@ def read_track(path: str | Path, *, name: str | None = None) -> Track:
         raise DataError(f"{name}: {str(error).removeprefix(str(path)).lstrip(':, ')}") from error
     track = Track.from_fixes(replace(fix, source=Path(name).name) for fix in found)
     if len(track) == 0:
-        what = f"{total:,} places without a time: it is a route, not a track" if total else "no place with a time"
+        what = "no place with a time"
+        if found:
+            what = f"{len(found):,} places, none of which is on Earth"
+        elif total:
+            what = f"{total:,} places without a time: it is a route, not a track"
         raise DataError(f"{name}: it has {what}")
-    return track
+    return replace(track, left_out=total - len(track))
 
 
 def parse_time(text: str) -> datetime:

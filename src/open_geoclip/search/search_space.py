@@ -143,9 +143,8 @@ class SearchSpace:
         if codes is None or cells.origins is None:
             return self._country_labels
         codes = codes[cells.origins]
-        if self.groups is not None:  # a group may lie in several countries
-            places = np.flatnonzero((cells.coordinates != self.cells.coordinates[cells.origins]).any(axis=1))
-            codes[places] = country_codes(cells.coordinates[places].astype(np.float64))
+        places = np.flatnonzero((cells.coordinates != self.cells.coordinates[cells.origins]).any(axis=1))
+        codes[places] = country_codes(cells.coordinates[places].astype(np.float64))
         return np.unique(codes, return_inverse=True)
 
     @cached_property
