@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from open_geoclip.data.earth import Basemap, Earth, is_land
-from open_geoclip.data.earth_views import sample_cameras, view_centres, views
+from open_geoclip.data.earth_views import Split, sample_cameras, view_centres, views
 from open_geoclip.evaluation.calibration import ANSWER_KM
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.geo.sphere import destination
@@ -59,12 +59,14 @@ def refined(locator: Locator, embeddings: Float[Tensor, "n d"], truth: Float64[n
     return {"not refined": judged(map(locator.posterior, parts), truth), "refined": judged(between, truth)}
 
 
-def rendered(locator: Locator, earth: Earth, centres: Float64[np.ndarray, "n 2"], first: int) -> Float[Tensor, "n d"]:
-    """Encode rendered views of given places, with the cameras of test views from ``first`` on."""
+def rendered(
+    locator: Locator, earth: Earth, centres: Float64[np.ndarray, "n 2"], first: int, split: Split = "test"
+) -> Float[Tensor, "n d"]:
+    """Encode rendered views of given places, with the cameras of views of a split from ``first`` on."""
     found = []
     for start in range(0, len(centres), _CHUNK):
         part = centres[start : start + _CHUNK]
-        width, turn, light = sample_cameras("test", first + start, first + start + len(part))
+        width, turn, light = sample_cameras(split, first + start, first + start + len(part))
         found.append(locator.encode(list(earth.render(part, width, turn, light))))
     return torch.cat(found)
 

@@ -47,7 +47,7 @@ def radius_km(posterior: Posterior, share: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "north_km", "most_km"), [(1 / 60, 0.003, 0.06), (5, 1, 1.5), (30, 60, 60), (600, 1500, 9000)]
+    ("minutes", "north_km", "most_km"), [(1 / 60, 0.003, 0.06), (5, 1, 3.5), (30, 60, 200), (600, 1500, 9000)]
 )
 def test_a_photo_without_evidence_is_where_the_fixes_say(
     minutes: float, north_km: float, most_km: float, locator: Locator
@@ -68,7 +68,7 @@ def test_nobody_is_faster_than_the_limit(locator: Locator) -> None:
     assert haversine_km(pair[0].decode("distance"), pair[1].decode("distance"))[0] < 1
     # Fixes that are farther apart than the limit allows say how fast it was.
     [flight] = between(locator, fixes(6, rome, (45.9, 12.5)), speed_kmh=100.0)
-    assert haversine_km(flight.decode("distance")[0], np.array([43.9, 12.5])) < 30
+    assert haversine_km(flight.decode("distance")[0], np.array([43.9, 12.5])) < 40
 
 
 def test_before_the_first_fix_and_over_180_degrees(locator: Locator) -> None:

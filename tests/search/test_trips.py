@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import even_points, haversine_km
-from open_geoclip.search.trips import evidence_weights, pool_embeddings, trip_posterior
+from open_geoclip.search.trips import evidence_weights, pool_embeddings, trip_posterior, trip_weights
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -20,17 +20,28 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 def test_copies_count_as_one_and_strangers_in_full() -> None:
     a, b, c = torch.eye(3)
-    assert evidence_weights(torch.stack([a, b, c])).tolist() == [1, 1, 1]
+    assert evidence_weights(torch.stack([a, b, c]), tempering=0).tolist() == [1, 1, 1]
     torch.testing.assert_close(
-        evidence_weights(torch.stack([a, a, 2 * a, b])), torch.tensor([1 / 3] * 3 + [1.0]).double()
+        evidence_weights(torch.stack([a, a, 2 * a, b]), tempering=0), torch.tensor([1 / 3] * 3 + [1.0]).double()
     )
-    assert evidence_weights(torch.stack([a, -a])).tolist() == [1, 1]
+    assert evidence_weights(torch.stack([a, -a]), tempering=0).tolist() == [1, 1]
     near = unit(torch.stack([a, a + 0.1 * b]))
-    weights = evidence_weights(near)
+    weights = evidence_weights(near, tempering=0)
     assert ((weights > 0.5) & (weights < 0.52)).all()
     assert evidence_weights(near, 0).tolist() == [0.5, 0.5]
-    with pytest.raises(SettingsError, match="power"):
-        evidence_weights(near, -1)
+    for power, tempering in ((-1, 0), (8, 1.5)):
+        with pytest.raises(SettingsError, match="power"):
+            evidence_weights(near, power, tempering)
+
+
+def test_evidence_is_tempered_by_the_effective_number_of_images() -> None:
+    a, b, c = torch.eye(3)
+    assert evidence_weights(torch.stack([a, a])).tolist() == [0.5, 0.5]
+    torch.testing.assert_close(evidence_weights(torch.stack([a, b, c])), torch.full((3,), 3**-0.5).double())
+    assert evidence_weights(torch.stack([a, b, c]), tempering=1).sum() == pytest.approx(1)
+    # A burst of copies counts as one image, and images hours apart count in full.
+    burst = trip_weights(torch.stack([a, a, a, b]), np.array([0.0, 0.01, 0.02, 9.0]), 900.0)
+    torch.testing.assert_close(burst, torch.tensor([1 / 3] * 3 + [1.0]).double())
 
 
 @given(st.integers(1, 5), st.integers(0, 100))

@@ -2,9 +2,13 @@
 
 Between two fixes a photo lies within the space-time prism of the speed limit (Hägerstrand, "What about people in
 regional science?", 1970). Its prior is a mixture: mostly a Brownian bridge around the place that is interpolated along
-the great circle (Horne et al., "Analyzing animal movements using Brownian bridges", 2007), wider the farther and the
-longer the fixes are apart; the rest is even over the prism, more of it the longer ago the nearest fix is. It is
-represented by places of its own: a gallery has one in 50 km. The picture weighs them by its likelihood
+the great circle (Horne et al., "Analyzing animal movements using Brownian bridges", 2007); the rest is even over the
+prism, more of it the longer ago the nearest fix is. How fast somebody diffuses, only the distances between fixes say,
+those that are about as long apart. With Jeffreys' prior of the rate and k such distances d over t hours, the bridge is
+a Student t distribution in the plane with 2 k degrees of freedom; at the share u of T hours its squared scale is
+u (1 - u) T times the mean of d^2 / (2 t). Before the first fix and after the last it is the mean times the hours since.
+Nobody stays quite still, which adds a little for each hour.
+The prior is represented by places of its own: a gallery has one in 50 km. The picture weighs them by its likelihood
 ratio; one that is unlike those that the model was calibrated on weighs nothing. Photos between the same fixes form a
 hidden Markov model with the same speed limit; see :mod:`open_geoclip.search.trips`.
 """
@@ -28,17 +32,16 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.refine import encode_cosines
 from open_geoclip.search.search_space import SearchSpace
-from open_geoclip.search.smoothing import gaussian_quadrature
-from open_geoclip.search.trips import chain_marginals
+from open_geoclip.search.trips import chain_marginals, trip_weights
 
 __all__ = ["anchored_posteriors"]
 
 _BRIDGE_POINTS, _PRISM_POINTS = 128, 256
 _MIN_GALLERY = 64  # places of the gallery in a prism stand for it; fewer are too coarse
-_DETOUR = 0.3  # standard deviation halfway, as a share of the distance between two fixes
-_DRIFT_KMH = 1.0  # and per hour between them
-_DIFFUSION_KMH = 10.0  # standard deviation per hour before the first fix and after the last
-_EVEN = 0.05  # least share of the prism
+_DRIFT_KMH = 1.0  # added to the scale halfway between two fixes, per hour between them
+_WALK_KMH = 5.0  # and before the first fix and after the last, per hour
+_ALIKE = 4.0  # intervals up to so many times longer or shorter say how fast somebody diffuses
+_EVEN = 0.02  # least share of the prism
 _FORGET_H = 24.0  # in which the bridge's share falls to 1/e
 _ONE_SIGMA = 1.515  # the radius that holds 68 % of a Gaussian, in standard deviations along each axis
 _UNRESOLVED_KM = 0.5  # no model tells places within this distance
@@ -55,7 +58,7 @@ class _Prior:
         log_mass: of each place, normalised.
         area_km2: that each place stands for.
         rows: of the gallery; -1 for places of the photo's own.
-        sigma_km: of the bridge.
+        sigma_km: scale of the bridge.
         reach_km: the photo lies within this distance of the middle of the prism.
     """
 
@@ -91,14 +94,17 @@ def anchored_posteriors(
     Returns:
         The posteriors; the scale of each in kilometres; and whether the photos keep to the limit.
     """
+    fixes = sorted({fix for pair in anchors.brackets for fix in pair if fix is not None}, key=lambda fix: fix.time_s)
+    intervals = _intervals(fixes)
     priors = [
-        _prior(space.cells, before, after, time_s, speed_kmh, space.allowed)
+        _prior(space.cells, before, after, time_s, speed_kmh, intervals, space.allowed)
         for (before, after), time_s in zip(anchors.brackets, anchors.times_s, strict=True)
     ]
     ratios = _likelihood_ratios(space, embeddings, scale, calibration, priors, distances)
+    weights = trip_weights(embeddings, np.array(anchors.times_s) / 3600, speed_kmh).tolist()
     rows = [
-        torch.log_softmax(torch.from_numpy(prior.log_mass) + ratio, dim=0)
-        for prior, ratio in zip(priors, ratios, strict=True)
+        torch.log_softmax(torch.from_numpy(prior.log_mass) + weight * ratio, dim=0)
+        for prior, ratio, weight in zip(priors, ratios, weights, strict=True)
     ]
     points = [unit_vectors(torch.from_numpy(prior.coordinates)) for prior in priors]
     is_possible = True
@@ -164,12 +170,31 @@ def _likelihood_ratios(
     return ratios
 
 
+_Intervals = Float64[np.ndarray, "k 2"]
+"""Hours between two fixes that follow each other, and the variance per hour along each axis that they say."""
+
+
+def _intervals(fixes: Sequence[Fix]) -> _Intervals:
+    hours = np.diff([fix.time_s for fix in fixes]) / 3600
+    places = np.array([(fix.lat, fix.lon) for fix in fixes])
+    rate = haversine_km(places[1:], places[:-1]) ** 2 / (2 * np.maximum(hours, 1e-9))
+    return np.stack((hours, rate), axis=1)[hours > 0]
+
+
+def _diffusion(intervals: _Intervals, hours: float) -> tuple[float, int]:
+    """Return the mean variance per hour of intervals about as long as some hours, or of all, and their number."""
+    is_alike = (intervals[:, 0] >= hours / _ALIKE) & (intervals[:, 0] <= hours * _ALIKE)
+    rates = intervals[is_alike if is_alike.any() else slice(None), 1]
+    return (float(rates.mean()), len(rates)) if len(rates) else (0.0, 1)
+
+
 def _prior(
     cells: GalleryCells,
     before: Fix | None,
     after: Fix | None,
     time_s: float,
     speed_kmh: float,
+    intervals: _Intervals,
     allowed: Allowed | None,
 ) -> _Prior:
     """Return the prior of a photo from the fixes around it."""
@@ -178,20 +203,21 @@ def _prior(
     error_km = np.array([fix.accuracy_m / 1000 for fix in fixes])
     hours = np.abs(np.array([fix.time_s for fix in fixes]) - time_s) / 3600
     between = len(fixes) == 2
+    diffusion, count = _diffusion(intervals, float(hours.sum()))
     if between:
-        centre, sigma_km, speed_kmh = _bridge(places, error_km, hours, speed_kmh)
+        centre, moved_km, known_km, speed_kmh = _bridge(places, error_km, hours, speed_kmh, diffusion)
     else:
-        centre, sigma_km = places[0], math.hypot(error_km[0] / _ONE_SIGMA, _DIFFUSION_KMH * hours[0])
+        centre, known_km = places[0], error_km[0] / _ONE_SIGMA
+        moved_km = _WALK_KMH * hours[0] + math.sqrt(diffusion * hours[0])
     reach_km = hours * speed_kmh + 3 * error_km
     # Distances are convex: whatever lies within both reaches is no farther from a place between the fixes.
     weights = hours[::-1] / hours.sum() if between and hours.sum() > 0 else np.full(len(fixes), 1 / len(fixes))
     disc_km = min(float(weights @ reach_km), _MAX_DISC_KM)
-    spiral = gaussian_quadrature(_BRIDGE_POINTS)
-    bridge = destination(
-        centre, np.degrees(np.arctan2(*spiral.T)), np.minimum(sigma_km * np.hypot(*spiral.T), _MAX_DISC_KM)
-    )
-    step = (np.arange(_BRIDGE_POINTS) + 0.5) / _BRIDGE_POINTS
-    bridge_area = 2 * math.pi * sigma_km**2 / (_BRIDGE_POINTS * (1 - step))  # inverse of the density
+    # Quantiles of the squared distance: of the Student t distribution, and of the Gaussian error of the fixes.
+    left = 1 - (np.arange(_BRIDGE_POINTS) + 0.5) / _BRIDGE_POINTS
+    tail = left ** (-1 / count)
+    bridge = _spiral(centre, np.sqrt(2 * (moved_km**2 * count * (tail - 1) - known_km**2 * np.log(left))))
+    bridge_area = 2 * math.pi * (moved_km**2 * tail + known_km**2) / (_BRIDGE_POINTS * left)  # inverse of the density
     bridge_mass = np.full(_BRIDGE_POINTS, 1 / _BRIDGE_POINTS)
     even, even_area, even_mass, even_rows = _prism(cells, centre, disc_km, places, reach_km)
     even_share = 1 - (1 - _EVEN) * math.exp(-float(hours.min()) / _FORGET_H)
@@ -205,6 +231,7 @@ def _prior(
             inside &= allowed(coordinates)
         if inside.any():
             parts.append((coordinates[inside], area[inside], share * mass[inside] / mass[inside].sum(), rows[inside]))
+    sigma_km = math.hypot(moved_km, known_km)
     if not parts:  # limits or rounding leave nothing: the interpolated place itself
         parts = [(centre[None], np.array([math.pi * sigma_km**2]), np.ones(1), np.array([-1]))]
     coordinates, area, mass, rows = (np.concatenate(values) for values in zip(*parts, strict=True))
@@ -216,8 +243,9 @@ def _bridge(
     error_km: Float64[np.ndarray, " 2"],
     hours: Float64[np.ndarray, " 2"],
     speed_kmh: float,
-) -> tuple[Float64[np.ndarray, " 2"], float, float]:
-    """Return the interpolated place, its standard deviation, and the speed limit, at least what the fixes need."""
+    diffusion: float,
+) -> tuple[Float64[np.ndarray, " 2"], float, float, float]:
+    """Return the interpolated place, its scale, its error by the fixes, and the speed limit or what they need."""
     distance_km, total_h = float(haversine_km(places[0], places[1])), float(hours.sum())
     share = float(hours[0]) / total_h if total_h > 0 else 0.5
     start, end = unit_vectors(places)
@@ -226,12 +254,12 @@ def _bridge(
         centre = places[0]
     else:
         centre = coordinates_of(start * math.sin((1 - share) * angle) + end * math.sin(share * angle))
-    halfway_km = _DETOUR * distance_km + _DRIFT_KMH * total_h
-    variance = 4 * share * (1 - share) * halfway_km**2
-    variance += (((1 - share) * error_km[0]) ** 2 + (share * error_km[1]) ** 2) / _ONE_SIGMA**2
+    halfway_km = math.sqrt(diffusion * total_h) / 2 + _DRIFT_KMH * total_h
+    moved_km = 2 * math.sqrt(share * (1 - share)) * halfway_km
+    known_km = math.hypot((1 - share) * error_km[0], share * error_km[1]) / _ONE_SIGMA
     if total_h > 0:
         speed_kmh = max(speed_kmh, 1.05 * (distance_km - float(error_km.sum())) / total_h)
-    return centre, math.sqrt(variance), speed_kmh
+    return centre, moved_km, known_km, speed_kmh
 
 
 def _prism(
@@ -247,11 +275,15 @@ def _prism(
         log_prior = cells.log_prior[torch.from_numpy(rows)].double()
         mass = torch.softmax(log_prior, dim=0).nan_to_num(0.0).numpy()
         return cells.coordinates[rows].astype(np.float64), cells.area_km2[rows], mass, rows
-    step = (np.arange(_PRISM_POINTS) + 0.5) / _PRISM_POINTS
-    bearing = np.degrees(np.arange(_PRISM_POINTS) * math.pi * (3 - math.sqrt(5)))
-    spiral = destination(centre, bearing, disc_km * np.sqrt(step))
+    spiral = _spiral(centre, disc_km * np.sqrt((np.arange(_PRISM_POINTS) + 0.5) / _PRISM_POINTS))
     share = np.full(_PRISM_POINTS, 1 / _PRISM_POINTS)
     return spiral, math.pi * disc_km**2 * share, share, np.full(_PRISM_POINTS, -1)
+
+
+def _spiral(centre: Float64[np.ndarray, " 2"], distance_km: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "n 2"]:
+    """Return places at some distances, in directions that turn by the golden angle."""
+    bearing = np.degrees(np.arange(len(distance_km)) * math.pi * (3 - math.sqrt(5)))
+    return destination(centre, bearing, np.minimum(distance_km, _MAX_DISC_KM))
 
 
 def _within(

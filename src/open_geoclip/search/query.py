@@ -19,12 +19,15 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
-from open_geoclip.search.trips import pool_embeddings, trip_posterior
+from open_geoclip.search.trips import TEMPERING, evidence_weights, trip_posterior, trip_weights
 
 __all__ = ["Query"]
 
 _TEXT_SIGMA_KM = 200.0
 """Texts describe regions, not places: structure at the spacing of the gallery (53 km for ``earth``) is noise."""
+
+_MOST_NATS = 60.0
+"""No place is less likely by an image than this; in float32 it would be impossible, and with it the trip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +80,13 @@ class Query:
         return Query(replace(self.encoded, embeddings=embeddings), calibration, [text] * len(self.encoded.names))
 
     @classmethod
-    def from_place(cls, batch: EncodedBatch, calibration: Calibration) -> "Query":
+    def from_place(cls, batch: EncodedBatch, calibration: Calibration, tempering: float = TEMPERING) -> "Query":
         """Return one query of all images, which show one place. Nothing was calibrated for several images.
+
+        Args:
+            batch: the images, all of which could be read.
+            calibration: of the model.
+            tempering: see :func:`open_geoclip.search.trips.evidence_weights`.
 
         Raises:
             SettingsError: there is no image.
@@ -86,9 +94,16 @@ class Query:
         if not batch.names:
             raise SettingsError("locate_together: at least one image")
         sha256 = ", ".join(filter(None, batch.sha256)) if all(batch.sha256) else None
-        pooled = pool_embeddings(batch.embeddings).float()[None]
-        if len(batch.names) > 1:
-            calibration = replace(calibration, fitted_on=None)
+        weights = evidence_weights(batch.embeddings, tempering=tempering)
+        pooled = (weights @ batch.embeddings.double()).float()[None]
+        if len(batch.names) > 1:  # the best logit of the sum is compared with the sum of those of single images
+            evidence = float(weights.sum())
+            calibration = replace(
+                calibration,
+                fitted_on=None,
+                reference_logit=calibration.reference_logit * evidence,
+                background_slope=calibration.background_slope / evidence,
+            )
         distances = None if batch.distances is None else batch.distances.mean(dim=0, keepdim=True)
         encoded = EncodedBatch([", ".join(batch.names)], [None], [sha256], pooled, distances=distances)
         return cls(encoded, calibration)
@@ -119,7 +134,11 @@ class Query:
         calibration = replace(calibration, background=0.0, fitted_on=None)
         alone = space.posterior(batch.embeddings, scale, calibration, batch.distances)
         cells, spacing_km = alone.cells, float(np.median(alone.cells.spacing_km))
-        trip = trip_posterior(alone.log_mass, cells.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
+        log_prior = torch.log_softmax(cells.log_prior, dim=0)
+        weights = trip_weights(batch.embeddings, hours, speed_kmh).float()[:, None]
+        log_mass = torch.maximum(alone.log_mass, log_prior - _MOST_NATS)
+        log_mass = torch.where(log_prior > -torch.inf, torch.lerp(log_prior, log_mass, weights), -torch.inf)
+        trip = trip_posterior(log_mass, cells.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
         error = _trip_error(trip.log_evidence > -np.inf, speed_kmh)
         return cls(batch, calibration, None, trip.log_mass, error, cells=cells)
 

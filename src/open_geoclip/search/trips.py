@@ -1,7 +1,8 @@
 """Several images of one place, or of one trip, located jointly.
 
-**One place.** The evidence of images of one place is multiplied. Similar images are not independent, so each is
-weighted by one over the number of images like it, itself included: see :func:`evidence_weights`. Two copies count once.
+**One place.** The evidence of images of one place is multiplied. They are not independent, so each is weighted by one
+over the number of images like it, itself included, and all are tempered: see :func:`evidence_weights`. Two copies count
+once.
 
 **One trip.** Images with times form a hidden Markov model over the places of a gallery: between two images nobody moves
 faster than a speed limit along the great circle, and a priori all trips within it are equally likely.
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
@@ -25,43 +26,62 @@ from open_geoclip.search.reach import PlaceBlocks
 
 __all__ = [
     "SIMILARITY_POWER",
+    "TEMPERING",
     "TripPosterior",
     "chain_marginals",
     "evidence_weights",
     "pool_embeddings",
     "trip_posterior",
+    "trip_weights",
 ]
 
 SIMILARITY_POWER = 8.0
 """Default exponent of :func:`evidence_weights`; larger ones gained nothing on validation views (2026-11-23)."""
 
+TEMPERING = 0.5
+"""Default of :func:`evidence_weights`, fitted on validation views by ``python -m research.trip_tempering``."""
+
+_SAME_PLACE_KM = 50.0  # as those of the groups that the tempering was fitted on
 _TOLERANCE = 1e-3  # of a probability, because cells of hardly any mass are omitted
 _MIN_OMITTED = 0.1  # share of the places, fewer save no time
 _OMITTED_MASS = (1e-7, 1e-10, 1e-14, 0.0)  # of each image, tried until the tolerance is met
 
 
-def evidence_weights(embeddings: Float[Tensor, "n d"], power: float = SIMILARITY_POWER) -> Float64[Tensor, " n"]:
-    """Return the weight of each image of one place, from 1/n (all are alike) to 1 (none is like another).
+def evidence_weights(
+    embeddings: Float[Tensor, "n d"],
+    power: float = SIMILARITY_POWER,
+    tempering: float = TEMPERING,
+    near: Bool[Tensor, "n n"] | None = None,
+) -> Float64[Tensor, " n"]:
+    """Return the exponent of each image's evidence among images of one place.
 
-    It is one over the sum of ``max(0, cosine) ** power`` over all images, as sequences are weighted in biology
-    (Vingron and Argos, "A fast and sensitive multiple sequence alignment algorithm", 1989). A power of 0 averages the
-    evidence; a large one multiplies it, copies aside.
+    Similar images are weighted by one over the sum of ``max(0, cosine) ** power`` over all images, as sequences are in
+    biology (Vingron and Argos, "A fast and sensitive multiple sequence alignment algorithm", 1989). The sum of these
+    weights, from 1 (all are alike) to n (none is like another), is the effective number of images. What the model
+    mistakes at a place it mistakes in all of them: the weights are divided by this number to the power of ``tempering``
+    (a composite likelihood; Pauli, Racugno and Ventura, "Bayesian composite marginal likelihoods", 2011).
 
     Args:
         embeddings: of any length but zero.
         power: how fast similarity decreases with the angle.
+        tempering: 0: images that are not alike are independent; 1: all together say as much as one.
+        near: which images are of one place. Default: all.
 
     Raises:
-        SettingsError: power is below 0.
+        SettingsError: power is below 0, or tempering is not within 0 and 1.
     """
-    if not power >= 0:
-        raise SettingsError(f"power: 0 or more, not {power}")
+    if not (power >= 0 and 0 <= tempering <= 1):
+        raise SettingsError(f"power: 0 or more, and tempering: from 0 to 1, not {power} and {tempering}")
     unit = F.normalize(embeddings.double(), dim=1)
-    similarity = (unit @ unit.T).clamp(0, 1) ** power
-    return 1 / similarity.sum(dim=1)
+    together = torch.ones(len(unit), len(unit)).bool() if near is None else near
+    similarity = (unit @ unit.T).clamp(0, 1) ** power * together
+    weights = 1 / similarity.sum(dim=1)
+    return weights / (together.double() @ weights) ** tempering
 
 
-def pool_embeddings(embeddings: Float[Tensor, "n d"], power: float = SIMILARITY_POWER) -> Float64[Tensor, " d"]:
+def pool_embeddings(
+    embeddings: Float[Tensor, "n d"], power: float = SIMILARITY_POWER, tempering: float = TEMPERING
+) -> Float64[Tensor, " d"]:
     """Return one embedding for all images of one place: its logits are the weighted sum of theirs.
 
     Logits are linear in the embedding, so that the product of evidence needs one search. Its length says how much
@@ -70,8 +90,17 @@ def pool_embeddings(embeddings: Float[Tensor, "n d"], power: float = SIMILARITY_
     Args:
         embeddings: of length 1.
         power: see :func:`evidence_weights`.
+        tempering: see :func:`evidence_weights`.
     """
-    return evidence_weights(embeddings, power) @ embeddings.double()
+    return evidence_weights(embeddings, power, tempering) @ embeddings.double()
+
+
+def trip_weights(
+    embeddings: Float[Tensor, "n d"], times_h: Float[np.ndarray, " n"], speed_kmh: float
+) -> Float64[Tensor, " n"]:
+    """Return the exponent of each image's evidence on a trip: images are of one place if nobody gets 50 km between."""
+    times = torch.from_numpy(np.asarray(times_h, np.float64))
+    return evidence_weights(embeddings, near=(times[:, None] - times).abs() * speed_kmh <= _SAME_PLACE_KM)
 
 
 @dataclass(frozen=True)
