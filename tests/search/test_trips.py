@@ -37,7 +37,7 @@ def test_copies_count_as_one_and_strangers_in_full() -> None:
 def test_evidence_is_tempered_by_the_effective_number_of_images() -> None:
     a, b, c = torch.eye(3)
     assert evidence_weights(torch.stack([a, a])).tolist() == [0.5, 0.5]
-    torch.testing.assert_close(evidence_weights(torch.stack([a, b, c])), torch.full((3,), 3**-0.5).double())
+    torch.testing.assert_close(evidence_weights(torch.stack([a, b, c])), torch.full((3,), 3**-0.75).double())
     assert evidence_weights(torch.stack([a, b, c]), tempering=1).sum() == pytest.approx(1)
     # A burst of copies counts as one image, and images hours apart count in full.
     burst = trip_weights(torch.stack([a, a, a, b]), np.array([0.0, 0.01, 0.02, 9.0]), 900.0)

@@ -38,8 +38,8 @@ __all__ = [
 SIMILARITY_POWER = 8.0
 """Default exponent of :func:`evidence_weights`; larger ones gained nothing on validation views (2026-11-23)."""
 
-TEMPERING = 0.5
-"""Default of :func:`evidence_weights`, fitted on validation views by ``python -m research.trip_tempering``."""
+TEMPERING = 0.75
+"""Default of :func:`evidence_weights`, chosen on validation views with ``python -m research.trip_tempering``."""
 
 _SAME_PLACE_KM = 50.0  # as those of the groups that the tempering was fitted on
 _TOLERANCE = 1e-3  # of a probability, because cells of hardly any mass are omitted
