@@ -57,7 +57,7 @@ class GeoCLIP(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, backbone: str | None = None, towers: tuple[Tower, ...] = ("image", "text")
+        cls, name: str, *, backbone: str | nn.Module | None = None, towers: tuple[Tower, ...] = ("image", "text")
     ) -> "GeoCLIP":
         """Load trained weights, in evaluation mode. Nothing is downloaded: ``geoclip pull NAME`` does that.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_geoclip._version import __version__
 from open_geoclip.data.clocks import Anchors
@@ -107,7 +107,7 @@ class Locator:
         cls,
         name: str = "earth",
         *,
-        backbone: str | None = None,
+        backbone: str | nn.Module | None = None,
         gallery: Gallery | str | Path | None = None,
         dtype: DType = "auto",
         engine: Engine = "auto",
@@ -120,7 +120,7 @@ class Locator:
 
         Args:
             name: ``earth`` (embedded), ``geoclip`` (released), ``hub:org/repo@revision`` or ``dir:/folder``.
-            backbone: name of the image backbone, by the same grammar. Default: the one that the weights name.
+            backbone: of images: its name, by the same grammar, or a module. Default: what the weights name.
             gallery: candidate places, or a file of them. Default: the gallery of the weights.
             dtype: what the image backbone computes in; ``auto`` is bfloat16 where the processor has it.
             engine: what runs the image backbone: ``torch``, ``compile`` (torch.compile), or ``openvino`` on a CPU;

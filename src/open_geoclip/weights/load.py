@@ -18,12 +18,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.adapter import BackboneAdapter
@@ -73,7 +73,7 @@ __all__ = ["load_model", "load_release"]
 def load_model(
     source: str | Release,
     *,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     towers: tuple[Tower, ...] = ("image", "text"),
     engine: Engine = "torch",
     dtype: DType = "float32",
@@ -84,7 +84,8 @@ def load_model(
 
     Args:
         source: a name of weights, or a release that was read before.
-        backbone: name of the image backbone; the one that the weights name when not given.
+        backbone: name of the image backbone, or a module that turns preprocessed images into features; the one that
+            the weights name when not given.
         towers: what to load beside the location encoder. ``text`` alone gives an image encoder without a backbone: its
             head, which texts go through too. The text tower itself is loaded at the first text.
         engine: what runs the image backbone; see :func:`~open_geoclip.model.backbones.runtime.prepare_backbone`.
@@ -105,7 +106,8 @@ def load_model(
         raise WeightsError(f"{release.name} holds a location encoder only, no image head: it cannot locate images")
     image = release.image if towers else None
     if image is not None:
-        image = replace(image, backbone=backbone or image.backbone)
+        given = "custom" if isinstance(backbone, nn.Module) else backbone
+        image = replace(image, backbone=given or image.backbone)
     with torch.device("meta"):
         model = model_skeleton(release, image, towers)
     parts = tuple(f"{part}." for part, _ in model.named_children())
@@ -116,15 +118,25 @@ def load_model(
     if image is not None:
         model.image_encoder.adapter = release.adapter
     if image is not None and "image" in towers:
-        if image.backbone == "custom":
-            raise WeightsError(f"{release.name} does not name its image backbone: give one, such as dir:/clip")
-        module, preprocessing = load_image_backbone(image.backbone, release.preprocessing, image.feature)
+        if isinstance(backbone, nn.Module):
+            if release.preprocessing is None:
+                raise WeightsError(f"{release.name} was saved without the preprocessing of its backbone")
+            module, preprocessing = backbone.requires_grad_(False).eval(), release.preprocessing
+            with torch.inference_mode():
+                dim = module(torch.zeros(1, 3, preprocessing.crop, preprocessing.crop)).shape[1]
+        elif image.backbone == "custom":
+            raise WeightsError(
+                f"{release.name} does not name its image backbone: give one, such as dir:/clip, or in Python the module"
+            )
+        else:
+            module, preprocessing = load_image_backbone(image.backbone, release.preprocessing, image.feature)
+            dim = cast(int, module.dim)
         if release.adapter is not None:
             release.adapter.merge(module, image.backbone)
-        if module.dim != image.feature_dim:
+        if dim != image.feature_dim:
             raise WeightsError(
                 f"{release.name} was trained on features of length {image.feature_dim}; those of {image.backbone} have "
-                f"{module.dim}: name the backbone that it was trained with, or train a head for this one"
+                f"{dim}: name the backbone that it was trained with, or train a head for this one"
             )
         if merge_tokens:
             if merge_tokens < 0 or not hasattr(module, "merge_tokens"):
@@ -132,7 +144,7 @@ def load_model(
             module.merge_tokens = merge_tokens  # type: ignore[assignment]
         model.image_encoder.backbone = prepare_backbone(module, engine, dtype, device)
         model.image_encoder.preprocessing = preprocessing
-        if backbone in (None, release.image and release.image.backbone):  # another one gives other features
+        if release.image and image.backbone == release.image.backbone:  # another one gives other features
             model.image_encoder.subspace = release.subspace
     return model.eval()
 
