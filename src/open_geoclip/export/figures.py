@@ -170,5 +170,7 @@ def draw_backbones(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.margins(x=0.3, y=0.1)
     cost_label = "milliseconds per photo" if is_timed else "parameters, million"
     axes.set(xscale="log", xlabel=cost_label, ylabel="% of photos within 200 km")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.spines[["top", "right"]].set_visible(False)
     save_png(figure, path)

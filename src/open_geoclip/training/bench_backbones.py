@@ -155,6 +155,8 @@ def _check_record(folder: Path, settings: RunSettings, test: str) -> None:
     path = folder / "settings.json"
     try:
         before = json.loads(path.read_text()) if path.exists() else record
+        # A setting that an earlier version did not have counts as the same.
+        before = {part: {**record[part], **old} if isinstance(old, dict) else old for part, old in before.items()}
         if before != record and any(folder.glob("runs/*/*/")):
             part = next(key for key in record if before.get(key) != record[key])
             raise SettingsError(f"{folder} holds a comparison with other settings ({part}): choose another output")
