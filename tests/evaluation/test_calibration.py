@@ -17,7 +17,7 @@ from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 
-SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 800)
+SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 800, reference_logit=8.0, temperature_slope=0.2)
 
 
 def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> None:
@@ -32,7 +32,9 @@ def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> 
     km = posterior.sigma_km[rows] * np.sqrt(-2 * np.log(rng.uniform(size=len(rows))))
     truth = destination(gallery.coordinates[rows].astype(np.float64), rng.uniform(0, 360, len(rows)), km)
     found = fit_calibration(index, vectors, truth, SCALE, name="drawn")
-    assert found.temperature == pytest.approx(TRUE.temperature, rel=0.2)
+    at_reference = found.temperature_of(torch.tensor([TRUE.reference_logit]))
+    assert float(at_reference) == pytest.approx(TRUE.temperature, rel=0.2)
+    assert found.temperature_slope == pytest.approx(TRUE.temperature_slope, rel=0.3)
     assert found.background == pytest.approx(TRUE.background, abs=0.1)
     assert (found.fitted_on, found.n_images) == ("drawn", len(rows))
 

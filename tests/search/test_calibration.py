@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.geo.sphere import even_points, haversine_km, unit_vectors
-from open_geoclip.search.calibration import CALIBRATED_LEVELS, P_VALUES, Calibration, conformal_levels
+from open_geoclip.search.calibration import (
+    CALIBRATED_LEVELS,
+    MAX_LOG_TEMPERATURE,
+    P_VALUES,
+    Calibration,
+    conformal_levels,
+)
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.posterior import Posterior
@@ -83,6 +89,13 @@ def test_levels_of_regions_widen_them_as_they_say(cells: GalleryCells) -> None:
     assert bent.nominal_hpd_levels((0.5,)) == pytest.approx(np.array([[math.sqrt(0.5)]]), abs=1e-6)
 
 
+def test_an_image_that_resembles_its_best_place_less_is_trusted_less() -> None:
+    sloped = Calibration(0.5, reference_logit=30.0, temperature_slope=0.1)
+    temperature = sloped.temperature_of(torch.tensor([40.0, 30.0, 20.0, -1000.0]))
+    assert temperature.tolist() == pytest.approx([0.5 * math.exp(power) for power in (-1, 0, 1, MAX_LOG_TEMPERATURE)])
+    assert Calibration(0.5).temperature_of(torch.tensor([40.0, 20.0])).tolist() == [0.5, 0.5]
+
+
 def test_a_release_keeps_it_and_what_is_wrong_is_refused() -> None:
     assert Calibration.from_dict(DOUBTING.to_dict()) == DOUBTING
     old = {"temperature": 0.4, "background": 0.01, "width_km": 14.0, "fitted_on": "views", "pictures": 9}
@@ -91,6 +104,7 @@ def test_a_release_keeps_it_and_what_is_wrong_is_refused() -> None:
     for wrong in (
         {"background_slope": -1.0},
         {"background_slope": math.nan},
+        {"temperature_slope": -0.1},
         {"reference_logit": math.inf},
         {"hpd_levels": (0.0, 1.0)},
     ):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.search.calibration import (
     CALIBRATED_LEVELS,
     IN_DISTRIBUTION_SHARE,
+    MAX_LOG_TEMPERATURE,
     OUT_OF_DISTRIBUTION_P,
     P_VALUES,
     SURE_KM,
@@ -42,7 +44,6 @@ _RESAMPLES = 1000
 _LEAST_KM = 25  # whose reliability is measured; at 1 km nearly nothing is right
 
 
-@torch.inference_mode()
 def fit_calibration(
     index: GalleryIndex,
     embeddings: Float[Tensor, "n d"],
@@ -75,15 +76,12 @@ def fit_calibration(
     Raises:
         SettingsError: fewer than 100 images.
     """
-    from scipy.interpolate import CubicSpline
-    from scipy.optimize import minimize
     from scipy.spatial import cKDTree
 
     n = len(embeddings)
     if n < _MIN_IMAGES:
         raise SettingsError(f"a calibration takes at least {_MIN_IMAGES} images, not {n}")
     cells = GalleryCells.from_gallery(index.gallery)
-    prior = cells.log_prior
     near = min(_NEIGHBOURS, len(cells))
     chord, rows = cKDTree(cells.points.numpy().astype(np.float64)).query(
         unit_vectors(np.asarray(truth, np.float64)), k=list(range(1, near + 1))
@@ -94,50 +92,15 @@ def fit_calibration(
         part = slice(start, min(start + _BATCH, n))
         logits = index.logits(embeddings[part], scale)
         at_truth[part] = logits.gather(1, near_rows[part]).double().numpy()
-        best[part] = logits.masked_fill(prior == -torch.inf, -torch.inf).amax(dim=1).double().numpy()
+        best[part] = cells.best_logits(logits).double().numpy()
         for column, temperature in enumerate(_TEMPERATURES):
-            sums = torch.logsumexp(torch.add(prior, logits, alpha=1 / temperature), dim=1)
+            sums = torch.logsumexp(torch.add(cells.log_prior, logits, alpha=1 / temperature), dim=1)
             totals[part, column] = sums.double().numpy()
         if progress is not None:
             progress(part.stop, n)
-    # As a function of 1/T the normaliser is nearly straight, and a spline follows it.
-    normaliser = CubicSpline(1 / _TEMPERATURES[::-1], totals[:, ::-1], axis=1)
-    square, area = chord**2, cells.area_km2[rows] / EARTH_RADIUS_KM**2
-    own_prior = prior.double().numpy()[rows]
-    uniform = math.log(1e-6 / (4 * math.pi * EARTH_RADIUS_KM**2))
-    reference, spread = float(np.median(best)), float(best.std()) + 1e-9
-
-    def parameters(x: Float64[np.ndarray, "4"]) -> tuple[float, float, float, float]:
-        low, high = math.log(_TEMPERATURES[0]), math.log(_TEMPERATURES[-1])
-        background = 1 / (1 + math.exp(-np.clip(x[1], -9, 3)))
-        slope = math.exp(np.clip(x[3], -6, 3)) / spread
-        return math.exp(np.clip(x[0], low, high)), background, math.exp(np.clip(x[2], -5, 8)), slope
-
-    def loss(x: Float64[np.ndarray, "4"]) -> float:
-        temperature, background, sigma_km, slope = parameters(x)
-        sigma = torch.from_numpy(np.sqrt(area / 12 + (sigma_km / EARTH_RADIUS_KM) ** 2))
-        kernel = log_kernel(torch.from_numpy(square), sigma).numpy()
-        odds = math.log(background / (1 - background)) + slope * (reference - best)[:, None]
-        signal = at_truth / temperature + own_prior - normaliser(1 / temperature)[:, None] - np.logaddexp(0, odds)
-        terms = np.logaddexp(signal, own_prior - np.logaddexp(0, -odds)) + kernel
-        return -float(np.logaddexp(np.logaddexp.reduce(terms, axis=1), uniform).mean())
-
-    found = minimize(
-        loss,
-        [-0.7, -5.0, math.log(15.0), 0.0],
-        method="Nelder-Mead",
-        options={"xatol": 1e-3, "fatol": 1e-5, "maxiter": 600},
-    )
-    temperature, background, sigma_km, slope = parameters(found.x)
-    calibration = Calibration(
-        temperature=round(temperature, 4),
-        background=round(background, 5),
-        sigma_km=round(sigma_km, 2),
-        fitted_on=name,
-        n_images=n,
-        background_slope=round(slope, 4),
-        reference_logit=round(reference, 3),
-    )
+    own_prior = cells.log_prior.double().numpy()[rows]
+    parameters = _fit_parameters(at_truth, own_prior, cells.area_km2[rows], chord, best, totals)
+    calibration = Calibration(**parameters, fitted_on=name, n_images=n)
 
     def batches() -> Iterator[tuple[Tensor, Posterior]]:
         for part in embeddings.split(_BATCH):
@@ -154,6 +117,68 @@ def fit_calibration(
     refined = (posterior for part in parts for posterior in space.refined_posteriors(part, scale, plain))
     levels, hpd_levels, _ = fit_levels(refined, truth[:n_refined], plain, space.cells)
     return replace(calibration, refined_levels=levels, refined_hpd_levels=hpd_levels)
+
+
+@torch.inference_mode(False)
+def _fit_parameters(
+    logits: Float64[np.ndarray, "n k"],
+    log_prior: Float64[np.ndarray, "n k"],
+    area_km2: Float64[np.ndarray, "n k"],
+    chord: Float64[np.ndarray, "n k"],
+    best: Float64[np.ndarray, " n"],
+    totals: Float64[np.ndarray, "n t"],
+) -> dict[str, Any]:
+    """Return the parameters of highest likelihood, by name. Arrays, as tensors of inference mode have no gradient.
+
+    Args:
+        logits: of the k cells around each truth.
+        log_prior: of these cells.
+        area_km2: of these cells.
+        chord: from the truth to each of them, in Earth radii.
+        best: logit of each image.
+        totals: logarithm of the normaliser of each image at each of the temperatures.
+    """
+    from scipy.interpolate import CubicSpline
+    from scipy.optimize import minimize
+
+    reference = float(np.median(best))
+    # As a function of 1/T the normaliser is nearly straight, and a spline follows it.
+    spline = CubicSpline(1 / _TEMPERATURES[::-1], totals[:, ::-1], axis=1)
+    pieces, knots = torch.from_numpy(spline.c), torch.from_numpy(spline.x)
+    square, area = torch.from_numpy(chord**2), torch.from_numpy(area_km2 / EARTH_RADIUS_KM**2)
+    own_prior, own_logits = torch.from_numpy(log_prior), torch.from_numpy(logits)
+    uniform = torch.tensor(math.log(1e-6 / (4 * math.pi * EARTH_RADIUS_KM**2)), dtype=torch.float64)
+    spread, n = float(best.std()) + 1e-9, len(best)
+    below = torch.from_numpy((reference - best) / spread)
+    limits = [np.log(_TEMPERATURES[[0, -1]]), (-9, 3), (-5, 8), (-6, 3), (0, MAX_LOG_TEMPERATURE)]
+
+    def loss(x: Float64[np.ndarray, "5"]) -> tuple[float, Float64[np.ndarray, "5"]]:
+        """Return the negative log density and its gradient."""
+        parameters = torch.from_numpy(x).requires_grad_()
+        log_temperature, log_odds, log_sigma, log_slope, slope = parameters
+        power = (slope * below).clamp(-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
+        inverse = (-log_temperature - power).exp().clamp(*knots[[0, -1]].tolist())
+        piece = (torch.searchsorted(knots, inverse.detach()) - 1).clamp(0, len(knots) - 2)
+        step, cubic = inverse - knots[piece], pieces[:, piece, torch.arange(n)]
+        normaliser = ((cubic[0] * step + cubic[1]) * step + cubic[2]) * step + cubic[3]
+        odds = (log_odds + log_slope.exp() * below)[:, None]
+        kernel = log_kernel(square, (area / 12 + (log_sigma.exp() / EARTH_RADIUS_KM) ** 2).sqrt())
+        signal = own_logits * inverse[:, None] + own_prior - normaliser[:, None] - F.softplus(odds)
+        terms = torch.logaddexp(signal, own_prior - F.softplus(-odds)) + kernel
+        mean = -torch.logaddexp(torch.logsumexp(terms, dim=1), uniform).mean()
+        [gradient] = torch.autograd.grad(mean, parameters)
+        return float(mean.detach()), gradient.numpy()
+
+    found = minimize(loss, [-0.7, -5.0, math.log(15.0), 0.0, 0.2], jac=True, method="L-BFGS-B", bounds=limits)
+    log_temperature, log_odds, log_sigma, log_slope, slope = found.x.tolist()
+    return {
+        "temperature": round(math.exp(log_temperature), 4),
+        "background": round(1 / (1 + math.exp(-log_odds)), 5),
+        "sigma_km": round(math.exp(log_sigma), 2),
+        "background_slope": round(math.exp(log_slope) / spread, 4),
+        "reference_logit": round(reference, 3),
+        "temperature_slope": round(slope / spread, 5),
+    }
 
 
 def fit_levels(

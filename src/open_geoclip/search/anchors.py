@@ -147,8 +147,9 @@ def _likelihood_ratios(
     """Return the log of how much more likely each picture is at each of its places than anywhere."""
     logits = space.index.logits(embeddings, scale, exact=5).double()
     log_prior = torch.log_softmax(space.cells.log_prior.double(), dim=0)
-    normaliser = torch.logsumexp(log_prior + logits / calibration.temperature, dim=1)
-    best = logits.masked_fill(log_prior == -torch.inf, -torch.inf).amax(dim=1)
+    best = space.cells.best_logits(logits)
+    temperature = calibration.temperature_of(best)
+    normaliser = torch.logsumexp(log_prior + logits / temperature[:, None], dim=1)
     background = calibration.background_of(best, distances)
     is_in_distribution = calibration.is_in_distribution(best / scale, distances)
     if is_in_distribution is not None:
@@ -164,7 +165,7 @@ def _likelihood_ratios(
         ratio = logits[n, rows.clamp(min=0)]
         places = torch.from_numpy(prior.coordinates)[own]
         ratio[own] = scale * encode_cosines(space.index.encoder, embeddings[[n]], places[None])[0].double()
-        ratio = ratio / calibration.temperature - normaliser[n] + math.log1p(-share)
+        ratio = ratio / temperature[n] - normaliser[n] + math.log1p(-share)
         floor = torch.full_like(ratio, math.log(share) if share else -math.inf)
         ratios.append(torch.logaddexp(ratio, floor))
     return ratios

@@ -5,7 +5,7 @@ Fitting is in :mod:`open_geoclip.evaluation.calibration`.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from open_geoclip.files import sha256
 __all__ = [
     "CALIBRATED_LEVELS",
     "IN_DISTRIBUTION_SHARE",
+    "MAX_LOG_TEMPERATURE",
     "OUT_OF_DISTRIBUTION_P",
     "P_VALUES",
     "SURE_KM",
@@ -42,6 +43,9 @@ OUT_OF_DISTRIBUTION_P = 0.01
 
 IN_DISTRIBUTION_SHARE = 0.95
 """Where distances are not known, its best cell must score as high as those of this share of validation images."""
+
+MAX_LOG_TEMPERATURE = 2.0
+"""The logarithm of the temperature of an image differs from that of :attr:`Calibration.temperature` by no more."""
 
 _MAX_BACKGROUND = 0.999
 _MIN_TAIL = 1e-9  # HPD levels closer to 1 are not distinguished
@@ -66,7 +70,8 @@ class Calibration:
     """Parameters by which the scores of one model become probabilities. The defaults are those of no calibration.
 
     Attributes:
-        temperature: logits are divided by it (Guo et al., "On calibration of modern neural networks", 2017).
+        temperature: logits of an image whose best logit is ``reference_logit`` are divided by it (Guo et al., "On
+            calibration of modern neural networks", 2017).
         background: share of the mass that follows the prior alone, for an image whose best logit is
             ``reference_logit``.
         sigma_km: standard deviation, along each axis, of the smoothing of each cell beyond its own extent.
@@ -87,6 +92,8 @@ class Calibration:
         distances: of the features of validation images from those of training images, which the shares
             :data:`P_VALUES` of them exceed. Empty: not known. See :meth:`distance_p_value`.
         sure_score: cosine of the best cell below which no answer is sure.
+        temperature_slope: increase of the logarithm of the temperature per unit that the best logit is lower: an image
+            that resembles its best place less, as in another season or rendering, says less about where that is.
     """
 
     temperature: float = 1.0
@@ -104,19 +111,20 @@ class Calibration:
     min_score: float = -1.0
     distances: tuple[float, ...] = ()
     sure_score: float = -1.0
+    temperature_slope: float = 0.0
 
     def __post_init__(self) -> None:
-        slope = self.background_slope
+        slope = min(self.background_slope, self.temperature_slope)
         numbers = (
-            *(self.temperature, self.background, self.sigma_km, slope, self.reference_logit),
-            *(self.min_score, self.sure_score),
+            *(self.temperature, self.background, self.sigma_km, self.background_slope, self.reference_logit),
+            *(self.temperature_slope, self.min_score, self.sure_score),
         )
         if not all(map(math.isfinite, numbers)):  # a TypeError for what is no number
             raise SettingsError(f"calibration: finite numbers, not {numbers}")
         if not (self.temperature > 0 and 0 <= self.background < 1 and self.sigma_km >= 0 and slope >= 0):
             raise SettingsError(
-                "calibration: temperature must be above 0, background at least 0 and below 1, sigma_km and "
-                "background_slope at least 0"
+                "calibration: temperature must be above 0, background at least 0 and below 1, sigma_km, "
+                "background_slope and temperature_slope at least 0"
             )
         for name in _LEVELS:
             levels = getattr(self, name)
@@ -124,14 +132,17 @@ class Calibration:
                 raise SettingsError(
                     f"calibration: {name} must be {len(CALIBRATED_LEVELS)} numbers that increase from 0 to 1, or empty"
                 )
-        valid = [len(part) <= len(P_VALUES) and _is_sorted((0.0, *part, 1.0)) for part in self.conformal_levels]
+        valid = [
+            len(part) <= len(P_VALUES) and sorted((0.0, *part, 1.0)) == [0.0, *part, 1.0]
+            for part in self.conformal_levels
+        ]
         if self.conformal_levels and valid != [True, True]:
             raise SettingsError(
                 f"calibration: conformal_levels must be two lists of at most {len(P_VALUES)} numbers that increase "
                 "from 0 to 1, or empty"
             )
 
-        if self.distances and (len(self.distances) < _MIN_DISTANCES or not _is_sorted(self.distances)):
+        if self.distances and (len(self.distances) < _MIN_DISTANCES or sorted(self.distances) != list(self.distances)):
             raise SettingsError(
                 f"calibration: distances must be {_MIN_DISTANCES} numbers or more that increase, or empty"
             )
@@ -165,6 +176,11 @@ class Calibration:
         """The calibration of refined posteriors; its ``fitted_on`` is None when there was none fitted."""
         fitted_on = self.fitted_on if self.refined_levels else None
         return replace(self, levels=self.refined_levels, hpd_levels=self.refined_hpd_levels, fitted_on=fitted_on)
+
+    def temperature_of(self, best_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return the temperature of images whose best cells have these logits, scale times cosine."""
+        power = self.temperature_slope * (self.reference_logit - best_logits)
+        return self.temperature * power.clamp(-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE).exp()
 
     def background_of(
         self, best_logits: Float[Tensor, " n"], distances: Float[Tensor, " n"] | None = None
@@ -224,7 +240,7 @@ class Calibration:
         levels = self.hpd_levels if hpd else self.levels
         if not levels:
             return nominal
-        signal = self._signal(background)
+        signal = 1 - np.asarray(background, np.float64)[:, None] * bool(self.background_slope)
         return np.where(nominal <= signal, signal * np.interp(nominal / signal, levels, CALIBRATED_LEVELS), nominal)
 
     def nominal_level(
@@ -234,13 +250,9 @@ class Calibration:
         levels = self.hpd_levels if hpd else self.levels
         if not levels:
             return calibrated
-        signal = self._signal(background)
+        signal = 1 - np.asarray(background, np.float64)[:, None] * bool(self.background_slope)
         inverse = signal * np.interp(calibrated / signal, CALIBRATED_LEVELS, levels)
         return np.where(calibrated <= signal, inverse, calibrated)
-
-    def _signal(self, background: Float[np.ndarray, " n"]) -> Float64[np.ndarray, "n 1"] | float:
-        """Return the share that is not background; 1 where the background is the same for all images."""
-        return 1 - np.asarray(background, np.float64)[:, None] if self.background_slope else 1.0
 
     def p_value(self, hpd_level: float, *, sure: bool) -> float | None:
         """Return the conformal p-value of a stated place: the share of true places that lie at least as far out.
@@ -281,7 +293,3 @@ def _upper_quantiles(levels: Float[np.ndarray, " n"]) -> tuple[float, ...]:
     # The new image counts as one of n + 1, as conformal prediction has it.
     ranks = (math.floor(p * (n + 1) + 1e-9) for p in P_VALUES)
     return tuple(round(float(np.clip(descending[min(rank, n) - 1], 0, 1)), 9) for rank in ranks if rank >= 1)
-
-
-def _is_sorted(values: Sequence[float]) -> bool:
-    return list(values) == sorted(values)

@@ -3,7 +3,8 @@
 Logits become a posterior in three steps, whose parameters are fitted on validation data
 (:class:`~open_geoclip.search.calibration.Calibration`):
 
-1. ``softmax(log_prior + logits / temperature)``;
+1. ``softmax(log_prior + logits / temperature)``, with a temperature that is higher the less an image resembles any
+   place;
 2. a background share, larger the less an image resembles any place, follows the prior alone;
 3. each cell is smoothed by a Gaussian on the sphere, whose variance is that of the cell (a square has 1/12 of its area
    along each axis) plus that of the model (``Calibration.sigma_km``).
@@ -91,8 +92,8 @@ class Posterior:
         excluded = cells.log_prior == -torch.inf
         if bool(excluded.all()):
             raise SettingsError("prior: it rules out every place of the gallery")
-        log_mass = torch.add(cells.log_prior, logits, alpha=1 / calibration.temperature)
         best = logits.masked_fill(excluded, -torch.inf).amax(dim=1) if bool(excluded.any()) else logits.amax(dim=1)
+        log_mass = torch.addcdiv(cells.log_prior, logits, calibration.temperature_of(best)[:, None])
         return cls.from_log_mass(log_mass, cells, calibration, best_logits=best, scale=scale, distances=distances)
 
     @classmethod

@@ -96,6 +96,11 @@ class GalleryCells:
         at = torch.from_numpy(rows)
         return GalleryCells(self.coordinates[rows], self.points[at], self.area_km2[rows], self.log_prior[at])
 
+    def best_logits(self, logits: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+        """Return the highest logit of each row among the cells that the prior does not exclude."""
+        excluded = self.log_prior == -torch.inf
+        return (logits.masked_fill(excluded, -torch.inf) if bool(excluded.any()) else logits).amax(dim=1)
+
     def mass_per_place(self, mass: Float32[Tensor, "n m"]) -> Float32[Tensor, "n m"]:
         """Return the mass of an average place of each cell, by which the best places are found."""
         return mass if self.counts is None else mass / self.counts

@@ -244,14 +244,14 @@ def refine(
     rows = each.topk(min(n_starts(cells.spacing_km), log_mass.shape[1]), dim=1).indices
     found = local_search(rings, embeddings, rows, allowed=allowed)
     # Logits over the gallery are of rounded embeddings; those of the starts are exact now.
-    sharpness = scale / calibration.temperature
-    without_image = log_mass.double().gather(1, rows) - logits.double().gather(1, rows) / calibration.temperature
+    best = cells.best_logits(logits)
+    temperature = calibration.temperature_of(best).double()[:, None]
+    without_image = log_mass.double().gather(1, rows) - logits.double().gather(1, rows) / temperature
     log_mass_found = (
         without_image.gather(1, found.place_starts)
-        + sharpness * found.place_cosines.double()
+        + scale / temperature * found.place_cosines.double()
         + found.place_shares.log()
     )
-    best = logits.masked_fill(cells.log_prior == -torch.inf, -torch.inf).amax(dim=1)
     k, posteriors = rows.shape[1], []
     for n, at in enumerate(rows):
         shares, origins = found.place_shares[n], at[found.place_starts[n]]

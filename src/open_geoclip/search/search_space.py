@@ -228,7 +228,8 @@ class SearchSpace:
         cells, logits = self._logits(embeddings, scale, calibration)
         rings = self.rings if cells is self.cells else self._ring_cache(cells)
         if log_mass is None:
-            log_mass = torch.add(cells.log_prior, logits, alpha=1 / calibration.temperature)
+            temperature = calibration.temperature_of(cells.best_logits(logits))
+            log_mass = torch.addcdiv(cells.log_prior, logits, temperature[:, None])
         return refine(
             rings,
             cells,
@@ -248,6 +249,4 @@ class SearchSpace:
         logits = self.index.logits(embeddings, scale, exact=5)
         if self.groups is None:
             return self.cells, logits
-        return self.groups.open(
-            self.index.encoder, embeddings, logits, scale=scale, temperature=calibration.temperature
-        )
+        return self.groups.open(self.index.encoder, embeddings, logits, scale=scale, calibration=calibration)

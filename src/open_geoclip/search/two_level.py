@@ -25,6 +25,7 @@ from torch import Tensor
 from open_geoclip.files import cache_dir, cached_array
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.prior import OCTREE_LEVELS, GalleryCells, Prior, cell_areas, log_prior_of, morton_codes
 
@@ -128,7 +129,7 @@ class PlaceGroups:
         logits: Float[Tensor, "n g"],
         *,
         scale: float,
-        temperature: float,
+        calibration: Calibration,
     ) -> tuple[GalleryCells, Float32[Tensor, "n m"]]:
         """Replace the groups with the most mass by their places.
 
@@ -137,13 +138,14 @@ class PlaceGroups:
             embeddings: of images or texts; what is opened for one is opened for all.
             logits: over the groups.
             scale: logits are scale times cosine.
-            temperature: by which logits become probabilities.
+            calibration: by which logits become probabilities.
 
         Returns:
             Closed groups, then places, with ``origins``; and the logits of both.
         """
         cells = self.coarse_cells
-        log_mass = torch.add(cells.log_prior, logits, alpha=1 / temperature)
+        temperature = calibration.temperature_of(cells.best_logits(logits))
+        log_mass = torch.addcdiv(cells.log_prior, logits, temperature[:, None])
         n_places = min(_OPENED, max(500, _MAX_OPENED // len(embeddings)))
         best = log_mass.topk(min(n_places, len(self)), dim=1).indices
         is_opened = torch.from_numpy(np.diff(self.starts))[best].cumsum(dim=1) <= n_places
