@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import even_points, haversine_km
+from open_geoclip.search.calibration import Calibration
+from open_geoclip.search.encode import EncodedBatch
+from open_geoclip.search.query import Query
 from open_geoclip.search.trips import evidence_weights, pool_embeddings, trip_posterior, trip_weights
 
 
@@ -49,6 +52,16 @@ def test_a_copy_of_the_whole_set_changes_nothing(n: int, seed: int) -> None:
     vectors = unit(torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)))
     torch.testing.assert_close(pool_embeddings(vectors.repeat(2, 1)), pool_embeddings(vectors))
     torch.testing.assert_close(pool_embeddings(vectors[:1]), vectors[0].double())
+
+
+def test_together_the_best_logit_is_compared_with_that_of_a_single_image() -> None:
+    single = Calibration(background_slope=0.4, temperature_slope=0.1, reference_logit=30.0)
+    embeddings = torch.eye(3)
+    query = Query.from_place(EncodedBatch(["a", "b", "c"], [None] * 3, [None] * 3, embeddings), single)
+    best = torch.tensor([20.0, 30.0, 35.0])
+    together = best * evidence_weights(embeddings).sum().float()
+    torch.testing.assert_close(query.calibration.temperature_of(together), single.temperature_of(best))
+    torch.testing.assert_close(query.calibration.background_of(together), single.background_of(best))
 
 
 def test_together_is_the_weighted_product_of_evidence() -> None:

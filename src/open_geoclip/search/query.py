@@ -103,6 +103,7 @@ class Query:
                 fitted_on=None,
                 reference_logit=calibration.reference_logit * evidence,
                 background_slope=calibration.background_slope / evidence,
+                temperature_slope=calibration.temperature_slope / evidence,
             )
         distances = None if batch.distances is None else batch.distances.mean(dim=0, keepdim=True)
         encoded = EncodedBatch([", ".join(batch.names)], [None], [sha256], pooled, distances=distances)
