@@ -190,7 +190,7 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
     ]
     for size in sorted({run["size"] for run in runs}, reverse=True):
         here = [run for run in runs if run["size"] == size]
-        lines += [f"## {size:,} views indexed, {len(here)} seeds", ""]
+        lines += [f"## {size:,} views indexed, {len(here)} {'seed' if len(here) == 1 else 'seeds'}", ""]
         heads = "".join(f" {km} km | gain |" for km in RADII_KM)
         lines += [f"| views | answer by |{heads}", "| --- | --- |" + " ---: | ---: |" * len(RADII_KM)]
         for name in here[0]["sets"]:
