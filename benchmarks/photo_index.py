@@ -52,7 +52,8 @@ def build(folder: Path, features: Path, photos: int, spread: float) -> None:
 def resident_mib() -> tuple[int, int]:
     """Return memory of this process that is its own, and that of mapped files, in MiB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return tuple(int(status[key].split()[0]) // 1024 for key in ("RssAnon", "RssFile"))  # type: ignore[return-value]
+    own, files = (int(status[key].split()[0]) // 1024 for key in ("RssAnon", "RssFile"))
+    return own, files
 
 
 def measure(folder: Path, features: Path, queries: int) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from open_geoclip.evaluation.evidence import calibrate_evidence, fit_evidence
 from open_geoclip.evaluation.metrics import distances_km
@@ -154,12 +154,21 @@ def _fit_and_locate(
             seen.append(neighbours)
         km["retrieval"] = distances_km(queries.truth, retrieve(seen, k)).tolist()
         found["sets"][name] = {
-            "km": {way: [round(value, 2) for value in values] for way, values in km.items()},
+            "held": {way: _held(values) for way, values in km.items()},
             "circle_holds": (100 * np.mean(held, axis=0)).tolist(),
             "claimed_200": 100 * float(np.mean(within)),
             "sure": [100 * float(np.mean(sure)), _right(km["both"], sure)],
         }
     return found
+
+
+def _held(km: Sequence[float]) -> str:
+    """Return for each view the first of the radii that holds the answer, as a digit; one more than the last: none."""
+    return "".join(map(str, np.searchsorted(RADII_KM, km)))
+
+
+def _within(held: str) -> Bool[np.ndarray, "n radii"]:
+    return np.array(list(held), int)[:, None] <= np.arange(len(RADII_KM))
 
 
 def _right(km: Sequence[float], sure: Sequence[bool]) -> float | None:
@@ -169,7 +178,7 @@ def _right(km: Sequence[float], sure: Sequence[bool]) -> float | None:
 
 def page(runs: Sequence[dict[str, Any]]) -> str:
     """Return the page: accuracy by set and size with intervals of paired differences, and calibration."""
-    views = len(next(iter(runs[0]["sets"].values()))["km"]["model"])
+    views = runs[0]["views"]
     seeds = sorted({run["seed"] for run in runs})
     lines = [
         "# Photo index on Earth views",
@@ -194,7 +203,7 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
         heads = "".join(f" {km} km | gain |" for km in RADII_KM)
         lines += [f"| views | answer by |{heads}", "| --- | --- |" + " ---: | ---: |" * len(RADII_KM)]
         for name in here[0]["sets"]:
-            lines += _rows(name, [run["sets"][name]["km"] for run in here])
+            lines += _rows(name, [run["sets"][name]["held"] for run in here])
         lines += [
             "",
             "| views | 50 % circles hold | 90 % circles hold | claimed, right within 200 km | sure, of these right |",
@@ -203,7 +212,7 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
         for name in here[0]["sets"]:
             several = [run["sets"][name] for run in here]
             half, most = np.mean([one["circle_holds"] for one in several], axis=0)
-            right = np.mean([np.mean(np.asarray(one["km"]["both"]) <= 200) for one in several])
+            right = np.mean([_within(one["held"]["both"])[:, RADII_KM.index(200)] for one in several])
             sure = np.mean([one["sure"][0] for one in several])
             of_sure = [one["sure"][1] for one in several if one["sure"][1] is not None]
             claimed = np.mean([one["claimed_200"] for one in several])
@@ -220,10 +229,9 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _rows(name: str, several: Sequence[dict[str, list[float]]]) -> list[str]:
+def _rows(name: str, several: Sequence[dict[str, str]]) -> list[str]:
     hits = {
-        way: 100 * np.mean([np.asarray(km[way])[:, None] <= RADII_KM for km in several], axis=0)
-        for way in ("model", "retrieval", "both")
+        way: 100 * np.mean([_within(held[way]) for held in several], axis=0) for way in ("model", "retrieval", "both")
     }
     n = len(hits["both"])
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n

@@ -5,7 +5,6 @@ views; nothing is tuned on them.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from open_geoclip.data.earth_views import Split, sample_cameras, view_centres, v
 from open_geoclip.evaluation.calibration import ANSWER_KM
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
 from open_geoclip.geo.sphere import destination
-from open_geoclip.search.encode import EncodeSettings, encode_images
+from open_geoclip.search.encode import EncodedBatch, EncodeSettings, encode_images
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
-from open_geoclip.search.trips import pool_embeddings, trip_posterior
+from open_geoclip.search.query import Query
 
 __all__ = ["crops", "neighbourhoods", "refined", "several_lines", "trips"]
 
@@ -80,12 +79,15 @@ def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for look in BASEMAPS:
         embeddings = rendered(locator, Earth(look), centres.reshape(-1, 2), 0).view(n, most, -1)
-        asked = {"one view": embeddings[:, 0]}
-        for count in TOGETHER:
-            joined = torch.stack([pool_embeddings(group[:count]) for group in embeddings]).float()
-            asked[f"{count} views together"] = joined
+
+        def together(count: int, embeddings: Tensor = embeddings) -> Iterator[Posterior]:
+            for group in embeddings:
+                query = Query.from_place(EncodedBatch.from_embeddings(group[:count]), locator.calibration)
+                yield locator.posterior(query.encoded.embeddings, query.calibration)
+
         found[look] = {
-            name: judged(map(locator.posterior, part.split(_CHUNK)), middles) for name, part in asked.items()
+            "one view": judged(together(1), middles),
+            **{f"{count} views together": judged(together(count), middles) for count in TOGETHER},
         }
     return found
 
@@ -105,17 +107,23 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
     rng = np.random.default_rng(5)
     centres = np.stack([stops_of(start, rng) for start in view_centres("test", n)])
     hours, truth = np.arange(STOPS) * HOURS, centres.reshape(-1, 2)
-    calibration = replace(locator.calibration, background=0.0)
-    gap, places = float(np.median(locator.search_space.cells.spacing_km)), locator.gallery.coordinates
     found: dict[str, dict[str, Any]] = {}
     for look in BASEMAPS:
         parts = rendered(locator, Earth(look), truth, 4096).split(STOPS)
 
         def as_trips(speed_kmh: float, parts: tuple[Tensor, ...] = parts) -> Iterator[Posterior]:
             for part in parts:
-                alone = locator.posterior(part, calibration).log_mass
-                trip = trip_posterior(alone, places, hours, speed_kmh=speed_kmh, slack_km=gap)
-                yield Posterior.from_log_mass(trip.log_mass, locator.search_space.cells, calibration)
+                query = Query.from_trip(
+                    EncodedBatch.from_embeddings(part),
+                    locator.calibration,
+                    locator.search_space,
+                    locator.model.scale,
+                    hours,
+                    speed_kmh,
+                )
+                assert query.log_mass is not None
+                assert query.cells is not None
+                yield Posterior.from_log_mass(query.log_mass, query.cells, query.calibration)
 
         found[look] = {
             "each view alone": judged(map(locator.posterior, parts), truth),

@@ -96,7 +96,7 @@ def serve_index(folder: Path) -> Iterator[str]:
     try:
         while server.poll() is None:
             try:
-                with urllib.request.urlopen(f"{address}/readyz"):  # noqa: S310
+                with urllib.request.urlopen(f"{address}/readyz"):
                     break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.5)

@@ -17,12 +17,13 @@ from PIL import Image
 
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.backbones.timm import TimmBackbone
+from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.weights.backbones import find_licence, load_image_backbone
 
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
-ALL = ["pooled", "cls", "mean", "cls+mean"]
+ALL: list[Feature] = ["pooled", "cls", "mean", "cls+mean"]
 # architecture, its arguments, changes of pretrained_cfg, features
-MODELS: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
+MODELS: list[tuple[str, dict[str, Any], dict[str, Any], list[Feature]]] = [
     ("vit_tiny_patch16_224", VIT, {"crop_pct": 0.9}, ALL),
     (
         "vit_tiny_patch16_224",
@@ -87,7 +88,7 @@ def main(folder: Path) -> None:
                     "cls+mean": torch.cat([tokens[:, 0], patches], dim=1),
                 }
             for feature in features:
-                module, _ = load_image_backbone(name, feature=feature)  # type: ignore[arg-type]
+                module, _ = load_image_backbone(name, feature=feature)
                 found = module(pixels)
                 assert module.dim == found.shape[1]
                 torch.testing.assert_close(found, expected[feature], rtol=1e-5, atol=1e-5)

@@ -14,11 +14,15 @@ from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.query import Query
-from open_geoclip.search.trips import evidence_weights, pool_embeddings, trip_posterior, trip_weights
+from open_geoclip.search.trips import evidence_weights, trip_posterior, trip_weights
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def pool_embeddings(vectors: torch.Tensor) -> torch.Tensor:
+    return Query.from_place(EncodedBatch.from_embeddings(vectors), Calibration()).encoded.embeddings[0].double()
 
 
 def test_copies_count_as_one_and_strangers_in_full() -> None:

@@ -30,16 +30,8 @@ TRAIN = TrainSettings(epochs=1, batch_size=8, queue_size=16, learning_rate=1e-3,
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of photos of one colour each, at places all over the Earth."""
-    folder = tmp_path_factory.mktemp("photos")
-    drawn = np.random.default_rng(0).integers(0, 256, (N, 1, 1, 3), dtype=np.uint8)
-    lines = ["IMG_FILE,LAT,LON"]
-    for i, (lat, lon) in enumerate(even_points(N).tolist()):
-        Image.fromarray(np.tile(drawn[i], (60, 60, 1))).save(folder / f"{i}.png")
-        lines.append(f"{i}.png,{lat:.5f},{lon:.5f}")
-    (folder / "photos.csv").write_text("\n".join(lines) + "\n")
-    return folder / "photos.csv"
+def photos(tmp_path_factory: pytest.TempPathFactory, save_colours: Callable[[Path, int], Path]) -> Path:
+    return save_colours(tmp_path_factory.mktemp("photos"), N)
 
 
 @pytest.fixture(scope="module")

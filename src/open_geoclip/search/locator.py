@@ -349,7 +349,7 @@ class Locator:
         """Encode several images of one place as one query.
 
         Their evidence is multiplied, each image's to the power of a weight that is smaller the more images are like it;
-        see :func:`open_geoclip.search.trips.pool_embeddings`. Nothing was calibrated for several: ``sure`` is None.
+        see :func:`open_geoclip.search.trips.evidence_weights`. Nothing was calibrated for several: ``sure`` is None.
 
         Raises:
             ImageError: an image cannot be read.

@@ -30,7 +30,6 @@ __all__ = [
     "TripPosterior",
     "chain_marginals",
     "evidence_weights",
-    "pool_embeddings",
     "trip_posterior",
     "trip_weights",
 ]
@@ -77,22 +76,6 @@ def evidence_weights(
     similarity = (unit @ unit.T).clamp(0, 1) ** power * together
     weights = 1 / similarity.sum(dim=1)
     return weights / (together.double() @ weights) ** tempering
-
-
-def pool_embeddings(
-    embeddings: Float[Tensor, "n d"], power: float = SIMILARITY_POWER, tempering: float = TEMPERING
-) -> Float64[Tensor, " d"]:
-    """Return one embedding for all images of one place: its logits are the weighted sum of theirs.
-
-    Logits are linear in the embedding, so that the product of evidence needs one search. Its length says how much
-    evidence there is: do not normalise it.
-
-    Args:
-        embeddings: of length 1.
-        power: see :func:`evidence_weights`.
-        tempering: see :func:`evidence_weights`.
-    """
-    return evidence_weights(embeddings, power, tempering) @ embeddings.double()
 
 
 def trip_weights(

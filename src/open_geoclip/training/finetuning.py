@@ -7,6 +7,7 @@ nothing but weights and batch.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -65,10 +66,8 @@ def check_finetuning(backbone: nn.Module | None, settings: TrainSettings) -> Non
                 f"lora_rank: {kind} has no linear layers for queries, keys and values: train its last blocks "
                 "(unfreeze_blocks) instead"
             )
-        try:
-            import peft  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("lora_rank", "lora") from error
+        if find_spec("peft") is None:
+            raise MissingExtraError("lora_rank", "lora")
 
 
 def _attention_layers(blocks: dict[str, nn.Module]) -> list[str]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.adapter import BackboneAdapter
+from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
 from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageSettings
@@ -139,9 +140,9 @@ def load_model(
                 f"{dim}: name the backbone that it was trained with, or train a head for this one"
             )
         if merge_tokens:
-            if merge_tokens < 0 or not hasattr(module, "merge_tokens"):
+            if merge_tokens < 0 or not isinstance(module, ClipVision):
                 raise SettingsError(f"merge_tokens: 0 or more, of a CLIP, not {merge_tokens} of {image.backbone}")
-            module.merge_tokens = merge_tokens  # type: ignore[assignment]
+            module.merge_tokens = merge_tokens
         model.image_encoder.backbone = prepare_backbone(module, engine, dtype, device)
         model.image_encoder.preprocessing = preprocessing
         if release.image and image.backbone == release.image.backbone:  # another one gives other features

@@ -44,7 +44,7 @@ def load_timm(name: str, path: Path, feature: Feature) -> tuple[TimmBackbone, Pr
             from timm.data import create_transform, resolve_data_config
         except ImportError as error:
             raise MissingExtraError(f"The backbone {name}", "timm") from error
-        except Exception as error:  # torchvision's operators are registered while it is imported
+        except RuntimeError as error:  # torchvision's operators are registered while it is imported
             raise SettingsError(f"{name}: timm needs a torchvision that fits the installed torch ({error})") from error
         try:
             model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()

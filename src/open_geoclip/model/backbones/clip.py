@@ -12,7 +12,7 @@ Reading the published files is in :mod:`open_geoclip.weights.backbones`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -228,7 +228,7 @@ class ClipVision(nn.Module):
             queries = 1 if index == last else x.shape[1]
             if self.merge_tokens:
                 merged = min(self.merge_tokens, (int(queries) - 1) // 2)
-                x, size = block.forward_merged(x, size, queries, merged)  # type: ignore[operator]
+                x, size = cast(ClipBlock, block).forward_merged(x, size, queries, merged)
             else:
                 x = block(x, queries)
         return self.pool(x)
