@@ -3,16 +3,15 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from open_geoclip.cli.bench_backbones import bench_backbones
 from open_geoclip.errors import MissingWeightsError, OpenGeoCLIPError, SettingsError
-from open_geoclip.geo.sphere import even_points
 from open_geoclip.training import bench_backbones as module
 from open_geoclip.training.run import run
 from open_geoclip.training.settings import DataSettings, ModelSettings, RunSettings
@@ -23,18 +22,20 @@ SET = [f"model.{one}" for one in SHAPE] + ["train.epochs=1", "train.batch_size=4
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> str:
-    drawn = np.random.default_rng(0).integers(0, 256, (12, 1, 1, 3), dtype=np.uint8)
-    lines = ["IMG_FILE,LAT,LON"]
-    for i, (lat, lon) in enumerate(even_points(12).tolist()):
-        Image.fromarray(np.tile(drawn[i], (40, 40, 1))).save(tmp_path / f"{i}.png")
-        lines.append(f"{i}.png,{lat:.5f},{lon:.5f}")
-    (tmp_path / "photos.csv").write_text("\n".join(lines) + "\n")
-    return str(tmp_path / "photos.csv")
+def photos(tmp_path: Path, save_colours: Callable[[Path, int], Path]) -> str:
+    return str(save_colours(tmp_path, 12))
 
 
 @pytest.fixture
-def bench(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+def other_photos(tmp_path: Path, save_colours: Callable[[Path, int], Path]) -> str:
+    (tmp_path / "test").mkdir()
+    return str(save_colours(tmp_path / "test", 12))
+
+
+@pytest.fixture
+def bench(
+    photos: str, other_photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[dict[str, Any]]]:
     """Return a function that compares backbones with the command and returns the rows that it writes."""
     monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     monkeypatch.setattr("open_geoclip.training.run._draw_curves", lambda *_: None)
@@ -42,7 +43,13 @@ def bench(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     def compare(*backbones: str, seeds: int = 2, more: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         output = tmp_path / "out"
         bench_backbones(
-            photos, backbones=[*backbones], test=photos, output=output, seeds=seeds, speed=False, set_=[*SET, *more]
+            photos,
+            backbones=[*backbones],
+            test=other_photos,
+            output=output,
+            seeds=seeds,
+            speed=False,
+            set_=[*SET, *more],
         )
         rows: list[dict[str, Any]] = json.loads((output / "backbones.json").read_text())
         return rows
@@ -103,7 +110,9 @@ def test_wrong_use_is_refused_before_any_work(
         bench(good, seeds=0)
     started = RunSettings("out", DataSettings("photos.csv"), ModelSettings(start="earth"))
     with pytest.raises(SettingsError, match="start: trained weights have one backbone"):
-        module.bench_backbones(started, [good], "photos.csv")
+        module.bench_backbones(started, [good], "test.csv")
+    with pytest.raises(SettingsError, match=r"test: photos\.csv are the photos to train on"):
+        module.bench_backbones(replace(started, model=ModelSettings(backbone=good)), [good], "photos.csv")
     assert not (tmp_path / "out" / "features").exists()
 
 

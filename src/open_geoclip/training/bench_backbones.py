@@ -68,12 +68,15 @@ def bench_backbones(
         the test photos) and ``deviation`` (standard deviation over the seeds; None for one seed).
 
     Raises:
-        SettingsError: settings do not fit, or the folder holds a comparison with other settings.
+        SettingsError: settings do not fit, test names the photos to train on, or the folder holds a comparison with
+            other settings.
         ModelNameError, WeightsError, MissingExtraError: a backbone cannot be loaded.
     """
     callbacks, folder = callbacks or Callbacks(), Path(settings.output)
     if seeds < 1 or not backbones or len(set(backbones)) < len(backbones):
         raise SettingsError("name each backbone once, and one seed or more")
+    if test == settings.data.train:
+        raise SettingsError(f"test: {test} are the photos to train on: name others (geoclip data split divides them)")
     if settings.model.start:
         raise SettingsError("start: trained weights have one backbone; each one here gets a new head")
     settings = replace(
