@@ -32,8 +32,8 @@ def _path_of_the_children() -> Any:
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(Path(__file__).parent))
-    # What the first step of an optimizer imports takes the longest.
-    context.set_forkserver_preload(["open_geoclip.training.loop", "torch._dynamo", "pytest"])
+    # What the first step of an optimizer imports takes the longest, and peft, which imports transformers.
+    context.set_forkserver_preload(["open_geoclip.training.loop", "torch._dynamo", "peft", "pytest"])
     yield
     sys.path.pop(0)
 
@@ -83,7 +83,14 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"unfreeze_blocks": 2, "layer_decay": 0.5, "ema_decay": 0.9}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"unfreeze_blocks": 2, "layer_decay": 0.5, "ema_decay": 0.9},
+        {"lora_rank": 2, "layer_decay": 0.5, "ema_decay": 0.9},
+    ],
+)
 def test_killed_at_any_step_it_ends_with_the_same_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
     finish(start(tmp_path / "whole", checkpoint_every=3, **changes))
     expected = weights(tmp_path / "whole")
@@ -113,6 +120,7 @@ def test_ctrl_c_saves_the_step_and_ends(tmp_path: Path) -> None:
         {"mask_km": 0.0, "smooth_km": (500.0, 100.0), "smooth_end": 0.5, "near_weight": 1.0, "symmetric": True},
         {"loss": "siglip"},
         {"unfreeze_blocks": 1, "ema_decay": 0.9},
+        {"lora_rank": 2, "ema_decay": 0.9},
     ],
 )
 def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: dict[str, Any]) -> None:
@@ -123,6 +131,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: dict[str
     (one,), (two,) = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert any(".lora_B." in name and tensor.any() for name, tensor in expected.items()) == ("lora_rank" in changes)
     for name, tensor in expected.items():
         if name.startswith("optimizer."):
             continue
