@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from open_geoclip.errors import MissingExtraError, SettingsError, WeightsError
+from open_geoclip.errors import MissingExtraError, MissingWeightsError, SettingsError, WeightsError
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.runtime import prepare_backbone
 from open_geoclip.model.backbones.transformers import Feature, TransformersBackbone
@@ -32,8 +32,10 @@ from open_geoclip.server.jobs import Upload
 from open_geoclip.server.utility import prepare_image
 from open_geoclip.training.finetuning import check_finetuning, finetuning
 from open_geoclip.training.settings import TrainSettings
-from open_geoclip.weights.backbones import load_image_backbone
+from open_geoclip.weights.backbones import find_licence, load_image_backbone
 from open_geoclip.weights.load import load_model
+from open_geoclip.weights.pull import pull
+from tests.weights.hub import SHA, Hub, no_network
 
 with warnings.catch_warnings(action="ignore"):
     import transformers
@@ -303,6 +305,26 @@ def test_code_of_a_backbone_runs_only_if_it_is_named(
     module, _ = load_image_backbone(name)
     assert isinstance(module, TransformersBackbone)
     assert (module.feature, module.dim) == ("mean", 5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_each_family_is_pulled_and_carried_on(
+    hub: Hub, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Downloaded on one machine, carried to another in the cache of Hugging Face's tools: the same features."""
+    name, card = f"hub:org/{kind}@{SHA}", b"---\nlicense: apache-2.0\n---\n# A model\n"
+    files = {file.name: file.read_bytes() for file in save(kind).iterdir()}
+    hub.repositories[f"org/{kind}"] = {**files, "README.md": card, "pytorch_model.bin": b"pickle"}
+    with pytest.raises(MissingWeightsError, match=f"run: geoclip pull {name}"):
+        load_image_backbone(name)
+    pull(name)
+    backbone, preprocessing = load_image_backbone(name)
+    assert find_licence(name) == "apache-2.0"
+    pixels = preprocessing(Image.new("RGB", (60, 40), "teal"))[None]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "another machine"))
+    with no_network():
+        pull(name, source=tmp_path / "hf")
+        assert torch.equal(load_image_backbone(name)[0](pixels), backbone(pixels))
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov3_vit", "siglip", "swin", "convnext"])

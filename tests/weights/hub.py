@@ -47,8 +47,8 @@ def small_clip(seed: int = 0) -> Files:
 
 
 WANTED = {
-    *("config.json", "merges.txt", "model.safetensors", "preprocessor_config.json", "special_tokens_map.json"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json"),
+    *("README.md", "config.json", "merges.txt", "model.safetensors", "preprocessor_config.json"),
+    *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
 }
 # Weights come last: where they are, all is.
 ORDER = ["config.json", *sorted(WANTED - {"config.json", "model.safetensors"}), "model.safetensors"]

@@ -1,7 +1,9 @@
 """Weights from pip and from a folder that was carried over, without a hub."""
 
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +93,27 @@ def test_a_clip_that_was_carried_over(hub: Hub, tmp_path: Path, inner: str) -> N
         folder("hub:org/clip")
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (f"hub:facebook/dinov2@{SHA}", {"model_type": "dinov2"}),
+        (f"hub:google/siglip2@{SHA}", {"model_type": "siglip", "vision_config": {}, "text_config": {}}),
+        ("timm:vit_tiny", {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}),
+    ],
+)
+def test_any_backbone_is_carried_over(hub: Hub, tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    write_files(tmp_path / "usb", small_clip() | {"config.json": json.dumps(config).encode()})
+    heard = Heard()
+    with no_network():
+        [path] = pull(name, source=tmp_path / "usb", progress=heard)
+        assert folder(name) == path
+    assert {file.name for file in path.iterdir()} == {
+        *("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
+    }
+    kind = config.get("model_type", config.get("architecture"))
+    assert f"checked that it is a {kind} whose weights can be read" in heard.said[0]
+
+
 def test_of_several_the_one_whose_path_tells_is_taken(hub: Hub, tmp_path: Path) -> None:
     write_files(tmp_path / "usb" / "one", small_clip(1))
     write_files(tmp_path / "usb" / "two", small_clip(2))
@@ -104,7 +127,7 @@ def test_of_several_the_one_whose_path_tells_is_taken(hub: Hub, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"config.json": b'{"model_type": "bert"}'}, "neither a CLIP nor a GeoCLIP"),
+        ({"config.json": b'{"hidden_size": 8}'}, "neither a GeoCLIP nor a backbone"),
         ({"model.safetensors": small_clip()["model.safetensors"][:-1]}, r"model\.safetensors: is damaged"),
         ({"model.safetensors": b""}, r"model\.safetensors: is damaged"),
         ({"model.safetensors": safetensors_bytes({"text_model.x": np.zeros(1)})}, "without its vision half"),

@@ -208,7 +208,18 @@ def test_a_vision_model_comes_without_its_tokenizer(hub: Hub) -> None:
     files = hub.repositories["org/clip"]
     files["config.json"] = b'{"model_type": "siglip"}'
     [path] = pull(NAME)
-    assert {file.name for file in path.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {file.name for file in path.iterdir()} == expected
+
+
+def test_code_comes_only_if_it_is_trusted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = hub.repositories["org/clip"]
+    files |= {"config.json": b'{"model_type": "own"}', "modeling_own.py": b"raise SystemExit('never run')"}
+    [path] = pull(NAME)
+    assert not list(path.glob("*.py"))
+    monkeypatch.setenv("OPEN_GEOCLIP_TRUST_REMOTE_CODE", f"dir:/other {NAME}")
+    assert pull(NAME) == [path]
+    assert (path / "modeling_own.py").read_bytes() == files["modeling_own.py"]
 
 
 def test_weights_in_parts(hub: Hub) -> None:

@@ -22,8 +22,8 @@ def pull(name: str, *, from_: Annotated[Path | None, Parameter(name="--from")] =
 
     Args:
         name: geoclip, or hub:org/repo@revision for another model or backbone.
-        from_: Folder with files from another machine, to use instead of the network: a CLIP folder (config.json and
-            model.safetensors), the wheel of geoclip, or both.
+        from_: Folder with files from another machine, to use instead of the network: config.json and model.safetensors
+            of a model or backbone, the cache of Hugging Face's tools, the wheel of geoclip, or all of them.
     """
     progress = _ConsoleProgress()
     try:

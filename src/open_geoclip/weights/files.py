@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 
-PREPROCESSING = re.compile(r"(pre)?processor_config\.json|(adapter|subspace)\.safetensors")
-"""How a model wants its images, and how its training images were distributed."""
+COMPANIONS = re.compile(r"(pre)?processor_config\.json|(adapter|subspace)\.safetensors|README\.md")
+"""How a model wants its images, what fine-tuning changed, how its training images were distributed; its licence."""
 TOKENIZER = re.compile(r"vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json")
 """How a CLIP wants its words; the text side of other models is not used."""
 
@@ -87,12 +87,18 @@ def check_file_name(file: object, ending: str, what: str) -> str:
     return file
 
 
-def companion_files(names: Iterable[str], config: dict[str, Any]) -> list[str]:
-    """Return the files that belong to configuration and weights: preprocessing, a CLIP's tokenizer, gallery."""
+def companion_files(names: Iterable[str], config: dict[str, Any], *, with_code: bool = False) -> list[str]:
+    """Return the files that belong to configuration and weights: preprocessing, card, a CLIP's tokenizer, gallery."""
     galleries = [config[key] for key in ("gallery", "gallery_file") if isinstance(config.get(key), str)]
     is_clip = str(config.get("model_type", "")).startswith("clip")
     return [
-        *(name for name in sorted(names) if PREPROCESSING.fullmatch(name) or (is_clip and TOKENIZER.fullmatch(name))),
+        *(
+            name
+            for name in sorted(names)
+            if COMPANIONS.fullmatch(name)
+            or (is_clip and TOKENIZER.fullmatch(name))
+            or (with_code and name.endswith(".py"))
+        ),
         *(check_file_name(file, ".csv", "config.json") for file in galleries),
     ]
 

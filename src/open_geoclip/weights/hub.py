@@ -23,7 +23,7 @@ from open_geoclip.errors import MissingWeightsError, ModelNameError, WeightsErro
 from open_geoclip.files import atomic_write, sha256
 from open_geoclip.weights.files import companion_files, read_json, shards
 from open_geoclip.weights.folders import hub_cache_folder
-from open_geoclip.weights.names import Name
+from open_geoclip.weights.names import Name, trusts_code
 
 __all__ = ["DownloadProgress", "HubFile", "download", "fetch_repository", "hub_errors", "list_files"]
 
@@ -62,8 +62,9 @@ class HubFile:
 def fetch_repository(name: Name, expected: Mapping[str, str], progress: DownloadProgress) -> Path:
     """Download the weights of a repository into the cache that Hugging Face's tools share; return the commit's folder.
 
-    Downloaded are ``config.json``, the files of preprocessing and tokenizer, the gallery that the configuration names,
-    and the weights as safetensors; never the same weights a second time in another format.
+    Downloaded are ``config.json``, the files of preprocessing and tokenizer, the model card, the gallery that the
+    configuration names, and the weights as safetensors; never the same weights a second time in another format. Code
+    is downloaded only if the user trusts it.
 
     Args:
         name: a ``hub:`` name.
@@ -101,7 +102,7 @@ def fetch_repository(name: Name, expected: Mapping[str, str], progress: Download
             "convert it, or look for a revision that has them"
         )
     # The weights come last: a folder that has them has all.
-    for file in (*companion_files(files, config), *weights):
+    for file in (*companion_files(files, config, with_code=trusts_code(str(name))), *weights):
         fetch(file)
     if name.revision != commit:
         reference = hub_cache_folder(name.value) / "refs" / (name.revision or "main")

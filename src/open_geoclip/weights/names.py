@@ -10,6 +10,7 @@
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ from typing import Literal
 from open_geoclip.errors import ModelNameError
 from open_geoclip.weights.registry import BACKBONES, RECORDS
 
-__all__ = ["REGISTERED", "Name", "parse_name"]
+__all__ = ["REGISTERED", "TRUST", "Name", "parse_name", "trusts_code"]
 
 REGISTERED: tuple[str, ...] = tuple(sorted(name for name in RECORDS if ":" not in name))
 """Names of models that stand for themselves."""
+
+TRUST = "OPEN_GEOCLIP_TRUST_REMOTE_CODE"
+"""The environment variable with the names of backbones whose own code may run, separated by spaces."""
 
 GRAMMAR = (
     "A name is one of: a registered name ({known}); hub:org/repo or hub:org/repo@revision "
@@ -78,6 +82,11 @@ def parse_name(text: str) -> Name:
         except RuntimeError as error:  # "~somebody" where there is no such person
             raise ModelNameError(f"{text!r}: {error}. {GRAMMAR}.") from error
     raise ModelNameError(f"{text!r} is not the name of a model. {_suggest(text)}{GRAMMAR}.")
+
+
+def trusts_code(name: str) -> bool:
+    """Return whether the user has said that the code of a backbone may run."""
+    return name in os.environ.get(TRUST, "").split()
 
 
 def _is_repo(repo: str) -> bool:

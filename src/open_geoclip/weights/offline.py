@@ -18,7 +18,7 @@ from open_geoclip.weights.files import (
 )
 from open_geoclip.weights.folders import FORMAT, HUB_TYPES, find_wheel_files, offline_folder, released_folder
 from open_geoclip.weights.hub import DownloadProgress
-from open_geoclip.weights.names import Name
+from open_geoclip.weights.names import Name, trusts_code
 from open_geoclip.weights.registry import GALLERY_FILE, RECORDS
 
 __all__ = ["MAX_DEPTH", "import_released", "import_repository", "unpack_wheel"]
@@ -82,14 +82,15 @@ def import_repository(name: Name, source: Path, progress: DownloadProgress) -> P
 
     Raises:
         WeightsError: it is unclear which of several folders is meant, or the one found is damaged, is not the one on
-            record, or is neither a CLIP nor a GeoCLIP.
+            record, or is neither a GeoCLIP nor a backbone.
     """
     found = _select_folder(name, [place for place in _walk(source) if has_weights(place)], source)
     if found is None:
         return None
     config, weights = read_json(found / "config.json"), weight_files(found)
     index = [file for file in (found / "model.safetensors.index.json",) if weights != [found / "model.safetensors"]]
-    companions = companion_files([file.name for file in found.iterdir()], config)
+    names = [file.name for file in found.iterdir()]
+    companions = companion_files(names, config, with_code=trusts_code(str(name)))
     kind = _identify(found, weights)
     record = RECORDS.get(str(name))
     known = record.sha256 if record else {}
@@ -125,12 +126,14 @@ def _select_folder(name: Name, places: list[Path], source: Path) -> Path | None:
 def _identify(found: Path, weights: list[Path]) -> str:
     """Return what a folder holds, by its configuration and the headers of its weights."""
     config = read_json(found / "config.json")
-    if str(config.get("model_type")).startswith("clip") and isinstance(config.get("vision_config", {}), dict):
-        kind = "CLIP"
-    elif config.get("format") == FORMAT or config.get("model_type") in HUB_TYPES:
+    if config.get("format") == FORMAT or config.get("model_type") in HUB_TYPES:
         kind = "GeoCLIP"
+    elif str(config.get("model_type")).startswith("clip") and isinstance(config.get("vision_config", {}), dict):
+        kind = "CLIP"
+    elif isinstance(described := config.get("model_type", config.get("architecture")), str):
+        kind = described  # a model of transformers, or one of timm
     else:
-        raise WeightsError(f"{found}: is neither a CLIP nor a GeoCLIP, by its config.json")
+        raise WeightsError(f"{found}: is neither a GeoCLIP nor a backbone: its config.json names no model_type")
     names: set[str] = set()
     for file in weights:
         try:

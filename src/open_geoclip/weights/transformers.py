@@ -5,7 +5,6 @@ used; torchvision is not needed. Code in a repository is not run unless ``OPEN_G
 of the backbone.
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +20,9 @@ from open_geoclip.errors import MissingExtraError, SettingsError, WeightsError
 from open_geoclip.model.backbones.transformers import Feature, TransformersBackbone
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.files import read_json, require_weights
+from open_geoclip.weights.names import TRUST, trusts_code
 
 __all__ = ["load_transformers"]
-
-_TRUST = "OPEN_GEOCLIP_TRUST_REMOTE_CODE"
 
 # DINOv3's only processor needs torchvision: it resizes numbers that are not rounded to 8 bits, which is all that
 # differs from ViT's with Pillow.
@@ -55,7 +53,7 @@ def load_transformers(
         MissingExtraError: the extra ``transformers`` is not installed.
     """
     given = read_json(path / "config.json")
-    trusted = name in os.environ.get(_TRUST, "").split()
+    trusted = trusts_code(name)
     options = {"local_files_only": True, "trust_remote_code": trusted}
     require_weights(path)
     with _quiet(name):
@@ -64,9 +62,10 @@ def load_transformers(
         kind = given.get("model_type")
         if kind not in CONFIG_MAPPING and not trusted:
             if "auto_map" in given:
+                again = f", and bring its code: geoclip pull {name}" if name.startswith("hub:") else ""
                 raise SettingsError(
                     f"{name}: comes with code of its own, which could do anything on this machine and is not run. If "
-                    f"you have read it and trust it, name it: {_TRUST}='{name}'"
+                    f"you have read it and trust it, name it: export {TRUST}='{name}'{again}"
                 )
             raise SettingsError(
                 f"{name}: config.json describes a {kind!r}, which transformers {__version__} does not know; "
