@@ -189,6 +189,18 @@ def test_each_tab_has_its_own_work(page: Any, views: dict[str, Path], server: st
     assert names(other_tab()) == ["cairo.jpg"], "the work of a closed tab is found again"
 
 
+def test_a_copy_of_a_tab_has_its_own_work(page: Any, views: dict[str, Path]) -> None:
+    add(page, views["rome"])
+    done(page, 1)
+    with page.context.expect_page() as opened:
+        page.evaluate("window.open(location.href)")
+    copy = opened.value
+    copy.locator("body[data-ready]").wait_for()
+    assert page.evaluate("sessionStorage.getItem('geoclip-session')") == "1"
+    assert copy.evaluate("sessionStorage.getItem('geoclip-session')") == "2"
+    assert names(copy) == []
+
+
 def test_without_locks_the_last_tab_saves_and_the_other_says_so(
     opened: Callable[..., Any], server: str, views: dict[str, Path]
 ) -> None:

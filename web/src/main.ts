@@ -145,8 +145,13 @@ function inputHandlers(store: Store, locating: Locating): InputHandlers {
 async function restoreSession(store: Store, locating: Locating): Promise<void> {
   const database = await SessionDatabase.open();
   if (database === null) return;
-  const session = await database.load().catch(() => null);
-  if (session) locating.load(session);
+  try {
+    const session = await database.load();
+    if (session) locating.load(session);
+  } catch (error) {
+    store.set({ problem: `The work of before cannot be read, and stays as it is: ${error}. What you do now is not kept: save a project file.` });
+    return;
+  }
   database.follow(store, (problem) => problem !== store.state.problem && store.set({ problem }));
 }
 

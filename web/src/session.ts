@@ -4,7 +4,7 @@ import type { Item } from "./types";
 
 const SESSION_KEYS = ["selected", "limits", "model", "topK", "text", "textWeight", "arrangement", "shrink"] as const;
 const SAVE_DELAY_MS = 400;
-const LOCK_WAIT_MS = 1000; // a page that is reloaded may still hold its lock for a moment
+const LOCK_WAIT_MS = 10_000; // a page that goes away may still hold its lock for a moment, longer on a busy machine
 const NUMBER_KEY = "geoclip-session";
 
 /** The part of the state that is worth keeping. */
@@ -24,7 +24,8 @@ class TakenOverError extends Error {}
 
 /**
  * The number of a session that no other tab has open, held by a lock until this tab is closed: the tab's own before a
- * reload, else the one that was saved last, else the first that is free.
+ * reload, else the one that was saved last, else the first that is free. A copy of a tab has the number of the first,
+ * which answers that it is open.
  *
  * Browsers have no locks on pages of plain HTTP from other hosts: there, the tab that opened the session last saves it.
  */
@@ -40,15 +41,25 @@ async function claimSession(): Promise<number> {
       locks.request(`open-geoclip-${number}`, options, hold).catch(() => resolve(false));
     });
   const [own, last] = [sessionStorage, localStorage].map((storage) => Number(storage.getItem(NUMBER_KEY)));
-  if (own && (await claim(own, { signal: AbortSignal.timeout(LOCK_WAIT_MS) }))) return own;
-  if (last && (await claim(last, { ifAvailable: true }))) return last;
-  for (let number = 1; ; number++) if (await claim(number, { ifAvailable: true })) return number;
+  const channel = new BroadcastChannel("open-geoclip-sessions");
+  const isOpenElsewhere = new AbortController();
+  channel.onmessage = ({ data }) => data.open === own && isOpenElsewhere.abort();
+  channel.postMessage({ asked: own });
+  const chosen = async (): Promise<number> => {
+    if (own && (await claim(own, { signal: AbortSignal.any([isOpenElsewhere.signal, AbortSignal.timeout(LOCK_WAIT_MS)]) }))) return own;
+    if (last && (await claim(last, { ifAvailable: true }))) return last;
+    for (let number = 1; ; number++) if (await claim(number, { ifAvailable: true })) return number;
+  };
+  const number = await chosen();
+  channel.onmessage = ({ data }) => data.asked === number && channel.postMessage({ open: number });
+  return number;
 }
 
 /** Items are stored one by one, and their files apart: a photo is written once, whatever becomes of its answer. */
 export class SessionDatabase {
   private saved = new Map<string, Item>();
   private timer = 0;
+  private savedAt = -SAVE_DELAY_MS;
   private readonly page = `${Date.now()}-${Math.random()}`;
 
   private constructor(
@@ -92,7 +103,7 @@ export class SessionDatabase {
     return { ...rest, items };
   }
 
-  /** Saves the state after each change. The message says why it cannot, and is empty when it can again. */
+  /** Saves the state after a change: at once after the first, then at most each SAVE_DELAY_MS. The message says why it cannot, and is empty when it can again. */
   follow(store: Store, showProblem: (message: string) => void): void {
     let isTakenOver = false;
     const failed = (error: unknown): void => {
@@ -106,9 +117,13 @@ export class SessionDatabase {
     const save = (): void => {
       clearTimeout(this.timer);
       this.timer = 0;
+      this.savedAt = performance.now();
       if (!isTakenOver) this.save(sessionOf(store.state)).then(() => showProblem(""), failed);
     };
-    store.subscribe([...SESSION_KEYS, "items"], () => (this.timer ||= window.setTimeout(save, SAVE_DELAY_MS)));
+    const saveSoon = (): void => {
+      this.timer ||= window.setTimeout(save, Math.max(0, this.savedAt + SAVE_DELAY_MS - performance.now()));
+    };
+    store.subscribe([...SESSION_KEYS, "items"], saveSoon);
     document.addEventListener("visibilitychange", () => document.hidden && this.timer && save());
     addEventListener("pagehide", () => this.timer && save());
   }
