@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from open_geoclip.errors import DataError, SettingsError
+from open_geoclip.geo.sphere import unit_vectors
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.evidence import EvidenceSettings, PhotoEvidence, combine, look_alikes, neighbour_ratio
 from open_geoclip.search.gallery import Gallery
@@ -51,6 +52,30 @@ def test_similar_neighbours_decide_and_others_do_not(posterior: Posterior) -> No
     # The place of the neighbour and its cell share what the cell had.
     torch.testing.assert_close(far.mass[:, [rows[2], -1]].sum(), posterior.mass[0, rows[2]])
     assert combine(posterior, neighbours(0.9), settings, Calibration()).mass is posterior.mass
+
+
+@pytest.mark.parametrize("kernel_km", [30.0, 88.0, 900.0])
+def test_mass_is_the_formula_at_every_cell(posterior: Posterior, kernel_km: float) -> None:
+    """The reference computes the kernel at all cells, in float64; two neighbours share a cell, one is far away."""
+    near = neighbours(0.3, ROME, (ROME[0] + 0.1, ROME[1]), PARIS, (-40.0, 170.0))
+    settings = EvidenceSettings(temperature=0.05, kernel_km=kernel_km)
+    found = combine(posterior, near, settings, Calibration())
+    own, cells = posterior.cells, found.cells
+    origins = np.concatenate([np.arange(len(own)), own.nearest(near.coordinates)])
+    share = 1 / np.bincount(origins)[origins]
+    prior = np.exp(own.log_prior.double().numpy())[origins] * share / np.exp(own.log_prior.double().numpy()).sum()
+    area = own.area_km2[origins] * share
+    np.testing.assert_allclose(cells.area_km2, area)
+    chord = np.linalg.norm(unit_vectors(cells.coordinates)[:, None] - unit_vectors(near.coordinates), axis=2)
+    kernel = np.exp(-((6371.0088 * chord / kernel_km) ** 2) / 2) / (2 * math.pi * kernel_km**2)
+    density = (kernel * np.exp((near.similarity - settings.min_similarity) / settings.temperature)).sum(axis=1)
+    a, b = settings.location_weight, settings.neighbour_weight
+    mass = (
+        (posterior.mass[0].double().numpy()[origins] * share) ** a
+        * prior ** (1 - a)
+        * (1 + density * area / prior) ** b
+    )
+    np.testing.assert_allclose(found.mass[0], mass / mass.sum(), rtol=1e-3, atol=1e-9)
 
 
 def test_neighbours_of_an_image_out_of_distribution_do_not_count(posterior: Posterior) -> None:

@@ -71,6 +71,11 @@ class EvidenceSettings:
         if min(positive) <= 0 or not 0 <= self.location_weight <= 2 or not 0 <= self.neighbour_weight <= 2:
             raise SettingsError("evidence: temperature, kernel_km, neighbours above 0; weights from 0 to 2")
 
+    def log_peak(self, similarity: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Return the logarithm of the density per km² of each neighbour at its own place."""
+        weight = (similarity - self.min_similarity) / self.temperature
+        return weight - math.log(2 * math.pi * self.kernel_km**2)
+
 
 def neighbour_ratio(
     chord_square: Float[Tensor, "*n k"],
@@ -87,9 +92,7 @@ def neighbour_ratio(
         settings: temperature, threshold and kernel.
     """
     sigma = settings.kernel_km / EARTH_RADIUS_KM
-    weight = (similarity - settings.min_similarity) / settings.temperature
-    weight = weight - math.log(2 * math.pi * settings.kernel_km**2)
-    density = torch.logsumexp(chord_square * (-0.5 / sigma**2) + weight, dim=-1)
+    density = torch.logsumexp(chord_square * (-0.5 / sigma**2) + settings.log_peak(similarity), dim=-1)
     return torch.logaddexp(density - log_prior_density, torch.zeros(()))
 
 
@@ -110,21 +113,28 @@ def combine(
     cells = posterior.cells
     if len(neighbours) == 0:
         return Posterior(cells, posterior.mass, calibration, None, posterior.is_in_distribution)
+    places = torch.from_numpy(neighbours.coordinates)
     origins = torch.from_numpy(cells.nearest(neighbours.coordinates).astype(np.int64))
-    counts = torch.bincount(origins, minlength=len(cells))
+    divided, of_place, counts = torch.unique(origins, return_inverse=True, return_counts=True)
     log_shares = -(counts + 1).double().log()
-    combined = add_cells(cells, torch.from_numpy(neighbours.coordinates), origins, log_shares[origins], log_shares)
-    rows = torch.cat([torch.arange(len(cells)), origins])
-    log_mass = posterior.log_mass[0, rows].double() + log_shares[rows]
-    log_prior = torch.log_softmax(combined.log_prior.double(), dim=0)
+    combined = add_cells(cells, places, origins, log_shares[of_place], divided, log_shares)
+    a, b, similarity = settings.location_weight, settings.neighbour_weight, torch.from_numpy(neighbours.similarity)
+    log_mass = a * posterior.log_mass[0].double() + (1 - a) * cells.normalised_log_prior
+    log_mass = torch.cat([log_mass, log_mass[origins] + log_shares[of_place]])
+    log_mass[divided] += log_shares
+    # The density of the prior is that of the cells that were divided. The ratio is computed where it is above 1e-7:
+    # most cells are far from all neighbours.
+    log_density = cells.normalised_log_prior - torch.from_numpy(np.log(cells.area_km2))
+    least = log_density[log_density.isfinite()].min()
+    excess = settings.log_peak(similarity) + math.log(len(neighbours)) - least - math.log(1e-7)
+    reach = settings.kernel_km / EARTH_RADIUS_KM * (2 * excess.clamp(min=0)).sqrt()
+    known = torch.from_numpy(cells.within(neighbours.coordinates, reach.numpy()))
+    near = torch.cat([known, torch.arange(len(cells), len(combined))])
     points = torch.from_numpy(unit_vectors(neighbours.coordinates)).float()
-    chord_square = (2 - 2 * combined.points @ points.T).clamp(min=0)
-    log_density = log_prior - torch.from_numpy(np.log(combined.area_km2))
-    similarity = torch.from_numpy(neighbours.similarity).float()
-    ratio = neighbour_ratio(chord_square, similarity, log_density.float(), settings)
-    a, b = settings.location_weight, settings.neighbour_weight
-    log_mass = a * log_mass + (1 - a) * log_prior + b * ratio
-    log_mass = log_mass.masked_fill(log_prior == -torch.inf, -torch.inf)[None]
+    chord_square = (2 - 2 * combined.points[near].float() @ points.T).clamp(min=0)
+    density = log_density[torch.cat([known, origins])].float()
+    log_mass[near] += b * neighbour_ratio(chord_square, similarity.float(), density, settings)
+    log_mass = log_mass.masked_fill(combined.log_prior == -torch.inf, -torch.inf)[None]
     mass = torch.softmax(log_mass, dim=1).float()
     return Posterior(combined, mass, calibration, None, posterior.is_in_distribution)
 

@@ -109,6 +109,16 @@ class GalleryCells:
         """Return the row of the cell whose place is nearest to each of some (lat, lon) in degrees."""
         return np.asarray(self._tree.query(unit_vectors(np.asarray(places, np.float64)))[1])
 
+    def within(self, places: Float[np.ndarray, "n 2"], chord: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " k"]:
+        """Return the rows of the cells within a chord, in Earth radii, of any of some (lat, lon) in degrees."""
+        found = self._tree.query_ball_point(unit_vectors(np.asarray(places, np.float64)), chord)
+        return np.unique(np.concatenate([np.asarray(rows, np.int64) for rows in found]))
+
+    @cached_property
+    def normalised_log_prior(self) -> Float64[Tensor, " m"]:
+        """Logarithm of the prior, which sums to 1."""
+        return torch.log_softmax(self.log_prior.double(), dim=0)
+
     @cached_property
     def spacing_km(self) -> Float64[np.ndarray, " m"]:
         """Distance from each place to its third neighbour, within 2 and 2,000 km."""

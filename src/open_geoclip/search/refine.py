@@ -257,11 +257,9 @@ def refine(
         shares, origins = found.place_shares[n], at[found.place_starts[n]]
         is_new = (shares > 0) & found.place_cosines[n].isfinite()
         is_new[:k] = False
-        log_shares = torch.zeros(len(cells), dtype=torch.float64)
-        log_shares[at] = shares[:k].log()
         gallery_log_mass = log_mass[n].double().clone()
         gallery_log_mass[at] = log_mass_found[n, :k]
-        refined = add_cells(cells, found.places[n, is_new], origins[is_new], shares[is_new].log(), log_shares)
+        refined = add_cells(cells, found.places[n, is_new], origins[is_new], shares[is_new].log(), at, shares[:k].log())
         posteriors.append(
             Posterior.from_log_mass(
                 torch.cat([gallery_log_mass, log_mass_found[n, is_new]])[None],
@@ -279,18 +277,32 @@ def add_cells(
     cells: GalleryCells,
     places: Float64[Tensor, "p 2"],
     origins: Int64[Tensor, " p"],
-    new_log_shares: Float64[Tensor, " p"],
-    log_shares: Float64[Tensor, " m"],
+    log_shares: Float64[Tensor, " p"],
+    divided: Int64[Tensor, " k"],
+    kept_log_shares: Float64[Tensor, " k"],
 ) -> GalleryCells:
-    """Return cells in which places were added, each with a share of the area and prior of its origin."""
-    rows = torch.cat([torch.arange(len(cells)), origins])
-    log_share = torch.cat([log_shares, new_log_shares])
+    """Return cells in which places were added, each with a share of the area and prior of its origin.
+
+    Args:
+        cells: to which places are added.
+        places: (lat, lon) in degrees.
+        origins: the cell that each place has a share of.
+        log_shares: logarithm of the share of each place.
+        divided: the cells that have new places in them.
+        kept_log_shares: logarithm of what each of these keeps.
+    """
+    area, log_prior = cells.area_km2.copy(), cells.log_prior.double()
+    new_area = area[origins.numpy()] * log_shares.exp().numpy()
+    new_log_prior = log_prior[origins] + log_shares
+    area[divided.numpy()] *= kept_log_shares.exp().numpy()
+    log_prior[divided] += kept_log_shares
+    numbers = np.arange(len(cells)) if cells.origins is None else cells.origins
     return GalleryCells(
         np.concatenate([cells.coordinates, places.numpy().astype(np.float32)]),
         torch.cat([cells.points, torch.from_numpy(unit_vectors(places.numpy())).float()]),
-        cells.area_km2[rows.numpy()] * log_share.exp().numpy(),
-        cells.log_prior[rows].double() + log_share,
-        rows.numpy() if cells.origins is None else cells.origins[rows.numpy()],
+        np.concatenate([area, new_area]),
+        torch.cat([log_prior, new_log_prior]),
+        np.concatenate([numbers, numbers[origins.numpy()]]),
         None if cells.counts is None else torch.cat([cells.counts, torch.ones(len(places))]),
     )
 
