@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,24 @@ from open_geoclip.data.geojson import JsonReader
 from open_geoclip.errors import CoordinateError, DataError, ModelNameError, OpenGeoCLIPError, SettingsError
 from open_geoclip.features.encoding import CHUNK
 from open_geoclip.features.writers import write_vectors
+from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.weights.save import save_release
+from open_geoclip.weights.save import save_model
 
 WIDTH = 16
 HERE = [48.8584, 2.2945]
 
 
-def save_model(folder: Path, width: int = WIDTH) -> str:
+def save_small(folder: Path, width: int = WIDTH) -> str:
     """Save a small location encoder with random weights and return its name."""
     location = LocationSettings(sigmas=(1.0, 16.0), features=4, width=8, depth=1, output=width, projection="sphere")
-    generator = torch.Generator().manual_seed(0)
-    shapes = LocationEncoder(location).state_dict()
-    tensors = {f"location_encoder.{n}": torch.randn(t.shape, generator=generator) for n, t in shapes.items()}
-    config: dict[str, Any] = {
-        "location_encoder": asdict(location),
-        "image_encoder": None,
-        "preprocessing": None,
-        "card": {},
-    }
-    return f"dir:{save_release(folder, tensors, config, dtype='float32')}"
+    torch.manual_seed(0)
+    return f"dir:{save_model(folder, GeoCLIP(None, LocationEncoder(location)), card={}, dtype='float32')}"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("weights") / "small")
+    return save_small(tmp_path_factory.mktemp("weights") / "small")
 
 
 def some_places(n: int) -> np.ndarray:
@@ -326,7 +318,7 @@ def test_other_files_leave_nothing_behind_when_interrupted(ending: str, tmp_path
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "small", width=512)
+    model = save_small(tmp_path / "small", width=512)
     for rows in (2 * CHUNK, 40_000):
         write_geojson(tmp_path / f"{rows}.geojson", some_places(rows))
     code = (

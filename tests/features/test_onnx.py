@@ -20,39 +20,29 @@ import onnxruntime
 
 from open_geoclip.errors import MissingWeightsError, OpenGeoCLIPError, SettingsError
 from open_geoclip.features import LocationFeatures, export_onnx
+from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.weights.load import load_release
-from open_geoclip.weights.save import save_release
+from open_geoclip.weights.save import save_model
 
 EDGES = np.array(
     [[0, 180], [0, -180], [90, 0], [-90, 12], [0, 0], [10, 200], [10, -200], [10, 539.5], [-10, -540], [45, 360]], float
 )
 
 
-def save_model(folder: Path, **shape: Any) -> str:
+def save_small(folder: Path, **shape: Any) -> str:
+    """Save a small location encoder with random weights and return its name."""
     fourier = {} if "encoding" in shape else {"sigmas": (1.0, 256.0), "features": 16}
     location = LocationSettings(**{**fourier, "width": 24, "depth": 2, "output": 8, **shape})
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for key, tensor in LocationEncoder(location).state_dict().items():
-        name = f"location_encoder.{key}"
-        tensors[name] = torch.randn(tensor.shape, generator=generator) / 4
-        if name.endswith("capsule.0.b"):
-            tensors[name] *= 4 * location.sigmas[int(name.split("LocEnc")[1][0])]
-    config: dict[str, Any] = {
-        "location_encoder": asdict(location),
-        "image_encoder": None,
-        "preprocessing": None,
-        "card": {},
-    }
-    return f"dir:{save_release(folder, tensors, config, dtype='float32')}"
+    torch.manual_seed(0)
+    return f"dir:{save_model(folder, GeoCLIP(None, LocationEncoder(location)), card={}, dtype='float32')}"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A small model, and its file."""
     folder = tmp_path_factory.mktemp("small")
-    name = save_model(folder / "model")
+    name = save_small(folder / "model")
     return name, export_onnx(name, folder / "tower.onnx")
 
 
@@ -77,7 +67,7 @@ def some_places(n: int) -> np.ndarray:
     ],
 )
 def test_equals_torch_everywhere_on_earth(tmp_path: Path, shape: dict[str, Any]) -> None:
-    name = save_model(tmp_path / "small", **shape)
+    name = save_small(tmp_path / "small", **shape)
     path = export_onnx(name, tmp_path / "tower.onnx")
     places = np.vstack([some_places(500), EDGES])
     exact = LocationEncoder.from_pretrained(name).double()
@@ -93,7 +83,7 @@ def test_levels_length_and_dtype_as_location_features_takes_them(
     tmp_path: Path, combine: Literal["sum", "concat"], levels: int | None, dtype: Literal["float32", "float64"]
 ) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (the extra `features`)")
-    name, places = save_model(tmp_path / "small"), some_places(50).astype(dtype)
+    name, places = save_small(tmp_path / "small"), some_places(50).astype(dtype)
     path = export_onnx(name, tmp_path / "tower.onnx", levels=levels, combine=combine, normalize=True, input_dtype=dtype)
     expected = LocationFeatures(name, levels=levels, combine=combine).fit_transform(places)
     np.testing.assert_allclose(run(path, places), expected, atol=2e-6)
@@ -166,7 +156,7 @@ def test_the_graph_is_small_and_self_contained(small: tuple[str, Path]) -> None:
 
 def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OpenGeoCLIPError, match="cannot be written"):
-        export_onnx(save_model(tmp_path / "small", projection="sphere"), tmp_path / "no folder" / "tower.onnx")
+        export_onnx(save_small(tmp_path / "small", projection="sphere"), tmp_path / "no folder" / "tower.onnx")
     with pytest.raises(MissingWeightsError):
         export_onnx(f"dir:{tmp_path / 'none'}", tmp_path / "tower.onnx")
     with pytest.raises(SettingsError, match="levels: one or more of 0 to 1"):
