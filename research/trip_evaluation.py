@@ -121,9 +121,10 @@ def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
                     hours,
                     speed_kmh,
                 )
-                assert query.log_mass is not None
+                assert query.trip is not None
                 assert query.cells is not None
-                yield Posterior.from_log_mass(query.log_mass, query.cells, query.calibration)
+                rows, log_mass = query.trip.part(slice(None))
+                yield Posterior.from_log_mass(log_mass, query.cells.part(rows.numpy()), query.calibration)
 
         found[look] = {
             "each view alone": judged(map(locator.posterior, parts), truth),

@@ -30,7 +30,7 @@ def between(
     """Return posteriors where pictures say nothing: no score is high enough."""
     calibration = replace(locator.calibration, min_score=2.0, fitted_on="views")
     embeddings = torch.nn.functional.normalize(torch.ones(len(times_s), 512), dim=1)
-    posteriors, _, is_possible = anchored_posteriors(
+    posterior, _, is_possible = anchored_posteriors(
         locator.search_space,
         embeddings,
         locator.model.scale,
@@ -39,7 +39,7 @@ def between(
         options.get("speed_kmh", 900.0),
     )
     assert is_possible
-    return posteriors
+    return [posterior(n) for n in range(len(times_s))]
 
 
 def radius_km(posterior: Posterior, share: float) -> float:

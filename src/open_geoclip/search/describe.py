@@ -30,6 +30,7 @@ __all__ = ["AnswerSettings", "describe", "describe_query"]
 
 _RADII_KM = (1, 25, 200, 750, 2500)
 _LEVELS = (0.5, 0.9)
+_CHUNK = 32  # images of a trip that are described together
 _MERGE_KM = 0.05, 25.0  # limits of the distance between candidates where there are known places
 
 
@@ -81,7 +82,10 @@ def describe(
     if merge_km is None:
         merge_km = max(space.merge_km, posterior.calibration.sigma_km)
     modes = posterior.candidates(
-        top_k, merge_km=merge_km, method=settings.decode or "mass", radius_km=settings.radius_km
+        min(top_k, len(posterior.cells)),
+        merge_km=merge_km,
+        method=settings.decode or "mass",
+        radius_km=settings.radius_km,
     )
     coordinates, cells = modes.coordinates, posterior.cells
     is_found = modes.mass > 0
@@ -158,24 +162,18 @@ def describe_query(
         refine: search between the places of the gallery too.
         detail: whether answers have regions and heat.
     """
-    embeddings, distances = query.encoded.embeddings, query.encoded.distances
+    embeddings = query.encoded.embeddings
     if query.error is not None or len(embeddings) == 0:
         return
-    if query.posteriors is not None:
-        parts = query.posteriors
-    elif refine:
-        parts = space.refined_posteriors(embeddings, scale, query.calibration, query.log_mass, distances)
-    elif query.log_mass is not None:
-        cells = query.cells or space.cells
-        parts = [Posterior.from_log_mass(query.log_mass, cells, query.calibration, distances=distances)]
-    else:
-        parts = space.posteriors(embeddings, scale, query.calibration, distances)
+    parts = _posteriors(query, space, scale, refine)
     if query.evidence is not None:
-        parts = query.evidence.posteriors(parts, query.neighbours, space.allowed)
-    rows = embeddings.split([len(part) for part in parts])
+        parts = iter(query.evidence.posteriors(list(parts), query.neighbours, space.allowed))
     extra: dict[str, Any] = {}
     given = settings
-    for number, (part, embedding) in enumerate(zip(parts, rows, strict=True)):
+    start = 0
+    for number, part in enumerate(parts):
+        embedding = embeddings[start : start + len(part)]
+        start += len(part)
         if query.anchors is not None:
             method = "mass" if settings.decode == "max" else settings.decode
             merge_km = given.merge_km or float(np.clip(2 * query.scales_km[number], *_MERGE_KM))
@@ -189,6 +187,30 @@ def describe_query(
                 extra = {"look_alikes": look_alikes(query.neighbours[number], (first.lat, first.lon))}
             warning = out_of_distribution_warning(model) if values["in_distribution"] is False else None
             yield part[row], values | extra | {"warning": warning}
+
+
+def _posteriors(query: "Query", space: SearchSpace, scale: float, refine: bool) -> Iterator[Posterior]:
+    """Yield the posteriors of a query, of one image or text each or of several."""
+    embeddings, distances, calibration = query.encoded.embeddings, query.encoded.distances, query.calibration
+    if query.posterior is not None:
+        yield from map(query.posterior, range(len(embeddings)))
+        return
+    trip, cells = query.trip, query.cells
+    if trip is None or cells is None:
+        search = space.refined_posteriors if refine else space.posteriors
+        yield from search(embeddings, scale, calibration, distances=distances)
+        return
+    # Refined cells of a gallery in two levels depend on all images.
+    size = len(embeddings) if refine and space.groups is not None else _CHUNK
+    every = torch.arange(len(cells)) if refine else None
+    for start in range(0, len(embeddings), size):
+        images = slice(start, start + size)
+        known = None if distances is None else distances[images]
+        rows, log_mass = trip.part(images, every)
+        if refine:
+            yield from space.refined_posteriors(embeddings[images], scale, calibration, log_mass, known)
+        else:
+            yield Posterior.from_log_mass(log_mass, cells.part(rows.numpy()), calibration, distances=known)
 
 
 def _iso(time_s: float) -> str:

@@ -5,7 +5,7 @@ weight. The other priors are densities: a place's probability is the density tim
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +95,11 @@ class GalleryCells:
         """Return some of the cells, with the area and the prior that they have among all."""
         at = torch.from_numpy(rows)
         return GalleryCells(self.coordinates[rows], self.points[at], self.area_km2[rows], self.log_prior[at])
+
+    def part(self, rows: Int64[np.ndarray, " k"]) -> "GalleryCells":
+        """Return some of the cells, which all mass of some posteriors is in; ``origins`` says which."""
+        counts = None if self.counts is None else self.counts[torch.from_numpy(rows)]
+        return replace(self.subset(rows), origins=rows if self.origins is None else self.origins[rows], counts=counts)
 
     def best_logits(self, logits: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
         """Return the highest logit of each row among the cells that the prior does not exclude."""

@@ -1,11 +1,12 @@
 """Queries: encoded images or texts, and how their scores become probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from open_geoclip.data.clocks import Anchors
@@ -19,7 +20,7 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
-from open_geoclip.search.trips import TEMPERING, evidence_weights, trip_posterior, trip_weights
+from open_geoclip.search.trips import TEMPERING, TripPosterior, evidence_weights, trip_posterior, trip_weights
 
 __all__ = ["Query"]
 
@@ -28,6 +29,9 @@ _TEXT_SIGMA_KM = 200.0
 
 _MOST_NATS = 60.0
 """No place is less likely by an image than this; in float32 it would be impossible, and with it the trip."""
+
+_CHUNK = 32
+"""Images of a trip whose scores are computed together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +42,25 @@ class Query:
         encoded: names, hashes, errors and embeddings.
         calibration: how scores become probabilities.
         text: what was located in words, alone or with an image, one per answer.
-        log_mass: of each cell, where it does not follow from the embedding alone, as of a trip.
+        trip: posterior of each image, where they are of a trip.
         error: why none of them has an answer.
         reliability: how often answers to single images were right, where it was measured.
         anchors: known places in time around each image.
-        posteriors: of each image, where there are anchors.
+        posterior: of each image, by its number, where there are anchors.
         scales_km: standard deviation of each image's place before it is seen, where there are anchors.
         neighbours: photos of indexes that look like each image, where indexes are searched.
         evidence: how these count.
-        cells: that ``log_mass`` is of.
+        cells: that ``trip`` is of.
     """
 
     encoded: EncodedBatch
     calibration: Calibration
     text: Sequence[str] | None = None
-    log_mass: Float[Tensor, "n m"] | None = None
+    trip: TripPosterior | None = None
     error: str | None = None
     reliability: Reliability | None = None
     anchors: Anchors | None = None
-    posteriors: Sequence[Posterior] | None = None
+    posterior: Callable[[int], Posterior] | None = None
     scales_km: Sequence[float] = ()
     neighbours: Sequence[Neighbours] = ()
     evidence: PhotoEvidence | None = None
@@ -133,15 +137,30 @@ class Query:
             SettingsError: an hour is not a number, or the speed is below 0.
         """
         calibration = replace(calibration, background=0.0, fitted_on=None)
-        alone = space.posterior(batch.embeddings, scale, calibration, batch.distances)
-        cells, spacing_km = alone.cells, float(np.median(alone.cells.spacing_km))
+        embeddings, distances = batch.embeddings, batch.distances
+        order = np.argsort(hours, kind="stable")
+        rank = np.argsort(order)
+        weights = trip_weights(embeddings, hours, speed_kmh).float()
+        # What is opened of a gallery in two levels depends on all images.
+        size = _CHUNK if space.groups is None else len(hours)
+
+        @lru_cache(maxsize=2)
+        def alone(chunk: int) -> Posterior:
+            at = torch.from_numpy(order[chunk * size : (chunk + 1) * size])
+            return space.posterior(embeddings[at], scale, calibration, None if distances is None else distances[at])
+
+        cells = alone(0).cells
         log_prior = torch.log_softmax(cells.log_prior, dim=0)
-        weights = trip_weights(batch.embeddings, hours, speed_kmh).float()[:, None]
-        log_mass = torch.maximum(alone.log_mass, log_prior - _MOST_NATS)
-        log_mass = torch.where(log_prior > -torch.inf, torch.lerp(log_prior, log_mass, weights), -torch.inf)
+        floor = torch.where(log_prior > -torch.inf, log_prior - _MOST_NATS, -torch.inf)
+
+        def log_mass(image: int) -> Float32[Tensor, " m"]:
+            mass = torch.maximum(alone(int(rank[image]) // size).mass[rank[image] % size].log(), floor)
+            return torch.where(floor > -torch.inf, torch.lerp(log_prior, mass, weights[image]), -torch.inf)
+
+        spacing_km = float(np.median(cells.spacing_km))
         trip = trip_posterior(log_mass, cells.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
         error = _trip_error(trip.log_evidence > -np.inf, speed_kmh)
-        return cls(batch, calibration, None, trip.log_mass, error, cells=cells)
+        return cls(batch, calibration, None, trip, error, cells=cells)
 
     @classmethod
     def from_anchors(
@@ -160,11 +179,11 @@ class Query:
         """
         if not 0 <= speed_kmh < np.inf:
             raise SettingsError(f"speed: a number of 0 or more, not {speed_kmh}")
-        posteriors, scales_km, is_possible = anchored_posteriors(
+        posterior, scales_km, is_possible = anchored_posteriors(
             space, batch.embeddings, scale, calibration, anchors, speed_kmh, batch.distances
         )
         error = _trip_error(is_possible, speed_kmh)
-        return cls(batch, calibration, None, None, error, None, anchors, posteriors, scales_km)
+        return cls(batch, calibration, None, None, error, None, anchors, posterior, scales_km)
 
 
 def _trip_error(is_possible: bool, speed_kmh: float) -> str | None:

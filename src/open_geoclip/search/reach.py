@@ -15,11 +15,13 @@ from torch import Tensor
 
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM
 
-__all__ = ["PlaceBlocks"]
+__all__ = ["PlaceBlocks", "PlaceTree"]
 
 _LEAF = 16
 _CHUNK = 64  # leaves that are compared with all others at once
 _SLACK_RAD = 1e-3  # of angles between leaves, which float32 resolves to 5e-4
+_MAX_GROUPS = 256
+_ROUNDING_KM = 0.1  # of angles between places
 _ROUNDING = 1e-15  # of cosines between places, which resolves 0.3 m at distance 0
 
 
@@ -51,21 +53,12 @@ class PlaceBlocks:
             points: unit vectors.
             radius_km: of the cell that each place stands for.
         """
-        n = len(points)
-        depth = max(0, math.ceil(math.log2(n / _LEAF)))
-        rows = torch.arange(_LEAF << depth)
-        for level in range(depth):
-            nodes = rows.view(1 << level, -1)
-            inside = points[nodes.clamp(max=n - 1)]
-            axis = (inside.amax(dim=1) - inside.amin(dim=1)).argmax(dim=1)
-            along = inside.gather(2, axis[:, None, None].expand(-1, inside.shape[1], 1))[..., 0]
-            rows = nodes.gather(1, along.argsort(dim=1)).view(-1)
-        rows = rows.view(-1, _LEAF)
-        at = rows.clamp(max=n - 1)
+        rows = _leaves(points)
+        at = rows.clamp(max=len(points) - 1)
         inside = points[at]
         centres = F.normalize(inside.mean(dim=1), dim=1)
         extents = _angles((inside @ centres[..., None])[..., 0]).amax(dim=1)
-        return cls(n, rows, inside, radius_km[at] / EARTH_RADIUS_KM, centres, extents)
+        return cls(len(points), rows, inside, radius_km[at] / EARTH_RADIUS_KM, centres, extents)
 
     def mass_within(self, mass: Float64[Tensor, " n"], ends: "PlaceBlocks", travel_km: float) -> Float64[Tensor, " e"]:
         """Return, for each of some ends, the total mass of the places within reach.
@@ -102,6 +95,56 @@ class PlaceBlocks:
         found = torch.empty(ends.rows.numel(), dtype=torch.float64)
         found[ends.rows.view(-1)] = sums.view(-1)
         return found[: ends.n]
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceTree:
+    """Places, groups of up to 16 neighbours, groups of up to 256, and so on. Make one with :meth:`build`.
+
+    Attributes:
+        points: unit vectors of the places, then of the middles of the groups, small ones first.
+        radius_km: of the cell that each place stands for. That of a group contains the cells of its places.
+        groups: the row of the group of each place; one array for each size of groups.
+    """
+
+    points: Float64[Tensor, "nodes 3"]
+    radius_km: Float64[Tensor, " nodes"]
+    groups: tuple[Int64[Tensor, " n"], ...]
+
+    @classmethod
+    def build(cls, points: Float64[Tensor, "n 3"], radius_km: Float64[Tensor, " n"]) -> "PlaceTree":
+        """Sort places into groups, of which the largest are at most 256; arguments are those of PlaceBlocks."""
+        n = len(points)
+        slots = _leaves(points).view(-1)
+        at = torch.empty(n, dtype=torch.int64)
+        at[slots[slots < n]] = (slots < n).nonzero()[:, 0]
+        all_points, all_radii, groups = [points], [radius_km], []
+        count, size = n, 1
+        while count > _MAX_GROUPS:
+            size *= _LEAF
+            numbers, group = (at // size).unique(return_inverse=True)
+            centres = F.normalize(torch.zeros(len(numbers), 3, dtype=torch.float64).index_add_(0, group, points), dim=1)
+            reach = _angles((points * centres[group]).sum(dim=1)) * EARTH_RADIUS_KM + radius_km + _ROUNDING_KM
+            radii = torch.zeros(len(numbers), dtype=torch.float64).scatter_reduce_(0, group, reach, "amax")
+            groups.append(group + sum(map(len, all_points)))
+            all_points.append(centres)
+            all_radii.append(radii)
+            count = len(numbers)
+        return cls(torch.cat(all_points), torch.cat(all_radii), tuple(groups))
+
+
+def _leaves(points: Float64[Tensor, "n 3"]) -> Int64[Tensor, "b leaf"]:
+    """Return the rows of the places in each leaf of a balanced k-d tree; those from n on are padding."""
+    n = len(points)
+    depth = max(0, math.ceil(math.log2(n / _LEAF)))
+    rows = torch.arange(_LEAF << depth)
+    for level in range(depth):
+        nodes = rows.view(1 << level, -1)
+        inside = points[nodes.clamp(max=n - 1)]
+        axis = (inside.amax(dim=1) - inside.amin(dim=1)).argmax(dim=1)
+        along = inside.gather(2, axis[:, None, None].expand(-1, inside.shape[1], 1))[..., 0]
+        rows = nodes.gather(1, along.argsort(dim=1)).view(-1)
+    return rows.view(-1, _LEAF)
 
 
 def _angles(cosines: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

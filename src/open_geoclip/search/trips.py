@@ -6,12 +6,11 @@ once.
 
 **One trip.** Images with times form a hidden Markov model over the places of a gallery: between two images nobody moves
 faster than a speed limit along the great circle, and a priori all trips within it are equally likely.
-:func:`trip_posterior` computes the posterior of each image by the forward-backward algorithm (Rabiner, "A tutorial on
-hidden Markov models and selected applications in speech recognition", 1989).
+:func:`trip_posterior` computes the posterior of each image; see :mod:`open_geoclip.search.forward_backward`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +21,13 @@ from torch import Tensor
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import unit_vectors
-from open_geoclip.search.reach import PlaceBlocks
+from open_geoclip.search.forward_backward import PlaceMass, chain_marginals
+from open_geoclip.search.reach import PlaceTree
 
 __all__ = [
     "SIMILARITY_POWER",
     "TEMPERING",
     "TripPosterior",
-    "chain_marginals",
     "evidence_weights",
     "trip_posterior",
     "trip_weights",
@@ -41,9 +40,6 @@ TEMPERING = 0.75
 """Default of :func:`evidence_weights`, chosen on validation views with ``python -m research.trip_tempering``."""
 
 _SAME_PLACE_KM = 50.0  # as those of the groups that the tempering was fitted on
-_TOLERANCE = 1e-3  # of a probability, because cells of hardly any mass are omitted
-_MIN_OMITTED = 0.1  # share of the places, fewer save no time
-_OMITTED_MASS = (1e-7, 1e-10, 1e-14, 0.0)  # of each image, tried until the tolerance is met
 
 
 def evidence_weights(
@@ -86,24 +82,37 @@ def trip_weights(
     return evidence_weights(embeddings, near=(times[:, None] - times).abs() * speed_kmh <= _SAME_PLACE_KM)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TripPosterior:
-    """Posterior of each image of a trip.
+    """Posterior of each image of a trip, over the places that matter.
 
     Attributes:
-        log_mass: of each place for each image, given all images; -inf where a place is impossible or was omitted.
+        rows: of the places of each image, ascending; all others are impossible or were omitted.
+        log_mass: of these places, given all images.
         log_evidence: log probability that a trip keeps to the speed limit, had each image been located alone. Far
-            below 0, the images contradict the times.
+            below 0, the images contradict the times. Too high by at most ``truncation_error``.
         truncation_error: bound on the error of a probability because places of hardly any mass were omitted.
     """
 
-    log_mass: Float64[Tensor, "n m"]
+    rows: Sequence[Int64[Tensor, " _"]]
+    log_mass: Sequence[Float64[Tensor, " _"]]
     log_evidence: float
     truncation_error: float
 
+    def part(
+        self, images: slice, among: Int64[Tensor, " k"] | None = None
+    ) -> tuple[Int64[Tensor, " k"], Float64[Tensor, "n k"]]:
+        """Return the log mass of some images over the same places, by default all those that any of them has."""
+        rows, masses = self.rows[images], self.log_mass[images]
+        among = torch.cat([*rows]).unique() if among is None else among
+        log_mass = torch.full((len(rows), len(among)), -torch.inf, dtype=torch.float64)
+        for row, at, mass in zip(log_mass, rows, masses, strict=True):
+            row[torch.searchsorted(among, at)] = mass
+        return among, log_mass
+
 
 def trip_posterior(
-    log_mass: Float[Tensor, "n m"],
+    log_mass: Callable[[int], Float[Tensor, " m"]],
     places: Float[np.ndarray, "m 2"],
     times_h: Float[np.ndarray, " n"],
     *,
@@ -112,11 +121,11 @@ def trip_posterior(
 ) -> TripPosterior:
     """Compute the posterior of each image, given all images of a trip, their times and a speed limit.
 
-    Exact up to ``truncation_error``: places of hardly any mass are omitted, and fewer of them when the remaining trips
-    are so unlikely that they could matter.
+    Exact up to ``truncation_error``; see :mod:`open_geoclip.search.forward_backward`.
 
     Args:
-        log_mass: of n images alone, over m places; each row is normalised.
+        log_mass: that of an image alone, over m places; it need not be normalised. It is called several times for each,
+            in the order of time, so that the masses of a long trip need not all be in memory.
         places: (lat, lon) in degrees.
         times_h: hours from any origin, in any order.
         speed_kmh: the speed limit.
@@ -131,92 +140,14 @@ def trip_posterior(
         raise SettingsError("each image of a trip needs its time")
     order = np.argsort(times_h, kind="stable")
     points = unit_vectors(torch.from_numpy(np.asarray(places, np.float64)))
-    rows = list(torch.log_softmax(log_mass.double(), dim=1)[torch.from_numpy(order)])
-    radius_km = torch.full((len(points),), slack_km / 2, dtype=torch.float64)
-    n, travel_km = len(rows), np.diff(times_h[order]) * speed_kmh
-    marginals, log_evidence, error = chain_marginals(rows, [points] * n, [radius_km] * n, travel_km)
-    full = torch.empty(n, len(points), dtype=torch.float64)
-    full[torch.from_numpy(order)] = torch.stack(marginals)
-    return TripPosterior(full, log_evidence, error)
+    tree = PlaceTree.build(points, torch.full((len(points),), slack_km / 2, dtype=torch.float64))
+    every, none = torch.arange(len(points)), torch.empty(0, dtype=torch.float64)
 
+    def image(i: int) -> PlaceMass:
+        mass = torch.log_softmax(log_mass(int(order[i])).double(), dim=0)
+        return PlaceMass(mass, every, none.view(0, 3), none)
 
-def chain_marginals(
-    rows: Sequence[Float64[Tensor, " _"]],
-    points: Sequence[Float64[Tensor, "_ 3"]],
-    radius_km: Sequence[Float64[Tensor, " _"]],
-    travel_km: Float[np.ndarray, " k"],
-) -> tuple[list[Float64[Tensor, " _"]], float, float]:
-    """Return the log marginals of images in the order of time, each with places of its own.
-
-    Args:
-        rows: log mass of each image's places, normalised.
-        points: unit vectors of the places.
-        radius_km: of the cell that each place stands for.
-        travel_km: the most that anybody travels between an image and the next. Two places are within reach when they
-            are no further apart than this and both radii.
-
-    Returns:
-        The marginals, the log evidence and the bound of :class:`TripPosterior`.
-    """
-    for omitted in _OMITTED_MASS:
-        kept, lost = _truncate(rows, omitted)
-        blocks = [
-            PlaceBlocks.build(*(part[at] for part in place)) for *place, at in zip(points, radius_km, kept, strict=True)
-        ]
-        local = [row[at] for row, at in zip(rows, kept, strict=True)]
-        log_evidence, marginals = _forward_backward(local, blocks, travel_km)
-        error = lost / math.exp(log_evidence) if log_evidence > -700 else (0.0 if lost == 0 else math.inf)
-        if error <= _TOLERANCE:
-            break
-    full = [torch.full_like(row, -torch.inf) for row in rows]
-    for row, at, marginal in zip(full, kept, marginals, strict=True):
-        row[at] = marginal
-    return full, log_evidence, error
-
-
-def _truncate(rows: Sequence[Float64[Tensor, " _"]], omitted: float) -> tuple[list[Int64[Tensor, " _"]], float]:
-    """Return the places of each image that hold all but some mass, and the total mass lost.
-
-    Where a background leaves little to omit, nothing is.
-    """
-    kept, lost = [], 0.0
-    for row in rows:
-        ascending, at = row.sort()
-        cumulated = ascending.exp().cumsum(dim=0)
-        impossible = int((ascending == -torch.inf).sum())
-        count = max(impossible, int((cumulated < omitted).sum()))
-        if count - impossible < _MIN_OMITTED * len(row):
-            count = impossible
-        lost += float(cumulated[count - 1]) if count else 0.0
-        kept.append(at[count:].sort().values)
-    return kept, lost
-
-
-def _forward_backward(
-    local: Sequence[Float64[Tensor, " _"]], blocks: Sequence[PlaceBlocks], travel_km: Float[np.ndarray, " k"]
-) -> tuple[float, list[Float64[Tensor, " _"]]]:
-    """Return the log evidence and the log marginals; messages are scaled against underflow."""
-    forward, log_evidence = [local[0]], 0.0
-    for i in range(1, len(local)):
-        message, scale = _propagate(forward[-1], blocks[i - 1], blocks[i], float(travel_km[i - 1]))
-        forward.append(local[i] + message)
-        log_evidence += scale
-        top = float(torch.logsumexp(forward[-1], dim=0))
-        if top == -math.inf:  # no trip keeps to the limit
-            return -math.inf, [torch.full_like(part, -torch.inf) for part in local]
-        forward[-1] = forward[-1] - top
-        log_evidence += top
-    backward = torch.zeros_like(local[-1])
-    marginals = [torch.log_softmax(forward[-1], dim=0)]
-    for i in range(len(local) - 2, -1, -1):
-        backward, _ = _propagate(local[i + 1] + backward, blocks[i + 1], blocks[i], float(travel_km[i]))
-        marginals.append(torch.log_softmax(forward[i] + backward, dim=0))
-    return log_evidence, marginals[::-1]
-
-
-def _propagate(
-    log_mass: Float64[Tensor, " a"], starts: PlaceBlocks, ends: PlaceBlocks, travel_km: float
-) -> tuple[Float64[Tensor, " b"], float]:
-    """Return the log mass within reach of each end, up to a scale, and the log of the scale."""
-    top = float(log_mass.max())
-    return starts.mass_within((log_mass - top).exp(), ends, travel_km).log(), top
+    chain = chain_marginals(len(order), image, tree, np.diff(times_h[order]) * speed_kmh)
+    rank = np.argsort(order).tolist()
+    rows, masses = ([values[i] for i in rank] for values in (chain.kept, chain.log_mass))
+    return TripPosterior(rows, masses, chain.log_evidence, chain.truncation_error)
