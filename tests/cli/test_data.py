@@ -64,6 +64,13 @@ def test_check_pack_and_split(geoclip: Run, photos: Path, tmp_path: Path) -> Non
     assert "of 1 photos can be used" in geoclip("check", "sides/test.csv", "--images", "shards").out
 
 
+def test_columns_that_look_swapped_are_told(geoclip: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "swapped.csv").write_text("file,lat,lon\n0.png,120,30\n1.png,80,20\n2.png,60,20\n")
+    told = geoclip("check", "swapped.csv", status=1)
+    assert "2 of 3 photos can be used" in told.out
+    assert "swapped.csv: latitude and longitude look swapped: 1 of 3 entries" in told.err
+
+
 def test_a_table_without_its_images_says_how_to_name_their_folder(geoclip: Run, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "t.csv").write_text("file,lat,lon\n0.png,1,2\n1.png,3,4\n")

@@ -16,7 +16,7 @@ from PIL import Image
 from open_geoclip.data.packing import pack
 from open_geoclip.data.photos import IndexedPhotos, Photo
 from open_geoclip.data.sources import open_source
-from open_geoclip.errors import BenchmarkError
+from open_geoclip.errors import BenchmarkError, DataError
 from open_geoclip.evaluation.benchmarks import read_labelled
 from open_geoclip.evaluation.bounds import ceiling, nearest_km, random_place
 from open_geoclip.evaluation.evaluate import Evaluation, evaluate, leaks
@@ -186,6 +186,11 @@ class TestSources:
         assert len(set(found.table["sha256"])) == 4
         with pytest.raises(BenchmarkError, match="arrays: there is no photo whose place is known"):
             label_source(Rows("arrays", "1", np.arange(0)))
+
+    def test_swapped_coordinates_are_no_truth(self, data: Path) -> None:
+        (data / "photos" / "swapped.csv").write_text("image,lat,lon\n0.png,120,30\n1.png,80,20\n2.png,60,20\n")
+        with pytest.raises(DataError, match=r"swapped\.csv: .* look swapped: 1 of 3 entries"):
+            label_source(open_source(data / "photos" / "swapped.csv"))
 
 
 class TestLeftOut:

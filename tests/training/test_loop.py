@@ -269,8 +269,11 @@ def test_the_best_epoch_is_kept_and_the_run_stops_early(tmp_path: Path) -> None:
 
     data = world(300)
     model = new_model(data)
-    kept = train(model, data, settings, tmp_path, evaluate=evaluate)
+    logged: list[str] = []
+    callbacks = Callbacks(log=logged.append)
+    kept = train(model, data, settings, tmp_path, evaluate=evaluate, callbacks=callbacks)
     assert (kept["epoch"], kept["median_km"]) == (2, 3.0)
+    assert logged == ["training ends with epoch 4 of 9: 2 epochs without a better median_km (patience)"]
     assert len(seen) == 4, "two epochs without a better one"
     assert all(torch.equal(seen[1][name], tensor) for name, tensor in model.state_dict().items())
     again = train(new_model(data), data, settings, tmp_path, evaluate=evaluate, resume=True)
@@ -287,7 +290,7 @@ def test_a_folder_keeps_to_one_run(tmp_path: Path) -> None:
     data = world(300, seed=3)
     with pytest.raises(SettingsError, match="other data"):
         train(new_model(data), data, once, tmp_path, resume=True)
-    with pytest.raises(SettingsError, match=r"another model .widths was"):
+    with pytest.raises(SettingsError, match=r"another model or other data .widths was"):
         train(new_model(world(300), (24, 64, 16)), world(300), once, tmp_path, resume=True)
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["settings"]["batch_size"] == 32

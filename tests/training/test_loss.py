@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from open_geoclip.errors import CoordinateError
 from open_geoclip.geo.sphere import haversine_km
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder
@@ -93,6 +94,12 @@ def test_noise_has_its_metres_everywhere(lat: float, sigma_m: float) -> None:
     # The distance of two normal numbers of deviation s has the mean s sqrt(pi / 2).
     assert float(metres.mean()) == pytest.approx(sigma_m * (torch.pi / 2) ** 0.5, rel=0.03)
     assert float(moved[:, 0].abs().max()) <= 90
+
+
+def test_noise_folds_no_swapped_coordinates_over_the_pole() -> None:
+    swapped = torch.tensor([[10.0, 20.0], [139.7, 35.7]], dtype=torch.float64)
+    with pytest.raises(CoordinateError, match=r"row 1: .139.7, 35.7.*looks like .lon, lat."):
+        add_noise(swapped, 150.0, torch.Generator())
 
 
 PLACES = torch.tensor([[48.0, 2.0], [48.2, 2.0], [-30.0, 179.95], [-30.0, -179.95], [90.0, 0.0]], dtype=torch.float64)

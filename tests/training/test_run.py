@@ -292,16 +292,27 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, photos: Path, clip: st
         run(one(tmp_path / "file" / "run", photos, small(clip)), callbacks=never_encodes())
 
 
-def test_a_resumed_run_keeps_its_model(tmp_path: Path, photos: Path, clip: str) -> None:
+def test_a_resumed_run_keeps_its_model_and_data(
+    tmp_path: Path, photos: Path, clip: str, save_clip: Callable[..., Path]
+) -> None:
     run(one(tmp_path, photos, small(clip)))
     with pytest.raises(SettingsError, match="holds a run already: --resume"):
         run(one(tmp_path, photos, small(clip)))
-    with pytest.raises(SettingsError, match=r"another model .location_encoder was"):
+    with pytest.raises(SettingsError, match=r"another model or other data .location_encoder was"):
         run(one(tmp_path, photos, small(clip, width=8)), resume=True, callbacks=never_encodes())
-    with pytest.raises(SettingsError, match=r"another model .widths was"):
+    with pytest.raises(SettingsError, match=r"another model or other data .widths was"):
         run(one(tmp_path, photos, replace(small(clip), hidden=(4,))), resume=True)
-    with pytest.raises(SettingsError, match=r"another model .start was , now earth"):
+    with pytest.raises(SettingsError, match=r"another model or other data .start was , now earth"):
         run(one(tmp_path, photos, ModelSettings(start="earth")), resume=True, callbacks=never_encodes())
+    with pytest.raises(SettingsError, match=r"other data .augment was False, now True, views was 4, now 3"):
+        run(one(tmp_path, photos, small(clip), augment=True, views=3), resume=True, callbacks=never_encodes())
+    fewer = photos.with_name("fewer.csv")
+    fewer.write_text("\n".join(photos.read_text().splitlines()[:-1]))
+    with pytest.raises(SettingsError, match=r"other data .photos was \w{12}, now \w{12}"):
+        run(one(tmp_path, fewer, small(clip)), resume=True, callbacks=never_encodes())
+    other = save_clip(tmp_path / "other", projection=24, seed=1)
+    with pytest.raises(SettingsError, match=r"another model or other data .backbone_sha256 was"):
+        run(one(tmp_path, photos, small(f"dir:{other}")), resume=True, callbacks=never_encodes())
 
 
 def test_swapped_coordinates_stop_the_run(tmp_path: Path, photos: Path, clip: str) -> None:

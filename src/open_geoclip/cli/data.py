@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 
 from open_geoclip.cli._options import Images
 from open_geoclip.cli._output import TextOutput, progress_bar
+from open_geoclip.errors import DataError
 
 if TYPE_CHECKING:
     from open_geoclip.data.checking import Check
@@ -46,12 +47,17 @@ def check(
         show: Faults of each kind that the table lists; JSON lists all.
     """
     from open_geoclip.data.checking import check_source
+    from open_geoclip.data.photos import check_swapped
     from open_geoclip.data.sources import open_source
 
     opened = open_source(source, images=images)
     with progress_bar("checking") as progress:
         found = check_source(opened, decode=decode, workers=workers, progress=progress)
     output.write(found.to_dict(), table=_table(found, show))
+    try:
+        check_swapped(found.faults, found.entries, found.source, override=", or train with [data] max_swapped = 1.0")
+    except DataError as error:
+        print(f"geoclip: {error}", file=sys.stderr)
     if images is None and Path(source).is_file() and found.counts.get("missing") == found.entries:
         print("geoclip: if the images are elsewhere, name their folder with --images", file=sys.stderr)
     if found.faults:

@@ -17,11 +17,12 @@ from typing import Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_chec
 import numpy as np
 from jaxtyping import Int64
 
-from open_geoclip.errors import SettingsError
+from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.geo.sphere import MAX_LONGITUDE_DEG
 from open_geoclip.images import ImageSource
 
 __all__ = [
+    "MAX_SWAPPED",
     "SKIP_KINDS",
     "Entry",
     "IndexedPhotos",
@@ -31,6 +32,7 @@ __all__ = [
     "SkipLog",
     "SkippedRecord",
     "check_part",
+    "check_swapped",
     "photo_or_skipped",
     "usable",
 ]
@@ -165,6 +167,30 @@ def photo_or_skipped(key: str, image: ImageSource, lat: float, lon: float, group
     if abs(lon) > 180:
         lon -= 360 * round(lon / 360)
     return Photo(key, image, float(lat), float(lon), group)
+
+
+MAX_SWAPPED = 0.05
+"""Largest share of entries whose latitude and longitude look swapped."""
+
+
+def check_swapped(
+    faults: Iterable[SkippedRecord], entries: int, name: str, *, most: float = MAX_SWAPPED, override: str = ""
+) -> None:
+    """Raise `DataError` where many latitudes look like longitudes: the entries in range may be swapped, too.
+
+    Args:
+        faults: what cannot be used.
+        entries: all entries.
+        name: of the source.
+        most: largest share of entries that may look swapped.
+        override: the end of the message: how to use the other entries all the same.
+    """
+    swapped = sum(fault.kind == "out of range" and "exchanged" in fault.reason for fault in faults)
+    if swapped > most * entries:
+        raise DataError(
+            f"{name}: latitude and longitude look swapped: {swapped:,} of {entries:,} entries have a latitude beyond "
+            f"90 degrees. Swap the columns, or their names in the first line{override}"
+        )
 
 
 def check_part(rank: int, world: int) -> None:

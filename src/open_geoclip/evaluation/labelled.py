@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from jaxtyping import Float64, Int
 
-from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord
+from open_geoclip.data.photos import Photo, PhotoSource, SkippedRecord, check_swapped
 from open_geoclip.errors import BenchmarkError
 from open_geoclip.images import ImageSource
 
@@ -98,6 +98,7 @@ def label_source(source: PhotoSource) -> Labelled:
 
     Raises:
         BenchmarkError: no photo has a place.
+        DataError: many latitudes and longitudes look swapped.
     """
     photos: list[tuple[str, float, float, str | None]] = []
     faults: list[SkippedRecord] = []
@@ -109,6 +110,7 @@ def label_source(source: PhotoSource) -> Labelled:
         seen[entry.key] += 1
         name = entry.key if seen[entry.key] == 1 else f"{entry.key}#{seen[entry.key]}"
         photos.append((name, entry.lat, entry.lon, entry.group))
+    check_swapped(faults, len(photos) + len(faults), source.name)
     if not photos:
         first = f"; the first of {len(faults):,} that cannot be used: {faults[0]}" if faults else ""
         raise BenchmarkError(f"{source.name}: there is no photo whose place is known{first}")

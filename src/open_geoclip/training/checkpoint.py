@@ -226,7 +226,7 @@ def check_record(folder: Path, now: Mapping[str, Any]) -> None:
     """Compare settings with those of the run in a folder; raises SettingsError where what cannot change differs."""
     path, now = folder / "run.json", json.loads(json.dumps(now))
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for part, differing in (("settings", "other settings"), ("model", "another model")):
+    for part, differing in (("settings", "other settings"), ("model", "another model or other data")):
         old, new = before.get(part, {}), now.get(part, {})
         changed = [k for k in new.keys() & old.keys() if old[k] != new[k] and (part, k) not in _MAY_CHANGE]
         if changed:

@@ -148,6 +148,9 @@ def train(
             state.best = ranks.broadcast(state.best)
             if stop_requested():
                 raise KeyboardInterrupt
+        if state.epoch < settings.epochs and ranks.is_main:
+            better = f"{settings.patience} epochs without a better {settings.monitor}"
+            callbacks.log(f"training ends with epoch {state.epoch} of {settings.epochs}: {better} (patience)")
         for parameter in frozen:
             parameter.requires_grad_(True)
         state.swap_average()

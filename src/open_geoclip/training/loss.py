@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor, nn
 
-from open_geoclip.geo.sphere import EARTH_RADIUS_KM, offset, unit_vectors
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, check_coordinates, offset, unit_vectors
 from open_geoclip.model.backbones.runtime import resolve_dtype
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.training.distributed import Ranks
@@ -43,7 +43,12 @@ and by keyword ``first``, ``ignore``, ``positives``; ``targets`` if ``smooth_km`
 def add_noise(
     coordinates: Float64[Tensor, "n 2"], sigma_m: float, generator: torch.Generator
 ) -> Float64[Tensor, "n 2"]:
-    """Move coordinates along great circles by normal noise of ``sigma_m`` metres, north and east each."""
+    """Move coordinates along great circles by normal noise of ``sigma_m`` metres, north and east each.
+
+    Raises:
+        CoordinateError: a coordinate is not on Earth; latitude and longitude may be swapped.
+    """
+    coordinates = check_coordinates(coordinates)
     if sigma_m == 0 or len(coordinates) == 0:
         return coordinates
     north, east = sigma_m * torch.randn(2, len(coordinates), generator=generator, dtype=torch.float64)

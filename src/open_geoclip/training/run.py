@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from open_geoclip._version import __version__
 from open_geoclip.data.augmentation import Augmentation
 from open_geoclip.data.exif import ExifPhotos
-from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource, SkippedRecord
+from open_geoclip.data.photos import IndexedPhotos, Photo, PhotoSource, SkippedRecord, check_swapped
 from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError, TrainingError
@@ -75,6 +75,9 @@ def run(
     if source.count is not None:
         check_batch(settings.train, source.count * settings.data.together, ranks.world)
     model, extractor = _build(settings, device)
+    record = _record(settings) | {"photos": source.fingerprint[:12], "backbone_sha256": extractor.weights[:12]}
+    if (folder / CHECKPOINT).exists():
+        check_record(folder, {"model": record})
     trainable_parameters(model, settings.train.freeze)
     check_finetuning(extractor.backbone, settings.train)
     workers = settings.data.workers
@@ -116,7 +119,7 @@ def run(
 
     kept = train(
         model, training, settings.train, folder, evaluate=evaluate, callbacks=callbacks, resume=resume,
-        record=_record(settings),
+        record=record,
     )  # fmt: skip
     figures = ", ".join(f"{name} {value:,.4g}" for name, value in kept.items() if name not in ("epoch", "seconds"))
     callbacks.log(f"the model is that of epoch {kept['epoch']:.0f} of {settings.train.epochs}: {figures}")
@@ -133,7 +136,8 @@ def run(
 
 def _record(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that must stay the same when a run is resumed, beside those of training and model."""
-    return {"start": settings.model.start, "add_levels": settings.model.add_levels}
+    data = {key: getattr(settings.data, key) for key in ("augment", "views", "pixels", "together", "neighborhood")}
+    return {"start": settings.model.start, "add_levels": settings.model.add_levels, **data}
 
 
 def _check_folders(folder: Path, cache: Path, settings: RunSettings, *, resume: bool) -> None:
@@ -186,13 +190,8 @@ def _report_skipped(faults: list[SkippedRecord], used: int, settings: DataSettin
 
 
 def _check_swapped(faults: Iterable[SkippedRecord], total: int, settings: DataSettings) -> None:
-    """Stop where many latitudes look like longitudes: the entries that are in range may be swapped, too."""
-    swapped = sum(fault.kind == "out of range" and "exchanged" in fault.reason for fault in faults)
-    if swapped > settings.max_swapped * total:
-        raise DataError(
-            f"{settings.train}: latitude and longitude look swapped: {swapped:,} of {total:,} entries have a latitude "
-            "beyond 90 degrees. Swap the columns, or set [data] max_swapped = 1.0 to train on the others"
-        )
+    override = ", or set [data] max_swapped = 1.0 to train on the others"
+    check_swapped(faults, total, settings.train, most=settings.max_swapped, override=override)
 
 
 def _open_photos(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from open_geoclip.data.photos import MAX_SWAPPED
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM
 from open_geoclip.model.backbones.transformers import Feature
@@ -233,7 +234,7 @@ class DataSettings:
     workers: int | None = None
     encode_batch: int = 0
     cache: str = ""
-    max_swapped: float = 0.05
+    max_swapped: float = MAX_SWAPPED
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, float) and not 0 <= self.validation < 1:
