@@ -10,7 +10,9 @@ from open_geoclip.errors import MissingWeightsError, ModelNameError, SettingsErr
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
+from open_geoclip.weights.hub import hub_errors
 from open_geoclip.weights.load import load_release
+from open_geoclip.weights.names import parse_name
 from open_geoclip.weights.pull import pull
 from open_geoclip.weights.push import push
 from open_geoclip.weights.save import save_model
@@ -75,6 +77,8 @@ def test_a_push_that_cannot_be(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
         push(name, "hub:me/holiday@main")
     with pytest.raises(WeightsError, match="only a model that `geoclip train`"):
         push(f"dir:{write_files(tmp_path / 'clip', small_clip())}", "hub:me/holiday")
+    with pytest.raises(MissingWeightsError, match=r"broke off .Network error"), hub_errors(parse_name(NAME)):
+        raise ConnectionError("Network error: no Xet storage")  # as hf_xet says it
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MissingWeightsError, match="HF_HUB_OFFLINE is set"):
         push(name, "hub:me/holiday")

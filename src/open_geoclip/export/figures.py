@@ -141,7 +141,7 @@ def draw_training_curves(path: Path, epochs: Sequence[Mapping[str, float]], *, k
             axes.plot(*zip(*points, strict=True), color=colour, marker=".", label=label)
         axes.axvline(kept, color="#9AA7AF", linewidth=1.0, linestyle="--", label=f"kept: epoch {kept:.0f}")
         axes.set(xlabel="epoch", title=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     figure.tight_layout()

@@ -245,7 +245,7 @@ def hub_errors(name: Name) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise MissingWeightsError(f"{name}: HF_HUB_OFFLINE is set, so the network is not used; unset it") from error
-    except http_error as error:
+    except (http_error, ConnectionError) as error:  # the latter from uploads by hf_xet
         reason = str(error) or type(error).__name__
         raise MissingWeightsError(
             f"{name}: {constants.ENDPOINT} cannot be reached or broke off ({reason}). What has arrived is kept; "
