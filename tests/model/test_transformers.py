@@ -239,7 +239,7 @@ def test_what_is_no_vision_model_is_refused(tmp_path: Path, config: dict[str, An
 @pytest.mark.parametrize(
     ("processor", "message"),
     [
-        ({"image_processor_type": "Sam2ImageProcessor"}, "its processor Sam2ImageProcessor cannot be used here"),
+        ({"image_processor_type": "Sam2ImageProcessor"}, "its processor Sam2ImageProcessor needs torchvision, which"),
         ({"image_processor_type": "Nosuch"}, "its processor Nosuch cannot be used here"),
         ({"image_processor_type": "Siglip2ImageProcessor"}, "If a plain processor does"),
         ({"image_processor_type": "MobileViTImageProcessor", "crop_size": SQUARE}, "does more than resize"),

@@ -125,6 +125,8 @@ def _read_preprocessing(
         try:
             processor = AutoImageProcessor.from_pretrained(path, backend="pil", **options)
         except Exception as error:  # ImportError, ValueError, or what the library raises for its dummy classes
+            if "torchvision" in str(error).lower():
+                raise SettingsError(f"its processor {kind} needs torchvision, which is not used here") from error
             raise SettingsError(f"its processor {kind} cannot be used here ({error})") from error
         if getattr(processor, "backend", "pil") != "pil":
             raise SettingsError(f"its processor {kind} needs torchvision, which is not used here")
