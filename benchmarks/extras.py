@@ -65,6 +65,11 @@ COMMANDS = {
     "gis": f"geoclip locate a.png --model {MODEL} --top-k 2 --output answers.gpkg",
     "heic": "geoclip data check heic.csv",
     "hf": "geoclip data check hf:photos",
+    "int8": 'PYTHON "from open_geoclip.model.backbones.runtime import CompiledBackbone; '
+    "from open_geoclip.model.backbones.self_check import check_images; "
+    "from open_geoclip.weights.backbones import load_image_backbone; "
+    "clip = load_image_backbone('dir:clip')[0]; "
+    "print(CompiledBackbone(clip, 'int8', calibration=lambda: [*check_images(56)]).dim)\"",
     "lora": "geoclip train run.toml --set 'output=\"runs/third\"' --set data.pixels=true --set train.lora_rank=2",
     "mcp": f"geoclip mcp --model {MODEL} < initialize.json | grep serverInfo",
     "onnx": f"PYTHON \"from open_geoclip.features import export_onnx; export_onnx('{MODEL}', 'tower.onnx')\"",

@@ -70,20 +70,21 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _converted_backbones(shared_cache: Path) -> Iterator[None]:
-    """Let all tests share the networks that were converted for OpenVINO; shapes are not checked while one is traced."""
-    from open_geoclip.model.backbones import runtime
+    """Let all tests share what was converted for OpenVINO, and its checks; shapes are not checked while tracing."""
+    from open_geoclip.model.backbones import runtime, self_check
 
     convert = runtime._convert
 
-    def unchecked(model: torch.nn.Module) -> Any:
+    def unchecked(model: torch.nn.Module, side: int) -> Any:
         jaxtyping.config.update("jaxtyping_disable", True)
         try:
-            return convert(model)
+            return convert(model, side)
         finally:
             jaxtyping.config.update("jaxtyping_disable", False)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "cache_dir", lambda: shared_cache)
+        patch.setattr(self_check, "cache_dir", lambda: shared_cache)
         patch.setattr(runtime, "_convert", unchecked)
         yield
 

@@ -244,3 +244,10 @@ def test_threads_that_wait_leave_the_core_soon(given: dict[str, str], monkeypatc
         main(["--version"])
     expected = "3000" if not given else given.get("GOMP_SPINCOUNT")
     assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_int8_is_quantised_on_the_photos_of_locate(geoclip: Command, views: list[Path]) -> None:
+    pytest.importorskip("openvino", reason="the extra fast is not installed")
+    done = geoclip("locate", views[0].parent, "--dtype", "int8", status=2)
+    assert "with at least 32 photos like those to locate, and there are 3: run geoclip locate FOLDER" in done.err
+    assert "merge_tokens: 0 or more, of a CLIP" in geoclip("locate", views[0], "--merge-tokens", 8, status=2).err

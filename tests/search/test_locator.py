@@ -323,3 +323,24 @@ def test_encoded_images_are_split_and_concatenated_without_loss(locator: Locator
     np.testing.assert_array_equal(again.perceptual_hashes, batch.perceptual_hashes)
     assert again.distances is not None
     assert torch.equal(again.distances, distances)
+
+
+def test_merged_tokens_are_other_weights_to_what_is_fitted_to_them(
+    clip: Path, part: Path, photos: list[Path], locator: Locator
+) -> None:
+    merged = Locator.from_pretrained(
+        "geoclip", backbone=f"dir:{clip}", gallery=part, dtype="float32", merge_tokens=2, batch_size=3
+    )
+    assert merged.weights_sha256 != locator.weights_sha256
+    assert merged.model.image_encoder.subspace is None
+    assert (merged.encode(photos) - locator.encode(photos)).abs().max() > 1e-3
+
+
+def test_int8_wants_photos_that_can_be_read(clip: Path, part: Path, photos: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra fast is not installed")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(SettingsError, match=f"at least 32 photos like those to locate, and there are {len(photos)}"):
+        Locator.from_pretrained(
+            "geoclip", backbone=f"dir:{clip}", gallery=part, dtype="int8", calibration_images=[broken, *photos]
+        )

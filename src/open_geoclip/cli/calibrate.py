@@ -81,8 +81,9 @@ def _fingerprints(options: ImageModelOptions) -> tuple[str, str]:
     """Return the hashes of the weights and of the gallery; no network is built."""
     from open_geoclip.search.gallery import Gallery
     from open_geoclip.weights.load import load_release
+    from open_geoclip.weights.release import with_merged_tokens
 
-    release = load_release(options.name)
+    release = with_merged_tokens(load_release(options.name), options.merge_tokens)
     file = options.gallery or release.gallery
     if file is None:
         raise SettingsError(f"{options.name} has no gallery of its own: give one with --gallery")

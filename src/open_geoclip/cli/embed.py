@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._options import Dtype, Model, parse_coordinate
+from open_geoclip.cli._options import Model, NetworkDtype, parse_coordinate
 from open_geoclip.cli._output import progress_bar, write_output
 from open_geoclip.errors import CoordinateError, DataError, SettingsError
 
@@ -33,7 +33,7 @@ def embed(
     missing: Missing = "error",
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     model: Model = "geoclip",
-    dtype: Dtype = "float32",
+    dtype: NetworkDtype = "float32",
     format_: Annotated[Literal["json", "csv"] | None, Parameter(name="--format")] = None,
 ) -> None:
     """Encode coordinates with the location encoder of a model. Embeddings are not normalised.
@@ -89,7 +89,7 @@ def embed(
     _write(table, str(path), f"the first of all is row 0; {note}", output, missing, model, dtype)
 
 
-def _print(places: list[tuple[float, float]], model: str, dtype: Dtype, format_: str) -> None:
+def _print(places: list[tuple[float, float]], model: str, dtype: NetworkDtype, format_: str) -> None:
     import torch
 
     from open_geoclip.export.tables import format_rows
@@ -108,7 +108,7 @@ def _print(places: list[tuple[float, float]], model: str, dtype: Dtype, format_:
 
 
 def _write(
-    table: "np.ndarray", source: str, note: str, output: Path, missing: Missing, model: str, dtype: Dtype
+    table: "np.ndarray", source: str, note: str, output: Path, missing: Missing, model: str, dtype: NetworkDtype
 ) -> None:
     from open_geoclip.features.encoding import checked_rows, open_encoder, vectors_by_chunk
     from open_geoclip.features.writers import write_vectors

@@ -105,7 +105,7 @@ def run(
             allow_leak=allow_leak,
             countries=countries,
             continents=continents,
-            settings={"dtype": options.dtype},
+            settings={"dtype": options.dtype, "merge_tokens": options.merge_tokens},
             progress=progress,
         )
 

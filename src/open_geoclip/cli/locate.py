@@ -171,7 +171,9 @@ def locate(
     for folder in index or ():
         PhotoIndex.open(folder)  # an error is one before the model is loaded
     groups = exclude_group or []
-    answering = {"answers": settings, "refine": refine, "crops": crops, "fast_decode": fast_decode}
+    answering: dict[str, Any] = {"answers": settings, "refine": refine, "crops": crops, "fast_decode": fast_decode}
+    if options.dtype == "int8":
+        answering["calibration_images"] = photo_files(images, unique=False)[0]
     load = partial(_load, options, index or [], groups, area, **answering)
     locator = load()
     limits: dict[str, Any] = {"within": within or [], "not_within": not_within or []}

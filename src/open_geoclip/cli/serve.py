@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from open_geoclip.cli._options import Backbone, Dtype, Engine
+from open_geoclip.cli._options import Backbone, Dtype, Engine, MergeTokens
 from open_geoclip.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def serve(
     backbone: Backbone = None,
     engine: Engine = "auto",
     dtype: Dtype = "auto",
+    merge_tokens: MergeTokens = 0,
     host: str | None = None,
     port: int | None = None,
     token_file: Path | None = None,
@@ -78,7 +79,7 @@ def serve(
     """
     options = {name: value for name, value in locals().items() if value is not None}
     indexes = [str(folder) for folder in options.pop("index", ())]  # opened by the worker: this process stays small
-    load = {name: options.pop(name, None) for name in ("model", "backbone", "engine", "dtype")}
+    load = {name: options.pop(name, None) for name in ("model", "backbone", "engine", "dtype", "merge_tokens")}
     try:
         from pydantic import ValidationError
 
@@ -98,7 +99,7 @@ def serve(
     if indexes:
         models[names[0]]["index"] = indexes
     if "earth" in models:
-        models["earth"]["backbone"] = None  # it is part of the model
+        models["earth"] |= {"backbone": None, "merge_tokens": 0}  # it is part of the model, and no CLIP
     asyncio.run(_serve(settings, models))
 
 

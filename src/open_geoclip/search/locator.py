@@ -33,6 +33,7 @@ from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.weights.calibrations import find_calibration
 from open_geoclip.weights.load import load_model, load_release
+from open_geoclip.weights.release import with_merged_tokens
 
 __all__ = ["Locator"]
 
@@ -122,21 +123,22 @@ class Locator:
             name: ``earth`` (embedded), ``geoclip`` (released), ``hub:org/repo@revision`` or ``dir:/folder``.
             backbone: of images: its name, by the same grammar, or a module. Default: what the weights name.
             gallery: candidate places, or a file of them. Default: the gallery of the weights.
-            dtype: what the image backbone computes in; ``auto`` is bfloat16 where the processor has it.
-            engine: what runs the image backbone: ``torch``, ``compile`` (torch.compile), or ``openvino`` on a CPU;
-                ``auto`` takes openvino when the extra ``fast`` is installed.
+            dtype: what the image backbone computes in; see :func:`~open_geoclip.weights.load.load_model`.
+            engine: what runs it, see the same function; ``auto`` is openvino where the extra ``fast`` is installed.
             device: where to compute, such as ``cpu`` or ``cuda``.
             towers: what to load beside the location encoder; ``("text",)`` for texts alone loads no image backbone.
             calibration: default: the user's own for weights and gallery (``geoclip calibrate``), or the weights'.
-            options: arguments of the class: ``batch_size``, ``max_pixels``, ``crops``, ``fast_decode``, ``cache``,
-                ``progress``, ``answers`` and ``refine``.
+            options: further arguments of the class, such as ``batch_size``; and ``merge_tokens`` and
+                ``calibration_images`` of the same function.
 
         Raises:
             ModelNameError: a name does not follow the grammar.
             WeightsError: weights are missing or damaged; the message says what to do.
             GalleryError: the gallery cannot be used, or the weights have none and none was given.
         """
-        release = load_release(name)
+        loading: dict[str, Any] = {k: options.pop(k) for k in ("merge_tokens", "calibration_images") if k in options}
+        loading |= {"backbone": backbone, "towers": towers, "engine": engine, "dtype": dtype, "device": device}
+        release = with_merged_tokens(load_release(name), loading.get("merge_tokens", 0))
         shipped = Calibration.from_dict(release.calibration)
         if gallery is not None:  # its temperature is kept, but nothing was measured with this gallery
             shipped = replace(shipped, fitted_on=None)
@@ -148,10 +150,9 @@ class Locator:
         if calibration is None:
             own = find_calibration(release.fingerprint, gallery.fingerprint)
             calibration = shipped if own is None else Calibration.from_dict(own.calibration)
-        model = load_model(release, backbone=backbone, towers=towers, engine=engine, dtype=dtype, device=device)
         options |= {"model_name": f"{name} {release.version}", "weights_sha256": release.fingerprint}
         reliability = Reliability.find(release.fingerprint, gallery)
-        return cls(model, gallery, calibration=calibration, reliability=reliability, **options)
+        return cls(load_model(release, **loading), gallery, calibration=calibration, reliability=reliability, **options)
 
     def within(self, area: Area, *, keep: bool = True) -> "Locator":
         """Return a locator of the same model whose answers lie inside an area.

@@ -107,7 +107,7 @@ def measure_cost(name: str, feature: Feature, device: str, seconds: float = 3.0)
         "licence": find_licence(name),
         "device": device,
     }
-    backbone = prepare_backbone(module, "auto", "auto", device)
+    backbone = prepare_backbone(module, "auto", "auto", device, side=preprocessing.crop)
     pixels = torch.rand(16 if device == "cpu" else 128, 3, preprocessing.crop, preprocessing.crop, device=device)
     times: list[float] = []
     with torch.inference_mode():

@@ -111,7 +111,7 @@ class FeatureExtractor:
         if adapter is not None:
             adapter.merge(module, name)
         dim, weights = cast(int, module.dim), backbone_sha256(module)
-        backbone = prepare_backbone(module, engine, dtype, device)
+        backbone = prepare_backbone(module, engine, dtype, device, side=preprocessing.crop)
         batch_size = batch_size or (16 if torch.device(device).type == "cpu" else 128)
         return FeatureExtractor(
             name, weights, preprocessing, backbone, dim, device, batch_size=batch_size, adapter=adapter

@@ -13,26 +13,30 @@ Three layouts are read:
 """
 
 import io
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors
 import safetensors.torch
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.errors import ImageError, SettingsError, WeightsError
+from open_geoclip.images import ImageSource, load_image
 from open_geoclip.model.adapter import BackboneAdapter
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
 from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageSettings
 from open_geoclip.model.location_encoder import LocationSettings
-from open_geoclip.model.preprocessing import CLIP_PREPROCESSING
+from open_geoclip.model.preprocessing import CLIP_PREPROCESSING, Preprocessing
 from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.schema import from_dict
 from open_geoclip.weights.backbones import load_image_backbone
@@ -67,6 +71,10 @@ from open_geoclip.weights.release import (
 
 __all__ = ["load_model", "load_release"]
 
+logger = logging.getLogger(__name__)
+
+_CALIBRATION = 128  # images for int8
+
 
 # --- building a model -----------------------------------------------------------------------------
 
@@ -80,6 +88,7 @@ def load_model(
     dtype: DType = "float32",
     device: str = "cpu",
     merge_tokens: int = 0,
+    calibration_images: Sequence[ImageSource] = (),
 ) -> GeoCLIP:
     """Return a model with weights that are on this machine, in evaluation mode.
 
@@ -90,13 +99,16 @@ def load_model(
         towers: what to load beside the location encoder. ``text`` alone gives an image encoder without a backbone: its
             head, which texts go through too. The text tower itself is loaded at the first text.
         engine: what runs the image backbone; see :func:`~open_geoclip.model.backbones.runtime.prepare_backbone`.
-        dtype: what the image backbone computes in.
-        device: where to compute.
+        dtype: what the image backbone computes in; see the same function.
+        device: where to compute, such as ``cpu`` or ``cuda``.
         merge_tokens: of a CLIP, tokens that each layer merges; see
             :class:`~open_geoclip.model.backbones.clip.ClipVision`. Faster, with other features.
+        calibration_images: for ``dtype="int8"``: at least 32 images like those to encode; 128 of them are used. They
+            are needed once: the quantised backbone is kept in the cache folder.
 
     Raises:
-        SettingsError: tokens are to be merged, and the backbone is no CLIP.
+        SettingsError: tokens are to be merged, and the backbone is no CLIP; or the engine or dtype cannot be used, see
+            :func:`~open_geoclip.model.backbones.runtime.prepare_backbone`.
         ModelNameError: a name does not follow the grammar.
         WeightsError: see :func:`load_release`; or a tower is asked for that these weights do not have, or the backbone
             does not fit.
@@ -143,11 +155,30 @@ def load_model(
             if merge_tokens < 0 or not isinstance(module, ClipVision):
                 raise SettingsError(f"merge_tokens: 0 or more, of a CLIP, not {merge_tokens} of {image.backbone}")
             module.merge_tokens = merge_tokens
-        model.image_encoder.backbone = prepare_backbone(module, engine, dtype, device)
+        calibration = partial(_calibration_pixels, calibration_images, preprocessing)
+        model.image_encoder.backbone = prepare_backbone(
+            module, engine, dtype, device, side=preprocessing.crop, calibration=calibration
+        )
         model.image_encoder.preprocessing = preprocessing
-        if release.image and image.backbone == release.image.backbone:  # another one gives other features
+        if release.image and image.backbone == release.image.backbone and not merge_tokens:  # else other features
             model.image_encoder.subspace = release.subspace
     return model.eval()
+
+
+def _calibration_pixels(images: Sequence[ImageSource], preprocessing: Preprocessing) -> list[Float[Tensor, "3 h w"]]:
+    """Return the pixels of 128 images, from all parts of the sequence, or of all if there are fewer."""
+    pixels: list[Tensor] = []
+    failed = 0
+    for number in range(0, len(images), max(1, len(images) // _CALIBRATION)):
+        if len(pixels) == _CALIBRATION:
+            break
+        try:
+            pixels.append(preprocessing(load_image(images[number])))
+        except ImageError:
+            failed += 1
+    if failed:
+        logger.warning("%d of the images for int8 cannot be read: %d are used", failed, len(pixels))
+    return pixels
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ __all__ = [
     "is_finite",
     "model_skeleton",
     "read_settings",
+    "with_merged_tokens",
 ]
 
 FORMAT_VERSION = 1
@@ -87,6 +88,18 @@ class Release:
     calibration: dict[str, Any] | None = None
     adapter: BackboneAdapter | None = None
     subspace: PrincipalSubspace | None = None
+
+
+def with_merged_tokens(release: Release, merge_tokens: int) -> Release:
+    """Return the release of a model that merges tokens of its images: others, for what is fitted to or made by it.
+
+    Its temperature is kept, but nothing was measured with these features.
+    """
+    if not merge_tokens:
+        return release
+    fingerprint = hashlib.sha256(f"{release.fingerprint} merge_tokens {merge_tokens}".encode()).hexdigest()
+    calibration = None if release.calibration is None else {**release.calibration, "fitted_on": None}
+    return replace(release, fingerprint=fingerprint, calibration=calibration, subspace=None)
 
 
 def model_skeleton(

@@ -1,16 +1,22 @@
-"""What runs a frozen backbone: torch in float32, bfloat16 or float16, torch.compile, or OpenVINO on a CPU.
+"""What runs a frozen backbone: torch, torch.compile or OpenVINO, in float32, bfloat16, float16 or int8.
 
 OpenVINO lays fixed weights out for the processor once, which torch does anew in each product, and fuses a convolution
-with what follows it. Converting a network takes a second for EfficientNet-Lite0 and ten for ViT-L/14, so the converted
-network is kept in the cache folder.
+with what follows it. Converting a network takes a second for EfficientNet-Lite0 and ten for ViT-L/14, and quantising
+one takes minutes, so both are kept in the cache folder.
 """
 
+import contextlib
+import copy
+import functools
 import hashlib
 import inspect
 import logging
+import os
 import sys
+import time
 import warnings
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -24,27 +30,45 @@ from torch import Tensor, nn
 
 from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.files import atomic_folder, cache_dir
+from open_geoclip.model.backbones.self_check import AUTO_COSINE, LEAST_COSINE, agreement
 
-__all__ = ["CompiledBackbone", "DType", "Engine", "copy_to_device", "prepare_backbone", "resolve_dtype"]
+__all__ = [
+    "MIN_CALIBRATION",
+    "CompiledBackbone",
+    "DType",
+    "Engine",
+    "Precision",
+    "backbone_fingerprint",
+    "copy_to_device",
+    "prepare_backbone",
+    "resolve_dtype",
+]
 
 logger = logging.getLogger(__name__)
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
 Engine = Literal["auto", "torch", "compile", "openvino"]
+
+MIN_CALIBRATION = 32
+"""Images that quantisation needs at least."""
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}  # of OpenVINO
 
 
 def resolve_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtype:
-    """Return what a frozen backbone computes in.
+    """Return what networks compute in by torch.
 
     ``auto`` is bfloat16 where the processor multiplies it natively (AVX-512 BF16, AMX, a GPU that has it), and
     float32 elsewhere. Without such instructions bfloat16 is a hundred times slower than float32, not faster, so asking
     for it gives float32 and a logged warning.
 
     Raises:
-        SettingsError: the name is not known.
+        SettingsError: the name is not known, or is int8, which OpenVINO computes in.
     """
     if name not in get_args(DType):
-        raise SettingsError(f"dtype: auto, float32, bfloat16 or float16, not {name!r}")
+        raise SettingsError(f"dtype: auto, float32, bfloat16, float16 or int8, not {name!r}")
+    if name == "int8":
+        raise SettingsError("dtype int8 is for image backbones that OpenVINO runs on a CPU")
     if name == "float32":
         return torch.float32
     if name == "float16":
@@ -62,38 +86,104 @@ def resolve_dtype(name: DType, device: torch.device | str = "cpu") -> torch.dtyp
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return _has_instructions("avx512_bf16", "amx_bf16")
+
+
+def _has_instructions(*names: str) -> bool:
+    """Return whether the processor has any of these."""
     if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
         return False
     has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return any(has.get(name) for name in names)
 
 
 def prepare_backbone(
-    backbone: nn.Module, engine: Engine, dtype: DType, device: torch.device | str = "cpu"
+    backbone: nn.Module,
+    engine: Engine,
+    dtype: DType,
+    device: torch.device | str = "cpu",
+    *,
+    side: int | None = None,
+    calibration: Callable[[], Sequence[Float[Tensor, "3 h w"]]] | None = None,
 ) -> nn.Module:
     """Return a frozen backbone ready to run.
 
+    Features of whatever is not torch in float32 are compared with those of torch in float32, once per machine; see
+    :mod:`~open_geoclip.model.backbones.self_check`.
+
     Args:
-        backbone: as loaded.
+        backbone: as loaded, in float32.
         engine: ``torch``; ``compile``, by ``torch.compile``: a minute or more of work while loading, and again for
             another batch size; ``openvino``, on a CPU; ``auto`` is openvino where it can be used, or else torch.
-        dtype: see :func:`resolve_dtype`.
+        dtype: what it computes in. ``auto`` is bfloat16 where the device has instructions for it and features have a
+            centred cosine of 0.999 with those of float32; float32 elsewhere; never int8.
         device: where to compute.
+        side: of the square images that it reads, in pixels; default: its ``image_size``. Where it is not known nothing
+            can be compared, and ``auto`` is float32.
+        calibration: returns preprocessed images, for int8; see :class:`CompiledBackbone`.
 
     Raises:
-        SettingsError: OpenVINO or compilation is asked for where it cannot be used.
-        MissingExtraError: OpenVINO is asked for and not installed.
+        SettingsError: OpenVINO, compilation or int8 is asked for where it cannot be used, or features have a centred
+            cosine below 0.98 with those of float32.
+        MissingExtraError: OpenVINO or int8 is asked for, and its extra is not installed.
     """
     if engine not in get_args(Engine):
         raise SettingsError(f"engine: auto, torch, compile or openvino, not {engine!r}")
-    precision = resolve_dtype(dtype, device)
-    fits = hasattr(backbone, "image_size") and torch.device(device).type == "cpu"
+    device = torch.device(device)
+    fits = hasattr(backbone, "image_size") and device.type == "cpu"
+    if dtype == "int8":
+        if not fits or engine in ("torch", "compile"):
+            raise SettingsError("dtype int8 is for CLIP and EfficientNet-Lite on a CPU, by the engine openvino")
+        engine = "openvino"
+        if not _has_instructions("avx512_vnni", "avx_vnni", "amx_int8"):
+            logger.warning("this processor has no instructions for int8 (VNNI, AMX): float32 is as fast")
     if engine == "openvino" and not fits:
         raise SettingsError("the engine openvino runs CLIP and EfficientNet-Lite on a CPU: use torch for others")
-    if engine == "openvino" or (engine == "auto" and fits and find_spec("openvino") is not None):
-        return CompiledBackbone(backbone, bfloat16=precision == torch.bfloat16)
-    backbone = backbone.to(device, precision)
+    in_openvino = engine == "openvino" or (engine == "auto" and fits and find_spec("openvino") is not None)
+    side = getattr(backbone, "image_size", None) if side is None else side
+    precisions = _precisions(dtype, device, can_check=side is not None)
+    is_reference = not in_openvino and precisions == ["float32"]
+    fingerprint, different = "" if is_reference else backbone_fingerprint(backbone), ""
+    for precision in precisions:
+
+        @functools.cache
+        def build(precision: Precision = precision) -> nn.Module:
+            if in_openvino:
+                return CompiledBackbone(
+                    backbone, precision, side=side, calibration=calibration, fingerprint=fingerprint
+                )
+            return copy.deepcopy(backbone).to(device, getattr(torch, precision))
+
+        if not in_openvino and precision == "float32":
+            break  # that is what others are compared with
+        if side is None:
+            return build()
+        name = f"{precision} by {'openvino' if in_openvino else 'torch'}"
+        made = build().made if precision == "int8" else ""
+        is_asked_for = dtype == precision != "float32"
+        cosine = agreement(f"{name}{made}", fingerprint, side, backbone, build, device)
+        if cosine >= (LEAST_COSINE if is_asked_for else AUTO_COSINE):
+            prepared = build()
+            return _compile(prepared, device) if engine == "compile" else prepared
+        different = f"features in {name} have a centred cosine of {cosine:.4f} with those of float32"
+        if is_asked_for:
+            raise SettingsError(f"dtype {dtype}: {different}, below {LEAST_COSINE}: use float32, or auto")
+        logger.info("%s: not chosen", different)
+    else:
+        if engine == "openvino":
+            raise SettingsError(f"engine openvino: {different}: use torch")
+        logger.warning("OpenVINO is not used: %s", different)
+    backbone = backbone.to(device)
     return _compile(backbone, device) if engine == "compile" else backbone
+
+
+def _precisions(dtype: DType, device: torch.device, *, can_check: bool) -> list[Precision]:
+    """Return what to compute in, the fastest first: one, or for ``auto`` what the device has instructions for."""
+    if dtype == "int8":
+        return ["int8"]
+    if dtype != "auto":
+        return [cast(Precision, str(resolve_dtype(dtype, device)).removeprefix("torch."))]
+    return ["bfloat16", "float32"] if can_check and _has_bfloat16(device) else ["float32"]
 
 
 def _compile(backbone: nn.Module, device: torch.device | str) -> nn.Module:
@@ -128,26 +218,49 @@ class CompiledBackbone(nn.Module):
     """A backbone compiled by OpenVINO for this processor.
 
     Args:
-        model: loaded weights, float32; a module with ``dim``, the length of a feature, and ``image_size``, the side of
-            the square images that it takes, in pixels.
-        bfloat16: compute in bfloat16, where the processor has it.
+        model: loaded weights, float32.
+        precision: float32, bfloat16 or int8: post-training quantisation by NNCF of weights, per channel, and
+            activations, per tensor. What is not quantised computes in bfloat16 where the processor has it.
+        side: of the square images that it takes, in pixels; default: the ``image_size`` of the model.
+        fingerprint: of the model, where it is known; see :func:`backbone_fingerprint`.
+        calibration: returns preprocessed images (3, side, side), by whose activations int8 is scaled; called once for a
+            model, whose quantised network is in the cache then.
+
+    Attributes:
+        dim: length of a feature.
+        made: when the network was quantised, in nanoseconds; "" if it is not.
 
     Raises:
-        MissingExtraError: OpenVINO is not installed.
+        MissingExtraError: OpenVINO is not installed; or NNCF is not, and has to quantise the model.
+        SettingsError: the model has to be quantised, with fewer than 32 images.
     """
 
-    def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision = "float32",
+        *,
+        side: int | None = None,
+        fingerprint: str | None = None,
+        calibration: Callable[[], Sequence[Float[Tensor, "3 h w"]]] | None = None,
+    ) -> None:
         super().__init__()
-        # OpenVINO would import its telemetry; it goes on without, and nothing here may report anything.
+        # OpenVINO and NNCF would import its telemetry; they go on without, and nothing here may report anything.
         sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
         try:
             import openvino
         except ImportError as error:
-            raise MissingExtraError("The engine openvino", "fast") from error
-        self.dim = model.dim
-        network = _converted(model)
-        precision = "bf16" if bfloat16 else "f32"
-        self._compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+            what = ("dtype int8", "int8") if precision == "int8" else ("The engine openvino", "fast")
+            raise MissingExtraError(*what) from error
+        side = int(model.image_size) if side is None else side  # type: ignore[arg-type]
+        fingerprint = fingerprint or backbone_fingerprint(model)
+        network, made = _cached("openvino", fingerprint, lambda: _convert(model, side))
+        if precision == "int8":  # what was quantised once is used, whatever the images
+            network, made = _cached("int8", fingerprint, lambda: _quantize(model, network, calibration))
+        self.made = made if precision == "int8" else ""
+        hint = {} if precision == "int8" else {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        self._compiled = openvino.compile_model(network, "CPU", hint)
+        self.dim = int(self._compiled.output(0).get_partial_shape()[1].get_length())
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return features of preprocessed images, as the torch module gives them."""
@@ -155,27 +268,26 @@ class CompiledBackbone(nn.Module):
         return torch.from_numpy(np.array(found[0])).to(pixels.device)
 
 
-def _converted(model: nn.Module) -> Any:
-    """Return the network in OpenVINO's form, from the cache if it is there."""
+def _cached(kind: str, fingerprint: str, make: Callable[[], Any]) -> tuple[Any, str]:
+    """Return a network in OpenVINO's form, from the cache if it is there, and when it was made."""
     import openvino
 
-    folder = cache_dir() / "openvino" / _fingerprint(model)
+    folder = cache_dir() / kind / fingerprint
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # of several processes, one converts
             if not folder.is_dir():
                 with atomic_folder(folder) as temporary:
-                    openvino.save_model(_convert(model), temporary / "network.xml", compress_to_fp16=False)
-        return openvino.Core().read_model(folder / "network.xml")
+                    openvino.save_model(make(), temporary / "network.xml", compress_to_fp16=False)
+        return openvino.Core().read_model(folder / "network.xml"), str(folder.stat().st_mtime_ns)
     except OSError as error:
         logger.warning("the cache %s cannot be used (%s): the backbone is converted anew each time", folder, error)
-        return _convert(model)
+        return make(), str(time.time_ns())
 
 
-def _convert(model: nn.Module) -> Any:
+def _convert(model: nn.Module, side: int) -> Any:
     import openvino
 
-    side = int(model.image_size)  # type: ignore[arg-type]
     logger.info("converting %s for OpenVINO, once", type(model).__name__)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # sizes of images become constants, which is meant
@@ -184,14 +296,48 @@ def _convert(model: nn.Module) -> Any:
         )
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Return a name for the converted network: code, version, plain attributes of all modules and weights decide.
+def _quantize(
+    model: nn.Module, network: Any, calibration: Callable[[], Sequence[Float[Tensor, "3 h w"]]] | None
+) -> Any:
+    images = calibration() if calibration else []
+    if len(images) < MIN_CALIBRATION:
+        raise SettingsError(
+            f"dtype int8: this backbone has to be quantised once, with at least {MIN_CALIBRATION} photos like those to "
+            f"locate, and there are {len(images)}: run geoclip locate FOLDER --dtype int8, or in Python give "
+            "calibration_images"
+        )
+    os.environ.setdefault("NNCF_CI", "1")  # its switch for telemetry, should openvino_telemetry be imported already
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            import nncf
+    except ImportError as error:
+        raise MissingExtraError("dtype int8", "int8") from error
+    logger.warning("quantising %s with %d images, once; this takes minutes", type(model).__name__, len(images))
+    nncf.set_log_level(logging.ERROR)
+    is_transformer = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(sys.stderr):  # its progress bars
+        return nncf.quantize(
+            network,
+            nncf.Dataset([image[None].numpy() for image in images]),
+            subset_size=len(images),
+            model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+        )
+
+
+def backbone_fingerprint(model: nn.Module) -> str:
+    """Return a hash of what features depend on: code, versions, plain attributes of all modules, and weights.
 
     Tensors are told apart by a sum over their bits and their first numbers, which takes a fifth of a second for
     ViT-L/14 where a sha256 takes one. The cache is the user's own: nobody forges a sum here.
     """
-    code = Path(inspect.getfile(type(model))).read_bytes()
-    about: list[object] = [version("openvino"), torch.__version__, hashlib.sha256(code).hexdigest()]
+    try:
+        code = Path(inspect.getfile(type(model))).read_bytes()
+    except (TypeError, OSError):  # of a class that was typed into a notebook
+        forward = type(model).forward.__code__
+        code = repr((forward.co_code, forward.co_consts, forward.co_names)).encode()
+    about: list[object] = [torch.__version__, hashlib.sha256(code).hexdigest()]
+    with contextlib.suppress(PackageNotFoundError):
+        about.append(version("openvino"))
     for module in model.modules():
         plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str | tuple)}
         about.append([type(module).__name__, plain])
@@ -199,5 +345,5 @@ def _fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         bits = tensor.detach().float().contiguous().view(torch.int32).reshape(-1)
         digest.update(f"{name} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
-        digest.update(bits[:256].numpy().tobytes())
+        digest.update(bits[:256].cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
