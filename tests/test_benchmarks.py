@@ -139,3 +139,25 @@ def test_exact_search_goes_on_and_blocks_compare(
         masses = [large.block_masses(space, space.posterior(query[None], 30.0, Calibration())) for query in queries]
         assert [float(mass.sum()) for mass in masses] == pytest.approx([1.0] * 5, abs=1e-5)
     torch.testing.assert_close(torch.stack(masses).float(), found.block_log_mass.exp(), rtol=0, atol=2e-3)
+
+
+def test_a_precision_is_judged_by_its_answers(benchmark_module: Callable[[str], ModuleType]) -> None:
+    precision = benchmark_module("precision")
+    places, coordinates = torch.eye(3), torch.tensor([[0.0, 0.0], [0.0, 1.0], [10.0, 0.0]], dtype=torch.float64)
+    truth = coordinates[[0, 1]]
+    same = precision.compare_answers(places[[0, 1]], places[[0, 1]], places, coordinates, truth)
+    assert same["equal_top_1"] == same["within_25_km"] == 100
+    assert same["moved_km"] == 0
+    moved = precision.compare_answers(places[[0, 2]], places[[0, 1]], places, coordinates, truth)
+    assert moved["equal_top_1"] == moved["moved_25_km"] == moved["within_200_km"] == 50
+    assert moved["moved_km"] == pytest.approx(558.7, rel=0.01)
+    row = {"one_s": 0.02, "batch_s": 0.01, "check_cosine": 1.0, "views_cosine": 1.0, **same}
+    rows = {
+        "float32": row,
+        "bfloat16": row | {"check_cosine": 0.99, "one_s": 0.01},
+        "int8": row | {"check_cosine": 0.9},
+    }
+    text = precision.to_markdown({"machine": {"machine": "a"}, "views": 2, "earth": rows})
+    assert "| float32 | 20.0 ms | 1.00 | 10.0 ms | 1.00 | 1.00000 | chosen by `auto` |" in text
+    assert "| bfloat16 | 10.0 ms | 2.00 | 10.0 ms | 1.00 | 0.99000 | if asked for |" in text
+    assert "| 0.90000 | refused |" in text
