@@ -18,17 +18,17 @@ import numpy as np
 from jaxtyping import Float64
 
 from open_geoclip.data.clocks import Anchors, TripPhoto, find_anchors
-from open_geoclip.data.earth import Basemap, Earth, is_land
+from open_geoclip.data.earth import Basemap, Earth
 from open_geoclip.data.earth_views import view_centres
 from open_geoclip.data.tracks import Fix, Track
 from open_geoclip.evaluation.metrics import distances_km
 from open_geoclip.files import atomic_write
-from open_geoclip.geo.sphere import destination, great_circle, haversine_km
+from open_geoclip.geo.sphere import great_circle, haversine_km
 from open_geoclip.search.answer import Answer
 from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.query import Query
-from research.trip_evaluation import HOURS, SPEED_KMH, rendered
+from research.trip_evaluation import HOURS, SPEED_KMH, draw_trip, rendered
 
 __all__ = ["main"]
 
@@ -41,16 +41,6 @@ _RESAMPLES = 1000
 
 Scores = dict[str, list[Float64[np.ndarray, " k"]]]
 """By kind of answer, one row per trip and column per measure."""
-
-
-def simulate(start: Float64[np.ndarray, " 2"], rng: np.random.Generator) -> Float64[np.ndarray, "s 2"]:
-    """Draw places on land, each within reach of the previous one."""
-    trip = [start]
-    while len(trip) < STOPS:
-        to = destination(trip[-1], rng.uniform(0, 360), HOURS * SPEED_KMH * np.sqrt(rng.uniform()))
-        if is_land(to[None])[0] and -60 < to[0] < 75:
-            trip.append(to)
-    return np.stack(trip)
 
 
 def measure(answers: Sequence[Answer], truth: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " k"]:
@@ -68,7 +58,7 @@ def trips(locator: Locator, look: Basemap, seed: int) -> Scores:
     """Locate the photos without a fix of simulated trips, of which a tenth of the photos have one."""
     rng, scores = np.random.default_rng(seed), defaultdict(list)
     starts = view_centres("test", TRIPS * (seed + 1))[-TRIPS:]
-    places = [simulate(start, rng) for start in starts]
+    places = [draw_trip(start, STOPS, rng) for start in starts]
     embeddings = rendered(locator, Earth(look), np.concatenate(places), 4096 + 1000 * seed).split(STOPS)
     hours, times_s = np.arange(STOPS) * HOURS, START.timestamp() + 3600 * HOURS * np.arange(STOPS)
     model = locator.calibration, locator.search_space, locator.model.scale
@@ -96,7 +86,7 @@ def clocks(seed: int) -> list[tuple[float, float]]:
     """Return, per trip, the error of the offset in seconds, and the median error of places without it in km."""
     rng, found = np.random.default_rng(seed), []
     for start in view_centres("test", TRIPS * (seed + 1))[-TRIPS:]:
-        stops = simulate(start, rng)
+        stops = draw_trip(start, STOPS, rng)
         legs = [great_circle(a, b) for a, b in pairwise(stops)]
         path = np.concatenate([leg[np.linspace(0, len(leg) - 1, 120).astype(int)] for leg in legs])  # one fix a minute
         times_s = START.timestamp() + 60.0 * np.arange(len(path))

@@ -22,7 +22,7 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.query import Query
 
-__all__ = ["crops", "neighbourhoods", "refined", "several_lines", "trips"]
+__all__ = ["crops", "draw_trip", "neighbourhoods", "refined", "several_lines", "trips"]
 
 SHARES = (0.5, 0.9)
 APART_KM = 50.0  # the most that views of one neighbourhood are apart
@@ -92,10 +92,10 @@ def neighbourhoods(locator: Locator, n: int = 256) -> dict[str, dict[str, Any]]:
     return found
 
 
-def stops_of(start: Float64[np.ndarray, "2"], rng: np.random.Generator) -> Float64[np.ndarray, "s 2"]:
+def draw_trip(start: Float64[np.ndarray, " 2"], stops: int, rng: np.random.Generator) -> Float64[np.ndarray, "s 2"]:
     """Draw places on land, each within reach of the previous one."""
     trip = [start]
-    while len(trip) < STOPS:
+    while len(trip) < stops:
         to = destination(trip[-1], rng.uniform(0, 360), HOURS * SPEED_KMH * np.sqrt(rng.uniform()))
         if is_land(to[None])[0] and -60 < to[0] < 75:
             trip.append(to)
@@ -105,7 +105,7 @@ def stops_of(start: Float64[np.ndarray, "2"], rng: np.random.Generator) -> Float
 def trips(locator: Locator, n: int = 128) -> dict[str, dict[str, Any]]:
     """Locate views alone, and as trips with the true speed limit and with that of an airliner."""
     rng = np.random.default_rng(5)
-    centres = np.stack([stops_of(start, rng) for start in view_centres("test", n)])
+    centres = np.stack([draw_trip(start, STOPS, rng) for start in view_centres("test", n)])
     hours, truth = np.arange(STOPS) * HOURS, centres.reshape(-1, 2)
     found: dict[str, dict[str, Any]] = {}
     for look in BASEMAPS:
