@@ -128,3 +128,9 @@ def test_a_coordinate_as_it_is_pasted(text: str) -> None:
 def test_what_is_no_coordinate(text: str) -> None:
     with pytest.raises(CoordinateError, match="a comma and no space between"):
         parse_coordinate(text)
+
+
+@pytest.mark.parametrize(("text", "rule"), [("91,200", "a latitude is"), ("nan,12", "finite"), ("12,600", "longitude")])
+def test_a_place_that_is_not_on_earth_is_named_as_it_was_given(text: str, rule: str) -> None:
+    with pytest.raises(CoordinateError, match=f"^--to '{text}' is not a place on Earth: .*{rule}"):
+        parse_coordinate(text, "--to")

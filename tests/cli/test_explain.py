@@ -50,8 +50,8 @@ def test_the_picture(run: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["--place", "91,0"], 1, "not a place on Earth"),
-        (["--place", "north"], 1, "not LAT,LON"),
+        (["--place", "91,12"], 1, "--place '91,12' is not a place on Earth: a latitude is within"),
+        (["--versus", "north"], 1, "--versus 'north' is not LAT,LON"),
         (["--place", "1,2", "--versus", "1,2"], 2, "the same place"),
         (["--within", "Atlantis"], 2, "Atlantis"),
         (["-o", "why.gif"], 2, ".png"),

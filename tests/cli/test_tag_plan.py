@@ -99,7 +99,7 @@ def test_a_place_that_came_meanwhile_is_kept(command: Command, plan: Path, tmp_p
     [
         ("write", "maybe", "line 2: write is yes or no, not 'maybe'"),
         ("lat", "95", "line 2: 95"),
-        ("lat", "", "line 2: nan"),
+        ("lat", "", "line 2: lat and lon are needed: fill them in, or remove the row"),
         ("lon", "12E", "line 2"),
         ("sha256", "", "line 2: image and sha256 must stay as they were"),
         ("image", "album/b.png", "line 3: album/b.png is named twice"),

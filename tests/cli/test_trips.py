@@ -101,9 +101,10 @@ def test_places_between_fixes_are_written_as_estimates(command: Command, album: 
             "the photos were taken from 2026-05-01 10:10 to 2026-05-01 10:20 UTC, but the track is",
         ),
         (["--track", "none.gpx"], 1, "none.gpx: it cannot be read: No such file"),
-        (["--use-gps"], 1, "none of the 2 photos has a place by GPS: give a track"),
+        (["--use-gps"], 1, "no photo of 2 has a place by GPS: give a track"),
         (["--track", "walk.gpx", "--clock-offset", "soon"], 2, "--clock-offset: [CAMERA=]H:MM:SS or seconds"),
         (["--track", "walk.gpx", "--clock-offset", "D50=60"], 2, "no photo is of a camera 'D50'; there are: Maker X1"),
+        (["--track", "walk.gpx", "--clock-offset", "99999999999:00"], 2, "--clock-offset: at most a century"),
         (["--clock-offset", "60"], 2, "--clock-offset is for --track and --use-gps"),
     ],
 )
@@ -120,6 +121,6 @@ def test_what_is_no_trip_is_refused(
 def test_a_photo_without_time_and_a_plan(command: Command, album: Path) -> None:
     Image.new("RGB", (8, 8)).save(album / "c.png")
     words = (album, "--trip", "--track", "walk.gpx")
-    assert "c.png have no time in their EXIF data: give --times" in command("locate", *words, status=2).err
+    assert "c.png without a time in EXIF: give --times" in command("locate", *words, status=2).err
     assert "--track is for --trip" in command("locate", album, "--track", "walk.gpx", status=2).err
     assert "--trip is for photos, not for --apply" in command("tag", "--trip", "--apply", "plan.csv", status=2).err

@@ -74,7 +74,7 @@ def test_photos_with_a_place_are_anchors_of_the_others_if_wanted() -> None:
     assert before is None
     assert after == Fix(NOON.timestamp() + 300, *ROME, 7, "placed")
     for photos, use_gps in (([placed, lone], False), ([lone], True)):
-        with pytest.raises(DataError, match="photos has a place by GPS: give a track"):
+        with pytest.raises(DataError, match="has a place by GPS: give a track"):
             find_anchors(photos, use_gps=use_gps)
     nowhere = PhotoMetadata((PhotoPlace(0, 0), PhotoPlace(*ROME, no_fix=True)), NOON)
     assert TripPhoto.from_metadata("a", nowhere).place is None

@@ -130,7 +130,8 @@ def test_gpx_and_tables_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gpx(POINTS)[:-40], "it is damaged: "),
+        (gpx(POINTS)[:-40], ": export or copy it again"),
+        ("PK\x00\x01", "it is neither GPX nor JSON nor a table"),
         (gpx('<trkpt lat="48" lon="2"/>' * 2), "it has 2 places without a time: it is a route, not a track"),
         (gpx(POINTS.replace('lat="48', 'lat="148')), "it has 3 places, none of which is on Earth"),
         (gpx('<trkpt lat="48"><time>2026-05-01T12:00:00Z</time></trkpt>'), "a point without latitude or longitude"),

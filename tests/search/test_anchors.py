@@ -95,6 +95,7 @@ def test_answers_name_their_anchors_and_stay_within_limits(locator: Locator) -> 
     assert answer.sure is None  # an airliner may have been anywhere
     [near] = locator.locate_trip([image], Anchors((0.0,), (bracket,)), speed_kmh=150)
     assert near.sure is True
+    assert near.candidates[0].probability <= 1
     assert Answer.from_dict(answer.to_dict()) == answer
     assert "anchors" not in locator.locate([image])[0].to_dict()
     limited = locator.within(Area.parse(["42.2,12.51,42.3,13"]))

@@ -63,7 +63,7 @@ def test_photos_with_gps_are_known_places_and_a_trip_needs_none(serving: Serve) 
         ({"cut.gpx": GPX[:-9]}, {}, "cut.gpx: it is damaged"),
         ({"bomb.gpx": b'<!DOCTYPE g [<!ENTITY a "b">]><gpx/>'}, {}, "bomb.gpx: it has a document type"),
         ({"old.csv": TABLE.replace(b"2026", b"2024")}, {}, "but the track is of another time (old.csv from 2024-05-01"),
-        ({}, {"use_gps": "true"}, "none of the 1 photos has a place by GPS"),
+        ({}, {"use_gps": "true"}, "no photo of 1 has a place by GPS"),
         ({}, {"speed_kmh": "-1"}, "speed_kmh"),
         ({}, {"together": "true"}, "together"),
     ],

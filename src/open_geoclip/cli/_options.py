@@ -201,8 +201,12 @@ class RayOptions:
 # --- coordinates and photos -----------------------------------------------------------------------
 
 
-def parse_coordinate(text: str) -> tuple[float, float]:
+def parse_coordinate(text: str, option: str = "") -> tuple[float, float]:
     """Parse a coordinate: ``48.8584,2.2945``. A minus sign may also be the typographic one.
+
+    Args:
+        text: as it was given.
+        option: that it was given to, for messages.
 
     Raises:
         CoordinateError: it is not two numbers, or not on Earth.
@@ -211,13 +215,18 @@ def parse_coordinate(text: str) -> tuple[float, float]:
 
     from open_geoclip.geo.sphere import check_coordinates
 
+    given = f"{option} {text!r}".lstrip()
     try:
         lat, lon = map(float, text.replace("\N{MINUS SIGN}", "-").split(","))
     except ValueError as error:
         raise CoordinateError(
-            f"{text!r} is not LAT,LON: two numbers in degrees with a comma and no space between, such as -33.9,18.6"
+            f"{given} is not LAT,LON: two numbers in degrees with a comma and no space between, such as -33.9,18.6"
         ) from error
-    check_coordinates(np.array([[lat, lon]]))
+    try:
+        check_coordinates(np.array([[lat, lon]]))
+    except CoordinateError as error:
+        rule = str(error).rpartition("): ")[2]
+        raise CoordinateError(f"{given} is not a place on Earth: {rule}") from error
     return lat, lon
 
 

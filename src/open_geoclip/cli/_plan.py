@@ -95,6 +95,8 @@ def _read_row(table: Table, number: int) -> PlanRow:
         raise DataError(f"{where}: write is yes or no, not {texts['write']!r}")
     if isinstance(sure, str):
         raise DataError(f"{where}: sure is true, false or empty, not {texts['sure']!r}")
+    if math.isnan(numbers["lat"]) or math.isnan(numbers["lon"]):
+        raise DataError(f"{where}: lat and lon are needed: fill them in, or remove the row")
     if not (abs(numbers["lat"]) <= 90 and abs(numbers["lon"]) <= 180):
         raise DataError(f"{where}: {numbers['lat']:g}, {numbers['lon']:g} is not a latitude and a longitude")
     if not texts["image"] or len(texts["sha256"]) != 64:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TripOptions", "hours_of"]
 
+_MAX_OFFSET_S = 100 * 366 * 86_400
 _OFFSET = re.compile(
     r"(?:(?P<camera>.*)=)?(?P<sign>[+-]?)(?:(?P<h>\d+):(?P<m>[0-5]?\d)(?::(?P<s>[0-5]?\d(?:\.\d+)?))?|(?P<all>\d+(?:\.\d+)?))"
 )
@@ -104,6 +105,8 @@ class TripOptions:
                 raise SettingsError(f"--clock-offset: [CAMERA=]H:MM:SS or seconds, such as -0:02:30, not {text!r}")
             seconds = float(match["all"] or 0)
             seconds += 3600 * float(match["h"] or 0) + 60 * float(match["m"] or 0) + float(match["s"] or 0)
+            if seconds > _MAX_OFFSET_S:
+                raise SettingsError(f"--clock-offset: at most a century, not {text!r}")
             offsets[match["camera"] or ""] = timedelta(seconds=-seconds if match["sign"] == "-" else seconds)
         return offsets
 
@@ -130,7 +133,7 @@ def _read_photos(files: list[Path], times: Path | None) -> "list[TripPhoto]":
         ]
     missing = [photo.name for photo in photos if photo.taken is None]
     if missing:
-        where = f"have no row in {times}" if times else "have no time in their EXIF data: give --times times.csv"
+        where = f"without a row in {times}" if times else "without a time in EXIF: give --times times.csv"
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise SettingsError(f"--trip: {names} {where}")
     return photos

@@ -43,7 +43,8 @@ def explain(
     """
     from open_geoclip.geo.areas import Area
 
-    places = [None if text is None else parse_coordinate(text) for text in (place, versus)]
+    given = {"--place": place, "--versus": versus}
+    places = [None if text is None else parse_coordinate(text, option) for option, text in given.items()]
     area = Area.parse(within or (), not_within or ())
     if output.format == "png" and output.path is None:
         raise SettingsError("a picture is for a file: -o why.png")

@@ -42,7 +42,7 @@ def similar(
     """
     chosen = output.format
     here = parse_coordinate(place)
-    there = None if to is None else parse_coordinate(to)
+    there = None if to is None else parse_coordinate(to, "--to")
     if map_ is not None:
         from open_geoclip.export.basemap import check_png
 

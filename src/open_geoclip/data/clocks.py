@@ -118,7 +118,7 @@ def find_anchors(
     ]
     track = Track.concatenate([*tracks, Track.from_fixes(known)])
     if len(track) == 0:
-        raise DataError(f"none of the {len(photos):,} photos has a place by GPS: give a track")
+        raise DataError(f"no photo of {len(photos):,} has a place by GPS: give a track")
     return Anchors(tuple(times_s), tuple(map(track.bracket, times_s)), tuple(notes))
 
 

@@ -165,6 +165,8 @@ def read_track(path: str | Path, *, name: str | None = None) -> Track:
             found, total = _read_gpx(content)
         elif content and '"FeatureCollection"' not in head:
             found, total = _read_google(content)
+        elif not head or "\0" in head:
+            raise DataError("it is empty" if not head else "it is neither GPX nor JSON nor a table")
         else:
             found, total = _read_rows(path, Path(name).suffix.lower())
     except OSError as error:
@@ -177,7 +179,7 @@ def read_track(path: str | Path, *, name: str | None = None) -> Track:
         if found:
             what = f"{len(found):,} places, none of which is on Earth"
         elif total:
-            what = f"{total:,} places without a time: it is a route, not a track"
+            what = f"{total:,} places without a time: it is a route, not a track that was recorded"
         raise DataError(f"{name}: it has {what}")
     return replace(track, left_out=total - len(track))
 
@@ -245,7 +247,7 @@ def _read_gpx(content: bytes) -> tuple[list[Fix], int]:
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
-        raise DataError(f"it is damaged: {error}") from error
+        raise DataError(f"it is damaged: {error}: export or copy it again") from error
     return fixes, total
 
 
@@ -257,7 +259,7 @@ def _read_google(content: bytes) -> tuple[list[Fix], int]:
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"it is damaged: {error}") from error
+        raise DataError(f"it is damaged: {error}: export or copy it again") from error
     if isinstance(record, dict) and "photoTakenTime" in record:
         photo = read_takeout(content)
         if "lat" not in photo:

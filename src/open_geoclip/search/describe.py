@@ -118,7 +118,8 @@ def describe(
         {
             "candidates": tuple(
                 Candidate(
-                    *(round(lat, 6), round(lon, 6), float(score), float(mass), round(float(km), 3)), *next(remaining)
+                    *(round(lat, 6), round(lon, 6), float(score), min(1.0, float(mass)), round(float(km), 3)),
+                    *next(remaining),
                 )
                 for (lat, lon), score, mass, km in zip(
                     coordinates[n].tolist(), scores[n], modes.mass[n], modes.radius_km[n], strict=True
