@@ -108,6 +108,8 @@ def test_wrong_use_is_refused_before_any_work(
         bench(good, good)
     with pytest.raises(SettingsError, match="one seed or more"):
         bench(good, seeds=0)
+    with pytest.raises(SettingsError, match="fewer than a batch of 5000"):
+        bench(good, more=("train.batch_size=5000",))
     started = RunSettings("out", DataSettings("photos.csv"), ModelSettings(start="earth"))
     with pytest.raises(SettingsError, match="start: trained weights have one backbone"):
         module.bench_backbones(started, [good], "test.csv")

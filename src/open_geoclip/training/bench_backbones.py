@@ -28,7 +28,7 @@ from open_geoclip.training.checkpoint import CHECKPOINT
 from open_geoclip.training.distributed import resolve_device
 from open_geoclip.training.evaluation import best_places
 from open_geoclip.training.features import FeatureExtractor
-from open_geoclip.training.loop import Callbacks
+from open_geoclip.training.loop import Callbacks, check_batch
 from open_geoclip.training.run import run
 from open_geoclip.training.settings import RunSettings
 from open_geoclip.weights.backbones import find_licence, load_image_backbone
@@ -82,7 +82,9 @@ def bench_backbones(
     settings = replace(
         settings, data=replace(settings.data, validation=0.0), train=replace(settings.train, monitor="", patience=0)
     )
-    open_source(settings.data.train, images=settings.data.images or None)
+    photos = open_source(settings.data.train, images=settings.data.images or None)
+    if photos.count is not None:
+        check_batch(settings.train, photos.count * settings.data.together, 1)
     test_photos = open_source(test, images=settings.data.images or None)
     _check_record(folder, settings, test)
     device = str(resolve_device(settings.model.device))
