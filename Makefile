@@ -162,7 +162,7 @@ bench-serve: $(STAMP)
 fuzz-serve: $(STAMP)
 	$(BIN)/python -W ignore benchmarks/serve_fuzz.py
 
-accuracy: $(STAMP)
+accuracy: $(STAMP) $(OTHERS)
 	$(BIN)/python -m research.accuracy
 
 verify-rates: $(STAMP)

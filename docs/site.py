@@ -21,6 +21,7 @@ MODULES = [
     "open_geoclip.evaluation.metrics",
     "open_geoclip.evaluation.compare",
     "open_geoclip.evaluation.calibration",
+    "open_geoclip.evaluation.reliability",
     "open_geoclip.export.heatmaps",
     "open_geoclip.export.maps",
     "open_geoclip.features.transformer",

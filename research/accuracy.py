@@ -1,30 +1,28 @@
 """``make accuracy``: calibration of the probabilities and accuracy of each decoding, on test views.
 
 Writes docs/accuracy.md, its plot, and all figures as JSON. With ``--fit`` the calibration is fitted on validation
-views first and written into the card of the model; nothing else here looks at them, and nothing is tuned on test views.
+views first (:mod:`research.view_calibration`) and written into the card of the model; nothing else here looks at them,
+and nothing is tuned on test views.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float64
 from rich.console import Console
-from torch import Tensor
 
 from open_geoclip.data.earth_views import Split
-from open_geoclip.evaluation.calibration import ANSWER_KM, fit_calibration, fit_distribution, measure_calibration
+from open_geoclip.evaluation.calibration import ANSWER_KM
 from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km, summary
+from open_geoclip.evaluation.reliability import measure_calibration
 from open_geoclip.export.figures import draw_reliability
 from open_geoclip.model.geoclip import GeoCLIP
-from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, SURE_KM, SURE_PROBABILITY, Calibration
+from open_geoclip.search.calibration import SURE_KM, Calibration
 from open_geoclip.search.decode import DecodeMethod
 from open_geoclip.search.encode import encode_images
 from open_geoclip.search.gallery import Gallery
@@ -32,15 +30,15 @@ from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
-from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.folders import folder
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_calibration, save_subspace
 from research.out_of_distribution import fit_subspace, out_of_distribution_images
 from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
-from research.view_features import Imagery, earth_view_features
+from research.view_calibration import FIT_VIEWS, Views, encoded, fit_view_calibration, posteriors
+from research.view_features import ALTERED, Imagery, earth_view_features
 
-__all__ = ["OTHER_RENDERINGS", "SUBSPACE_VIEWS", "encoded", "fitted", "main", "measure", "page"]
+__all__ = ["SUBSPACE_VIEWS", "main", "measure", "page"]
 
 DECODINGS: tuple[tuple[str, DecodeMethod, float], ...] = (
     ("maximum", "max", 25.0),
@@ -52,83 +50,10 @@ DECODINGS: tuple[tuple[str, DecodeMethod, float], ...] = (
     ("best expected GeoScore", "geoscore", 25.0),
 )
 BINNED_KM = (25, 200, 750)  # distances whose reliability is drawn; at 2500 km nearly all is right
-OTHER_RENDERINGS: tuple[Imagery, ...] = ("varied", "shadedrelief")  # validation views that are in distribution too
 SUBSPACE_VIEWS = (131_072, 139_264)  # of the second stage of training
-_CHUNK = 32  # images
-_BETWEEN, _REFINED = 1024, 512  # views that refinement is calibrated and measured on: it takes longer
+_REFINED = 512  # views that refinement is measured on: it takes longer
 
 console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class Views:
-    """Embeddings of the images of one split, their true places, and the distances of their features."""
-
-    embeddings: Float[Tensor, "n d"]
-    truth: Float64[np.ndarray, "n 2"]
-    distances: Float[Tensor, " n"] | None
-
-    def __getitem__(self, rows: slice) -> "Views":
-        distances = None if self.distances is None else self.distances[rows]
-        return Views(self.embeddings[rows], self.truth[rows], distances)
-
-
-@torch.inference_mode()
-def encoded(model: GeoCLIP, data: FeatureSet) -> Views:
-    """Encode images whose backbone features are known."""
-    parts = [F.normalize(model.image_encoder.forward_head(part.float()), dim=1) for part in data.features.split(512)]
-    subspace = model.image_encoder.subspace
-    distances = None if subspace is None else subspace.distance(data.features)
-    return Views(torch.cat(parts), data.coordinates.numpy(), distances)
-
-
-def fitted(index: GalleryIndex, views: Views, scale: float, name: str, others: Sequence[Views] = ()) -> Calibration:
-    """Fit the calibration by maximum likelihood on validation views.
-
-    Args:
-        index: of the gallery.
-        views: to fit on.
-        scale: the model's.
-        name: of the views.
-        others: further renderings, which are in distribution too.
-    """
-
-    def progress(done: int, total: int) -> None:
-        console.print(f"calibration: {done:,} of {total:,} views")
-
-    distribution = None
-    if views.distances is not None:
-        usual = [views, *others]
-        best = [index.logits(part, 1.0).amax(dim=1) for one in usual for part in one.embeddings.split(128)]
-        distances = [one.distances for one in usual if one.distances is not None]
-        distribution = fit_distribution(torch.cat(best).double().numpy(), torch.cat(distances))
-    return fit_calibration(
-        index,
-        views.embeddings,
-        views.truth,
-        scale,
-        name=name,
-        n_refined=_BETWEEN,
-        distances=views.distances,
-        distribution=distribution,
-        progress=progress,
-    )
-
-
-def posteriors(
-    index: GalleryIndex, cells: GalleryCells, views: Views, scale: float, calibration: Calibration
-) -> Iterator[tuple[slice, Posterior, Posterior]]:
-    """Yield posteriors of a few images at a time, calibrated and not."""
-    for start in range(0, len(views.truth), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        part = views[rows]
-        logits = index.logits(part.embeddings, scale)
-        plain = Posterior.from_logits(logits, cells)
-        yield (
-            rows,
-            Posterior.from_logits(logits, cells, calibration, scale=scale, distances=part.distances),
-            plain,
-        )
 
 
 def count_sure(index: GalleryIndex, model: GeoCLIP, calibration: Calibration) -> dict[str, dict[str, int]]:
@@ -157,12 +82,55 @@ def measure(index: GalleryIndex, views: Views, scale: float, calibration: Calibr
             yield posterior
             console.print(f"{min(rows.stop, n):,} of {n:,} views")
 
-    found = measure_calibration(decoded(), views.truth)
+    found = measure_calibration(decoded(), views.truth, np.arange(n))
     return found | {
         "calibration": calibration.to_dict(),
         "decoding": {name: summary(distances_km(views.truth, places)) for name, places in answers.items()},
         "nats_per_km2": {"calibrated": found["nats_per_km2"], "not calibrated": float(-raw.mean())},
     }
+
+
+def measure_renderings(
+    index: GalleryIndex, renderings: dict[str, Views], scale: float, calibration: Calibration
+) -> dict[str, dict[str, Any]]:
+    """Measure the calibration on each rendering, with intervals over the views."""
+    cells, found = GalleryCells.from_gallery(index.gallery), {}
+    for name, views in renderings.items():
+        console.print(name)
+        calibrated = (posterior for _, posterior, _ in posteriors(index, cells, views, scale, calibration))
+        found[name] = measure_calibration(calibrated, views.truth, np.arange(len(views)))
+    return found
+
+
+def renderings_lines(figures: dict[str, dict[str, Any]], fitted_on: str) -> list[str]:
+    """Return the part of docs/accuracy.md about other renderings."""
+    n = next(iter(figures.values()))["n"]
+    lines = [
+        "## When the world differs",
+        "",
+        f"{n:,} test views of each rendering, 95 % bootstrap intervals. The calibration was fitted on {fitted_on}, "
+        "as they are,",
+        "in all weathers, of ETOPO1, and [altered](../research/altered_views.py): recoloured, coarse, hazy, noisy, of "
+        "other contrast, as JPEG. None of them",
+        "is of January or May, and those of shaded relief were left out.",
+        "",
+        "| views | 50 % circles hold | 90 % circles hold | median radius, 50, 90 % | sure | sure answers right "
+        "| calibration error, 25, 200, 750 km |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in figures.items():
+        holds = [
+            f"{found['circle_holds'][s]:.1f} % ({low:.1f} to {high:.1f})"
+            for s, (low, high) in found["circle_interval"].items()
+        ]
+        low, high = found["sure_interval"]
+        errors = ", ".join(f"{100 * found['reliability'][str(km)]['ece']:.1f}" for km in BINNED_KM)
+        radii = ", ".join(f"{km:.0f}" for km in found["circle_median_km"].values())
+        lines.append(
+            f"| {name} | {' | '.join(holds)} | {radii} km | {found['sure']['share']:.1f} % "
+            f"| {found['sure']['right_when_sure']:.2f} % ({low:.2f} to {high:.2f}) | {errors} % |"
+        )
+    return [*lines, "", "Right: within 200 km.", ""]
 
 
 def page(name: str, figures: dict[str, Any]) -> str:
@@ -176,11 +144,12 @@ def page(name: str, figures: dict[str, Any]) -> str:
         "only the decision to calibrate circles was made after the test results of the first model were known",
         "([log](log/2026-11-23-posterior.md)).",
         "",
-        f"The calibration was fitted on {cal['n_images']:,} {cal['fitted_on']}: temperature {cal['temperature']}, "
-        f"smoothing {cal['sigma_km']} km, background",
-        f"{100 * cal['background']:.2f} % for an image whose best logit is {cal['reference_logit']:.1f}, its log odds "
-        f"{cal['background_slope']:.2f} higher for each unit below. See",
-        "[search/calibration.py](../src/open_geoclip/search/calibration.py) for the parameters.",
+        f"The calibration was fitted on {cal['n_images']:,} {cal['fitted_on']}: smoothing {cal['sigma_km']} km; "
+        f"temperature {cal['temperature']} and background",
+        f"{100 * cal['background']:.2f} % for an image whose best logit is {cal['reference_logit']:.1f}; the logarithm "
+        f"of the temperature is {cal['temperature_slope']:.3f}, the log odds of the background",
+        f"{cal['background_slope']:.2f} higher for each unit below. See [search/calibration.py]"
+        "(../src/open_geoclip/search/calibration.py) for the parameters.",
         "",
         "## Decoding",
         "",
@@ -221,9 +190,10 @@ def page(name: str, figures: dict[str, Any]) -> str:
         f"Negative log-likelihood of the true places: {nats['calibrated']:.2f} nats per km² "
         f"({nats['not calibrated']:.2f} without calibration; 18.82 for a uniform distribution over land).",
         "",
-        f"An answer is sure if its probability within {SURE_KM:.0f} km is at least {100 * SURE_PROBABILITY:.0f} %, and "
-        f"its best score is at least the {100 * (1 - IN_DISTRIBUTION_SHARE):.0f} % quantile of the validation views, "
-        "and the image is [in distribution](out-of-distribution.md). "
+        f"An answer is sure if its probability within {SURE_KM:.0f} km is at least "
+        f"{100 * cal['sure_probability']:.1f} %, with which 99 % of such answers are right on each kind of validation "
+        f"views, its best score is at least {cal['sure_score']:.3f}, and the image is "
+        "[in distribution](out-of-distribution.md). "
         f"{sure['share']:.1f} % of the answers are sure; "
         + ", ".join(
             f"{value:.1f} % of {who} are right within {SURE_KM:.0f} km"
@@ -232,6 +202,7 @@ def page(name: str, figures: dict[str, Any]) -> str:
         )
         + ".",
         "",
+        *renderings_lines({"Blue Marble, August": test} | test["renderings"], cal["fitted_on"]),
         "## Out-of-distribution images",
         "",
         "Answers for images that are no views of the Earth, such as a flower, should not be sure.",
@@ -264,6 +235,8 @@ def main() -> None:
         metavar=("FIRST", "LAST"),
         help="training views that the subspace of features is fitted on",
     )
+    parser.add_argument("--january", type=Path, default=Path("build/others/january.jpg"))
+    parser.add_argument("--may", type=Path, default=Path("build/others/may.jpg"))
     parser.add_argument("--test-views", type=int, default=4096, help="measure on the first of them only")
     parser.add_argument(
         "--rendered", type=int, default=96, help="number of groups of views, and of images in ten crops, to render"
@@ -279,7 +252,8 @@ def main() -> None:
     index = GalleryIndex.build(model.location_encoder, gallery)
 
     def views(split: Split, imagery: Imagery = "bluemarble") -> Views:
-        return encoded(model, earth_view_features(options.features, split, options.views, imagery=imagery))
+        n = min(options.views, FIT_VIEWS) if imagery in ALTERED else options.views
+        return encoded(model, earth_view_features(options.features, split, n, imagery=imagery))
 
     if options.fit:
         trained_on = earth_view_features(
@@ -288,8 +262,7 @@ def main() -> None:
         subspace = fit_subspace(trained_on.features)
         save_subspace(folder(options.model), subspace)
         model.image_encoder.subspace = load_release(options.model).subspace  # as it is stored
-        others = [views("validation", imagery) for imagery in OTHER_RENDERINGS]
-        calibration = fitted(index, views("validation"), model.scale, "validation views", others)
+        calibration = fit_view_calibration(index, partial(views, "validation"), model.scale)
         save_calibration(folder(options.model), calibration.to_dict())
     else:
         calibration = Calibration.from_dict(release.calibration)
@@ -300,6 +273,10 @@ def main() -> None:
     test = test[: options.test_views]
     figures = measure(index, test, model.scale, calibration)
     figures["out_of_distribution"] = count_sure(index, model, calibration)
+    others: dict[str, Imagery] = {"Blue Marble, January": options.january}
+    others |= {"Blue Marble, May, at 20 km a pixel": options.may, "shaded relief": "shadedrelief"}
+    renderings = {name: views("test", imagery)[: options.test_views] for name, imagery in others.items()}
+    figures["renderings"] = measure_renderings(index, renderings, model.scale, calibration)
     locator = Locator.from_pretrained(options.model, dtype="float32")  # with the calibration as it now stands
     several: dict[str, Callable[[], dict[str, Any]]] = {
         "refined": lambda: refined(locator, test.embeddings[:_REFINED], test.truth[:_REFINED]),

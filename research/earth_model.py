@@ -45,10 +45,10 @@ from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.folders import EMBEDDED
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_release, save_subspace
-from research.accuracy import OTHER_RENDERINGS, encoded, fitted
 from research.alignment import AlignedEncoder, AlignSettings, Projections, align
 from research.out_of_distribution import fit_subspace
-from research.view_features import CaptionSet, Imagery, earth_view_captions, earth_view_features
+from research.view_calibration import FIT_VIEWS, encoded, fit_view_calibration
+from research.view_features import ALTERED, CaptionSet, Imagery, earth_view_captions, earth_view_features
 
 VIEWS = 131_072  # 32 shards of features
 CAPTIONS = 2  # a view
@@ -223,8 +223,11 @@ def measurements(
     table = Gallery.from_coordinates(gallery.numpy())
     with TemporaryDirectory() as cache:
         index = GalleryIndex.build(model.location_encoder, table, folder=Path(cache))
-        others = [encoded(model, views.features("validation", 4096, look)) for look in OTHER_RENDERINGS]
-        calibration = fitted(index, encoded(model, validation), model.scale, "validation views", others)
+        calibration = fit_view_calibration(
+            index,
+            lambda look: encoded(model, views.features("validation", FIT_VIEWS if look in ALTERED else 4096, look)),
+            model.scale,
+        )
     accuracy = {"validation": measured(best_places(model, validation.features, gallery), validation)}
     looks: list[tuple[str, Imagery]] = [("test", "bluemarble"), ("test on shaded relief", "shadedrelief")]
     looks += [(f"test on {name}", Path(file)) for name, file in options.other]

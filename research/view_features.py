@@ -20,14 +20,18 @@ from open_geoclip.model.backbones.earth import PREPROCESSING
 from open_geoclip.model.backbones.runtime import prepare_backbone
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.weights.backbones import load_image_backbone, load_text_backbone
+from research.altered_views import altered_views
 from research.captions import sentences
 from research.geo_targets import facts_of
 from research.weather import varied_views
 
-__all__ = ["CaptionSet", "Imagery", "earth_view_captions", "earth_view_features"]
+__all__ = ["ALTERED", "CaptionSet", "Imagery", "earth_view_captions", "earth_view_features"]
 
-Imagery = Basemap | Literal["varied"] | Path
-"""A basemap, an image file of the whole Earth, or ``varied``: all basemaps, with weather."""
+Altered = Literal["altered-bluemarble", "altered-etopo"]
+Imagery = Basemap | Literal["varied"] | Altered | Path
+"""A basemap, an image file of the whole Earth, or ``varied``: all basemaps, with weather; or altered views of one."""
+
+ALTERED: dict[Altered, Basemap] = {"altered-bluemarble": "bluemarble", "altered-etopo": "etopo"}
 
 SHARD = 4096
 _BATCH = 16  # views at a time: what is in flight stays in the processor's cache
@@ -121,6 +125,9 @@ def earth_view_features(
             backbone = backbone or prepare_backbone(load_image_backbone("earth")[0], "auto", "float32")
             if imagery == "varied":
                 batches = varied_views(split, start + count, batch_size=64, start=start)
+            elif imagery == "altered-bluemarble" or imagery == "altered-etopo":
+                basemap = ALTERED[imagery]
+                batches = altered_views(split, start + count, basemap=basemap, batch_size=64, start=start)
             else:
                 earth = earth or Earth(imagery)
                 batches = views(split, start + count, earth=earth, batch_size=64, start=start)

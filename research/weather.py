@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from open_geoclip.data.earth import BASEMAPS, Earth, Effect
+from open_geoclip.data.earth import BASEMAPS, Basemap, Earth, Effect
 from open_geoclip.data.earth_views import SEEDS, Split, ViewBatch, sample_cameras, view_centres
 
-__all__ = ["Weather", "apply_weather", "varied_views"]
+__all__ = ["Weather", "apply_weather", "smooth_noise", "varied_basemaps", "varied_views"]
 
 _BASEMAP_SHARES = (0.7, 0.15, 0.15)  # of BASEMAPS
 _FAIR = 0.5  # share of the views of the Blue Marble that stay as they are
@@ -107,11 +107,11 @@ def apply_weather(
         line, thick = weather.snow[i]
         if thick > 0:
             beyond = (lat_deg[i] - line) if line > 0 else (line - lat_deg[i])
-            cover = torch.sigmoid((beyond + 8 * _noise(height, width, generator)) / _SNOW_EDGE_DEG)
+            cover = torch.sigmoid((beyond + 8 * smooth_noise(height, width, generator)) / _SNOW_EDGE_DEG)
             x[i] = torch.lerp(x[i], _colour(_SNOW), thick * cover * land[i])
         share, thick = weather.cloud[i]
         if thick > 0:
-            field = _noise(height, width, generator)
+            field = smooth_noise(height, width, generator)
             edge = torch.quantile(field[::8, ::8], 1 - float(share))
             x[i] = torch.lerp(x[i], _colour(_CLOUD), thick * torch.sigmoid(6 * (field - edge)))
         if weather.coarse_km[i] > 0:
@@ -126,7 +126,7 @@ def _colour(values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
     return 255 * torch.tensor(values).view(3, 1, 1)
 
 
-def _noise(height: int, width: int, generator: torch.Generator) -> Float[Tensor, "h w"]:
+def smooth_noise(height: int, width: int, generator: torch.Generator) -> Float[Tensor, "h w"]:
     """A smooth random field of mean about 0 and deviation about 1, half as strong at each finer scale."""
     total = torch.zeros(1, 1, height, width)
     for octave in range(5):
@@ -150,7 +150,7 @@ def varied_views(split: Split, n: int, *, batch_size: int = 256, start: int = 0)
         last = min(first + batch_size, n)
         width, turn, light = sample_cameras(split, first, last)
         generators = [np.random.default_rng([SEEDS[split], 2, row]) for row in range(first, last)]
-        basemap = np.array([generator.choice(len(earths), p=_BASEMAP_SHARES) for generator in generators])
+        basemap = np.array([_draw_basemap(generator) for generator in generators])
         fair = np.array([generator.random() < _FAIR for generator in generators]) & (basemap == 0)
         weather = Weather.concatenate([Weather.sample(1, generator) for generator in generators])
         images = np.empty((last - first, 224, 224, 3), np.uint8)
@@ -161,6 +161,16 @@ def varied_views(split: Split, n: int, *, batch_size: int = 256, start: int = 0)
                     camera = (centres[first:last][rows], width[rows], turn[rows], light[rows])
                     images[rows] = earth.render(*camera, effect=effect)
         yield ViewBatch(images, centres[first:last], width)
+
+
+def varied_basemaps(split: Split, n: int) -> list[Basemap]:
+    """Return which basemap each of the first n varied views is of."""
+    return [BASEMAPS[_draw_basemap(np.random.default_rng([SEEDS[split], 2, row]))] for row in range(n)]
+
+
+def _draw_basemap(generator: np.random.Generator) -> int:
+    """Draw the number of the basemap of a view: the first draw of its generator."""
+    return int(generator.choice(len(BASEMAPS), p=_BASEMAP_SHARES))
 
 
 def _effect(weather: Weather, width_km: Float[np.ndarray, " n"]) -> Effect:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.evaluation.calibration import fit_calibration, reliability
-from open_geoclip.geo.sphere import destination, even_points
+from open_geoclip.evaluation.calibration import _sure_probability, fit_calibration
+from open_geoclip.evaluation.reliability import reliability
+from open_geoclip.geo.sphere import destination, even_points, haversine_km
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
-from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, Calibration
+from open_geoclip.search.calibration import IN_DISTRIBUTION_SHARE, SURE_PROBABILITY, Calibration
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
@@ -52,6 +53,44 @@ def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> 
     assert float((best >= found.min_score).double().mean()) == pytest.approx(IN_DISTRIBUTION_SHARE, abs=0.01)
     with pytest.raises(SettingsError, match="at least 100 images"):
         fit_calibration(index, vectors[:5], truth[:5], SCALE, name="few")
+
+
+def test_levels_hold_on_each_of_several_sources(tmp_path: Path) -> None:
+    """Of two sources, one with errors three times as large, both are held."""
+    torch.manual_seed(0)
+    encoder = LocationEncoder(LocationSettings((2.0,), 32, 64, 1, 32, "sphere")).eval()
+    gallery = Gallery.from_coordinates(even_points(2000))
+    index, cells = GalleryIndex.build(encoder, gallery, folder=tmp_path), GalleryCells.from_gallery(gallery)
+    known, n = Calibration(0.05, 0.0, 60.0, "drawn", 600), 600
+    vectors = F.normalize(torch.randn(n, 32), dim=1)
+    posterior = Posterior.from_logits(index.logits(vectors, SCALE), cells, known)
+    answers, rng = posterior.decode("mass", 200.0), np.random.default_rng(0)
+    sources = np.arange(n) % 2
+    km = np.where(sources == 1, 300.0, 100.0) * np.sqrt(-2 * np.log(rng.uniform(size=n)))
+    truth = destination(answers, rng.uniform(0, 360, n), km)
+
+    def held(calibration: Calibration) -> list[float]:
+        posterior = Posterior.from_logits(index.logits(vectors, SCALE), cells, calibration, scale=SCALE)
+        at = posterior.decode("mass", 200.0)
+        inside = haversine_km(truth, at) <= posterior.profile(at).radius_km((0.9,))[:, 0]
+        return [float(inside[sources == source].mean()) for source in (0, 1)]
+
+    pooled = fit_calibration(index, vectors, truth, SCALE, name="both", parameters=known)
+    each = fit_calibration(index, vectors, truth, SCALE, name="both", parameters=known, sources=sources)
+    assert held(pooled)[1] < 0.87
+    assert held(each)[1] == pytest.approx(0.9, abs=0.03)
+    assert held(each)[0] > 0.97
+    assert all(high >= low for high, low in zip(each.hpd_levels, pooled.hpd_levels, strict=True))
+
+
+def test_sure_answers_are_right_on_each_source() -> None:
+    within, sources = np.tile(np.linspace(0.8, 1.0, 1001), 2), np.repeat([0, 1], 1001)
+    right = (sources == 0) | (within >= 0.9)
+    assert _sure_probability(within, right, np.zeros_like(sources)) == SURE_PROBABILITY
+    found = _sure_probability(within, right, sources)
+    assert 0.89 <= found <= 0.9
+    assert right[(sources == 1) & (within >= found)].mean() >= 0.99
+    assert _sure_probability(within, sources == 0, sources) == 1.0
 
 
 def test_all_logits_are_those_of_the_search(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_a_release_keeps_it_and_what_is_wrong_is_refused() -> None:
         {"background_slope": -1.0},
         {"background_slope": math.nan},
         {"temperature_slope": -0.1},
+        {"sure_probability": 0.0},
         {"reference_logit": math.inf},
         {"hpd_levels": (0.0, 1.0)},
     ):
@@ -154,6 +155,15 @@ def test_true_places_are_rejected_as_often_as_p_values_say(power: float, rng: np
     for share in (0.5, 0.2, 0.05, 0.01):
         assert np.mean(found <= share) == pytest.approx(share, rel=0.35)
     assert found.min() == P_VALUES[-1], "not less than so many images can show"
+
+
+def test_of_several_sources_the_highest_p_value_counts(rng: np.random.Generator) -> None:
+    levels, sources = rng.uniform(size=4000), np.arange(4000) % 2
+    levels[sources == 1] **= 0.2  # truths that lie farther out
+    kinds = np.ones(4000, bool)
+    _, both = conformal_levels(levels, kinds, sources)
+    _, farther = conformal_levels(levels[sources == 1], kinds[sources == 1])
+    assert both == farther
 
 
 def test_p_values_fall_as_a_place_lies_further_out(rng: np.random.Generator) -> None:

@@ -189,9 +189,9 @@ export interface Result {
   /** Probability of each country, most probable first; null where the extra `places` is not installed. */
   countries?: Record<string, number> | null;
   /**
-   * Whether the first candidate is right within 200 km with a probability of 0.8 or more, and the image is in
-   * distribution. Null where the model is not calibrated for the query: limits, several images, ten crops, another
-   * gallery or prior.
+   * Whether the first candidate is right within 200 km with the probability that the calibration asks for (0.8 or
+   * more), and the image is in distribution. Null where the model is not calibrated for the query: limits, several
+   * images, ten crops, another gallery or prior.
    */
   sure?: boolean | null;
   /**

@@ -13,10 +13,11 @@ from jaxtyping import Float, Int64
 
 from open_geoclip.data.splitting import clusters as find_clusters
 from open_geoclip.errors import BenchmarkError, SettingsError
-from open_geoclip.evaluation.calibration import fit_calibration, measure_calibration
+from open_geoclip.evaluation.calibration import fit_calibration
 from open_geoclip.evaluation.evaluate import locator_settings, probe
 from open_geoclip.evaluation.journal import Journal
 from open_geoclip.evaluation.labelled import Labelled
+from open_geoclip.evaluation.reliability import measure_calibration
 from open_geoclip.images import ImageSource
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.locator import Locator
@@ -39,7 +40,7 @@ class CalibrationReport:
         result: the calibration, not saved yet.
         n_photos: photos that it was fitted on.
         n_clusters: groups of photos of one place or one group.
-        before: figures of :func:`~open_geoclip.evaluation.calibration.measure_calibration` with the locator's own.
+        before: figures of :func:`~open_geoclip.evaluation.reliability.measure_calibration` with the locator's own.
         after: those of calibrations that were fitted without the photos they are measured on.
         broken: photos that could not be read, with the reason.
     """

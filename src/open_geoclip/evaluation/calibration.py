@@ -1,8 +1,8 @@
-"""Fitting a calibration on validation data, and measuring on test data whether probabilities hold."""
+"""Fitting a calibration on validation data. :mod:`open_geoclip.evaluation.reliability` measures whether it holds."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError
-from open_geoclip.evaluation.metrics import THRESHOLDS_KM, distances_km
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.search.calibration import (
     CALIBRATED_LEVELS,
@@ -21,6 +20,7 @@ from open_geoclip.search.calibration import (
     OUT_OF_DISTRIBUTION_P,
     P_VALUES,
     SURE_KM,
+    SURE_PROBABILITY,
     Calibration,
     conformal_levels,
 )
@@ -30,7 +30,13 @@ from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.smoothing import RadialProfile, log_kernel
 
-__all__ = ["ANSWER_KM", "fit_calibration", "fit_distribution", "fit_levels", "measure_calibration", "reliability"]
+__all__ = [
+    "ANSWER_KM",
+    "fit_calibration",
+    "fit_distribution",
+    "fit_levels",
+    "fit_parameters",
+]
 
 ANSWER_KM = 200.0
 """Levels are fitted around the answer with the most mass within this radius."""
@@ -39,9 +45,8 @@ _BATCH = 128  # images
 _NEIGHBOURS = 48  # cells around a truth; those beyond add nothing to the density there
 _TEMPERATURES = np.geomspace(0.2, 5.0, 17)
 _MIN_IMAGES = 100
-_SHARES = (0.5, 0.9)  # of the circles and regions that are measured
-_RESAMPLES = 1000
-_LEAST_KM = 25  # whose reliability is measured; at 1 km nearly nothing is right
+_SURE_PROBABILITIES = (*np.arange(SURE_PROBABILITY, 0.99, 0.01).round(2), *np.arange(0.99, 1, 0.001).round(3))
+_SURE_RIGHT = 0.99  # share of sure answers that are right in each of several sources
 
 
 def fit_calibration(
@@ -54,13 +59,11 @@ def fit_calibration(
     n_refined: int = 0,
     distances: Float[Tensor, " n"] | None = None,
     distribution: Mapping[str, Any] | None = None,
+    sources: Int64[np.ndarray, " n"] | None = None,
+    parameters: Calibration | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Fit temperature, background and smoothing by maximum likelihood, and levels on top.
-
-    Minimises the mean negative log density at the truths, in nats per square kilometre: a proper score. The gallery is
-    searched once: the normaliser is a smooth function of the temperature, so it is computed at 17 temperatures and
-    interpolated.
 
     Args:
         index: the gallery that answers will be chosen from, with its own prior.
@@ -71,10 +74,53 @@ def fit_calibration(
         n_refined: number of images, the first ones, to also fit the levels of refined posteriors on.
         distances: of the features of the images, where the model has a subspace of training images.
         distribution: what :func:`fit_distribution` returns for more images than these; default: for these.
+        sources: a number for the source of each image, such as the season. With them levels and p-values are those
+            that hold on each source, and sure answers are right on each; default: one source.
+        parameters: what :func:`fit_parameters` returns; default: for these images.
         progress: called with (done, total).
 
     Raises:
         SettingsError: fewer than 100 images.
+    """
+    n = len(embeddings)
+    parameters = parameters or fit_parameters(index, embeddings, truth, scale, progress=progress)
+    calibration = replace(parameters, fitted_on=name, n_images=n)
+    cells = GalleryCells.from_gallery(index.gallery)
+    sources = np.zeros(n, np.int64) if sources is None else sources
+    best_scores = np.empty(n)
+
+    def posteriors() -> Iterator[Posterior]:
+        for start in range(0, n, _BATCH):
+            logits = index.logits(embeddings[start : start + _BATCH], scale)
+            best_scores[start : start + _BATCH] = logits.max(dim=1).values.double().numpy() / scale
+            yield Posterior.from_logits(logits, cells, calibration)
+
+    outcomes = _outcomes(posteriors(), truth, calibration, cells)
+    levels, hpd_levels = outcomes.levels(sources)
+    calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
+    calibration = _fit_conformal(outcomes, best_scores, sources, calibration, distances, distribution)
+    if n_refined == 0:
+        return calibration
+    plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
+    parts = embeddings[:n_refined].split(_BATCH)
+    refined = (posterior for part in parts for posterior in space.refined_posteriors(part, scale, plain))
+    levels, hpd_levels = fit_levels(refined, truth[:n_refined], plain, space.cells, sources[:n_refined])
+    return replace(calibration, refined_levels=levels, refined_hpd_levels=hpd_levels)
+
+
+def fit_parameters(
+    index: GalleryIndex,
+    embeddings: Float[Tensor, "n d"],
+    truth: Float[np.ndarray, "n 2"],
+    scale: float,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Fit temperature, background and smoothing by maximum likelihood; the result has no levels.
+
+    Minimises the mean negative log density at the truths, in nats per square kilometre: a proper score. The gallery is
+    searched once: the normaliser is a smooth function of the temperature, so it is computed at 17 temperatures and
+    interpolated. Arguments and exceptions are those of :func:`fit_calibration`.
     """
     from scipy.spatial import cKDTree
 
@@ -99,24 +145,7 @@ def fit_calibration(
         if progress is not None:
             progress(part.stop, n)
     own_prior = cells.log_prior.double().numpy()[rows]
-    parameters = _fit_parameters(at_truth, own_prior, cells.area_km2[rows], chord, best, totals)
-    calibration = Calibration(**parameters, fitted_on=name, n_images=n)
-
-    def batches() -> Iterator[tuple[Tensor, Posterior]]:
-        for part in embeddings.split(_BATCH):
-            logits = index.logits(part, scale)
-            yield logits, Posterior.from_logits(logits, cells, calibration)
-
-    levels, hpd_levels, nominal = fit_levels((posterior for _, posterior in batches()), truth, calibration, cells)
-    calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
-    calibration = _fit_conformal(batches(), nominal, scale, calibration, distances, distribution)
-    if n_refined == 0:
-        return calibration
-    plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
-    parts = embeddings[:n_refined].split(_BATCH)
-    refined = (posterior for part in parts for posterior in space.refined_posteriors(part, scale, plain))
-    levels, hpd_levels, _ = fit_levels(refined, truth[:n_refined], plain, space.cells)
-    return replace(calibration, refined_levels=levels, refined_hpd_levels=hpd_levels)
+    return Calibration(**_fit_parameters(at_truth, own_prior, cells.area_km2[rows], chord, best, totals))
 
 
 @torch.inference_mode(False)
@@ -182,46 +211,88 @@ def _fit_parameters(
 
 
 def fit_levels(
-    posteriors: Iterable[Posterior], truth: Float[np.ndarray, "n 2"], plain: Calibration, cells: GalleryCells
-) -> tuple[tuple[float, ...], tuple[float, ...], Float64[np.ndarray, " n"]]:
+    posteriors: Iterable[Posterior],
+    truth: Float[np.ndarray, "n 2"],
+    plain: Calibration,
+    cells: GalleryCells,
+    sources: Int64[np.ndarray, " n"] | None = None,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Fit ``levels`` and ``hpd_levels``: the shares of the mass that hold the truth as often as they should.
 
     Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", 2018: quantiles
     of the mass that is nearer to the answer, or of higher density, than the truth. Truths that the background explains
-    better than the image are weighted down by as much: how often they occur is the background's own share. Returned,
-    too: the share of the mass that is of higher density than each truth.
+    better than the image are weighted down by as much: how often they occur is the background's own share.
 
     Args:
         posteriors: of all truths, in order, without levels.
         truth: (lat, lon) in degrees.
         plain: the calibration of the posteriors.
         cells: theirs.
+        sources: a number for the source of each image: levels are the highest of any source, those of the source
+            whose truths lie farthest out. Default: one source.
     """
+    return _outcomes(posteriors, truth, plain, cells).levels(sources)
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """Where the truths of n images lie in their posteriors, without levels.
+
+    Attributes:
+        nearer: share of the mass that is nearer to the answer than the truth.
+        denser: share of the mass that is of higher density.
+        within: share of the mass within 200 km of the answer.
+        off_km: from the answer to the truth.
+        background: share of the background.
+        weight: how far the image rather than the background explains the truth.
+    """
+
+    nearer: Float64[np.ndarray, " n"]
+    denser: Float64[np.ndarray, " n"]
+    within: Float64[np.ndarray, " n"]
+    off_km: Float64[np.ndarray, " n"]
+    background: Float64[np.ndarray, " n"]
+    weight: Float64[np.ndarray, " n"]
+
+    def levels(self, sources: Int64[np.ndarray, " n"] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return ``levels`` and ``hpd_levels``; see :func:`fit_levels`."""
+        signal = 1 - self.background
+        numbers = np.zeros(len(signal), np.int64) if sources is None else sources
+        groups = [numbers == number for number in np.unique(numbers)]
+        highest = []
+        for shares in (np.minimum(self.nearer / signal, 1), np.minimum(self.denser / signal, 1)):
+            curves = [_weighted_levels(shares[rows], self.weight[rows]) for rows in groups]
+            highest.append(tuple(map(max, zip(*curves, strict=True))))
+        return highest[0], highest[1]
+
+
+def _outcomes(
+    posteriors: Iterable[Posterior], truth: Float[np.ndarray, "n 2"], plain: Calibration, cells: GalleryCells
+) -> _Outcomes:
+    """Return where the truths lie; the arguments are those of :func:`fit_levels`."""
     places = np.asarray(truth, np.float64)
     prior_density = cells.log_prior.exp().double().numpy() / cells.area_km2
-    nearer, nominal, denser, weight = (np.empty(len(places)) for _ in range(4))
+    nearer, denser, within, off_km, background, weight = np.zeros((6, len(places)))
     start = 0
     for posterior in posteriors:
         part = slice(start, start + len(posterior))
         start = part.stop
         answers = posterior.decode("mass", ANSWER_KM)
-        distance_km = haversine_km(places[part], answers)
-        cdf = posterior.profile(answers).cdf
+        off_km[part] = haversine_km(places[part], answers)
+        profile = posterior.profile(answers)
+        within[part] = profile.within((SURE_KM,))[:, 0]
         nearer[part] = [
-            RadialProfile(row[None]).within((max(km, 1e-3),))[0, 0] for row, km in zip(cdf, distance_km, strict=True)
+            RadialProfile(row[None]).within((max(km, 1e-3),))[0, 0]
+            for row, km in zip(profile.cdf, off_km[part], strict=True)
         ]
-        nominal[part] = denser[part] = posterior.hpd_level(places[part])
+        denser[part] = posterior.hpd_level(places[part])
+        weight[part] = 1.0
         if posterior.background is None or not plain.background_slope:
-            weight[part] = 1.0
             continue
-        background = posterior.background.double().numpy()
-        by_chance = (
-            background * prior_density[cells.nearest(places[part])] / np.exp(posterior.log_density(places[part]))
-        )
-        weight[part] = 1 - np.clip(by_chance, 0, 1)
-        nearer[part] = np.minimum(nearer[part] / (1 - background), 1)
-        denser[part] = np.minimum(denser[part] / (1 - background), 1)
-    return _weighted_levels(nearer, weight), _weighted_levels(denser, weight), nominal
+        background[part] = posterior.background_share
+        prior = background[part] * prior_density[cells.nearest(places[part])]
+        weight[part] = 1 - np.clip(prior / np.exp(posterior.log_density(places[part])), 0, 1)
+    return _Outcomes(nearer, denser, within, off_km, background, weight)
 
 
 def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarray, " n"]) -> tuple[float, ...]:
@@ -235,30 +306,44 @@ def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarr
 
 
 def _fit_conformal(
-    batches: Iterable[tuple[Tensor, Posterior]],
-    nominal: Float64[np.ndarray, " n"],
-    scale: float,
+    outcomes: _Outcomes,
+    best: Float64[np.ndarray, " n"],
+    sources: Int64[np.ndarray, " n"],
     calibration: Calibration,
     distances: Float[Tensor, " n"] | None,
     distribution: Mapping[str, Any] | None,
 ) -> Calibration:
-    """Fit the levels of conformal p-values, and by which scores and distances an image is out of distribution."""
-    hpd_level, best, sure = (np.empty(len(nominal), kind) for kind in (float, float, bool))
-    start = 0
-    for logits, posterior in batches:
-        part = slice(start, start + len(posterior))
-        start = part.stop
-        share = posterior.background_share
-        hpd_level[part] = calibration.calibrated_level(nominal[part][:, None], share, hpd=True)[:, 0]
-        best[part] = logits.max(dim=1).values.double().numpy() / scale
-        sure[part] = posterior.is_sure(posterior.profile(posterior.decode("mass", ANSWER_KM)))
+    """Fit when an answer is sure, the levels of p-values, and the scores and distances out of distribution."""
+    background = outcomes.background
+    hpd_level = calibration.calibrated_level(outcomes.denser[:, None], background, hpd=True)[:, 0]
+    within = calibration.calibrated_level(outcomes.within[:, None], background)[:, 0]
     calibration = replace(calibration, **(distribution or fit_distribution(best, distances)))
     usual = best >= np.quantile(best, 1 - IN_DISTRIBUTION_SHARE)
-    calibration = replace(calibration, sure_score=round(float(best[usual].min()), 6))
-    inside = calibration.is_in_distribution(torch.from_numpy(best), distances)
-    assert inside is not None
-    rows = inside.numpy()
-    return replace(calibration, conformal_levels=conformal_levels(hpd_level[rows], (sure & usual)[rows]))
+    known = calibration.is_in_distribution(torch.from_numpy(best), distances)
+    assert known is not None
+    inside = known.numpy()
+    may_be_sure, right = usual & inside, outcomes.off_km <= SURE_KM
+    calibration = replace(
+        calibration,
+        sure_score=round(float(best[usual].min()), 6),
+        sure_probability=_sure_probability(within[may_be_sure], right[may_be_sure], sources[may_be_sure]),
+    )
+    sure = usual & (within >= calibration.sure_probability)
+    return replace(calibration, conformal_levels=conformal_levels(hpd_level[inside], sure[inside], sources[inside]))
+
+
+def _sure_probability(
+    within: Float64[np.ndarray, " n"], right: Bool[np.ndarray, " n"], sources: Int64[np.ndarray, " n"]
+) -> float:
+    """Return the least probability that sure answers need: with several sources, enough are right in each of them."""
+    names = np.unique(sources)
+    if len(names) < 2:
+        return SURE_PROBABILITY
+    for probability in _SURE_PROBABILITIES:
+        sure = within >= probability
+        if all(right[sure & (sources == name)].mean() >= _SURE_RIGHT for name in names if any(sure[sources == name])):
+            return float(probability)
+    return 1.0
 
 
 def fit_distribution(best_scores: Float[np.ndarray, " n"], distances: Float[Tensor, " n"] | None) -> dict[str, Any]:
@@ -274,88 +359,3 @@ def fit_distribution(best_scores: Float[np.ndarray, " n"], distances: Float[Tens
         known = [p for p in P_VALUES if p * (len(distances) + 1) >= 1]
         fields["distances"] = tuple(np.quantile(distances.double().numpy(), 1 - np.array(known)).round(6).tolist())
     return fields
-
-
-@torch.inference_mode()
-def measure_calibration(
-    posteriors: Iterable[Posterior],
-    truth: Float[np.ndarray, "n 2"],
-    clusters: Int64[np.ndarray, " n"] | None = None,
-) -> dict[str, Any]:
-    """Measure whether probabilities hold on data that they were not fitted on.
-
-    Args:
-        posteriors: of all truths, in order, any number of rows at a time.
-        truth: (lat, lon) in degrees.
-        clusters: a number from 0 for each truth; those of one cluster are resampled together for the intervals.
-
-    Returns:
-        ``circle_holds`` and ``region_holds``: percentages of truths within the circles and the regions of highest
-        density of 50 and 90 %; ``circle_median_km``; ``reliability`` by distance, see :func:`reliability`;
-        ``nats_per_km2``, the mean negative log density at the truths; ``sure``: its share, and the percentages right
-        within 200 km of sure answers and of the others (None where there is none), or None without a calibration. With
-        clusters,
-        ``circle_interval``: 95 % bootstrap intervals of ``circle_holds``.
-    """
-    n = len(truth)
-    off_km, density, level, sure = np.empty(n), np.empty(n), np.empty(n), np.zeros(n, bool)
-    is_calibrated = True
-    within, radii = np.empty((n, len(THRESHOLDS_KM))), np.empty((n, len(_SHARES)))
-    start = 0
-    for posterior in posteriors:
-        part = slice(start, start + len(posterior))
-        start, places = part.stop, np.asarray(truth[part], np.float64)
-        answers = posterior.decode("mass", ANSWER_KM)
-        profile = posterior.profile(answers)
-        off_km[part] = distances_km(places, answers)
-        within[part], radii[part] = profile.within(THRESHOLDS_KM), profile.radius_km(_SHARES)
-        is_calibrated &= posterior.calibration.fitted_on is not None
-        sure[part] = list(map(bool, posterior.is_sure(profile)))
-        density[part], level[part] = posterior.log_density(places), posterior.hpd_level(places)
-    hits, right = off_km[:, None] <= radii, off_km <= SURE_KM
-    names = [f"{100 * share:.0f}" for share in _SHARES]
-    intervals = {}
-    if clusters is not None:
-        sizes = np.bincount(clusters)
-        draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=_RESAMPLES)
-        held = np.stack([np.bincount(clusters, hit) for hit in hits.T], axis=1)
-        shares = 100 * (draws @ held) / (draws @ sizes)[:, None]
-        ends = np.quantile(shares, (0.025, 0.975), axis=0).T.tolist()
-        intervals = {"circle_interval": dict(zip(names, ends, strict=True))}
-    return intervals | {
-        "n": n,
-        "circle_holds": dict(zip(names, (100 * hits.mean(axis=0)).tolist(), strict=True)),
-        "circle_median_km": dict(zip(names, np.median(radii, axis=0).tolist(), strict=True)),
-        "region_holds": {name: 100 * float(np.mean(level <= s)) for name, s in zip(names, _SHARES, strict=True)},
-        "reliability": {
-            str(km): reliability(within[:, column], off_km <= km)
-            for column, km in enumerate(THRESHOLDS_KM)
-            if km >= _LEAST_KM
-        },
-        "nats_per_km2": float(-density.mean()),
-        "sure": {
-            "share": 100 * float(sure.mean()),
-            "right_when_sure": 100 * float(right[sure].mean()) if sure.any() else None,
-            "right_when_not_sure": 100 * float(right[~sure].mean()) if not sure.all() else None,
-        }
-        if is_calibrated
-        else None,
-    }
-
-
-def reliability(claimed: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int = 10) -> dict[str, Any]:
-    """Compare claimed probabilities with how often they were right.
-
-    Guo et al., "On calibration of modern neural networks", 2017, section 2; with bins of equally many answers
-    instead of equal width, so that none is nearly empty.
-
-    Returns:
-        ``ece``, the expected calibration error, 0 to 1; ``bins``: for each ``n``, mean ``claimed`` and share ``right``.
-    """
-    order = np.argsort(claimed, kind="stable")
-    rows = [
-        {"n": len(part), "claimed": float(claimed[part].mean()), "right": float(right[part].mean())}
-        for part in np.array_split(order, min(bins, len(order)))
-    ]
-    gaps = [row["n"] * abs(row["claimed"] - row["right"]) for row in rows]
-    return {"ece": sum(gaps) / len(claimed), "bins": rows}

@@ -207,5 +207,5 @@ def calibrate_evidence(
     combined: Iterator[Posterior] = (
         combine(one, near, settings, plain) for one, near in zip(posteriors, neighbours, strict=True)
     )
-    levels, hpd_levels, _ = fit_levels(combined, truth, plain, posteriors[0].cells)
+    levels, hpd_levels = fit_levels(combined, truth, plain, posteriors[0].cells)
     return replace(plain, levels=levels, hpd_levels=hpd_levels)

@@ -67,7 +67,7 @@ def draw_reliability(path: Path, reliability: Mapping[str, Any]) -> None:
 
     Args:
         path: the file.
-        reliability: by distance in km, as :func:`open_geoclip.evaluation.calibration.reliability` gives it.
+        reliability: by distance in km, as :func:`open_geoclip.evaluation.reliability.reliability` gives it.
 
     Raises:
         MissingExtraError: the extra ``earth`` is not installed.

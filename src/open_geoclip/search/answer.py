@@ -168,9 +168,9 @@ class Answer:
     ] = None
     sure: Annotated[
         bool | None,
-        "Whether the first candidate is right within 200 km with a probability of 0.8 or more, and the image is in "
-        "distribution. Null where the model is not calibrated for the query: limits, several images, ten crops, "
-        "another gallery or prior.",
+        "Whether the first candidate is right within 200 km with the probability that the calibration asks for (0.8 or "
+        "more), and the image is in distribution. Null where the model is not calibrated for the query: limits, "
+        "several images, ten crops, another gallery or prior.",
     ] = None
     in_distribution: Annotated[
         bool | None,

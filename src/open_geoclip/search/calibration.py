@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from open_geoclip.errors import SettingsError, WeightsError
@@ -33,7 +33,8 @@ CALIBRATED_LEVELS = (*(round(0.05 * step, 2) for step in range(20)), 0.97, 0.98,
 """Probabilities at which a calibration stores nominal levels."""
 
 SURE_KM, SURE_PROBABILITY = 200.0, 0.8
-"""An answer is sure when it is right within this distance with at least this probability."""
+"""An answer is sure when it is right within this distance with at least this probability, unless a calibration asks
+for more."""
 
 P_VALUES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
 """P-values at which a calibration stores HPD levels, as far as there are enough validation images."""
@@ -92,6 +93,7 @@ class Calibration:
         distances: of the features of validation images from those of training images, which the shares
             :data:`P_VALUES` of them exceed. Empty: not known. See :meth:`distance_p_value`.
         sure_score: cosine of the best cell below which no answer is sure.
+        sure_probability: with which a sure answer is right within 200 km, or more.
         temperature_slope: increase of the logarithm of the temperature per unit that the best logit is lower: an image
             that resembles its best place less, as in another season or rendering, says less about where that is.
     """
@@ -112,12 +114,13 @@ class Calibration:
     distances: tuple[float, ...] = ()
     sure_score: float = -1.0
     temperature_slope: float = 0.0
+    sure_probability: float = SURE_PROBABILITY
 
     def __post_init__(self) -> None:
         slope = min(self.background_slope, self.temperature_slope)
         numbers = (
             *(self.temperature, self.background, self.sigma_km, self.background_slope, self.reference_logit),
-            *(self.temperature_slope, self.min_score, self.sure_score),
+            *(self.temperature_slope, self.min_score, self.sure_score, self.sure_probability),
         )
         if not all(map(math.isfinite, numbers)):  # a TypeError for what is no number
             raise SettingsError(f"calibration: finite numbers, not {numbers}")
@@ -126,6 +129,8 @@ class Calibration:
                 "calibration: temperature must be above 0, background at least 0 and below 1, sigma_km, "
                 "background_slope and temperature_slope at least 0"
             )
+        if not 0 < self.sure_probability <= 1:
+            raise SettingsError(f"calibration: sure_probability is above 0 and at most 1, not {self.sure_probability}")
         for name in _LEVELS:
             levels = getattr(self, name)
             if levels and (len(levels) != len(CALIBRATED_LEVELS) or sorted({0.0, 1.0, *levels}) != list(levels)):
@@ -277,15 +282,23 @@ class Calibration:
 
 
 def conformal_levels(
-    hpd_levels: Float[np.ndarray, " n"], sure: Bool[np.ndarray, " n"]
+    hpd_levels: Float[np.ndarray, " n"], sure: Bool[np.ndarray, " n"], sources: Int64[np.ndarray, " n"] | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return ``Calibration.conformal_levels``: quantiles of the HPD levels of true places, of unsure and sure answers.
 
     Args:
         hpd_levels: of the true places of validation images.
         sure: whether each answer was sure.
+        sources: a number for the source of each image: a p-value is that of the source where it is highest, as far as
+            each source has images enough. Default: one source.
     """
-    return _upper_quantiles(hpd_levels[~sure]), _upper_quantiles(hpd_levels[sure])
+    sources = np.zeros(len(sure), np.int64) if sources is None else sources
+
+    def quantiles(rows: Bool[np.ndarray, " n"]) -> tuple[float, ...]:
+        parts = [_upper_quantiles(hpd_levels[rows & (sources == source)]) for source in np.unique(sources)]
+        return tuple(max(levels) for levels in zip(*parts, strict=False))
+
+    return quantiles(~sure), quantiles(sure)
 
 
 def _upper_quantiles(levels: Float[np.ndarray, " n"]) -> tuple[float, ...]:

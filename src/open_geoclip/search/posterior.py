@@ -22,7 +22,7 @@ from torch import Tensor
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
-from open_geoclip.search.calibration import SURE_KM, SURE_PROBABILITY, Calibration
+from open_geoclip.search.calibration import SURE_KM, Calibration
 from open_geoclip.search.decode import DecodeMethod, Modes, check_decode, chord_km, decode
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.prior import GalleryCells
@@ -293,7 +293,7 @@ class Posterior:
         return RadialProfile(self.calibration.calibrated_level(np.concatenate(parts), self.background_share))
 
     def is_sure(self, profile: RadialProfile) -> list[bool | None]:
-        """Return whether answers are right within 200 km with a probability of at least 0.8.
+        """Return whether answers are right within 200 km with the probability that the calibration asks for.
 
         False for every image out of distribution, whose probabilities mean nothing; None without a calibration.
 
@@ -302,7 +302,7 @@ class Posterior:
         """
         if self.calibration.fitted_on is None:
             return [None] * len(self)
-        sure = profile.within((SURE_KM,))[:, 0] >= SURE_PROBABILITY
+        sure = profile.within((SURE_KM,))[:, 0] >= self.calibration.sure_probability
         if self.is_in_distribution is not None:
             sure &= self.is_in_distribution.numpy()
         if self.may_be_sure is not None:
