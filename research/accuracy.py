@@ -35,7 +35,7 @@ from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.save import save_calibration, save_subspace
 from research.out_of_distribution import fit_subspace, out_of_distribution_images
 from research.trip_evaluation import crops, neighbourhoods, refined, several_lines, trips
-from research.view_calibration import FIT_VIEWS, Views, encoded, fit_view_calibration, posteriors
+from research.view_calibration import FIT_VIEWS, Views, compare_factors, encoded, fit_view_calibration, posteriors
 from research.view_features import ALTERED, Imagery, earth_view_features
 
 __all__ = ["SUBSPACE_VIEWS", "main", "measure", "page"]
@@ -225,6 +225,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="earth")
     parser.add_argument("--fit", action="store_true", help="fit on validation views and write it into the model's card")
+    parser.add_argument(
+        "--factors", action="store_true", help="compare factors of the fit, on validation views"
+    )
     parser.add_argument("--features", type=Path, default=Path("build/earth-model/features"))
     parser.add_argument("--views", type=int, default=4096)
     parser.add_argument(
@@ -255,6 +258,10 @@ def main() -> None:
         n = min(options.views, FIT_VIEWS) if imagery in ALTERED else options.views
         return encoded(model, earth_view_features(options.features, split, n, imagery=imagery))
 
+    if options.factors:
+        for line in compare_factors(index, partial(views, "validation"), model.scale):
+            print(line, flush=True)
+        return
     if options.fit:
         trained_on = earth_view_features(
             options.features, "train", options.subspace_views[1], imagery="varied", first=options.subspace_views[0]

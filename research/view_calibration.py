@@ -8,6 +8,7 @@ relief are left out of the fit, so that one rendering of the test is of a source
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,14 @@ from jaxtyping import Bool, Float, Float64, Int64
 from rich.console import Console
 from torch import Tensor
 
-from open_geoclip.evaluation.calibration import fit_calibration, fit_distribution, fit_parameters
+from open_geoclip.evaluation.calibration import (
+    ANSWER_KM,
+    fit_calibration,
+    fit_distribution,
+    fit_levels,
+    fit_parameters,
+)
+from open_geoclip.geo.sphere import haversine_km
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.index import GalleryIndex
@@ -27,7 +35,7 @@ from research.altered_views import sample_alterations
 from research.view_features import ALTERED, Imagery
 from research.weather import varied_basemaps
 
-__all__ = ["FIT_IMAGERY", "FIT_VIEWS", "Views", "encoded", "fit_view_calibration", "posteriors"]
+__all__ = ["FIT_IMAGERY", "FIT_VIEWS", "Views", "compare_factors", "encoded", "fit_view_calibration", "posteriors"]
 
 FIT_IMAGERY: tuple[Imagery, ...] = ("bluemarble", "varied", "etopo", "altered-bluemarble", "altered-etopo")
 """What the validation views are of that a calibration is fitted on."""
@@ -37,7 +45,10 @@ IN_DISTRIBUTION: tuple[Imagery, ...] = ("bluemarble", "varied", "shadedrelief")
 
 FIT_VIEWS = 1024  # of each
 _PARAMETER_VIEWS = 2048  # of all, that the parameters are fitted on
-_STEEPER, _FLATTER = 1.4, 1.4  # what the slope of highest likelihood, and the temperature, are multiplied with
+_STEEPER, _FLATTER = 1.4, 1.4  # of FACTORS: plain circles widen by a fifth, and nothing is lost within 25 km
+FACTORS = ((1.0, 1.0), (1.2, 1.2), (1.4, 1.0), (1.4, 1.4), (1.8, 1.4))
+"""What the slope of the temperature of highest likelihood, and the temperature, may be multiplied with."""
+
 HELD_OUT = "shadedrelief"
 _N_REFINED = 1024  # views that the levels of refinement are fitted on: it takes longer
 _CHUNK = 32  # images
@@ -78,28 +89,29 @@ def encoded(model: GeoCLIP, data: FeatureSet) -> Views:
     return Views(torch.cat(parts), data.coordinates.numpy(), subspace.distance(data.features))
 
 
-def fit_view_calibration(
-    index: GalleryIndex, views: Callable[[Imagery], Views], scale: float, *, n: int = FIT_VIEWS
-) -> Calibration:
-    """Fit the calibration by maximum likelihood on validation views of several sources; see :func:`fit_calibration`.
+def pooled_views(
+    index: GalleryIndex, views: Callable[[Imagery], Views], n: int
+) -> tuple[Views, Int64[np.ndarray, " m"], dict[str, Any]]:
+    """Return the validation views to fit on, mixed, the number of the source of each, and what is in distribution.
 
     Args:
         index: of the gallery.
         views: returns the validation views of an imagery.
-        scale: the model's.
-        n: views of each imagery, the first ones.
+        n: views of each imagery, the first ones; those out of distribution are left out.
     """
+
+    def best(some: Views) -> Float[Tensor, " n"]:
+        return torch.cat([index.logits(part, 1.0).amax(dim=1) for part in some.embeddings.split(128)])
+
     usual = Views.concatenate([views(imagery) for imagery in IN_DISTRIBUTION])
-    best = torch.cat([index.logits(part, 1.0).amax(dim=1) for part in usual.embeddings.split(128)])
-    distribution = fit_distribution(best.double().numpy(), usual.distances)
+    distribution = fit_distribution(best(usual).double().numpy(), usual.distances)
     decide = Calibration(fitted_on="validation views", **distribution).is_in_distribution
     shaded = np.array(varied_basemaps("validation", n)) == HELD_OUT
     coarse = sample_alterations("validation", 0, n)[0].coarse_km > 0
     kept, numbers = [], []
     for number, imagery in enumerate(FIT_IMAGERY):
         found = views(imagery)[:n]
-        best = torch.cat([index.logits(part, 1.0).amax(dim=1) for part in found.embeddings.split(128)])
-        inside = decide(best, found.distances)
+        inside = decide(best(found), found.distances)
         assert inside is not None
         rows = inside.numpy() & ~(shaded & (imagery == "varied"))
         console.print(f"{imagery}: {rows.sum():,} of {n:,} validation views")
@@ -107,15 +119,33 @@ def fit_view_calibration(
         numbers.append(2 * number + coarse[rows] * (imagery in ALTERED))
     # Mixed, so that the first ones are of all sources.
     order = np.random.default_rng(0).permutation(sum(map(len, kept)))
-    pooled, sources = Views.concatenate(kept)[order], np.concatenate(numbers)[order]
+    return Views.concatenate(kept)[order], np.concatenate(numbers)[order], distribution
+
+
+def scaled(parameters: Calibration, steeper: float, flatter: float) -> Calibration:
+    """Return parameters with the slope of the temperature and the temperature itself multiplied."""
+    return replace(
+        parameters,
+        temperature=round(flatter * parameters.temperature, 4),
+        temperature_slope=round(steeper * parameters.temperature_slope, 5),
+    )
+
+
+def fit_view_calibration(
+    index: GalleryIndex, views: Callable[[Imagery], Views], scale: float, *, n: int = FIT_VIEWS
+) -> Calibration:
+    """Fit the calibration on validation views of several sources; see :func:`fit_calibration`.
+
+    Args:
+        index: of the gallery.
+        views: returns the validation views of an imagery.
+        scale: the model's.
+        n: views of each imagery, the first ones.
+    """
+    pooled, sources, distribution = pooled_views(index, views, n)
     first = pooled[:_PARAMETER_VIEWS]
     parameters = fit_parameters(index, first.embeddings, first.truth, scale)
     console.print(f"of highest likelihood: {parameters}")
-    parameters = replace(
-        parameters,
-        temperature=round(_FLATTER * parameters.temperature, 4),
-        temperature_slope=round(_STEEPER * parameters.temperature_slope, 5),
-    )
     return fit_calibration(
         index,
         pooled.embeddings,
@@ -126,8 +156,38 @@ def fit_view_calibration(
         distances=pooled.distances,
         distribution=distribution,
         sources=sources,
-        parameters=parameters,
+        parameters=scaled(parameters, _STEEPER, _FLATTER),
     )
+
+
+def compare_factors(
+    index: GalleryIndex, views: Callable[[Imagery], Views], scale: float, *, n: int = FIT_VIEWS
+) -> Iterator[str]:
+    """Yield the lines of a table: what factors of slope and temperature do on validation views, levels fitted on half.
+
+    Arguments are those of :func:`fit_view_calibration`.
+    """
+    pooled, sources, _ = pooled_views(index, views, n)
+    first, cells = pooled[:_PARAMETER_VIEWS], GalleryCells.from_gallery(index.gallery)
+    likely = fit_parameters(index, first.embeddings, first.truth, scale)
+    half = len(pooled) // 2
+    yield "| slope | temperature | plain views within 25 km | median radius of 90 %, plain, each source | 90 % holds |"
+    yield "| --- | --- | --- | --- | --- |"
+    for steeper, flatter in FACTORS:
+        plain = replace(scaled(likely, steeper, flatter), fitted_on="validation views")
+        fitting = (one for _, one, _ in posteriors(index, cells, pooled[:half], scale, plain))
+        levels, _ = fit_levels(fitting, pooled.truth[:half], plain, cells, sources[:half])
+        rest, off_km, radius_km = pooled[half:], [], []
+        for rows, one, _ in posteriors(index, cells, rest, scale, replace(plain, levels=levels)):
+            answers = one.decode("mass", ANSWER_KM)
+            off_km.append(haversine_km(rest.truth[rows], answers))
+            radius_km.append(one.profile(answers).radius_km((0.9,))[:, 0])
+        off, radius = np.concatenate(off_km), np.concatenate(radius_km)
+        groups = [sources[half:] == number for number in np.unique(sources)]
+        radii = ", ".join(f"{np.median(radius[rows]):.0f}" for rows in groups)
+        holds = ", ".join(f"{100 * np.mean(off[rows] <= radius[rows]):.0f}" for rows in groups)
+        near = 100 * np.mean(off[groups[0]] <= 25)
+        yield f"| {steeper} | {flatter} | {near:.1f} % | {radii} km | {holds} |"
 
 
 def posteriors(

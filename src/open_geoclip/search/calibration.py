@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import numpy as np
@@ -289,14 +290,15 @@ def conformal_levels(
     Args:
         hpd_levels: of the true places of validation images.
         sure: whether each answer was sure.
-        sources: a number for the source of each image: a p-value is that of the source where it is highest, as far as
-            each source has images enough. Default: one source.
+        sources: a number for the source of each image: a p-value is that of the source where it is highest, of those
+            with images enough to show it. Default: one source.
     """
     sources = np.zeros(len(sure), np.int64) if sources is None else sources
 
     def quantiles(rows: Bool[np.ndarray, " n"]) -> tuple[float, ...]:
         parts = [_upper_quantiles(hpd_levels[rows & (sources == source)]) for source in np.unique(sources)]
-        return tuple(max(levels) for levels in zip(*parts, strict=False))
+        highest = (max(levels) for levels in zip_longest(*parts, fillvalue=0.0))
+        return tuple(accumulate(highest, max))  # fewer sources show the smallest p-values
 
     return quantiles(~sure), quantiles(sure)
 
