@@ -225,9 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="earth")
     parser.add_argument("--fit", action="store_true", help="fit on validation views and write it into the model's card")
-    parser.add_argument(
-        "--factors", action="store_true", help="compare factors of the fit, on validation views"
-    )
+    parser.add_argument("--factors", action="store_true", help="compare factors of the fit, on validation views")
     parser.add_argument("--features", type=Path, default=Path("build/earth-model/features"))
     parser.add_argument("--views", type=int, default=4096)
     parser.add_argument(

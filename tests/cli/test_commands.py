@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from open_geoclip.cli import app, main
+from open_geoclip.weights.load import load_release
 from tests.cli.conftest import Command, Ended
 
 
@@ -78,6 +79,7 @@ def test_locate_writes_json(process: Command, views: list[Path]) -> None:
     done = process("locate", *views, "--top-k", 3, "--format", "json")
     answers: list[dict[str, Any]] = json.loads(done.out)
     assert [answer["image"] for answer in answers] == [str(view) for view in views]
+    asked = (load_release("earth").calibration or {})["sure_probability"]
     for answer in answers:
         assert list(answer) == [
             *("image", "model", "gallery", "version", "candidates"),
@@ -88,7 +90,7 @@ def test_locate_writes_json(process: Command, views: list[Path]) -> None:
         assert 0 < answer["credible_radius_km"]["50"] < answer["credible_radius_km"]["90"]
         assert list(answer["within_km"]) == ["1", "25", "200", "750", "2500"]
         assert sorted(answer["within_km"].values()) == list(answer["within_km"].values())
-        assert answer["sure"] is (answer["within_km"]["200"] >= 0.8)
+        assert answer["sure"] is (answer["within_km"]["200"] >= asked)
         assert answer["in_distribution"] is True
         assert list(answer["sha256"]) == ["image", "weights", "gallery"]
     assert next(iter(answers[0]["countries"])) == "IT"

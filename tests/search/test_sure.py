@@ -25,7 +25,7 @@ def earth(tmp_path_factory: pytest.TempPathFactory) -> Locator:
 def test_the_embedded_model_is_sure_of_its_own_views_alone(earth: Locator) -> None:
     [batch] = views("test", 96)
     told = earth.locate(list(batch.images), 1)
-    assert np.mean([answer.sure for answer in told]) >= 0.88
+    assert np.mean([answer.sure for answer in told]) >= 0.8
     strange = out_of_distribution_images()
     for kind in ("uniform grey", "noise", "drawn pattern"):
         assert [answer.sure for answer in earth.locate(strange[kind], 1)] == [False] * len(strange[kind])
