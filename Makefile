@@ -165,7 +165,7 @@ fuzz-serve: $(STAMP)
 accuracy: $(STAMP) $(OTHERS)
 	$(BIN)/python -m research.accuracy
 
-verify-rates: $(STAMP)
+verify-rates: $(STAMP) $(OTHERS)
 	$(BIN)/python benchmarks/verify_rates.py --write
 
 refinement: $(STAMP)

@@ -1,7 +1,8 @@
 """How often ``geoclip verify`` doubts true places, and moved ones: ``python benchmarks/verify_rates.py --write``.
 
-Each of the Earth's test views is held against its true place, and against one that it was not taken at: 50, 200, 1000
-or 5000 km off, in turn, on land where there is any in that distance. Nothing was fitted on these views. What the
+Each of the Earth's test views, in August and in three renderings that the model was not trained on, is held against its
+true place, and against one that it was not taken at: 50, 200, 1000 or 5000 km off, in turn, on land where there is any
+in that distance. Nothing was fitted on these views. What the
 verdicts are made of is the command's own code; only reading files is left out, and the backbone's features of the views
 are kept on disk, so that new weights or a new calibration are measured in minutes.
 
@@ -29,7 +30,7 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.training.batches import FeatureSet
 from open_geoclip.verification import VERDICTS, compare
 from report import put_between
-from research.view_features import earth_view_features
+from research.view_features import Imagery, earth_view_features
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "verify.md"
@@ -117,15 +118,29 @@ def table(found: dict[str, Any]) -> str:
         if not one["views"]:
             continue
         name = "the true place (false alarms)" if said == "true" else f"moved by {int(said):,} km"
-        doubted = (
-            "-"
-            if one["doubted_percent"] is None
-            else f"**{one['doubted_percent']:.1f} %** "
-            + (f"({one['doubted_interval'][0]:.1f} to {one['doubted_interval'][1]:.1f})")
-        )
         contradicted = "-" if one["contradicted_percent"] is None else f"{one['contradicted_percent']:.1f} %"
-        lines.append(f"| {name} | {one['views']:,} | {doubted} | {contradicted} | {one['cannot_tell_percent']:.1f} % |")
+        lines.append(
+            f"| {name} | {one['views']:,} | {doubted(one)} | {contradicted} | {one['cannot_tell_percent']:.1f} % |"
+        )
+    lines += [
+        "",
+        "Views of other renderings, which neither the model nor its calibration has seen; share that is doubted:",
+        "",
+        "| views | the true place | moved by " + " | ".join(f"{km:,} km" for km in MOVED_KM) + " |",
+        "| --- |" + " ---: |" * (1 + len(MOVED_KM)),
+    ]
+    for name, rates_of in found["renderings"].items():
+        cells = [doubted(one) for one in rates_of.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def doubted(one: dict[str, Any]) -> str:
+    """Share of the verdicts that doubt, with its interval, as it stands in a table."""
+    if one["doubted_percent"] is None:
+        return "-"
+    low, high = one["doubted_interval"]
+    return f"**{one['doubted_percent']:.1f} %** ({low:.1f} to {high:.1f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -134,22 +149,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="earth")
     parser.add_argument("--views", type=int, default=4096, help="the first of the 4,096 test views")
     parser.add_argument("--features", type=Path, default=ROOT / "build" / "earth-model" / "features")
+    parser.add_argument("--january", type=Path, default=ROOT / "build" / "others" / "january.jpg")
+    parser.add_argument("--may", type=Path, default=ROOT / "build" / "others" / "may.jpg")
     parser.add_argument("--write", action="store_true", help="into docs/verify.md and benchmarks/results")
     options = parser.parse_args(arguments)
     locator = Locator.from_pretrained(options.model)
     if not locator.calibration.conformal_levels:
         parser.error(f"--model {options.model}: it is not calibrated, so that verify cannot tell anything")
-    verdicts: list[tuple[str, str]] = []
+    renderings: dict[str, Imagery] = {
+        "August": "bluemarble",
+        "January": options.january,
+        "May": options.may,
+        "shaded relief": "shadedrelief",
+    }
+    measured = {}
     with Progress(console=Console(stderr=True)) as bar:
-        seen = bar.add_task("looking at views, once", total=options.views)
-        data = earth_view_features(
-            options.features, "test", options.views, progress=lambda done, _: bar.update(seen, completed=done)
-        )
-        task = bar.add_task("verifying", total=len(data))
-        for first in range(0, len(data), BATCH):
-            verdicts += judged(locator, data, first)
-            bar.update(task, completed=len(verdicts) // 2)
-    found = {"model": locator.model_name, "views": len(data), "seed": SEED, "rates": rates(verdicts)}
+        for name, imagery in renderings.items():
+            seen = bar.add_task(f"looking at views, {name}, once", total=options.views)
+            data = earth_view_features(
+                options.features,
+                "test",
+                options.views,
+                imagery=imagery,
+                progress=lambda done, _, seen=seen: bar.update(seen, completed=done),
+            )
+            verdicts: list[tuple[str, str]] = []
+            task = bar.add_task(f"verifying, {name}", total=len(data))
+            for first in range(0, len(data), BATCH):
+                verdicts += judged(locator, data, first)
+                bar.update(task, completed=len(verdicts) // 2)
+            measured[name] = rates(verdicts)
+    found = {"model": locator.model_name, "views": options.views, "seed": SEED, "rates": measured.pop("August")}
+    found["renderings"] = measured
     print(table(found))
     if options.write:
         put_between(PAGE, "make verify-rates", table(found))

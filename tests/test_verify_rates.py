@@ -35,7 +35,9 @@ def test_rates_leave_out_what_cannot_be_told(rates: ModuleType) -> None:
     assert found["true"]["doubted_interval"] == pytest.approx((2.79, 30.10), abs=0.02)  # Wilson, of 2 in 20
     assert found["200"]["doubted_percent"] == 100
     assert found["5000"]["doubted_percent"] is None
-    text = rates.table({"model": "m", "views": 29, "rates": found})
+    other = rates.rates([("true", "unlikely"), *[("true", "consistent")] * 9])
+    text = rates.table({"model": "m", "views": 29, "rates": found, "renderings": {"January": other}})
     assert "| the true place (false alarms) | 25 | **10.0 %** (2.8 to 30.1) | 5.0 % | 20.0 % |" in text
     assert "moved by 200 km | 4 |" in text
-    assert "5,000" not in text
+    assert "moved by 5,000" not in text
+    assert "| January | **10.0 %** (1.8 to 40.4) | - | - | - | - |" in text
