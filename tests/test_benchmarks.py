@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +15,12 @@ from open_geoclip.model.location_encoder import LocationEncoder, LocationSetting
 from open_geoclip.search import two_level
 from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.search_space import SearchSpace
+
+
+def test_research_is_found_in_a_checkout(tmp_path: Path) -> None:
+    """A benchmark that is run as a file has its own folder in the path, not the root of the repository."""
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('research') is None)"
+    assert subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
