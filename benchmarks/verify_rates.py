@@ -165,14 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured = {}
     with Progress(console=Console(stderr=True)) as bar:
         for name, imagery in renderings.items():
-            seen = bar.add_task(f"looking at views, {name}, once", total=options.views)
-            data = earth_view_features(
-                options.features,
-                "test",
-                options.views,
-                imagery=imagery,
-                progress=lambda done, _, seen=seen: bar.update(seen, completed=done),
-            )
+            seen = bar.add_task(f"looking at views, {name}, once", total=1)
+            data = earth_view_features(options.features, "test", options.views, imagery=imagery)
+            bar.update(seen, completed=1)
             verdicts: list[tuple[str, str]] = []
             task = bar.add_task(f"verifying, {name}", total=len(data))
             for first in range(0, len(data), BATCH):

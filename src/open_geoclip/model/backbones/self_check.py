@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from open_geoclip.files import atomic_write, cache_dir
 
-__all__ = ["AUTO_COSINE", "LEAST_COSINE", "agreement", "centred_cosine", "check_images"]
+__all__ = ["AUTO_COSINE", "LEAST_COSINE", "TOLD_COSINE", "agreement", "centred_cosine", "check_images"]
 
 logger = logging.getLogger(__name__)
 
-LEAST_COSINE = 0.98
+LEAST_COSINE = 0.9
 """Below this agreement a precision is refused."""
+TOLD_COSINE = 0.98
+"""Below this agreement a precision that was asked for is used with a warning."""
 AUTO_COSINE = 0.999
 """Below this agreement ``auto`` does not choose a precision."""
 
