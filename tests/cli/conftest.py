@@ -46,7 +46,8 @@ def command(
     real = Locator.from_pretrained
 
     def once(name: str, **options: Any) -> Locator:
-        key = " ".join([name, *(str(options[key]) for key in ("backbone", "gallery") if options.get(key) is not None)])
+        asked = ("backbone", "gallery", "dtype", "merge_tokens")
+        key = " ".join([name, *(str(options[one]) for one in asked if options.get(one) is not None)])
         if key not in locators:
             locators[key] = real(name, **options)
         return locators[key]

@@ -108,7 +108,8 @@ def test_a_dataset_keeps_its_columns_and_errors_are_rows(folder: Path, found: di
     good, bad, empty = found["rows"]
     assert good.keys() == bad.keys() == {*ROW, "owner"}
     (first, *_) = plain["0.jpg"]["candidates"]
-    assert [good["lat"], good["lon"], good["place"]] == [first["lat"], first["lon"], first["place"]]
+    assert [good["lat"], good["lon"]] == pytest.approx([first["lat"], first["lon"]], abs=1e-5)  # batches differ
+    assert good["place"] == first["place"]
     assert len(json.loads(good["answer"])["candidates"]) == 2
     assert (good["photo"], good["error"]) == (str(folder / "0.jpg"), None)
     assert bad["error"] == plain["bad.jpg"]["error"]
@@ -120,7 +121,7 @@ def test_a_dataset_keeps_its_columns_and_errors_are_rows(folder: Path, found: di
 @pytest.mark.slow
 def test_ray_listens_to_this_machine_alone(found: dict[str, Any]) -> None:
     assert found["listening"]
-    assert all("127.0.0.1" in address for address in found["listening"])
+    assert [address for address in found["listening"] if "127.0.0.1" not in address] == []
 
 
 def test_images_of_a_dataset_may_be_bytes_and_their_names_in_another_column(folder: Path) -> None:

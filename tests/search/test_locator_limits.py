@@ -172,9 +172,9 @@ def test_hours_of_a_trip_come_from_exif_or_a_table(tmp_path: Path) -> None:
     assert hours[1] - hours[0] == pytest.approx(1)
     assert hours[0] == datetime(2026, 5, 1, 10, tzinfo=UTC).timestamp() / 3600
     Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg")
-    with pytest.raises(SettingsError, match=r"c\.jpg have no time in their EXIF"):
+    with pytest.raises(SettingsError, match=r"c\.jpg without a time in EXIF: give --times"):
         hours_of([*files, tmp_path / "c.jpg"], None)
-    with pytest.raises(SettingsError, match="no row in"):
+    with pytest.raises(SettingsError, match="without a row in"):
         hours_of([tmp_path / "c.jpg"], table)
     table.write_text("SourceFile;DateTimeOriginal\na.jpg;2026:05:01 10:00:00\nb.jpg;2026:05:01 12:30:00\n")
     hours = hours_of(files, table)

@@ -200,8 +200,8 @@ def test_an_inverted_file_after_photos_are_removed_and_added(
     index = large.add(more).remove([0, 3])  # the first part is written anew, and searched exactly
     assert index.manifest["inverted_file"]["file"] == name
     found = index.search(QueryPhotos(records.features[[0, 1, 250]]), 3)
-    assert [one.ids[0] for one in found] == ["a", records.ids[1], records.ids[250]]
-    assert found[1].ids[1] == "b"
+    assert [found[0].ids[0], found[2].ids[0]] == ["a", records.ids[250]]
+    assert set(found[1].ids[:2]) == {records.ids[1], "b"}  # equal features: rounding orders them
     renewed = index.with_inverted_file()  # most photos were in no inverted file
     assert renewed.manifest["inverted_file"]["file"] != name
     assert [file.name for file in index.folder.glob("*.faiss")] == [renewed.manifest["inverted_file"]["file"]]
