@@ -24,7 +24,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -40,8 +39,8 @@ from open_geoclip.model.location_encoder import LocationEncoder, LocationSetting
 from open_geoclip.model.preprocessing import CLIP_PREPROCESSING
 from open_geoclip.scale.decoding import DecodedImage, Decoder, DecodeSettings
 from open_geoclip.search.encode import EncodeSettings, encode_batches
-from released_package import ROOT, describe_machine
-from report import put_between
+from released_package import ROOT
+from report import describe_machine, put_between
 
 PAGE = ROOT / "docs" / "guides" / "jobs.md"
 CORES = len(os.sched_getaffinity(0))
@@ -217,8 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, rate in rates.items():
         share = f"{100 * rate / reduced:.0f} %" if "fast" in name or "reduced" in name else ""
         lines.append(f"| {name} | {rate:.1f} | {100 * rate / bound:.0f} % | {share} |")
-    machine = describe_machine()
-    lines += ["", f"{machine['machine']}; torch {torch.__version__}; median of {options.rounds} rounds."]
+    machine = describe_machine("torch")
+    lines += ["", f"{machine['machine']}; {machine['versions']}; median of {options.rounds} rounds."]
     print("\n".join(lines))
     if options.write:
         put_between(PAGE, "benchmarks/pipeline.py", "\n".join(lines))

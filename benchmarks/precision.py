@@ -7,7 +7,6 @@ images of the self-check, and is measured even where loading refuses it. The pre
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import sys
@@ -29,7 +28,7 @@ from open_geoclip.geo.sphere import haversine_km
 from open_geoclip.model.backbones.earth import PREPROCESSING
 from open_geoclip.model.backbones.runtime import CompiledBackbone, Precision
 from open_geoclip.model.backbones.self_check import AUTO_COSINE, LEAST_COSINE, centred_cosine, check_images
-from report import put_between, seconds
+from report import describe_machine, put_between, seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "precision.md", ROOT / "benchmarks" / "results" / "precision.json"
@@ -179,21 +178,6 @@ def _verdict(precision: str, rows: dict[str, dict[str, float]]) -> str:
     return "chosen by `auto`" if precision == chosen else "if asked for"
 
 
-def describe_machine() -> dict[str, str]:
-    """Return what the figures depend on."""
-    version = importlib.metadata.version
-    has = torch.cpu.get_capabilities()
-    flags = [
-        name for name in ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if has.get(name)
-    ]
-    processor = has.get("cpu_name", "unknown processor")
-    return {
-        "machine": f"{processor}, {len(os.sched_getaffinity(0))} cores, {', '.join(flags)}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "openvino", "nncf")),
-        "load before the run": f"{os.getloadavg()[0]:.1f} (0 is an idle machine)",
-    }
-
-
 def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,7 +187,7 @@ def main() -> None:
     parser.add_argument("--skip-clip", action="store_true", help="leave out ViT-L/14, whose quantisation takes minutes")
     parser.add_argument("--write", action="store_true", help="write docs/precision.md and benchmarks/results/ too")
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": describe_machine(), "views": options.views}
+    found: dict[str, Any] = {"machine": describe_machine("torch", "openvino", "nncf"), "views": options.views}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["OPEN_GEOCLIP_CACHE"] = folder
         found["earth"] = measure_earth(options.views, options.calibration, options.times)

@@ -26,7 +26,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 import open_geoclip as og  # its parts are imported when they are used, so the released side goes without them
-from report import Memory, Report, parse_status
+from report import Memory, Report, describe_machine, parse_status
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bench"
@@ -247,20 +247,6 @@ def make_images(folder: Path) -> list[str]:
     return [released_file("images/Kauai.png"), *(str(folder / name) for name in made)]
 
 
-def describe_machine() -> dict[str, str]:
-    """What the figures depend on."""
-    version = importlib.metadata.version
-    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-    model = next((value.strip() for name, _, value in lines if name.startswith("model name")), "unknown processor")
-    return {
-        "machine": f"{model}, {len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "released": f"geoclip {version('geoclip')}, transformers {version('transformers')}",
-        "this package": f"open-geoclip {og.__version__}",
-        "load before the run": f"{os.getloadavg()[0]:.1f} (0 is an idle machine)",
-    }
-
-
 # --- the run --------------------------------------------------------------------------------------
 
 
@@ -416,7 +402,10 @@ def main() -> int:
     if options.clip is None and not clip.exists():
         make_clip(clip)
     given = ["FOLDER" if argument == str(options.clip) else argument for argument in sys.argv[1:]]
-    report = Report(" ".join(["python benchmarks/released_package.py", *given]), describe_machine())
+    report = Report(
+        " ".join(["python benchmarks/released_package.py", *given]),
+        describe_machine("torch", "geoclip", "transformers", "open-geoclip"),
+    )
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         scratch = Path(folder)
         # The processes that are started inherit these: no embeddings of an earlier run, no downloads.

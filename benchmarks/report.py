@@ -1,13 +1,31 @@
 """Results of a benchmark, and their report."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 from open_geoclip.files import atomic_write
 
-__all__ = ["Memory", "Report", "Row", "parse_status", "put_between", "seconds", "size"]
+__all__ = ["Memory", "Report", "Row", "describe_machine", "parse_status", "put_between", "seconds", "size"]
+
+
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+def describe_machine(*packages: str) -> dict[str, str]:
+    """Return what figures depend on: processor, cores, instructions, versions of packages, and the load."""
+    about = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    known = {name.strip(): value.strip() for name, value in about.items()}
+    flags = [flag for flag in _FLAGS if flag in known.get("flags", "").split()]
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "machine": ", ".join([known.get("model name", "unknown processor"), f"{cores} cores", *flags]),
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+        "load before the run": f"{os.getloadavg()[0]:.1f} (0 is an idle machine)",
+    }
 
 
 @dataclass

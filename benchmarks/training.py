@@ -41,7 +41,8 @@ from open_geoclip.training.batches import FeatureSet
 from open_geoclip.training.features import FeatureExtractor
 from open_geoclip.training.loop import Callbacks, train
 from open_geoclip.training.settings import PAPER
-from released_package import BUILD, ROOT, describe_machine, make_clip, say
+from released_package import BUILD, ROOT, make_clip, say
+from report import describe_machine
 
 QUEUE, PHOTOS, WARM_UP = 4096, 64, 4  # distinct photos on the disk; larger batches show them again
 
@@ -129,7 +130,7 @@ def main() -> None:
     clip = options.clip or BUILD / "clip"
     if options.clip is None and not clip.exists():
         make_clip(clip)
-    result: dict[str, Any] = {"machine": describe_machine(), "queue": QUEUE, "batches": {}}
+    result: dict[str, Any] = {"machine": describe_machine("torch", "open-geoclip"), "queue": QUEUE, "batches": {}}
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory(dir=BUILD) as home:
         folder = Path(home)

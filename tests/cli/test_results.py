@@ -27,6 +27,13 @@ def test_a_job_and_its_results(command: Command, tmp_path: Path) -> None:
     assert ended.err.endswith(f"geoclip: {results}: {N - 2} located, 2 failed\n{last}")
     assert "continue with --resume" in command("locate", photos, "-o", results, status=1).err
     assert f"0 located, 0 failed; {N} were done before" in command("locate", photos, "-o", results, "--resume").err
+    refused = command("locate", photos, "-o", results, "--resume", "--dtype", "float32", status=1).err
+    assert "results of another job (dtype None, now 'float32')" in refused
+    table = tmp_path / "photos.csv"
+    table.write_text("image\nphotos/0.png\nphotos/1.png\nphotos/junk.png\n")
+    few = command("locate", table, "-o", tmp_path / "int8", "--dtype", "int8", status=2).err
+    assert "at least 32 photos like those to locate, and there are 2" in few
+    assert not (tmp_path / "int8").exists()
     assert command("results", results).out.startswith(f"{N} photos: {N - 2} located, 2 failed\nsure: ")
     summary = json.loads(command("results", results, "--format", "json").out)
     assert (summary["photos"], summary["located"]) == (N, N - 2)

@@ -42,11 +42,12 @@ async function claimSession(): Promise<number> {
     });
   const [own, last] = [sessionStorage, localStorage].map((storage) => Number(storage.getItem(NUMBER_KEY)));
   const channel = new BroadcastChannel("open-geoclip-sessions");
-  const isOpenElsewhere = new AbortController();
-  channel.onmessage = ({ data }) => data.open === own && isOpenElsewhere.abort();
+  const waiting = new AbortController();
+  channel.onmessage = ({ data }) => data.open === own && waiting.abort();
+  setTimeout(() => waiting.abort(), LOCK_WAIT_MS);
   channel.postMessage({ asked: own });
   const chosen = async (): Promise<number> => {
-    if (own && (await claim(own, { signal: AbortSignal.any([isOpenElsewhere.signal, AbortSignal.timeout(LOCK_WAIT_MS)]) }))) return own;
+    if (own && (await claim(own, { signal: waiting.signal }))) return own;
     if (last && (await claim(last, { ifAvailable: true }))) return last;
     for (let number = 1; ; number++) if (await claim(number, { ifAvailable: true })) return number;
   };

@@ -19,6 +19,7 @@ from open_geoclip.errors import SettingsError
 if TYPE_CHECKING:
     from open_geoclip.data.photos import PhotoSource
     from open_geoclip.geo.areas import Area
+    from open_geoclip.images import ImageSource
     from open_geoclip.scale.jobs import JobSettings
     from open_geoclip.scale.postgis import PostGIS
     from open_geoclip.scale.results import Location
@@ -173,12 +174,14 @@ def locate(
     groups = exclude_group or []
     answering: dict[str, Any] = {"answers": settings, "refine": refine, "crops": crops, "fast_decode": fast_decode}
     if options.dtype == "int8":
-        answering["calibration_images"] = photo_files(images, unique=False)[0]
+        answering["calibration_images"] = _MixedImages(images, is_job=is_job)
     load = partial(_load, options, index or [], groups, area, **answering)
     locator = load()
     limits: dict[str, Any] = {"within": within or [], "not_within": not_within or []}
     if index:
         limits["exclude_group"] = groups
+    if options.dtype != "auto":
+        limits["dtype"] = options.dtype
     wanted: dict[str, Any] = {"top_k": top_k, "text": text, "text_weight": text_weight, "options": limits}
     if run_job is not None:
         run_job(locator, load, detail=bool(output.detail), **wanted)
@@ -212,6 +215,25 @@ def locate(
     if map_ is not None:
         draw_answers(map_, answers, posterior, together=files if together else (), max_pixels=max_pixels)
     exit_if_failed(errors, interrupted=interrupted)
+
+
+@dataclass(frozen=True)
+class _MixedImages:
+    """The images to locate, mixed: int8 is quantised on the first ones, where it was not before."""
+
+    images: list[Path]
+    is_job: bool
+
+    def __iter__(self) -> Iterator["ImageSource"]:
+        import numpy as np
+
+        from open_geoclip.data.sources import open_source
+
+        if self.is_job:
+            yield from (photo.image for photo in open_source(str(self.images[0]), places=False).shuffled(0))
+        else:
+            files = photo_files(self.images, unique=False)[0]
+            yield from map(files.__getitem__, np.random.default_rng(0).permutation(len(files)))
 
 
 def _load(

@@ -85,13 +85,13 @@ class _Evidence:
 
         return lru_cache(maxsize=4)(logits)
 
-    def tells(self, n: int, prior: FixPrior) -> bool:
-        """Return whether a picture can tell the places of a prior."""
+    def is_informative(self, n: int, prior: FixPrior) -> bool:
+        """Return whether a picture can say anything of where in a prior it was taken."""
         return float(self.background[n]) < 1 and prior.extent_km >= _UNRESOLVED_KM
 
     def log_ratio(self, n: int, prior: FixPrior) -> Float64[Tensor, " m"]:
         """Return the log of how much more likely a picture is at each place than anywhere."""
-        if not self.tells(n, prior):
+        if not self.is_informative(n, prior):
             return torch.zeros(len(prior.log_mass), dtype=torch.float64)
         share, own = float(self.background[n]), torch.from_numpy(prior.rows < 0)
         ratio = self._logits(n // _CHUNK)[n % _CHUNK].double()[torch.from_numpy(prior.rows).clamp(min=0)]
@@ -198,13 +198,13 @@ def anchored_posteriors(
     weights = trip_weights(embeddings[at], np.array(times_s) / 3600, speed_kmh).tolist()
     photos = _Photos(evidence, weights, times_s, brackets, speed_kmh, intervals_between(fixes))
     # Without evidence there is nothing to pass on, and the prior of a wide prism has many places.
-    scales_km, tells = [], []
+    scales_km, is_informative = [], []
     for n in range(len(order)):
         prior = photos.prior(n)
         scales_km.append(prior.sigma_km)
-        tells.append(evidence.tells(n, prior))
+        is_informative.append(evidence.is_informative(n, prior))
     groups = [list(group) for _, group in groupby(range(len(order)), key=brackets.__getitem__)]
-    chains = [members for members in groups if len(members) > 1 and any(tells[n] for n in members)]
+    chains = [members for members in groups if len(members) > 1 and any(is_informative[n] for n in members)]
     marginals: dict[int, tuple[Int64[Tensor, " k"], Float64[Tensor, " k"]]] = {}
     is_possible, tree = True, _tree(space.cells) if chains else None
     for members in chains:

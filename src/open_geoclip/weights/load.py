@@ -16,7 +16,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ def load_model(
     dtype: DType = "float32",
     device: str = "cpu",
     merge_tokens: int = 0,
-    calibration_images: Sequence[ImageSource] = (),
+    calibration_images: Iterable[ImageSource] = (),
 ) -> GeoCLIP:
     """Return a model with weights that are on this machine, in evaluation mode.
 
@@ -103,8 +103,8 @@ def load_model(
         device: where to compute, such as ``cpu`` or ``cuda``.
         merge_tokens: of a CLIP, tokens that each layer merges; see
             :class:`~open_geoclip.model.backbones.clip.ClipVision`. Faster, with other features.
-        calibration_images: for ``dtype="int8"``: at least 32 images like those to encode; 128 of them are used. They
-            are needed once: the quantised backbone is kept in the cache folder.
+        calibration_images: for ``dtype="int8"``: at least 32 images like those to encode; the first 128 that can be
+            read are used. They are needed once: the quantised backbone is kept in the cache folder.
 
     Raises:
         SettingsError: tokens are to be merged, and the backbone is no CLIP; or the engine or dtype cannot be used, see
@@ -165,17 +165,17 @@ def load_model(
     return model.eval()
 
 
-def _calibration_pixels(images: Sequence[ImageSource], preprocessing: Preprocessing) -> list[Float[Tensor, "3 h w"]]:
-    """Return the pixels of 128 images, from all parts of the sequence, or of all if there are fewer."""
+def _calibration_pixels(images: Iterable[ImageSource], preprocessing: Preprocessing) -> list[Float[Tensor, "3 h w"]]:
+    """Return the pixels of the first 128 images that can be read."""
     pixels: list[Tensor] = []
     failed = 0
-    for number in range(0, len(images), max(1, len(images) // _CALIBRATION)):
-        if len(pixels) == _CALIBRATION:
-            break
+    for image in images:
         try:
-            pixels.append(preprocessing(load_image(images[number])))
+            pixels.append(preprocessing(load_image(image)))
         except ImageError:
             failed += 1
+        if len(pixels) == _CALIBRATION:
+            break
     if failed:
         logger.warning("%d of the images for int8 cannot be read: %d are used", failed, len(pixels))
     return pixels

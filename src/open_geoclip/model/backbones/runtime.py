@@ -257,7 +257,7 @@ class CompiledBackbone(nn.Module):
         except ImportError as error:
             what = ("dtype int8", "int8") if precision == "int8" else ("The engine openvino", "fast")
             raise MissingExtraError(*what) from error
-        side = int(model.image_size) if side is None else side  # type: ignore[arg-type]
+        side = cast(int, model.image_size) if side is None else side
         fingerprint = fingerprint or backbone_fingerprint(model)
         network, made = _cached("openvino", fingerprint, lambda: _convert(model, side))
         if precision == "int8":  # what was quantised once is used, whatever the images
