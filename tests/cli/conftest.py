@@ -47,7 +47,7 @@ def command(
 
     def once(name: str, **options: Any) -> Locator:
         asked = ("backbone", "gallery", "dtype", "merge_tokens")
-        key = " ".join([name, *(str(options[one]) for one in asked if options.get(one) is not None)])
+        key = " ".join([name, *(str(options[one]) for one in asked if options.get(one) not in (None, "auto", 0))])
         if key not in locators:
             locators[key] = real(name, **options)
         return locators[key]
