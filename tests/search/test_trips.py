@@ -27,26 +27,21 @@ def pool_embeddings(vectors: torch.Tensor) -> torch.Tensor:
 
 def test_copies_count_as_one_and_strangers_in_full() -> None:
     a, b, c = torch.eye(3)
-    assert evidence_weights(torch.stack([a, b, c]), tempering=0).tolist() == [1, 1, 1]
+    assert evidence_weights(torch.stack([a, b, c])).tolist() == [1, 1, 1]
     torch.testing.assert_close(
-        evidence_weights(torch.stack([a, a, 2 * a, b]), tempering=0), torch.tensor([1 / 3] * 3 + [1.0]).double()
+        evidence_weights(torch.stack([a, a, 2 * a, b])), torch.tensor([1 / 3] * 3 + [1.0]).double()
     )
-    assert evidence_weights(torch.stack([a, -a]), tempering=0).tolist() == [1, 1]
+    assert evidence_weights(torch.stack([a, -a])).tolist() == [1, 1]
     near = unit(torch.stack([a, a + 0.1 * b]))
-    weights = evidence_weights(near, tempering=0)
+    weights = evidence_weights(near)
     assert ((weights > 0.5) & (weights < 0.52)).all()
     assert evidence_weights(near, 0).tolist() == [0.5, 0.5]
-    for power, tempering in ((-1, 0), (8, 1.5)):
-        with pytest.raises(SettingsError, match="power"):
-            evidence_weights(near, power, tempering)
+    with pytest.raises(SettingsError, match="power"):
+        evidence_weights(near, -1)
 
 
-def test_evidence_is_tempered_by_the_effective_number_of_images() -> None:
-    a, b, c = torch.eye(3)
-    assert evidence_weights(torch.stack([a, a])).tolist() == [0.5, 0.5]
-    torch.testing.assert_close(evidence_weights(torch.stack([a, b, c])), torch.full((3,), 3**-0.75).double())
-    assert evidence_weights(torch.stack([a, b, c]), tempering=1).sum() == pytest.approx(1)
-    # A burst of copies counts as one image, and images hours apart count in full.
+def test_a_burst_counts_as_one_image_and_images_hours_apart_in_full() -> None:
+    a, b = torch.eye(2)
     burst = trip_weights(torch.stack([a, a, a, b]), np.array([0.0, 0.01, 0.02, 9.0]), 900.0)
     torch.testing.assert_close(burst, torch.tensor([1 / 3] * 3 + [1.0]).double())
 

@@ -20,7 +20,7 @@ from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.reliability import Reliability
 from open_geoclip.search.search_space import SearchSpace
-from open_geoclip.search.trips import TEMPERING, TripPosterior, evidence_weights, trip_posterior, trip_weights
+from open_geoclip.search.trips import TripPosterior, evidence_weights, trip_posterior, trip_weights
 
 __all__ = ["Query"]
 
@@ -84,13 +84,12 @@ class Query:
         return Query(replace(self.encoded, embeddings=embeddings), calibration, [text] * len(self.encoded.names))
 
     @classmethod
-    def from_place(cls, batch: EncodedBatch, calibration: Calibration, tempering: float = TEMPERING) -> "Query":
+    def from_place(cls, batch: EncodedBatch, calibration: Calibration) -> "Query":
         """Return one query of all images, which show one place. Nothing was calibrated for several images.
 
         Args:
             batch: the images, all of which could be read.
             calibration: of the model.
-            tempering: see :func:`open_geoclip.search.trips.evidence_weights`.
 
         Raises:
             SettingsError: there is no image.
@@ -98,7 +97,7 @@ class Query:
         if not batch.names:
             raise SettingsError("locate_together: at least one image")
         sha256 = ", ".join(filter(None, batch.sha256)) if all(batch.sha256) else None
-        weights = evidence_weights(batch.embeddings, tempering=tempering)
+        weights = evidence_weights(batch.embeddings)
         pooled = (weights @ batch.embeddings.double()).float()[None]
         if len(batch.names) > 1:  # the best logit of the sum is compared with the sum of those of single images
             evidence = float(weights.sum())

@@ -1,8 +1,7 @@
 """Several images of one place, or of one trip, located jointly.
 
 **One place.** The evidence of images of one place is multiplied. They are not independent, so each is weighted by one
-over the number of images like it, itself included, and all are tempered: see :func:`evidence_weights`. Two copies count
-once.
+over the number of images like it, itself included: see :func:`evidence_weights`. Two copies count once.
 
 **One trip.** Images with times form a hidden Markov model over the places of a gallery: between two images nobody moves
 faster than a speed limit along the great circle, and a priori all trips within it are equally likely.
@@ -26,7 +25,6 @@ from open_geoclip.search.reach import PlaceTree
 
 __all__ = [
     "SIMILARITY_POWER",
-    "TEMPERING",
     "TripPosterior",
     "evidence_weights",
     "trip_posterior",
@@ -36,42 +34,34 @@ __all__ = [
 SIMILARITY_POWER = 8.0
 """Default exponent of :func:`evidence_weights`; larger ones gained nothing on validation views (2026-11-23)."""
 
-TEMPERING = 0.75
-"""Default of :func:`evidence_weights`, chosen on validation views with ``python -m research.trip_tempering``."""
-
-_SAME_PLACE_KM = 50.0  # as those of the groups that the tempering was fitted on
+_SAME_PLACE_KM = 50.0
 
 
 def evidence_weights(
     embeddings: Float[Tensor, "n d"],
     power: float = SIMILARITY_POWER,
-    tempering: float = TEMPERING,
     near: Bool[Tensor, "n n"] | None = None,
 ) -> Float64[Tensor, " n"]:
     """Return the exponent of each image's evidence among images of one place.
 
     Similar images are weighted by one over the sum of ``max(0, cosine) ** power`` over all images, as sequences are in
     biology (Vingron and Argos, "A fast and sensitive multiple sequence alignment algorithm", 1989). The sum of these
-    weights, from 1 (all are alike) to n (none is like another), is the effective number of images. What the model
-    mistakes at a place it mistakes in all of them: the weights are divided by this number to the power of ``tempering``
-    (a composite likelihood; Pauli, Racugno and Ventura, "Bayesian composite marginal likelihoods", 2011).
+    weights, from 1 (all are alike) to n (none is like another), is the effective number of images.
 
     Args:
         embeddings: of any length but zero.
         power: how fast similarity decreases with the angle.
-        tempering: 0: images that are not alike are independent; 1: all together say as much as one.
         near: which images are of one place. Default: all.
 
     Raises:
-        SettingsError: power is below 0, or tempering is not within 0 and 1.
+        SettingsError: power is below 0.
     """
-    if not (power >= 0 and 0 <= tempering <= 1):
-        raise SettingsError(f"power: 0 or more, and tempering: from 0 to 1, not {power} and {tempering}")
+    if not power >= 0:
+        raise SettingsError(f"power: 0 or more, not {power}")
     unit = F.normalize(embeddings.double(), dim=1)
     together = torch.ones(len(unit), len(unit)).bool() if near is None else near
     similarity = (unit @ unit.T).clamp(0, 1) ** power * together
-    weights = 1 / similarity.sum(dim=1)
-    return weights / (together.double() @ weights) ** tempering
+    return 1 / similarity.sum(dim=1)
 
 
 def trip_weights(
