@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_geoclip.errors import MissingWeightsError, SettingsError, WeightsError
+from open_geoclip.model.adapter import backbone_sha256
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
@@ -58,6 +59,16 @@ def release(tmp_path: Path) -> Path:
 
 
 # --- our own layout -------------------------------------------------------------------------------
+
+
+def test_another_backbone_of_the_same_length_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained_with, other = (nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7)) for _ in range(2))
+    image = {**asdict(IMAGE), "backbone": "custom", "backbone_sha256": backbone_sha256(trained_with)}
+    folder = save_release(tmp_path / "own", some_tensors(), {**CONFIG, "image_encoder": image})
+    load_model(f"dir:{folder}", backbone=trained_with, dtype="float32")
+    assert not caplog.records
+    load_model(f"dir:{folder}", backbone=other, dtype="float32")
+    assert "trained with another backbone" in caplog.text
 
 
 def test_what_is_saved_in_float32_is_loaded_to_the_bit(release: Path) -> None:

@@ -38,6 +38,8 @@ class ImageSettings:
             0 for a head that reads the feature alone.
         feature: which feature of a backbone of ``transformers`` the head reads: ``projected``, ``pooled``, ``cls``,
             ``mean`` or ``cls+mean``; "" is the first of these that it has, and the only one of other backbones.
+        backbone_sha256: :func:`~open_geoclip.model.adapter.backbone_sha256` of the backbone that the head was trained
+            with; "" where it is not known.
 
     Raises:
         SettingsError: fewer than two widths, or one out of range.
@@ -47,6 +49,7 @@ class ImageSettings:
     widths: tuple[int, ...] = (768, 768, 512)
     aligned: int = 0
     feature: Feature = ""
+    backbone_sha256: str = ""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.widths) <= _MAX_LAYERS or not all(1 <= width <= 2**20 for width in self.widths):

@@ -125,7 +125,8 @@ def run(
     callbacks.log(f"the model is that of epoch {kept['epoch']:.0f} of {settings.train.epochs}: {figures}")
     if ranks.is_main:
         backbone = _portable(extractor.name, folder / "model")
-        model.image_encoder.settings = replace(model.image_encoder.settings, backbone=backbone)
+        weights = "" if model.image_encoder.adapter else extractor.weights  # an adapter names its own
+        model.image_encoder.settings = replace(model.image_encoder.settings, backbone=backbone, backbone_sha256=weights)
         curves = _draw_curves(folder, kept, callbacks.log)
         export_model(model, folder / "model", gallery, _card(settings, folder, kept), curves=curves)
     return folder / "model"

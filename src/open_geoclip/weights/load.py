@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from open_geoclip.errors import ImageError, SettingsError, WeightsError
 from open_geoclip.images import ImageSource, load_image
-from open_geoclip.model.adapter import BackboneAdapter
+from open_geoclip.model.adapter import BackboneAdapter, backbone_sha256
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
 from open_geoclip.model.geoclip import GeoCLIP, Tower
@@ -146,6 +146,12 @@ def load_model(
             dim = cast(int, module.dim)
         if release.adapter is not None:
             release.adapter.merge(module, image.backbone)
+        elif given and image.backbone_sha256 not in ("", backbone_sha256(module)):
+            logger.warning(
+                "%s was trained with another backbone than %s, whose weights have another sha256 than %s...: unless it "
+                "gives the same features, answers are wrong",
+                *(release.name, image.backbone, image.backbone_sha256[:12]),
+            )
         if dim != image.feature_dim:
             raise WeightsError(
                 f"{release.name} was trained on features of length {image.feature_dim}; those of {image.backbone} have "
