@@ -1,9 +1,10 @@
 """``python -m research.photo_index FEATURES``: what an index of views with known places gives to answers about others.
 
-Compares the location model alone, retrieval alone and both as one posterior, on test views of the Blue Marble and of
-three renderings that were never trained on. The rule of the combination, its calibration and the k of retrieval are
-fitted on validation views. Each row is written to docs/experiments/photo-index.jsonl when it is done, and a second run
-continues; the page is made of them. Needs ``pip install 'open-geoclip[earth]'`` and features (research.view_features).
+Compares the location model alone, retrieval alone and both as one posterior, on test views of four renderings. The rule
+of the combination, its calibration and the k of retrieval are fitted on validation views of the sources that the
+model's own calibration is fitted on (:mod:`research.view_calibration`): none is of January, May or shaded relief. Each
+row is written to docs/experiments/photo-index.jsonl when it is done, and a second run continues; the page is made of
+them. Needs ``pip install 'open-geoclip[earth]'`` and features (:mod:`research.view_features`).
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from open_geoclip.evaluation.evidence import calibrate_evidence, fit_evidence
 from open_geoclip.evaluation.metrics import distances_km
@@ -28,7 +29,8 @@ from open_geoclip.search.photo_index import PhotoIndex
 from open_geoclip.search.photo_records import IndexRecords, Neighbours, QueryPhotos
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.training.batches import FeatureSet
-from research.view_features import Imagery, earth_view_features
+from research.view_calibration import FIT_IMAGERY, FIT_VIEWS, source_numbers
+from research.view_features import ALTERED, Imagery, earth_view_features
 
 __all__ = ["main", "measure", "page", "retrieve"]
 
@@ -38,11 +40,14 @@ SEEDS = 3
 VIEWS = 4096
 _KS = (1, 3, 5, 10, 20)  # neighbours of retrieval alone, chosen on validation views
 _SHARES = (0.5, 0.9)
-_FITTED = 256  # validation views of each rendering that the rule is fitted on; as many others calibrate it
+_FITTED = 256  # validation views of each imagery that the rule is fitted on
+_CALIBRATED = 512  # others of each, that it is calibrated on
 _RESAMPLES = 1000
 _PAGE = Path(__file__).resolve().parents[1] / "docs/experiments/photo-index.md"
 
 View = tuple[Posterior, Neighbours]
+Known = list[tuple[FeatureSet, Int64[np.ndarray, " n"]]]
+"""Validation views of several imageries, and of each view the number of its source."""
 
 
 def pool(folder: Path) -> FeatureSet:
@@ -52,6 +57,19 @@ def pool(folder: Path) -> FeatureSet:
         earth_view_features(folder, "train", 262_144, imagery="bluemarble", first=196_608),
     ]
     return FeatureSet(torch.cat([p.features for p in parts]), torch.cat([p.coordinates for p in parts]))
+
+
+def known_views(locator: Locator, folder: Path) -> Known:
+    """Return the validation views of each imagery, without those that are held out or out of distribution."""
+    found = []
+    for imagery, numbers in zip(FIT_IMAGERY, source_numbers(FIT_VIEWS), strict=True):
+        n = FIT_VIEWS if imagery in ALTERED else VIEWS  # as they are kept for the calibration of the model
+        views = earth_view_features(folder, "validation", n, imagery=imagery)
+        posteriors = Queries(locator, views).posteriors(range(FIT_VIEWS))
+        inside = [bool(one.is_in_distribution is None or one.is_in_distribution[0]) for one in posteriors]
+        rows = np.flatnonzero(np.array(inside) & (numbers >= 0))
+        found.append((FeatureSet(views.features[rows], views.coordinates[rows]), numbers[rows]))
+    return found
 
 
 def retrieve(neighbours: Sequence[Neighbours], k: int) -> Float64[np.ndarray, "n 2"]:
@@ -73,21 +91,34 @@ class Queries:
     def __init__(self, locator: Locator, views: FeatureSet) -> None:
         self.locator, self.features, self.truth = locator, views.features, views.coordinates.numpy()
         with torch.inference_mode():
-            self.embeddings = F.normalize(locator.model.image_encoder.forward_head(views.features.float()), dim=1)
+            parts = views.features.split(1024)
+            embeddings = [locator.model.image_encoder.forward_head(part.float()) for part in parts]
+        self.embeddings = F.normalize(torch.cat(embeddings), dim=1)
+        subspace = locator.model.image_encoder.subspace
+        self.distances = None if subspace is None else subspace.distance(views.features)
+
+    def posteriors(self, rows: range) -> Iterator[Posterior]:
+        """Yield posteriors of some views by the location model."""
+        space, scale, calibration = self.locator.search_space, self.locator.model.scale, self.locator.calibration
+        for start in range(rows.start, rows.stop, 64):
+            part = slice(start, min(start + 64, rows.stop))
+            known = None if self.distances is None else self.distances[part]
+            whole = space.posterior(self.embeddings[part], scale, calibration, known)
+            yield from (whole[row] for row in range(len(whole)))
 
     def views(self, index: PhotoIndex, rows: range, k: int = 24) -> Iterator[View]:
         """Yield posterior and neighbours of some views."""
+        posteriors = self.posteriors(rows)
         for start in range(rows.start, rows.stop, 64):
             part = slice(start, min(start + 64, rows.stop))
-            posteriors = self.locator.posterior(self.embeddings[part])
-            found = index.search(QueryPhotos(self.features[part]), k)
-            yield from ((posteriors[row], near) for row, near in enumerate(found))
+            for near in index.search(QueryPhotos(self.features[part]), k):
+                yield next(posteriors), near
 
 
 def measure(
     locator: Locator,
     views: FeatureSet,
-    validation: list[FeatureSet],
+    validation: Known,
     tests: dict[str, FeatureSet],
     size: int,
     seed: int,
@@ -97,7 +128,7 @@ def measure(
     Args:
         locator: the model.
         views: to be indexed.
-        validation: one set for each rendering.
+        validation: what :func:`known_views` returns.
         tests: by name.
         size: of the index.
         seed: draws the views that are indexed (of all 131,072 a sample with replacement, each once), and the
@@ -120,21 +151,23 @@ def measure(
 def _fit_and_locate(
     locator: Locator,
     index: PhotoIndex,
-    validation: list[FeatureSet],
+    validation: Known,
     tests: dict[str, FeatureSet],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    chosen = [torch.from_numpy(rng.permutation(len(part.features))[: 2 * _FITTED]) for part in validation]
-    known = [
-        Queries(locator, FeatureSet(part.features[rows], part.coordinates[rows]))
-        for part, rows in zip(validation, chosen, strict=True)
-    ]
-    first = [view for one in known for view in one.views(index, range(_FITTED))]
-    second = [view for one in known for view in one.views(index, range(_FITTED, 2 * _FITTED))]
-    truth = [np.concatenate([one.truth[part] for one in known]) for part in (slice(_FITTED), slice(_FITTED, None))]
+    fitted, calibrating = [], []
+    for part, numbers in validation:
+        rows = rng.permutation(len(numbers))[: _FITTED + _CALIBRATED]
+        known = Queries(locator, FeatureSet(part.features[rows], part.coordinates[rows]))
+        views = list(zip(known.views(index, range(len(rows))), known.truth, numbers[rows], strict=True))
+        fitted += views[:_FITTED]
+        calibrating += views[_FITTED:]
+    first, second = ([view for view, _, _ in part] for part in (fitted, calibrating))
+    truth = [np.stack([place for _, place, _ in part]) for part in (fitted, calibrating)]
+    sources = np.array([number for _, _, number in calibrating])
     settings = fit_evidence([one for one, _ in first], [near for _, near in first], truth[0])
     near = [neighbours for _, neighbours in second]
-    calibration = calibrate_evidence([one for one, _ in second], near, truth[1], settings, "validation views")
+    calibration = calibrate_evidence([one for one, _ in second], near, truth[1], settings, "validation views", sources)
     k = max(_KS, key=lambda k: float((distances_km(truth[1], retrieve(near, k)) <= 200).mean()))
     found: dict[str, Any] = {"settings": vars(settings), "k": k, "sets": {}}
     for name, part in tests.items():
@@ -187,11 +220,13 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
         "[photo-index.jsonl](photo-index.jsonl).",
         "",
         f"Indexed: training views of the embedded model (half in varied weather). {views:,} test views of each "
-        "rendering; January, May and shaded relief were never trained on. The rule of the combination "
-        f"({_FITTED} views of each of plain, varied and shaded relief validation), its calibration (as many) and "
-        "the number of neighbours of retrieval alone are fitted on validation views. A seed draws the views that are "
-        "indexed (of all 131,072: seed 0 takes all, others a bootstrap sample, each view once), those that the "
-        "projection is fitted on, and the validation views.",
+        "rendering; January and May were never trained on, shaded relief is one in seven of the varied views. The "
+        f"rule of the combination ({_FITTED} validation views of each imagery that the calibration of the model is "
+        f"fitted on: none of January, May or shaded relief), its calibration ({_CALIBRATED} others) and the number of "
+        "neighbours of retrieval alone are fitted on validation views; levels hold on each of their sources, and of "
+        "sure answers 99 % are right on each. A seed draws the views that are indexed (of all 131,072: seed 0 takes "
+        "all, others a bootstrap sample, each view once), those that the projection is fitted on, and the validation "
+        "views.",
         f"Seeds: {', '.join(map(str, seeds))}. Percent of test views within each distance, mean over seeds; gain: both "
         "minus the better of the two others, with the 95 % interval of paired resamples of views (all seeds of a view "
         "together).",
@@ -268,7 +303,6 @@ def main(words: Sequence[str] | None = None) -> None:
     def load(split: Any, imagery: Imagery) -> FeatureSet:
         return earth_view_features(arguments.features, split, VIEWS, imagery=imagery)
 
-    validation = [load("validation", imagery) for imagery in ("bluemarble", "varied", "shadedrelief")]
     imageries: dict[str, Imagery] = {
         "test": "bluemarble",
         "January": arguments.others / "january.jpg",
@@ -280,6 +314,7 @@ def main(words: Sequence[str] | None = None) -> None:
         whole = load("test", imagery)
         tests[name] = FeatureSet(whole.features[: arguments.views], whole.coordinates[: arguments.views])
     locator, views = Locator.from_pretrained("earth"), pool(arguments.features)
+    validation = known_views(locator, arguments.features)
     for seed in range(arguments.seeds):
         for size in arguments.sizes:
             if (size, seed) in done:

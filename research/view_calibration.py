@@ -35,7 +35,16 @@ from research.altered_views import sample_alterations
 from research.view_features import ALTERED, Imagery
 from research.weather import varied_basemaps
 
-__all__ = ["FIT_IMAGERY", "FIT_VIEWS", "Views", "compare_factors", "encoded", "fit_view_calibration", "posteriors"]
+__all__ = [
+    "FIT_IMAGERY",
+    "FIT_VIEWS",
+    "Views",
+    "compare_factors",
+    "encoded",
+    "fit_view_calibration",
+    "posteriors",
+    "source_numbers",
+]
 
 FIT_IMAGERY: tuple[Imagery, ...] = ("bluemarble", "varied", "etopo", "altered-bluemarble", "altered-etopo")
 """What the validation views are of that a calibration is fitted on."""
@@ -89,6 +98,14 @@ def encoded(model: GeoCLIP, data: FeatureSet) -> Views:
     return Views(torch.cat(parts), data.coordinates.numpy(), subspace.distance(data.features))
 
 
+def source_numbers(n: int) -> Int64[np.ndarray, "k n"]:
+    """Return the source of the first n validation views of each of FIT_IMAGERY; -1 of what is held out."""
+    numbers = np.repeat(2 * np.arange(len(FIT_IMAGERY))[:, None], n, axis=1)
+    numbers[FIT_IMAGERY.index("varied"), np.array(varied_basemaps("validation", n)) == HELD_OUT] = -1
+    numbers[[imagery in ALTERED for imagery in FIT_IMAGERY]] += sample_alterations("validation", 0, n)[0].coarse_km > 0
+    return numbers
+
+
 def pooled_views(
     index: GalleryIndex, views: Callable[[Imagery], Views], n: int
 ) -> tuple[Views, Int64[np.ndarray, " m"], dict[str, Any]]:
@@ -106,17 +123,15 @@ def pooled_views(
     usual = Views.concatenate([views(imagery) for imagery in IN_DISTRIBUTION])
     distribution = fit_distribution(best(usual).double().numpy(), usual.distances)
     decide = Calibration(fitted_on="validation views", **distribution).is_in_distribution
-    shaded = np.array(varied_basemaps("validation", n)) == HELD_OUT
-    coarse = sample_alterations("validation", 0, n)[0].coarse_km > 0
     kept, numbers = [], []
-    for number, imagery in enumerate(FIT_IMAGERY):
+    for imagery, sources in zip(FIT_IMAGERY, source_numbers(n), strict=True):
         found = views(imagery)[:n]
         inside = decide(best(found), found.distances)
         assert inside is not None
-        rows = inside.numpy() & ~(shaded & (imagery == "varied"))
+        rows = inside.numpy() & (sources >= 0)
         console.print(f"{imagery}: {rows.sum():,} of {n:,} validation views")
         kept.append(found[rows])
-        numbers.append(2 * number + coarse[rows] * (imagery in ALTERED))
+        numbers.append(sources[rows])
     # Mixed, so that the first ones are of all sources.
     order = np.random.default_rng(0).permutation(sum(map(len, kept)))
     return Views.concatenate(kept)[order], np.concatenate(numbers)[order], distribution
@@ -176,9 +191,9 @@ def compare_factors(
     for steeper, flatter in FACTORS:
         plain = replace(scaled(likely, steeper, flatter), fitted_on="validation views")
         fitting = (one for _, one, _ in posteriors(index, cells, pooled[:half], scale, plain))
-        levels, _ = fit_levels(fitting, pooled.truth[:half], plain, cells, sources[:half])
+        fitted = fit_levels(fitting, pooled.truth[:half], plain, cells, sources[:half])
         rest, off_km, radius_km = pooled[half:], [], []
-        for rows, one, _ in posteriors(index, cells, rest, scale, replace(plain, levels=levels)):
+        for rows, one, _ in posteriors(index, cells, rest, scale, fitted):
             answers = one.decode("mass", ANSWER_KM)
             off_km.append(haversine_km(rest.truth[rows], answers))
             radius_km.append(one.profile(answers).radius_km((0.9,))[:, 0])

@@ -104,8 +104,8 @@ def fit_calibration(
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
     parts = embeddings[:n_refined].split(_BATCH)
     refined = (posterior for part in parts for posterior in space.refined_posteriors(part, scale, plain))
-    levels, hpd_levels = fit_levels(refined, truth[:n_refined], plain, space.cells, sources[:n_refined])
-    return replace(calibration, refined_levels=levels, refined_hpd_levels=hpd_levels)
+    fitted = fit_levels(refined, truth[:n_refined], plain, space.cells, sources[:n_refined])
+    return replace(calibration, refined_levels=fitted.levels, refined_hpd_levels=fitted.hpd_levels)
 
 
 def fit_parameters(
@@ -216,8 +216,8 @@ def fit_levels(
     plain: Calibration,
     cells: GalleryCells,
     sources: Int64[np.ndarray, " n"] | None = None,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Fit ``levels`` and ``hpd_levels``: the shares of the mass that hold the truth as often as they should.
+) -> Calibration:
+    """Return a calibration with levels: the shares of the mass that hold the truth as often as they should.
 
     Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", 2018: quantiles
     of the mass that is nearer to the answer, or of higher density, than the truth. Truths that the background explains
@@ -229,9 +229,14 @@ def fit_levels(
         plain: the calibration of the posteriors.
         cells: theirs.
         sources: a number for the source of each image: levels are the highest of any source, those of the source
-            whose truths lie farthest out. Default: one source.
+            whose truths lie farthest out. With several, ``sure_probability`` is also fitted. Default: one source.
     """
-    return _outcomes(posteriors, truth, plain, cells).levels(sources)
+    outcomes = _outcomes(posteriors, truth, plain, cells)
+    sources = np.zeros(len(outcomes.nearer), np.int64) if sources is None else sources
+    levels, hpd_levels = outcomes.levels(sources)
+    calibration = replace(plain, levels=levels, hpd_levels=hpd_levels)
+    within = calibration.calibrated_level(outcomes.within[:, None], outcomes.background)[:, 0]
+    return replace(calibration, sure_probability=_sure_probability(within, outcomes.off_km <= SURE_KM, sources))
 
 
 @dataclass(frozen=True)
@@ -254,11 +259,10 @@ class _Outcomes:
     background: Float64[np.ndarray, " n"]
     weight: Float64[np.ndarray, " n"]
 
-    def levels(self, sources: Int64[np.ndarray, " n"] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def levels(self, sources: Int64[np.ndarray, " n"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return ``levels`` and ``hpd_levels``; see :func:`fit_levels`."""
         signal = 1 - self.background
-        numbers = np.zeros(len(signal), np.int64) if sources is None else sources
-        groups = [numbers == number for number in np.unique(numbers)]
+        groups = [sources == number for number in np.unique(sources)]
         highest = []
         for shares in (np.minimum(self.nearer / signal, 1), np.minimum(self.denser / signal, 1)):
             curves = [_weighted_levels(shares[rows], self.weight[rows]) for rows in groups]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from open_geoclip.data.splitting import clusters
 from open_geoclip.errors import SettingsError
@@ -192,6 +192,7 @@ def calibrate_evidence(
     truth: Float64[np.ndarray, "n 2"],
     settings: EvidenceSettings,
     name: str,
+    sources: Int64[np.ndarray, " n"] | None = None,
 ) -> Calibration:
     """Fit the levels of combined posteriors, as :func:`open_geoclip.evaluation.calibration.fit_calibration` does.
 
@@ -201,11 +202,11 @@ def calibrate_evidence(
         truth: where they were taken; images that the settings were not fitted on are better.
         settings: of the combination.
         name: of the images, for readers of the calibration.
+        sources: see :func:`open_geoclip.evaluation.calibration.fit_levels`.
     """
     own = posteriors[0].calibration
     plain = Calibration(sigma_km=own.sigma_km, fitted_on=name, n_images=len(truth), min_score=own.min_score)
     combined: Iterator[Posterior] = (
         combine(one, near, settings, plain) for one, near in zip(posteriors, neighbours, strict=True)
     )
-    levels, hpd_levels = fit_levels(combined, truth, plain, posteriors[0].cells)
-    return replace(plain, levels=levels, hpd_levels=hpd_levels)
+    return fit_levels(combined, truth, plain, posteriors[0].cells, sources)
