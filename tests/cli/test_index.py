@@ -30,21 +30,21 @@ def photos(placed: Callable[..., bytes], tmp_path: Path) -> Path:
 
 def test_build_add_info_and_remove(command: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = command("index", "build", "photos", "-o", "index", "--thumbnails", 40)
-    assert "4 photos added, 1 left out; 4 in index" in built.err
+    assert "photos added: 4, left out: 1; 4 in index" in built.err
     manifest = Path("index/manifest.json").read_text()
     assert (
         "add photos -o index continues or extends it"
         in command("index", "build", "photos", "-o", "index", status=2).err
     )
     again = command("index", "add", "photos", "-o", "index")
-    assert "0 photos added, 4 were there, 1 left out; 4 in index" in again.err
+    assert "photos added: 0, there already: 4, left out: 1; 4 in index" in again.err
     assert Path("index/manifest.json").read_text() == manifest
     info: dict[str, Any] = json.loads(command("index", "info", "index", "--format", "json").out)
     assert (info["photos"], info["thumbnails"], info["backbone"]) == (4, 4, "earth")
     assert "north  41.8" in command("index", "info", "index").out
     assert "has no 'other'; nothing is removed" in command("index", "remove", "index", "0.jpg", "other", status=1).err
-    assert "1 photos removed, 3 left" in command("index", "remove", "index", "0.jpg").err
-    assert "1 photos added, 3 were there" in command("index", "add", "photos", "-o", "index").err
+    assert "photos removed: 1; 3 left" in command("index", "remove", "index", "0.jpg").err
+    assert "photos added: 1, there already: 3" in command("index", "add", "photos", "-o", "index").err
     assert "would be left" in command("index", "remove", "index", *(f"{i}.jpg" for i in range(4)), status=1).err
     assert "name the photos" in command("index", "remove", "index", status=2).err
 
@@ -66,7 +66,7 @@ def test_an_interrupted_index_is_continued(
     ended = command("index", "build", "photos", "-o", "index", "--workers", 0, "--batch-size", 1, status=130)
     assert "geoclip index add photos -o index continues" in ended.err
     assert json.loads(command("index", "info", "index", "--format", "json").out)["photos"] == 3
-    assert "1 photos added, 3 were there" in command("index", "add", "photos", "-o", "index").err
+    assert "photos added: 1, there already: 3" in command("index", "add", "photos", "-o", "index").err
 
 
 def test_nothing_is_written_for_wrong_sources(command: Command, tmp_path: Path, placed: Callable[..., bytes]) -> None:

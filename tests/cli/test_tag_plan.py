@@ -59,7 +59,7 @@ def test_a_person_accepts_rejects_and_corrects(command: Command, plan: Path, tmp
         rows[2]["lat"], rows[2]["lon"] = (rows[2][name].replace(".", ",") for name in ("lat", "lon"))
 
     edit(plan, change, delimiter=";")
-    assert "plan.csv: 1 of 3 photos are to be written" in command("tag", "--apply", "plan.csv").err
+    assert "plan.csv: photos to write: 1 of 3" in command("tag", "--apply", "plan.csv").err
     assert [path.name for path in (tmp_path / "album").glob("*.xmp")] == ["b.png.xmp"]
     [place] = read_metadata(tmp_path / "album" / "b.png").places
     assert (place.lat, place.lon) == pytest.approx((48.5, 2.25))

@@ -108,7 +108,7 @@ def remove(folder: Path, ids: list[str] | None = None, /, *, group: list[str] | 
         raise DataError(f"{folder} has no {absent[0]!r}; nothing is removed")
     rows = [row for row, name in enumerate(index.ids) if name in wanted or index.groups[row] in groups]
     left = _with_inverted_file(index.remove(rows))
-    print(f"geoclip: {len(rows):,} photos removed, {len(left):,} left in {folder}", file=sys.stderr)
+    print(f"geoclip: photos removed: {len(rows):,}; {len(left):,} left in {folder}", file=sys.stderr)
 
 
 def _index(
@@ -128,7 +128,7 @@ def _index(
         records = IndexRecords.from_file(Path(source))
         index = index.add(records) if index is not None else PhotoIndex.create(folder, records, backbone=options.name)
         _with_inverted_file(index)
-        print(f"geoclip: {len(records):,} photos added, {len(index):,} in {folder}", file=sys.stderr)
+        print(f"geoclip: photos added: {len(records):,}; {len(index):,} in {folder}", file=sys.stderr)
         return
     opened = open_source(source, images=indexing.images)
     encoder = options.load().model.image_encoder
@@ -142,9 +142,9 @@ def _index(
         if (folder / "manifest.json").exists():
             print(f"geoclip: interrupted; geoclip index add {source} -o {folder} continues", file=sys.stderr)
         raise
-    parts = [f"{done.added:,} photos added"]
-    parts += [f"{done.present:,} were there"] if done.present else []
-    parts += [f"{done.left_out:,} left out"] if done.left_out else []
+    parts = [f"photos added: {done.added:,}"]
+    parts += [f"there already: {done.present:,}"] if done.present else []
+    parts += [f"left out: {done.left_out:,}"] if done.left_out else []
     index = _with_inverted_file(PhotoIndex.open(folder))
     print(f"geoclip: {', '.join(parts)}; {len(index):,} in {folder}", file=sys.stderr)
 

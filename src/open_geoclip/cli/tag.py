@@ -73,7 +73,7 @@ def tag(
     reviewed = [] if apply is None else read_plan(apply)
     rows = {row.path: row for row in reviewed if row.write}
     if apply is not None:
-        print(f"geoclip: {apply}: {len(rows):,} of {len(reviewed):,} photos are to be written", file=sys.stderr)
+        print(f"geoclip: {apply}: photos to write: {len(rows):,} of {len(reviewed):,}", file=sys.stderr)
     files, failed = (list(rows), []) if photos is None else photo_files(photos)
     exiftool = ExifTool() if into == "exif" else None
     planned: list[PlanRow] = []
