@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from open_geoclip.errors import SettingsError
@@ -169,6 +170,14 @@ def test_settings_that_would_let_anybody_in(settings: Any) -> None:
     with pytest.raises(SettingsError):
         ServerSettings(**settings).all_tokens()
     assert ServerSettings(host="0.0.0.0", no_token=True).all_tokens() == []
+
+
+def test_settings_are_read_from_the_environment_and_unknown_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPEN_GEOCLIP_SERVE_QUEUE", "5")
+    assert ServerSettings().queue == 5
+    monkeypatch.setenv("OPEN_GEOCLIP_SERVE_MODEL", "earth")  # an option of the command, and no setting of the server
+    with pytest.raises(ValidationError, match="OPEN_GEOCLIP_SERVE_MODEL is no setting"):
+        ServerSettings()
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", ""])

@@ -47,9 +47,9 @@ def serve(
 ) -> None:
     """Serve the HTTP API and the page.
 
-    Each option can also be set in the environment, such as OPEN_GEOCLIP_SERVE_PORT; the option has precedence. Tokens
-    are never options, which other users of the machine could read: write them into a file, or into the variable
-    OPEN_GEOCLIP_SERVE_TOKENS.
+    The options from --host on can also be set in the environment, such as OPEN_GEOCLIP_SERVE_PORT; the option has
+    precedence. Tokens are never options, which other users of the machine could read: write them into a file, or into
+    the variable OPEN_GEOCLIP_SERVE_TOKENS.
 
     Args:
         model: Models to serve, the first for requests that name none: earth, geoclip, hub:org/repo@revision or
@@ -91,7 +91,8 @@ def serve(
         settings = ServerSettings(**options)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise SettingsError(f"serve: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        parts = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise SettingsError(": ".join(part for part in ("serve", *parts) if part)) from error
     from open_geoclip.weights.folders import default_model
 
     names = load.pop("model") or [default_model()]

@@ -1,9 +1,10 @@
 """Settings of the HTTP API, from the environment (``OPEN_GEOCLIP_SERVE_...``) or passed in."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from open_geoclip.errors import SettingsError
@@ -11,6 +12,7 @@ from open_geoclip.server.guard import is_loopback
 
 __all__ = ["ServerSettings"]
 
+_PREFIX = "OPEN_GEOCLIP_SERVE_"
 _MIN_TOKEN_LENGTH = 16
 
 _Words = Annotated[tuple[str, ...], NoDecode]
@@ -25,7 +27,7 @@ class ServerSettings(BaseSettings):
     them. Sizes are in MiB, ``queue``, ``batch_size`` and ``max_texts`` (texts, or inputs to embed) in inputs.
     """
 
-    model_config = SettingsConfigDict(env_prefix="OPEN_GEOCLIP_SERVE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -50,6 +52,16 @@ class ServerSettings(BaseSettings):
     timeout_s: _Seconds = 60.0
     image_timeout_s: _Seconds = 15.0
     read_timeout_s: _Seconds = 15.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_environment(cls, values: object) -> object:
+        """Refuse variables of no setting, which would be ignored."""
+        for name in sorted(os.environ):
+            if name.upper().startswith(_PREFIX) and name[len(_PREFIX) :].lower() not in cls.model_fields:
+                known = ", ".join(field.upper() for field in cls.model_fields)
+                raise ValueError(f"{name} is no setting of the server; after {_PREFIX} there are {known}")
+        return values
 
     @field_validator("tokens", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
