@@ -176,7 +176,7 @@ export interface Result {
   gallery?: string;
   /** Version of open-geoclip. */
   version?: string;
-  /** Most probable first; none where there is an error. */
+  /** The best first, by what the decoding optimises; none where there is an error. */
   candidates?: Candidate[];
   /** Why the image could not be read. */
   error?: string | null;

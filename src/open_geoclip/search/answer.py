@@ -149,7 +149,9 @@ class Answer:
     model: Annotated[str, "Name and version of the weights."] = ""
     gallery: Annotated[str, "Name, size and hash of the gallery, and the area that it was limited to."] = ""
     version: Annotated[str, "Version of open-geoclip."] = ""
-    candidates: Annotated[tuple[Candidate, ...], "Most probable first; none where there is an error."] = ()
+    candidates: Annotated[
+        tuple[Candidate, ...], "The best first, by what the decoding optimises; none where there is an error."
+    ] = ()
     error: Annotated[str | None, "Why the image could not be read."] = None
     text: Annotated[str | None, "The text that was located, alone or with the image."] = None
     credible_radius_km: Annotated[
