@@ -78,6 +78,15 @@ def test_mass_is_the_formula_at_every_cell(posterior: Posterior, kernel_km: floa
     np.testing.assert_allclose(found.mass[0], mass / mass.sum(), rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.parametrize("chord", [0.01, 0.05, 0.8, 2.0])
+def test_cells_within_a_chord_of_any_place(posterior: Posterior, chord: float) -> None:
+    places = np.array([ROME, PARIS, (-40.0, 170.0)])
+    chords = chord * np.array([1.0, 0.5, 0.1])
+    apart = np.linalg.norm(posterior.cells.points.double().numpy()[:, None] - unit_vectors(places), axis=2)
+    expected = np.flatnonzero((apart <= chords).any(axis=1))
+    assert posterior.cells.within(places, chords).tolist() == expected.tolist()
+
+
 def test_neighbours_of_an_image_out_of_distribution_do_not_count(posterior: Posterior) -> None:
     near = [neighbours(0.9, ROME)]
     for known in (None, True, False):

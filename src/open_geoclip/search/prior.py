@@ -116,7 +116,11 @@ class GalleryCells:
 
     def within(self, places: Float[np.ndarray, "n 2"], chord: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " k"]:
         """Return the rows of the cells within a chord, in Earth radii, of any of some (lat, lon) in degrees."""
-        found = self._tree.query_ball_point(unit_vectors(np.asarray(places, np.float64)), chord)
+        points, chord = unit_vectors(np.asarray(places, np.float64)), np.asarray(chord, np.float64)
+        if (chord**2).sum() > 1:  # a quarter of the sphere, counted as often as it is covered: lists would be long
+            cosine = self.points @ torch.from_numpy(points).float().T
+            return np.flatnonzero((cosine >= torch.from_numpy(1 - chord**2 / 2).float()).any(dim=1).numpy())
+        found = self._tree.query_ball_point(points, chord)
         return np.unique(np.concatenate([np.asarray(rows, np.int64) for rows in found]))
 
     @cached_property
