@@ -176,6 +176,16 @@ def test_a_table_says_which_records_of_shards_and_where(tmp_path: Path, make_sha
         open_source(tmp_path / "t.csv", images=tmp_path / "none")
 
 
+def test_photos_of_one_name_in_two_folders_have_places_of_their_own(tmp_path: Path, add: Any, jpeg: Any) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a/1.jpg", "b/1.jpg", "c/1.jpg", "0.jpg", "5.jpg"):
+            add(tar, name, jpeg(0))
+    rows = ["7,a/1.jpg,10,1", "8,b/1.jpg,20,2", "5,0.jpg,30,3", "0,photos/5.jpg,40,4"]
+    (tmp_path / "t.csv").write_text("\n".join(["IMG_ID,IMG_FILE,LAT,LON", *rows]))
+    photos = list(open_source(tmp_path / "t.csv", images=tmp_path / "0.tar"))
+    assert [(p.key, p.lat) for p in photos] == [("7", 10.0), ("8", 20.0), ("5", 30.0), ("0", 40.0)]
+
+
 def test_braces_are_expanded_as_in_a_shell() -> None:
     assert expand_braces("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
     assert expand_braces("{x,y}/{2..1}") == ["x/2", "x/1", "y/2", "y/1"]

@@ -133,13 +133,7 @@ class TarPhotos:
         if table is None:
             return TarPhotos(str(pattern), paths, digest.hexdigest(), whole_count=whole, places=places)
         digest.update(table.fingerprint.encode())
-        lookup: dict[str, int] = {}
-        for names in (table.keys, table.files):
-            for row, name in enumerate(names):
-                for alias in (name, Path(name).name, _stem(Path(name).name)):
-                    lookup.setdefault(alias, row)
-        name = f"{table.path} in {pattern}"
-        return TarPhotos(name, paths, digest.hexdigest(), table, lookup, None)
+        return TarPhotos(f"{table.path} in {pattern}", paths, digest.hexdigest(), table, _row_by_name(table))
 
     @property
     def fingerprint(self) -> str:
@@ -230,9 +224,11 @@ class TarPhotos:
         except ValueError as error:
             yield SkippedRecord(stem, "no coordinates", f"{place}: its JSON is damaged ({error})")
             return
-        key = str(facts["key"]) if facts.get("key") not in (None, "") else stem
+        given = [str(facts["key"])] if facts.get("key") not in (None, "") else []
+        key = given[0] if given else stem
         if self.table is not None:
-            aliases = [key, stem, Path(stem).name, *(member.name for member in record)]
+            names = [member.name for member in record]
+            aliases = [*given, *names, stem, *(Path(name).name for name in names), Path(stem).name]
             row = next((self.lookup[alias] for alias in aliases if alias in self.lookup), None)
             if row is None:
                 return  # not in the table: not asked for
@@ -257,6 +253,24 @@ class TarPhotos:
             group = None if facts.get("group") is None else str(facts["group"])
         entry = photo_or_skipped(key, image, lat, lon, group)
         yield SkippedRecord(key, entry.kind, f"{place}: {entry.reason}") if isinstance(entry, SkippedRecord) else entry
+
+
+def _row_by_name(table: PhotoTable) -> dict[str, int]:
+    """Return the row of each name that a record may have: that in the table, or without its ending or its folder.
+
+    A name without its folder says nothing where several rows have it.
+    """
+    whole: dict[str, int] = {}
+    stems: dict[str, int] = {}
+    bases: dict[str, int] = {}
+    for names in (table.keys, table.files):
+        for row, name in enumerate(names):
+            whole.setdefault(name, row)
+            stems.setdefault(_stem(name), row)
+            for base in (Path(name).name, _stem(Path(name).name)):
+                if bases.setdefault(base, row) != row:
+                    bases[base] = -1
+    return {name: row for name, row in bases.items() if row >= 0} | stems | whole
 
 
 def _stem(name: str) -> str:
