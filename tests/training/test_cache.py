@@ -129,6 +129,20 @@ def test_processes_share_the_photos(table: Path, tmp_path: Path) -> None:
     assert len(seen) == len(set(seen)) >= 16
 
 
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_have_as_many_photos_however_shards_are_filled(table: Path, tmp_path: Path, world: int) -> None:
+    # Two processes that cached 2,500 photos each wrote a full shard and one of the rest, both.
+    kept = cache_features(open_source(table), replace(EXTRACTOR, batch_size=1), tmp_path, shard=7)
+    assert [len(shard) for shard in kept.features] == [7, 7, 6]
+    lengths = [7, 1, 7, 1, 4]
+    parts = torch.cat(kept.features).split(lengths)
+    kept = replace(kept, features=[part.clone() for part in parts])
+    requests = [BatchRequest(epoch=0, seed=0, size=world, rank=rank, world=world) for rank in range(world)]
+    seen = [[float(batch.coordinates[0, 0]) for batch in kept.batches(request)] for request in requests]
+    assert min(map(len, seen)) == 20 // world
+    assert len({lat for part in seen for lat in part}) == 20
+
+
 def pixel_batches(data: PixelData, position: int = 0) -> Iterator[tuple[Tensor, Tensor, int, list[str]]]:
     for batch in data.batches(BatchRequest(epoch=1, seed=0, size=4, position=position)):
         yield batch.features, batch.coordinates, batch.position, list(batch.keys())

@@ -170,8 +170,8 @@ def _read_shards(part: Path) -> list[_Shard]:
 class CachedFeatures:
     """A cache as training data; features stay on disk until they are needed.
 
-    Each process reads its own shards. An epoch shuffles shards, and photos within windows of shards; of each photo it
-    shows one view, another one in the next epoch, or several at once.
+    Each process reads shards that follow each other, as many photos as any other process. An epoch shuffles shards, and
+    photos within windows of shards; of each photo it shows one view, another one in the next epoch, or several at once.
 
     Attributes:
         features: of each shard, memory-mapped.
@@ -241,7 +241,7 @@ class CachedFeatures:
         return self.coordinates[torch.randperm(len(self.coordinates), generator=generator)[:n]]
 
     def batches(self, request: BatchRequest) -> Iterator[Batch]:
-        """Yield batches of this process's shards; the position is the number of batches before.
+        """Yield batches of this process's share; the position is the number of batches before.
 
         Raises:
             SettingsError: a batch cannot hold whole photos.
@@ -250,11 +250,10 @@ class CachedFeatures:
             raise SettingsError(f"batch_size: {request.rank_size} is no multiple of {self.together} views per photo")
         photos = request.rank_size // self.together
         generator = request.generator()
-        shards = [torch.arange(start, end) for start, end in pairwise(self._starts.tolist())]
-        if len(shards) >= request.world:  # whole shards where there are enough for all
-            mine = shards[request.rank :: request.world]
-        else:
-            mine = [rows[request.rank :: request.world] for rows in shards]
+        # An even share of the photos: the epoch of all processes ends with that of the one that has fewest.
+        first, last = (len(self.coordinates) * rank // request.world for rank in (request.rank, request.rank + 1))
+        edges = [first, *(start for start in self._starts.tolist() if first < start < last), last]
+        mine = [torch.arange(start, end) for start, end in pairwise(edges)]
         shuffled = [mine[i] for i in torch.randperm(len(mine), generator=generator).tolist()]
         windows = [torch.cat(shuffled[i : i + WINDOW]) for i in range(0, len(shuffled), WINDOW)]
         parts = [batch_order(self.coordinates[w], photos, self.neighborhood, generator) for w in windows]
