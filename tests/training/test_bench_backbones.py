@@ -7,15 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from open_geoclip.cli.bench_backbones import bench_backbones
+from open_geoclip.data.sources import open_source
 from open_geoclip.errors import MissingWeightsError, OpenGeoCLIPError, SettingsError
+from open_geoclip.evaluation.metrics import distances_km
+from open_geoclip.search.encode import encode_images
+from open_geoclip.search.gallery import Gallery
 from open_geoclip.training import bench_backbones as module
+from open_geoclip.training.evaluation import best_places
 from open_geoclip.training.run import run
 from open_geoclip.training.settings import DataSettings, ModelSettings, RunSettings
 from open_geoclip.weights.backbones import find_licence
+from open_geoclip.weights.load import load_model
 
 SHAPE = ["width=16", "depth=1", "output=8", "hidden=[8]", "sigmas=[1.0]", 'device="cpu"']
 SET = [f"model.{one}" for one in SHAPE] + ["train.epochs=1", "train.batch_size=4", "train.queue_size=4"]
@@ -95,6 +103,25 @@ def test_a_row_per_backbone_and_a_second_call_goes_on(
 
     with pytest.raises(SettingsError, match=r"holds a comparison with other settings \(train\): choose another output"):
         bench(small, more=("train.epochs=2",))
+
+
+def test_a_backbone_that_was_trained_too_is_tested_as_it_was_trained(
+    bench: Callable[..., list[dict[str, Any]]], tmp_path: Path, other_photos: str, save_clip: Callable[..., Path]
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `earth`)")
+    more = ("data.pixels=true", "train.unfreeze_blocks=1", "train.backbone_rate=1.0", "train.learning_rate=0.1")
+    bench(f"dir:{save_clip(tmp_path / 'clip')}", seeds=1, more=("data.augment=false", *more))
+    [home] = (tmp_path / "out" / "runs").glob("*/0")
+    model = load_model(f"dir:{home / 'model'}")
+    photos = list(open_source(other_photos))
+    encoded = encode_images(model, [photo.image for photo in photos])
+    gallery = torch.from_numpy(Gallery.from_file(home / "model" / "gallery.csv").coordinates).double()
+    assert encoded.features is not None
+    found = best_places(model, encoded.features.half(), gallery).numpy()
+    truth = np.array([(photo.lat, photo.lon) for photo in photos])
+    tested = np.array(json.loads((home / "test_km.json").read_text()))
+    same = np.isclose(tested, distances_km(truth, found), atol=1e-3)
+    assert same.sum() >= len(same) - 2, "another engine may round a place to its neighbour"
 
 
 def test_wrong_use_is_refused_before_any_work(

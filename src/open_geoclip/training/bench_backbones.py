@@ -192,15 +192,19 @@ def _test(
         callbacks=callbacks,
     )
     chosen = settings.model
+    model = load_model(f"dir:{trained}", towers=("text",))  # the head, without the backbone
     extractor = FeatureExtractor.load(
-        name, feature=chosen.feature, device=resolve_device(chosen.device), batch_size=settings.data.encode_batch
+        name,
+        feature=chosen.feature,
+        device=resolve_device(chosen.device),
+        batch_size=settings.data.encode_batch,
+        adapter=model.image_encoder.adapter,
     )
     features = cache_features(
         photos, extractor, cache, workers=settings.data.workers,
         progress=lambda done, total: callbacks.encoding("test photos", done, total),
     ).first_view()  # fmt: skip
     gallery = torch.from_numpy(Gallery.from_file(trained / "gallery.csv").coordinates.astype(np.float64))
-    model = load_model(f"dir:{trained}", towers=("text",))  # the head, without the backbone
     km = distances_km(features.coordinates.numpy(), best_places(model, features.features, gallery).numpy()).round(4)
     atomic_write(path, json.dumps(km.tolist()))
     return km
