@@ -130,6 +130,21 @@ def test_names_lead_to_sources(tmp_path: Path, make_table: Make, make_shards: Ma
         assert list(map(str, source.entries())) == list(map(str, source.entries()))
 
 
+def test_the_images_of_another_folder_are_other_photos(tmp_path: Path) -> None:
+    for home in (tmp_path, tmp_path / "moved"):
+        for folder in ("small", "large"):
+            (home / folder).mkdir(parents=True)
+        (home / "t.csv").write_text("IMG_FILE,LAT,LON\na.jpg,1,2\n")
+
+    def fingerprint(home: Path, images: Path | None) -> str:
+        return open_source(home / "t.csv", images=images).fingerprint
+
+    small = fingerprint(tmp_path, tmp_path / "small")
+    assert len({small, fingerprint(tmp_path, tmp_path / "large"), fingerprint(tmp_path, None)}) == 3
+    assert fingerprint(tmp_path / "moved", tmp_path / "moved" / "small") == small
+    assert fingerprint(tmp_path, None) == fingerprint(tmp_path, tmp_path)
+
+
 def test_an_archive_among_photos_does_not_make_them_shards(
     tmp_path: Path, make_table: Make, make_shards: Make, jpeg: Any, gps: Any
 ) -> None:

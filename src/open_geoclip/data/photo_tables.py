@@ -1,6 +1,7 @@
 """Tables of photos: files in a folder, or images inside a Parquet file."""
 
 import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -131,12 +132,18 @@ def open_table(path: Path, folder: Path | None = None, *, places: bool = True) -
     rows = np.arange(len(table))
     if table.image_column is not None and folder is None:
         return ParquetPhotos(str(path), table.fingerprint, rows, table, _row_group_starts(path, table.image_column))
-    return TablePhotos(str(path), table.fingerprint, rows, table, path.parent if folder is None else folder)
+    folder = path.parent if folder is None else folder
+    where = os.path.relpath(folder.resolve(), path.parent.resolve())  # the same when both are moved
+    whole = table.fingerprint if where == "." else sha256(f"{table.fingerprint}{where}".encode())
+    return TablePhotos(str(path), whole, rows, table, folder)
 
 
 @dataclass(frozen=True, eq=False)
 class TablePhotos(IndexedPhotos):
-    """Photos that a table names; ``folder`` is where relative names start. The fingerprint covers the table only."""
+    """Photos that a table names; ``folder`` is where relative names start.
+
+    The fingerprint covers the table and where the folder lies, seen from the table, but not the images.
+    """
 
     table: PhotoTable
     folder: Path
