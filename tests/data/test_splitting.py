@@ -107,6 +107,15 @@ def test_tables_are_written_and_open_again(tmp_path: Path, make_table: Make, mak
         write_splits(open_source("earth-views:test:3"), tmp_path / "views", SplitSettings())
 
 
+def test_photos_on_an_object_store_keep_their_names(tmp_path: Path) -> None:
+    rows = [f"s3://bucket/{i}.jpg,{5 * i},{7 * i}" for i in range(1, 9)]
+    (tmp_path / "t.csv").write_text("\n".join(["IMG_FILE,LAT,LON", *rows]))
+    source = open_source(tmp_path / "t.csv")
+    done = write_splits(source, tmp_path / "deep" / "splits", SplitSettings({"train": 1, "test": 1}))
+    again = [photo for path in done.files.values() for photo in open_source(path)]
+    assert sorted(str(photo.image) for photo in again) == sorted(str(photo.image) for photo in source)
+
+
 def test_what_cannot_be_split(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,lat,lon\na.jpg,120,2\nb.jpg,0,0\n")
     faults: list[SkippedRecord] = []

@@ -291,7 +291,8 @@ def write_splits(
                 on_skip(entry)
             continue
         if isinstance(entry.image, (str, Path)):
-            file = Path(os.path.relpath(entry.image, folder)).as_posix()
+            remote = "://" in str(entry.image)
+            file = str(entry.image) if remote else Path(os.path.relpath(entry.image, folder)).as_posix()
         elif isinstance(source, TarPhotos):
             file = entry.key
         else:
