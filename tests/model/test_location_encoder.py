@@ -79,6 +79,20 @@ def test_chunks_do_not_show() -> None:
     assert encoder.encode(coordinates[:0]).shape == (0, 24)
 
 
+def test_coordinates_on_the_cpu_go_to_the_device_of_the_encoder() -> None:
+    devices = list[str]()
+
+    class Elsewhere(LocationEncoder):
+        def forward(self, coordinates: Tensor) -> Tensor:
+            devices.append(coordinates.device.type)
+            return torch.ones(len(coordinates), self.settings.output)
+
+    encoder = Elsewhere(LocationSettings(features=4, width=4, output=8)).to("meta")  # as on a GPU
+    found = encoder.encode(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), chunk=2)
+    assert devices == ["meta", "meta"]
+    assert found.device.type == "cpu"
+
+
 def test_sphere_has_no_seam_and_one_pole_each() -> None:
     encoder = LocationEncoder(
         LocationSettings(sigmas=(1.0, 16.0), features=32, width=48, output=24, projection="sphere")

@@ -186,7 +186,7 @@ class LocationEncoder(nn.Module):
         """Return embeddings of any number of coordinates, chunk by chunk: working memory does not grow with n.
 
         Args:
-            coordinates: (lat, lon) in degrees.
+            coordinates: (lat, lon) in degrees, on any device.
             chunk: coordinates at a time.
             normalize: to length 1, as a search wants them.
 
@@ -197,8 +197,9 @@ class LocationEncoder(nn.Module):
             CoordinateError: a coordinate is not on Earth.
         """
         out = torch.empty(len(coordinates), self.settings.output)
+        device = next(self.parameters(), coordinates).device
         for start in range(0, len(coordinates), chunk):
-            part = self(coordinates[start : start + chunk]).float()
+            part = self(coordinates[start : start + chunk].to(device)).float()
             out[start : start + chunk] = F.normalize(part, dim=1) if normalize else part
         return out
 

@@ -95,7 +95,7 @@ def explain(
     place = (best.lat, best.lon) if place is None else place
     places = np.array([place] if versus is None else [place, versus], np.float64)
     with torch.no_grad():
-        targets = model.encode_location(torch.from_numpy(places))
+        targets = model.encode_location(torch.from_numpy(places).to(model.logit_scale.device))
     scores = (targets.cpu() @ batch.embeddings[0]).tolist()
     method, relevance = attribution(model, pixels, targets[0] if versus is None else targets[0] - targets[1])
     probability = _probability(posterior, places[:1])

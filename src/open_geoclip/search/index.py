@@ -209,8 +209,7 @@ class GalleryIndex:
         last = best[:, min(top_k, best.shape[1]) - 1 :][:, :1]
         close = best >= last - 2 * abs(scale) * _ROUNDING * queries.norm(dim=1, keepdim=True)
         unique, inverse = rows[close].unique(return_inverse=True)  # each place is encoded once
-        device = next(self.encoder.parameters()).device
-        located = self.encoder.encode(torch.from_numpy(self.gallery.coordinates)[unique].to(device)).cpu()
+        located = self.encoder.encode(torch.from_numpy(self.gallery.coordinates)[unique])
         best = best.clone()
         best[close] = scale * (queries[close.nonzero()[:, 0]] * located[inverse]).sum(dim=1)
         return best
@@ -219,10 +218,9 @@ class GalleryIndex:
 def _encode(encoder: LocationEncoder, gallery: Gallery, progress: Progress | None) -> Iterator[Float16[Tensor, "n d"]]:
     """Yield embeddings of a gallery in chunks."""
     coordinates = torch.from_numpy(gallery.coordinates)
-    device = next(encoder.parameters()).device
     for start in range(0, len(gallery), _CHUNK):
-        part = coordinates[start : start + _CHUNK].to(device)
-        yield encoder.encode(part).cpu().half()
+        part = coordinates[start : start + _CHUNK]
+        yield encoder.encode(part).half()
         if progress is not None:
             progress(start + len(part), len(gallery))
 

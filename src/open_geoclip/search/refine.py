@@ -100,8 +100,7 @@ def encode_cosines(
     encoder: LocationEncoder, embeddings: Float[Tensor, "n d"], places: Float64[Tensor, "n m 2"]
 ) -> Float32[Tensor, "n m"]:
     """Return the cosine of each embedding with each of its own places, encoded on the spot."""
-    device = next(encoder.parameters()).device
-    located = encoder.encode(places.reshape(-1, 2).float().to(device)).cpu()
+    located = encoder.encode(places.reshape(-1, 2).float())
     return torch.einsum("nd,nmd->nm", embeddings.float(), located.view(*places.shape[:2], -1))
 
 
@@ -153,9 +152,8 @@ class RingCache:
         return cosines.gather(1, inverse[..., None].expand(-1, -1, 1 + _RING))
 
     def _encode(self, rows: Int64[Tensor, " u"]) -> Float32[Tensor, "u 7 d"]:
-        device = next(self.encoder.parameters()).device
         places = torch.cat([self.places[rows][:, None], self.rings(rows[None])[0]], dim=1)
-        located = self.encoder.encode(places.reshape(-1, 2).float().to(device)).cpu()
+        located = self.encoder.encode(places.reshape(-1, 2).float())
         return located.view(len(rows), 1 + _RING, located.shape[1])
 
 

@@ -153,8 +153,7 @@ class PlaceGroups:
         groups = best[is_opened].unique().numpy()
         rows, origins = self.members(groups)
         coordinates = self.gallery.coordinates[rows]
-        device = next(encoder.parameters()).device
-        located = encoder.encode(torch.from_numpy(coordinates).to(device)).cpu()
+        located = encoder.encode(torch.from_numpy(coordinates))
         closed = np.delete(np.arange(len(self)), groups)
         fine = GalleryCells(
             np.concatenate([cells.coordinates[closed], coordinates]),

@@ -51,7 +51,7 @@ def best_places(
 ) -> Float64[Tensor, "n 2"]:
     """Return the place of a gallery with the highest logit for each image, (lat, lon) on the CPU."""
     device = model.logit_scale.device
-    places = model.location_encoder.encode(gallery.to(device)).to(device)
+    places = model.location_encoder.encode(gallery).to(device)
     parts = torch.split(features, 1024 if features.ndim == 2 else 64)
     rows = [(encode_inputs(model, part.to(device)) @ places.T).argmax(dim=1) for part in parts]
     return gallery.cpu()[torch.cat(rows).cpu()]
