@@ -166,6 +166,13 @@ def test_no_photo_at_all(tmp_path: Path) -> None:
     (tmp_path / "photos.csv").write_text("IMG_FILE,LAT,LON\na.png,1,2\n")
     with pytest.raises(DataError, match=r"no photo to train on; the first of 1 .*a\.png"):
         cache_features(open_source(tmp_path / "photos.csv"), EXTRACTOR, tmp_path / "kept")
+    with pytest.raises(DataError, match=r"not one photo can be used; the first of 1 that cannot be: a\.png: there is no"):
+        EXTRACTOR.encode_all(open_source(tmp_path / "photos.csv"))
+
+
+def test_the_first_photos_of_a_source(table: Path) -> None:
+    first = EXTRACTOR.encode_all(open_source(table), most=7)
+    assert first.coordinates[:, 0].tolist() == [0, 1, 2, 3, 4, 6, 7], "the fifth is broken"
 
 
 def test_a_full_disk_leaves_whole_shards(table: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -150,9 +151,26 @@ class FeatureExtractor:
         if decoded:
             yield self.encode_decoded(decoded, start + len(decoded))
 
-    def encode_all(self, source: PhotoSource, *, workers: int | None = None) -> FeatureSet:
-        """Return features and places of all photos of a source that can be used, in memory."""
-        parts = [part for part in self.encode(source, 512, workers=workers) if part.photos]
+    def encode_all(
+        self, source: PhotoSource, *, workers: int | None = None, most: int | None = None
+    ) -> FeatureSet:
+        """Return features and places of the photos of a source that can be used, in memory.
+
+        Args:
+            source: the photos.
+            workers: threads that decode; default: one per processor core.
+            most: take only the first so many.
+
+        Raises:
+            DataError: not one photo can be used.
+        """
+        encoded = self.encode(source, most or 512, workers=workers)
+        found = list(encoded if most is None else islice(encoded, 1))
+        parts = [part for part in found if part.photos]
+        if not parts:
+            faults = [fault for part in found for fault in part.faults]
+            reason = f"; the first of {len(faults):,} that cannot be: {faults[0]}" if faults else ""
+            raise DataError(f"{source.name}: not one photo can be used{reason}")
         places = [(photo.lat, photo.lon) for part in parts for photo in part.photos]
         features = torch.cat([features for part in parts for features in part.features])[:, 0]
         return FeatureSet(features, torch.tensor(places, dtype=torch.float64))

@@ -209,7 +209,8 @@ def _open_photos(
             f"validation: {settings.train} is a stream, of which no share can be split off: name other photos, split "
             "it beforehand with `geoclip data split`, or set validation = 0.0"
         )
-    entries = list(source.entries())
+    # Without their images, which a table or the Earth hands over with the place.
+    entries = [replace(entry, image=b"") if isinstance(entry, Photo) else entry for entry in source.entries()]
     rows = np.array([i for i, entry in enumerate(entries) if isinstance(entry, Photo)])
     photos = [entry for entry in entries if isinstance(entry, Photo)]
     if not photos:
