@@ -1,6 +1,7 @@
 """A whole run from a configuration: what it starts from, what stays frozen, what comes out."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.training.distributed import resolve_device
 from open_geoclip.training.features import FeatureExtractor
 from open_geoclip.training.loop import Callbacks
-from open_geoclip.training.run import add_levels, run
+from open_geoclip.training.run import _open_photos, add_levels, run
 from open_geoclip.training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings, read_settings
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.release import Release
@@ -392,3 +393,21 @@ def test_photographers_of_a_table_stay_apart(tmp_path: Path, photos: Path, clip:
     table.write_text("\n".join([f"{first},AUTHOR", *(f"{row},{i % 2}" for i, row in enumerate(rows))]))
     with pytest.raises(DataError, match=r"of one group\. In \[data\], name other photos"):
         run(one(tmp_path, table, small(clip), validation=0.1), callbacks=never_encodes())
+
+
+def test_a_share_is_split_off_without_the_images_of_a_table_in_memory(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra `parquet`)")
+    from pyarrow import parquet
+
+    rng, size = np.random.default_rng(0), 500_000
+    places = rng.uniform(-80, 80, (60, 2))
+    images = [rng.bytes(size) for _ in places]
+    table = pyarrow.table({"image": images, "lat": places[:, 0], "lon": places[:, 1]})
+    parquet.write_table(table, tmp_path / "photos.parquet", row_group_size=2)
+    del images, table
+    tracemalloc.start()
+    _, validation = _open_photos(DataSettings(str(tmp_path / "photos.parquet"), validation=0.2), 0, print)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert validation is not None
+    assert peak < 20 * size

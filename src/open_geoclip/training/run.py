@@ -94,7 +94,7 @@ def run(
     if settings.data.pixels:
         decode_only = settings.train.trains_backbone
         training = PixelData(source, replace(extractor, decode_only=decode_only), workers=workers)
-        sample = torch.cat(next(extractor.encode(source, 512, workers=workers)).features)[:, 0]
+        sample = extractor.encode_all(source, workers=workers, most=512).features
     else:
         together, neighborhood = settings.data.together, settings.data.neighborhood
         training = replace(cached(source, "training photos", extractor), together=together, neighborhood=neighborhood)
