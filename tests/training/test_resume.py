@@ -139,6 +139,8 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: dict[str
             tensor, found[name] = (torch.cat(part.chunk(3)[::2]) for part in (tensor, found[name]))
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
     assert torch.equal(expected["queue"], found["queue"])
+    first, second = (torch.load(f"{tmp_path / 'two'}.rank{rank}", weights_only=True) for rank in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 @pytest.mark.slow

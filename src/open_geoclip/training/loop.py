@@ -114,14 +114,14 @@ def train(
         frozen = [p for p in model.parameters() if p.requires_grad and not any(p is t for t in trained.values())]
         for parameter in frozen:
             parameter.requires_grad_(False)
+        for module in (model, loss):  # before their moving average begins
+            if isinstance(module, nn.Module):
+                ranks.broadcast_weights(module)
         state = RunState(
             model, _make_optimizer(trained, rate_factors, settings), trained, queue, ranks, settings.ema_decay
         )
         if ranks.broadcast(checkpoint.exists()):
             state.load(checkpoint)
-        for module in (model, loss):
-            if isinstance(module, nn.Module):
-                ranks.broadcast_weights(module)
         while state.epoch < settings.epochs and not _out_of_patience(state, settings):
             began = time.monotonic()
             model.train()
