@@ -151,9 +151,7 @@ class FeatureExtractor:
         if decoded:
             yield self.encode_decoded(decoded, start + len(decoded))
 
-    def encode_all(
-        self, source: PhotoSource, *, workers: int | None = None, most: int | None = None
-    ) -> FeatureSet:
+    def encode_all(self, source: PhotoSource, *, workers: int | None = None, most: int | None = None) -> FeatureSet:
         """Return features and places of the photos of a source that can be used, in memory.
 
         Args:
