@@ -120,8 +120,10 @@ class GalleryCells:
         if (chord**2).sum() > 1:  # a quarter of the sphere, counted as often as it is covered: lists would be long
             cosine = self.points @ torch.from_numpy(points).float().T
             return np.flatnonzero((cosine >= torch.from_numpy(1 - chord**2 / 2).float()).any(dim=1).numpy())
-        found = self._tree.query_ball_point(points, chord)
-        return np.unique(np.concatenate([np.asarray(rows, np.int64) for rows in found]))
+        is_near = np.zeros(len(self), bool)
+        for rows in self._tree.query_ball_point(points, chord):
+            is_near[rows] = True
+        return np.flatnonzero(is_near)
 
     @cached_property
     def normalised_log_prior(self) -> Float64[Tensor, " m"]:
