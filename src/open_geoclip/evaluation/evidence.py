@@ -162,7 +162,7 @@ def fit_evidence(
     data = _Data(posteriors, neighbours, np.asarray(truth, np.float64))
 
     def settings(x: Float64[np.ndarray, "5"]) -> EvidenceSettings:
-        a, b = np.clip(x[:2], 0, 2)
+        a, b = np.clip(x[:2], 0, (1, 2))  # what is calibrated already is not to be sharpened
         return replace(
             start,
             location_weight=round(float(a), 4),
