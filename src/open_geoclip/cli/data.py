@@ -60,7 +60,7 @@ def check(
         print(f"geoclip: {error}", file=sys.stderr)
     if images is None and Path(source).is_file() and found.counts.get("missing") == found.entries:
         print("geoclip: if the images are elsewhere, name their folder with --images", file=sys.stderr)
-    if found.faults:
+    if found.usable < found.entries:
         sys.exit(1)
 
 
