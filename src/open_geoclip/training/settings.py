@@ -334,7 +334,7 @@ def read_settings(path: Path | None, changes: Sequence[str] = ()) -> RunSettings
         path: the file, with ``output`` and the tables ``[data]``, ``[model]`` and ``[train]``, or None for ``changes``
             alone. ``[model]`` also takes all fields of
             :class:`~open_geoclip.model.location_encoder.LocationSettings`; ``recipe`` in ``[train]`` names what the
-            others start from: ``paper`` (default) or ``earth``.
+            others start from: ``paper`` (default), ``earth`` or ``opengeoclip``.
         changes: such as ``train.epochs=3``; the value is TOML, or text.
 
     Raises:
