@@ -233,8 +233,13 @@ def _stream(name: Name, url: str, partial: Path, file: HubFile, progress: Downlo
 
 
 @contextlib.contextmanager
-def hub_errors(name: Name) -> Iterator[None]:
-    """Turn each way in which the hub cannot be reached into one of our errors."""
+def hub_errors(name: Name, otherwise: str = "") -> Iterator[None]:
+    """Turn each way in which the hub cannot be reached into one of our errors.
+
+    Args:
+        name: what is transferred.
+        otherwise: another way than the network, for the message.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -249,7 +254,7 @@ def hub_errors(name: Name) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise MissingWeightsError(
             f"{name}: {constants.ENDPOINT} cannot be reached or broke off ({reason}). What has arrived is kept; "
-            f"{AGAIN}, or carry the files over with --from FOLDER"
+            f"{AGAIN}{otherwise}"
         ) from error
 
 
@@ -263,7 +268,8 @@ def _request(name: Name, url: str, headers: Mapping[str, str] | None = None) -> 
     if token is not None:
         sent["authorization"] = f"Bearer {token}"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with hub_errors(name), get_session().stream("GET", url, headers=sent, timeout=timeout) as response:
+    by_hand = ", or carry the files over with --from FOLDER"
+    with hub_errors(name, by_hand), get_session().stream("GET", url, headers=sent, timeout=timeout) as response:
         _check_status(name, url, response)
         yield response
 
