@@ -6,7 +6,7 @@ import pytest
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.schema import from_dict
-from open_geoclip.training.settings import PAPER, TrainSettings
+from open_geoclip.training.settings import PAPER, DataSettings, TrainSettings
 
 
 def test_a_table_becomes_settings() -> None:
@@ -44,3 +44,9 @@ def test_the_papers_recipe() -> None:
 def test_what_is_wrong_is_named(table: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         from_dict(TrainSettings, table, "[train]")
+
+
+def test_the_same_view_twice_is_no_augmentation() -> None:
+    assert DataSettings("photos.csv", together=2).together == 2
+    with pytest.raises(SettingsError, match="together: views of a photo are all the same"):
+        DataSettings("photos.csv", together=2, augment=False)

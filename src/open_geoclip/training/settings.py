@@ -243,6 +243,8 @@ class DataSettings:
             raise SettingsError(f"views: 1 or more, and together at most as many, not {self.views} and {self.together}")
         if self.pixels and self.together > 1:
             raise SettingsError("together: several views at once need cached features: set pixels = false")
+        if self.together > 1 and not self.augment:
+            raise SettingsError("together: views of a photo are all the same without augmentation: set augment = true")
         if self.neighborhood < 0 or (self.pixels and self.neighborhood):
             raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
         if (self.workers or 0) < 0 or self.encode_batch < 0:
