@@ -5,12 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
 from open_geoclip.errors import WeightsError
 from open_geoclip.geo.sphere import even_points, haversine_km
+from open_geoclip.model.geoclip import GeoCLIP
+from open_geoclip.model.location_encoder import LocationSettings
+from open_geoclip.model.preprocessing import CLIP_PREPROCESSING
 from open_geoclip.search.locator import Locator
+from open_geoclip.weights.load import load_model
+from open_geoclip.weights.save import save_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
@@ -35,3 +41,13 @@ def test_the_script_trains_saves_and_locates(tmp_path: Path, monkeypatch: pytest
         Locator.from_pretrained("dir:runs/own/model")
     with pytest.raises(WeightsError, match="trained on features of length 192; those of custom have 12288"):
         Locator.from_pretrained("dir:runs/own/model", backbone=nn.Flatten())
+
+
+def test_a_module_that_is_on_the_device_already(tmp_path: Path) -> None:
+    shape = LocationSettings(sigmas=(1.0,), features=4, width=8, depth=1, output=8)
+    model = GeoCLIP.for_features(torch.randn(9, 5), shape, hidden=(), preprocessing=CLIP_PREPROCESSING)
+    model.image_encoder.fold_standardization()
+    save_model(tmp_path / "model", model, card={})
+    backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)).to("meta")  # as on a GPU
+    found = load_model(f"dir:{tmp_path / 'model'}", backbone=backbone, device="meta")
+    assert found.image_encoder.backbone is backbone

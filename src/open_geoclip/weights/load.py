@@ -136,7 +136,8 @@ def load_model(
                 raise WeightsError(f"{release.name} was saved without the preprocessing of its backbone")
             module, preprocessing = backbone.requires_grad_(False).eval(), release.preprocessing
             with torch.inference_mode():
-                dim = module(torch.zeros(1, 3, preprocessing.crop, preprocessing.crop)).shape[1]
+                at = getattr(next(module.parameters(), None), "device", None)
+                dim = module(torch.zeros(1, 3, preprocessing.crop, preprocessing.crop, device=at)).shape[1]
         elif image.backbone == "custom":
             raise WeightsError(
                 f"{release.name} does not name its image backbone: give one, such as dir:/clip, or in Python the module"
@@ -146,7 +147,7 @@ def load_model(
             dim = cast(int, module.dim)
         if release.adapter is not None:
             release.adapter.merge(module, image.backbone)
-        elif given and image.backbone_sha256 not in ("", backbone_sha256(module)):
+        elif given and image.backbone_sha256 and image.backbone_sha256 != backbone_sha256(module):
             logger.warning(
                 "%s was trained with another backbone than %s, whose weights have another sha256 than %s...: unless it "
                 "gives the same features, answers are wrong",
