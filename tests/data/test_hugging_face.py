@@ -47,6 +47,17 @@ def test_a_dataset_is_a_source(saved: Path, scheme: str) -> None:
     assert open_source(f"{scheme}:{saved}").fingerprint == source.fingerprint
 
 
+def test_coordinates_that_are_no_numbers_are_skipped(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    import datasets
+
+    rows = {"image": [{"bytes": jpeg(0), "path": None}] * 2, "lat": ["1.5", "n/a"], "lon": ["2", "3"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    good, bad = open_source(f"hf:{tmp_path / 'saved'}").entries()
+    assert (good.key, bad.key) == ("0", "1")
+    assert isinstance(bad, SkippedRecord)
+    assert bad.reason == "its coordinates are no numbers"
+
+
 def test_what_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be loaded"):
         open_source(f"hf:{tmp_path / 'nothing'}")

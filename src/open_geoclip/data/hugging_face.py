@@ -92,9 +92,10 @@ def _entry(record: Mapping[str, Any], columns: dict[str, str], row: int | str) -
         return SkippedRecord(key, "missing", "the record holds no image")
     if "lat" not in columns:
         return Photo(key, image, float("nan"), float("nan"))
-    lat, lon = (
-        float("nan") if record[name] is None else float(record[name]) for name in (columns["lat"], columns["lon"])
-    )
+    try:
+        lat, lon = (float("nan") if (value := record[columns[x]]) is None else float(value) for x in ("lat", "lon"))
+    except (TypeError, ValueError):
+        return SkippedRecord(key, "no coordinates", "its coordinates are no numbers")
     group = record[columns["group"]] if "group" in columns else None
     return photo_or_skipped(key, image, lat, lon, None if group is None else str(group))
 
