@@ -20,7 +20,7 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from open_geoclip.errors import SettingsError
+from open_geoclip.errors import OpenGeoCLIPError, SettingsError
 from open_geoclip.search.locator import Locator
 from open_geoclip.server.app import bind_sockets, model_workers
 from open_geoclip.server.engine import Engine
@@ -284,6 +284,31 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     [record] = post(client, "1", body=png(1)).json()["data"]
     assert record["candidates"][0]["lat"] == pytest.approx(expected_of[1], abs=1e-5)
     assert worker.pid != second
+
+
+def test_a_worker_that_cannot_be_started_again_is_tried_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        worker = ProcessWorker({"role": "utility", "memory_mb": 4096})
+        await worker.start()
+        try:
+            assert worker.pid is not None
+            monkeypatch.setattr(sys, "executable", "/no/such/python")  # as when the machine has no process to spare
+            os.kill(worker.pid, signal.SIGKILL)
+            errors = set[str]()
+            async with asyncio.timeout(60):
+                while "a worker cannot be started: No such file or directory" not in errors:
+                    with pytest.raises(OpenGeoCLIPError) as raised:
+                        await worker.run((None, []), 30)
+                    errors.add(str(raised.value))
+            monkeypatch.undo()
+            async with asyncio.timeout(60):
+                while not worker.ready:
+                    await asyncio.sleep(0)
+            assert await worker.run((None, []), 30) == (None, [])
+        finally:
+            await worker.stop()
+
+    asyncio.run(scenario())
 
 
 def test_a_port_in_use_is_an_error_before_anything_is_loaded() -> None:

@@ -200,15 +200,18 @@ class ProcessWorker:
         await self._kill()
         # A session of its own: Ctrl-C is for the server, which then finishes what it accepted. Threads that wait for
         # each other do so without keeping a core busy, which the server and its clients need.
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "open_geoclip.server.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "open_geoclip.server.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            )
+        except OSError as error:  # no more processes or memory: tried again later
+            raise OpenGeoCLIPError(f"a worker cannot be started: {error.strerror or error}") from error
         reply, _ = await _exchange(self._process, (self._settings, []))
         if "error" in reply:
             raise OpenGeoCLIPError(reply["error"])

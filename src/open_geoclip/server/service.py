@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from open_geoclip.errors import OpenGeoCLIPError
 from open_geoclip.server.batching import ModelQueue, queue_full
 from open_geoclip.server.jobs import Job, Message, Options, Pixels, PreparedImage, Upload, image_records
 from open_geoclip.server.monitoring import Metrics
@@ -296,6 +297,8 @@ class Service:
             raise Problem(422, "too_much_work", f"this took longer than {timeout_s:g} s") from error
         except WorkerDiedError as error:
             raise Problem(422, "worker_died", "the process that worked on it crashed or ran out of memory") from error
+        except OpenGeoCLIPError as error:  # it died before, over another message
+            raise Problem(503, "no_worker", "a worker cannot be started again", {"Retry-After": "30"}) from error
         if "problem" in content:
             raise Problem(*content["problem"])
         return content, blobs
