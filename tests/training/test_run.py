@@ -311,6 +311,10 @@ def test_a_resumed_run_keeps_its_model_and_data(
     fewer.write_text("\n".join(photos.read_text().splitlines()[:-1]))
     with pytest.raises(SettingsError, match=r"other data .photos was \w{12}, now \w{12}"):
         run(one(tmp_path, fewer, small(clip)), resume=True, callbacks=never_encodes())
+    with pytest.raises(SettingsError, match=r"other data .validation was None, now \w{12}"):
+        run(one(tmp_path, photos, small(clip), validation=str(fewer)), resume=True, callbacks=never_encodes())
+    with pytest.raises(SettingsError, match=r"other data .gallery was train, now even:500"):
+        run(one(tmp_path, photos, replace(small(clip), gallery="even:500")), resume=True, callbacks=never_encodes())
     other = save_clip(tmp_path / "other", projection=24, seed=1)
     with pytest.raises(SettingsError, match=r"another model or other data .backbone_sha256 was"):
         run(one(tmp_path, photos, small(f"dir:{other}")), resume=True, callbacks=never_encodes())

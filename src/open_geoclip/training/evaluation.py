@@ -30,7 +30,8 @@ def evaluate_model(
         settings: of the loss; the defaults when not given.
 
     Returns:
-        ``validation_loss``, ``within_1_km`` to ``within_2500_km`` in percent, ``median_km``, ``mean_km``, ``geoscore``.
+        ``validation_loss`` (the cross-entropy over places, also for ``siglip``), ``within_1_km`` to ``within_2500_km``
+        in percent, ``median_km``, ``mean_km``, ``geoscore``.
     """
     settings, device = settings or TrainSettings(), model.logit_scale.device
     loss, size = 0.0, settings.batch_size

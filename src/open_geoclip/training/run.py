@@ -76,6 +76,7 @@ def run(
         check_batch(settings.train, source.count * settings.data.together, ranks.world)
     model, extractor = _build(settings, device)
     record = _record(settings) | {"photos": source.fingerprint[:12], "backbone_sha256": extractor.weights[:12]}
+    record |= {"validation": None if validation is None else validation.fingerprint[:12]}
     if (folder / CHECKPOINT).exists():
         check_record(folder, {"model": record})
     trainable_parameters(model, settings.train.freeze)
@@ -138,7 +139,7 @@ def run(
 def _record(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that must stay the same when a run is resumed, beside those of training and model."""
     data = {key: getattr(settings.data, key) for key in ("augment", "views", "pixels", "together", "neighborhood")}
-    return {"start": settings.model.start, "add_levels": settings.model.add_levels, **data}
+    return data | {key: getattr(settings.model, key) for key in ("start", "add_levels", "gallery")}
 
 
 def _check_folders(folder: Path, cache: Path, settings: RunSettings, *, resume: bool) -> None:
