@@ -11,6 +11,7 @@ import pytest
 import shapely
 import torch
 
+from open_geoclip.geo.shapes import Circle
 from open_geoclip.geo.sphere import (
     EARTH_RADIUS_KM,
     coordinates_of,
@@ -213,3 +214,28 @@ def test_samples_are_where_the_mass_is() -> None:
     mixture = Mixture.from_posterior(CASES["over 180 degrees"]())
     middle = coordinates_of(mixture.samples.mean(axis=0, keepdims=True))
     assert float(haversine_km(middle, np.array([[-17.0, 179.9]]))[0]) < 15
+
+
+@pytest.mark.parametrize("places", [[(20.0, 30.0)], [(20.0, 30.0), (-10.0, -100.0)], [(90.0, 0.0), (-40.0, 175.0)]])
+def test_regions_of_a_few_places_cover_much_of_the_earth(places: list[tuple[float, float]]) -> None:
+    mixture = Mixture.from_posterior(made(lambda at: np.ones(len(at)), places=np.array(places)))
+    assert mixture.sigma_km.min() > 4000  # the samples reach no farther than half of the Earth
+    samples = coordinates_of(mixture.samples)
+    for share, region in zip(REGION_LEVELS, hpd_regions(mixture).values(), strict=True):
+        inside = shapely.intersects_xy(shapely.geometry.shape(region), samples[:, 1], samples[:, 0])
+        assert inside.mean() == pytest.approx(share, abs=0.015)
+
+
+@pytest.mark.parametrize("radius_km", [0.05, 3.0, 20.0])
+def test_limits_may_be_smaller_than_the_smoothing(radius_km: float) -> None:
+    limits = Circle(43.73, 7.42, radius_km)
+    for places in (limits.points(64), np.concatenate((limits.points(1), even_points(5000)))):
+        posterior = made(lambda at: limits.contains(at).astype(float), sigma_km=15.7, places=places)
+        told = describe_regions(posterior, allowed=limits.contains)
+        cells = np.array(told["heat"]["cells"])
+        assert cells[:, 2].sum() == pytest.approx(1, abs=0.011)
+        assert (haversine_km(cells[:, :2].copy(), places[:1]) < radius_km + told["heat"]["cell_km"]).all()
+        most = shapely.geometry.shape(told["regions"]["90"])
+        assert not most.is_empty
+        corners = shapely.get_coordinates(most)[:, ::-1].copy()
+        assert haversine_km(corners, np.array([[43.73, 7.42]])).max() < 1.5 * radius_km

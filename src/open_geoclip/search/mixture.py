@@ -30,6 +30,8 @@ _MIN_SPREAD = 0.25  # nor one whose content varies so little, as a share of the 
 _KEPT = 0.9995  # of the mass, unless all Gaussians are kept
 _MAX_GAUSSIANS = 300
 _N_SAMPLES = 4000
+_MIN_SAMPLES = 100  # within limits
+_MIN_SIGMA_KM = 1e-3
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # one over the plastic number, and over its square
 _TINY = 1e-300
 _BLOCK = 256  # places whose density is computed together: they stay in the processor's cache
@@ -77,10 +79,15 @@ class Mixture:
             if len(left) == 0:
                 break
         few = _reduce(_Moments(*(np.concatenate(values) for values in zip(*parts, strict=True))))
-        samples = _samples(mass, points, np.sqrt(variance))
+        sigma_km = np.sqrt(variance)
+        samples = _samples(mass, points, sigma_km)
         if allowed is not None:
             inside = allowed(coordinates_of(samples))
-            samples = samples[inside] if inside.any() else samples  # limits may be too small for samples to hit
+            while inside.sum() < _MIN_SAMPLES and sigma_km.max() > _MIN_SIGMA_KM:  # smaller limits than the smoothing
+                sigma_km = sigma_km / 4
+                samples = _samples(mass, points, sigma_km)
+                inside = allowed(coordinates_of(samples))
+            samples = samples[inside] if inside.any() else samples
         return cls(few.means, few.mass / few.mass.sum(), np.sqrt(few.variance + few.spread), samples, allowed)
 
     def __len__(self) -> int:

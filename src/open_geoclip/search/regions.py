@@ -40,8 +40,10 @@ _SIZE_RATIO = 4.0  # Gaussians within this factor in size are contoured together
 _LINK_SIGMAS = 2.5  # if they are nearer than so many standard deviations of both
 _MARGIN_SIGMAS = 3.5  # of a map around its Gaussians
 _CELLS_PER_SIGMA = 1.5  # of a map, in the smallest standard deviation
-_MAX_CELLS = 80  # of a map along each side
+_MIN_CELLS, _MAX_CELLS = 24, 80  # of a map along its longer side, the least of those that limits make smaller
 _MAX_EXTENT = math.radians(50)  # clusters that extend farther from their centre are divided
+_WIDE_KM = 600.0  # Gaussians as wide are contoured in degrees, on the whole Earth
+_WIDE_NODES = 91  # from south to north
 _OTHERS_SHARE = 0.2  # of a level, that others may add to a Gaussian which is drawn on its own
 _MAX_LOG_DENSITY = 700.0
 # Polygons
@@ -102,9 +104,10 @@ def hpd_regions(
             polygons += more
     finest = min((polygon.cell_km for polygons in parts for polygon in polygons), default=1.0)
     digits = int(np.clip(math.ceil(-math.log10(finest / 111 / 10)), 2, 6))
+    wide = _wide_contours(mixture, densities)
     return {
-        f"{100 * level:.4g}": _geojson(_simplify(shapely.union_all(_to_degrees(polygons))), digits)
-        for level, polygons in zip(levels, parts, strict=True)
+        f"{100 * level:.4g}": _geojson(_simplify(shapely.union_all([*_to_degrees(polygons), *others])), digits)
+        for level, polygons, others in zip(levels, parts, wide, strict=True)
     }
 
 
@@ -129,12 +132,12 @@ def _clusters(
 ) -> tuple[Int64[np.ndarray, " l"], list[tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]]]:
     """Return isolated Gaussians, and clusters, each with all that is counted on its map: Gaussians no smaller.
 
-    Gaussians whose centres are below the level are not drawn.
+    Gaussians whose centres are below the level are not drawn, nor wide ones; see :func:`_wide_contours`.
     """
     from scipy.sparse.csgraph import connected_components
 
     density = mixture.density(mixture.means)
-    dense = density >= level
+    dense = (density >= level) & (mixture.sigma_km < _WIDE_KM)
     # What others add at the centre hardly matters to the outline of an isolated one.
     alone = density - mixture.mass / (2 * math.pi * mixture.sigma_km**2) <= _OTHERS_SHARE * level
     size = np.floor(np.log(mixture.sigma_km) / math.log(_SIZE_RATIO)).astype(int)
@@ -147,7 +150,7 @@ def _clusters(
         counted = np.flatnonzero(size >= one)
         for label, count in enumerate(np.bincount(labels).tolist()):
             members = rows[labels == label]
-            if count == 1 and alone[members[0]]:
+            if count == 1 and alone[members[0]] and mixture.allowed is None:
                 isolated.append(members)
             else:
                 clusters += [(part, counted) for part in _divide(members, mixture.means)]
@@ -199,7 +202,14 @@ def _contours(
     sigma = mixture.sigma_km[cluster]
     centres, margin = azimuthal_equal_area(mixture.means[cluster], frame), _MARGIN_SIGMAS * sigma[:, None]
     low, high = (centres - margin).min(axis=0), (centres + margin).max(axis=0)
-    cell = max(float(sigma.min()) / _CELLS_PER_SIGMA, float((high - low).max()) / _MAX_CELLS)
+    cell = float(sigma.min()) / _CELLS_PER_SIGMA
+    if mixture.allowed is not None:  # the map ends where the samples do: limits may be smaller than the cells
+        found = azimuthal_equal_area(mixture.samples, frame)
+        if len(found := found[((found > low) & (found < high)).all(axis=1)]):
+            margin = 0.05 * np.ptp(found, axis=0)
+            low, high = np.maximum(low, found.min(axis=0) - margin), np.minimum(high, found.max(axis=0) + margin)
+            cell = min(cell, float((high - low).max()) / _MIN_CELLS)
+    cell = max(cell, float((high - low).max()) / _MAX_CELLS)
     x, y = (np.arange(math.ceil((end - start) / cell) + 1) * cell + start for start, end in zip(low, high, strict=True))
     # Gaussians narrower than a cell are widened to one, or they could lie between the nodes.
     near = counted[mixture.means[counted] @ frame[2] > -0.5]
@@ -224,6 +234,35 @@ def _contours(
         ]
         for level in np.log(levels).tolist()
     ]
+
+
+def _wide_contours(mixture: Mixture, levels: Float64[np.ndarray, " s"]) -> list[list["BaseGeometry"]]:
+    """Return, for each level, the part of the Earth where wide Gaussians alone are denser: polygons in degrees."""
+    import shapely
+    from contourpy import FillType, contour_generator
+
+    wide = mixture.subset(mixture.sigma_km >= _WIDE_KM)
+    if (wide.density(wide.means) < levels.min()).all():
+        return [[] for _ in levels]
+    (south, west), (north, east) = np.array([[-90, -180], [90, 180]])
+    if mixture.allowed is not None:  # the grid ends where the samples do: limits may be smaller than its steps
+        lat, lon = coordinates_of(mixture.samples).T
+        span = np.stack((lat, lon[0] + (lon - lon[0] + 180) % 360 - 180), axis=1)
+        margin = 0.02 * np.ptp(span, axis=0)
+        (south, west), (north, east) = span.min(axis=0) - margin, span.max(axis=0) + margin
+    lat, lon = np.linspace(max(south, -90), min(north, 90), _WIDE_NODES), np.linspace(west, east, 2 * _WIDE_NODES - 1)
+    places = np.stack(np.meshgrid(lat, lon, indexing="ij"), axis=-1)
+    density = wide.density(unit_vectors(places.reshape(-1, 2))).reshape(places.shape[:2])
+    log_density = np.log(np.maximum(density, float(levels.min()) * 1e-6))
+    generator = contour_generator(lon, lat, log_density, fill_type=FillType.OuterOffset)
+    found: list[list[BaseGeometry]] = []
+    for level in np.log(levels).tolist():
+        found.append([])
+        for points, offsets in zip(*generator.filled(level, _MAX_LOG_DENSITY), strict=True):
+            ends = itertools.pairwise(offsets.tolist())
+            exterior, *holes = (cut_antimeridian(points[start:end]) for start, end in ends)
+            found[-1].append(shapely.difference(exterior, shapely.union_all(holes)))
+    return found
 
 
 # --- from maps to degrees -------------------------------------------------------------------------
@@ -308,17 +347,24 @@ def heat_cells(mixture: Mixture) -> dict[str, Any]:
     )
     points = tangent_offset(np.repeat(mixture.means, _HEAT_POINTS, axis=0), east, north)
     owner = np.repeat(np.arange(len(mixture)), _HEAT_POINTS)
-    if mixture.allowed is not None and (inside := mixture.allowed(coordinates_of(points))).any():
-        points, owner = points[inside], owner[inside]
+    if mixture.allowed is not None:  # limits may be too small for these points to hit, not for the samples
+        inside = mixture.allowed(coordinates_of(points))
+        points = np.concatenate((points[inside], mixture.samples))
+        owner = np.append(owner[inside], np.full(len(mixture.samples), len(mixture)))
     for size_km in (km for km in _CELL_SIZES_KM if km >= min(0.8 * typical, _CELL_SIZES_KM[-1])):
         grid = EqualAreaGrid.from_cell_km(size_km)
-        cells, of = np.unique(grid.cells(coordinates_of(points)), return_inverse=True)
+        cells, first, of = np.unique(grid.cells(coordinates_of(points)), return_index=True, return_inverse=True)
         if len(cells) <= 1.3 * _MAX_HEAT_CELLS:
             centres, cell_km = grid.centres(cells), grid.cell_km
+            places = unit_vectors(centres)
+            if mixture.allowed is not None:
+                beyond = ~mixture.allowed(centres)
+                places[beyond] = points[first[beyond]]
             # The mass of a cell is the density at its centre times its area, but for Gaussians narrower than a cell.
             narrow = mixture.sigma_km < 0.7 * cell_km
-            mass = mixture.subset(~narrow).density(unit_vectors(centres)) * cell_km**2
-            share = np.where(narrow, mixture.mass / np.maximum(np.bincount(owner, minlength=len(mixture)), 1), 0.0)
+            mass = mixture.subset(~narrow).density(places) * cell_km**2
+            counts = np.bincount(owner, minlength=len(mixture))[: len(mixture)]
+            share = np.append(np.where(narrow, mixture.mass / np.maximum(counts, 1), 0.0), 0.0)
             mass += np.bincount(of, weights=share[owner], minlength=len(cells))
             mass /= mass.sum()
             best = np.argsort(-mass, kind="stable")
