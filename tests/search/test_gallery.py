@@ -1,6 +1,7 @@
 """Galleries: what is read, what is merged, what is refused."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +129,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_wrong_arrays() -> None:
     with pytest.raises(CoordinateError):
         Gallery.from_coordinates(np.array([[91.0, 0.0]]))
-    with pytest.raises(GalleryError, match="weights"):
-        Gallery.from_coordinates(np.array([PARIS]), np.array([0.0]))
+    for weight in (0.0, 1e39, 1e-50, math.nan):  # float32 has neither of the two
+        with pytest.raises(GalleryError, match="weights"):
+            Gallery.from_coordinates(np.array([PARIS]), np.array([weight]))
 
 
 def test_fingerprints_tell_galleries_apart() -> None:

@@ -63,19 +63,19 @@ class Gallery:
 
         Args:
             coordinates: (lat, lon) in degrees.
-            weights: one a row, more than 0; 1 each when not given.
+            weights: one a row, from 1e-30 to 1e30, whose sums float32 can hold; 1 each when not given.
             name: what an answer calls it.
 
         Raises:
             CoordinateError: a coordinate is not on Earth.
-            GalleryError: there is no row, or a weight is not above 0.
+            GalleryError: there is no row, or a weight is out of range.
         """
         points = np.asarray(check_coordinates(np.asarray(coordinates)), np.float32)
         if len(points) == 0:
             raise GalleryError("a gallery needs at least one coordinate; this one holds none")
         mass = None if weights is None else np.asarray(weights, np.float64)
-        if mass is not None and (mass.shape != (len(points),) or not np.all(np.isfinite(mass)) or not np.all(mass > 0)):
-            raise GalleryError(f"weights are one finite number above 0 for each of {len(points):,} rows")
+        if mass is not None and (mass.shape != (len(points),) or not np.all((mass >= 1e-30) & (mass <= 1e30))):
+            raise GalleryError(f"weights are one number above 0, from 1e-30 to 1e30, for each of {len(points):,} rows")
         keys = np.ascontiguousarray(points + np.float32(0)).view(np.int64).ravel()  # + 0 makes -0.0 and 0.0 one
         order = np.argsort(keys, kind="stable")  # np.unique would take twice the memory
         keys = keys[order]
