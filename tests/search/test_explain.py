@@ -190,6 +190,8 @@ def test_one_place_against_another(locator: Locator, photo: Image.Image) -> None
     assert one.regions == ()
     assert np.corrcoef(np.ravel(one.map), np.ravel(other.map))[0, 1] < 0.9
     assert one.map != locator.explain(photo, here, grid=0).map
+    turned = locator.explain(photo, (0.0, 190.0), (-1.0, -190.0), grid=0)
+    assert (turned.place, turned.versus) == ((0.0, -170.0), (-1.0, 170.0))
 
 
 def test_what_was_written_is_read_again(locator: Locator, photo: Image.Image, tmp_path: Path) -> None:

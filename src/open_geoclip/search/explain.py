@@ -75,7 +75,7 @@ def explain(
         WeightsError: the model has no image encoder.
     """
     given = np.array([one for one in (place, versus) if one is not None], np.float64).reshape(-1, 2)
-    check_coordinates(given)
+    given = check_coordinates(given)
     if not 0 <= grid <= MAX_GRID:
         raise SettingsError(f"grid: from 0 to {MAX_GRID} parts per side, not {grid}")
     if len(given) == 2 and float(geodesic_km(given[0], given[1])) < _SAME_KM:
@@ -92,8 +92,7 @@ def explain(
     batch = _encode(model, torch.cat([pixels[None], cover(pixels, grid)]), name, sha256)
     [(answer, posterior), *without] = locate(batch)
     best = answer.candidates[0]
-    place = (best.lat, best.lon) if place is None else place
-    places = np.array([place] if versus is None else [place, versus], np.float64)
+    places = given if place is not None else np.vstack(([best.lat, best.lon], given))
     with torch.no_grad():
         targets = model.encode_location(torch.from_numpy(places).to(model.logit_scale.device))
     scores = (targets.cpu() @ batch.embeddings[0]).tolist()
@@ -112,11 +111,11 @@ def explain(
         gallery=answer.gallery,
         version=answer.version,
         method=method,
-        place=place,
+        place=(float(places[0, 0]), float(places[0, 1])),
         place_name=names[0],
         score=scores[0],
         probability=probability,
-        versus=versus,
+        versus=None if versus is None else (float(places[1, 0]), float(places[1, 1])),
         versus_name=None if versus is None else names[1],
         versus_score=None if versus is None else scores[1],
         crop=crop,
