@@ -1,5 +1,6 @@
 """The heat map: its numbers add up, and the image shows what it should."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,13 @@ def test_cells_of_the_world_add_up(posterior: Posterior) -> None:
     inside = np.isfinite(density)
     area_km2 = 4 * np.pi * 6371.0088**2 / inside.sum()  # the gallery covers the whole Earth
     assert density[inside].sum() * area_km2 == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("lat", [-90.0, -75.0, 0.0, 85.0, 90.0])
+def test_a_single_small_cell_has_a_pixel(lat: float) -> None:
+    cells = GalleryCells.from_gallery(Gallery.from_coordinates(np.array([[lat, 180.0]])))
+    posterior = Posterior(replace(cells, area_km2=np.array([0.5])), torch.ones(1, 1), Calibration())
+    assert np.nanmax(world_density(posterior, 0)) == 2.0
 
 
 def test_the_surroundings_add_up_across_the_180th_meridian(posterior: Posterior) -> None:

@@ -58,7 +58,7 @@ _HORIZON_KM = 12_000  # a polygon beyond it would be inverted on the azimuthal m
 def world_density(posterior: Posterior, row: int, width: int = 900) -> Float64[np.ndarray, "h {width}"]:
     """Return the probability per km² on the Equal Earth map, south first; NaN where the gallery has no cells.
 
-    A pixel has the density of the nearest cell, if it lies within that cell's area.
+    A pixel has the density of the nearest cell, if it lies within that cell's area, or that of a cell within the pixel.
 
     Args:
         posterior: of any number of images.
@@ -81,6 +81,10 @@ def world_density(posterior: Posterior, row: int, width: int = 900) -> Float64[n
     density = np.where(chord * EARTH_RADIUS_KM <= reach, mass[nearest] / cells.area_km2[nearest], np.nan)
     grid = np.full((height, width), np.nan)
     grid[inside] = density
+    shares = equal_earth(cells.coordinates.astype(np.float64)) / (1, MAP_RATIO) / 2 + 0.5
+    column, line = np.minimum(shares * (width, height), (width - 1, height - 1)).astype(int).T
+    empty = np.isnan(grid[line, column])  # pixels are narrow near the poles
+    grid[line[empty], column[empty]] = (mass / cells.area_km2)[empty]
     return grid
 
 
