@@ -103,5 +103,12 @@ def test_answers_name_their_anchors_and_stay_within_limits(locator: Locator) -> 
     assert all(42.2 <= one.lat <= 42.3 and one.lon >= 12.51 for one in answer.candidates)
     with pytest.raises(SettingsError, match="speed: a number of 0 or more"):
         locator.locate_trip([image], Anchors((0.0,), (bracket,)), speed_kmh=-1)
+    # Limits so small that places all over a wide prism miss them, and others that nobody gets to.
+    wide = fixes(240, (41.9, 12.5), (41.9, 12.5))
+    paris = locator.within(Area.parse(["48.86,2.29,5km"]), keep=False)
+    [answer] = paris.locate_trip([image], Anchors((0.0,), (wide,)))
+    assert all(paris.search_space.area.contains(np.array([[one.lat, one.lon]])) for one in answer.candidates)
+    [answer] = paris.locate_trip([image], Anchors((0.0,), (bracket,)), speed_kmh=100)
+    assert answer.error == "no trip of these images keeps to 100 km/h within 48.86,2.29,5km"
     [at_sea] = locator.locate_trip([image], Anchors((0.0,), (fixes(5, (-40.0, -140.0), (-40.0, -140.0)),)), 1)
     assert at_sea.countries == {}  # the nearest place of the gallery is in French Polynesia

@@ -186,7 +186,7 @@ def anchored_posteriors(
 
     Returns:
         The posterior of a photo by its number; the scale of each in kilometres; and whether the photos keep to the
-        limit.
+        limit and can be where the space's area is.
     """
     order = np.argsort(anchors.times_s, kind="stable")
     rank, at = np.argsort(order).tolist(), torch.from_numpy(order)
@@ -198,15 +198,16 @@ def anchored_posteriors(
     weights = trip_weights(embeddings[at], np.array(times_s) / 3600, speed_kmh).tolist()
     photos = _Photos(evidence, weights, times_s, brackets, speed_kmh, intervals_between(fixes))
     # Without evidence there is nothing to pass on, and the prior of a wide prism has many places.
-    scales_km, is_informative = [], []
+    scales_km, is_informative, is_possible = [], [], True
     for n in range(len(order)):
         prior = photos.prior(n)
+        is_possible &= space.allowed is None or bool(space.allowed(prior.coordinates).all())
         scales_km.append(prior.sigma_km)
         is_informative.append(evidence.is_informative(n, prior))
     groups = [list(group) for _, group in groupby(range(len(order)), key=brackets.__getitem__)]
     chains = [members for members in groups if len(members) > 1 and any(is_informative[n] for n in members)]
     marginals: dict[int, tuple[Int64[Tensor, " k"], Float64[Tensor, " k"]]] = {}
-    is_possible, tree = True, _tree(space.cells) if chains else None
+    tree = _tree(space.cells) if chains else None
     for members in chains:
         assert tree is not None
         travel_km = np.diff([times_s[n] for n in members]) / 3600 * speed_kmh

@@ -120,7 +120,7 @@ def fix_prior(
     bridge = _spiral(centre, np.sqrt(2 * (moved_km**2 * count * (tail - 1) - known_km**2 * np.log(left))))
     bridge_area = 2 * math.pi * (moved_km**2 * tail + known_km**2) / (_BRIDGE_POINTS * left)  # inverse of the density
     bridge_mass = np.full(_BRIDGE_POINTS, 1 / _BRIDGE_POINTS)
-    even, even_area, even_mass, even_rows = _prism(cells, centre, disc_km, places, reach_km)
+    even, even_area, even_mass, even_rows = _prism(cells, centre, disc_km, places, reach_km, allowed)
     even_share = 1 - (1 - _EVEN) * math.exp(-float(hours.min()) / _FORGET_H)
     parts = []
     for share, coordinates, area, mass, rows in (
@@ -135,7 +135,7 @@ def fix_prior(
         if inside.any():
             parts.append((coordinates[inside], area[inside], share * mass[inside] / mass[inside].sum(), rows[inside]))
     sigma_km = math.hypot(moved_km, known_km)
-    if not parts:  # limits or rounding leave nothing: the interpolated place itself
+    if not parts:  # rounding leaves nothing, or limits that are out of reach: the interpolated place itself
         parts = [(centre[None], np.array([math.pi * sigma_km**2]), np.ones(1), np.array([-1]))]
     coordinates, area, mass, rows = (np.concatenate(values) for values in zip(*parts, strict=True))
     return FixPrior(coordinates, np.log(mass / mass.sum()), np.maximum(area, 1e-9), rows, sigma_km, disc_km)
@@ -171,18 +171,23 @@ def _prism(
     disc_km: float,
     places: Float64[np.ndarray, "f 2"],
     reach_km: Float64[np.ndarray, " f"],
+    allowed: Allowed | None,
 ) -> tuple[Float64[np.ndarray, "m 2"], Float64[np.ndarray, " m"], Float64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
-    """Return places that stand for the prism, their areas, mass and rows: of the gallery, or an even spiral."""
+    """Return places that stand for the prism, their areas, mass and rows: of the gallery, or an even spiral.
+
+    Limits may be small in a wide prism: the spiral has no place there, the gallery has.
+    """
     inside = torch.ones(len(cells), dtype=torch.bool)
     for point, km in zip(unit_vectors(torch.from_numpy(places)).to(cells.points), reach_km, strict=True):
         chord = 2 * math.sin(min(float(km) / EARTH_RADIUS_KM, math.pi) / 2)
         inside &= (cells.points - point).square().sum(dim=1) <= chord**2
     rows = inside.nonzero()[:, 0].numpy()
-    if len(rows) >= _MIN_GALLERY or (disc_km > _WHOLE_EARTH_KM and len(rows)):
+    spiral = _spiral(centre, disc_km * np.sqrt((np.arange(_PRISM_POINTS) + 0.5) / _PRISM_POINTS))
+    is_missed = allowed is not None and not (_within(spiral, places, reach_km) & allowed(spiral)).any()
+    if len(rows) >= _MIN_GALLERY or ((is_missed or disc_km > _WHOLE_EARTH_KM) and len(rows)):
         log_prior = cells.log_prior[torch.from_numpy(rows)].double()
         mass = torch.softmax(log_prior, dim=0).nan_to_num(0.0).numpy()
         return cells.coordinates[rows].astype(np.float64), cells.area_km2[rows], mass, rows
-    spiral = _spiral(centre, disc_km * np.sqrt((np.arange(_PRISM_POINTS) + 0.5) / _PRISM_POINTS))
     share = np.full(_PRISM_POINTS, 1 / _PRISM_POINTS)
     return spiral, math.pi * disc_km**2 * share, share, np.full(_PRISM_POINTS, -1)
 

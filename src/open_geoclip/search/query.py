@@ -158,7 +158,7 @@ class Query:
 
         spacing_km = float(np.median(cells.spacing_km))
         trip = trip_posterior(log_mass, cells.coordinates, hours, speed_kmh=speed_kmh, slack_km=spacing_km)
-        error = _trip_error(trip.log_evidence > -np.inf, speed_kmh)
+        error = _trip_error(trip.log_evidence > -np.inf, speed_kmh, space)
         return cls(batch, calibration, None, trip, error, cells=cells)
 
     @classmethod
@@ -181,9 +181,10 @@ class Query:
         posterior, scales_km, is_possible = anchored_posteriors(
             space, batch.embeddings, scale, calibration, anchors, speed_kmh, batch.distances
         )
-        error = _trip_error(is_possible, speed_kmh)
+        error = _trip_error(is_possible, speed_kmh, space)
         return cls(batch, calibration, None, None, error, None, anchors, posterior, scales_km)
 
 
-def _trip_error(is_possible: bool, speed_kmh: float) -> str | None:
-    return None if is_possible else f"no trip of these images keeps to {speed_kmh:g} km/h"
+def _trip_error(is_possible: bool, speed_kmh: float, space: SearchSpace) -> str | None:
+    limits = f" within {space.area.name}" if space.area.is_limited else ""
+    return None if is_possible else f"no trip of these images keeps to {speed_kmh:g} km/h{limits}"
