@@ -143,3 +143,13 @@ def test_fits_are_stored_with_the_index(tmp_path: Path, rng: np.random.Generator
     wide = ImageEncoder(None, None, ImageSettings(widths=(13, 8, 4)))
     with pytest.raises(SettingsError, match="made with the backbone custom"):
         PhotoEvidence.from_indexes([index], (), wide, "w", "g")
+
+
+def test_the_neighbours_alone_may_decide(posterior: Posterior) -> None:
+    """Cells whose mass float32 rounds to 0 had 0 times infinity nats."""
+    mass = posterior.mass.clone()
+    mass[0, 100:] = 0
+    alone = EvidenceSettings(location_weight=0.0, neighbour_weight=1.0)
+    found = combine(Posterior(posterior.cells, mass, Calibration()), neighbours(0.6, ROME), alone, Calibration())
+    assert float(found.mass.sum()) == pytest.approx(1)
+    assert abs(found.decode("mass", 75.0)[0] - ROME).max() < 1

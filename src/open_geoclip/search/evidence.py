@@ -119,7 +119,8 @@ def combine(
     log_shares = -(counts + 1).double().log()
     combined = add_cells(cells, places, origins, log_shares[of_place], divided, log_shares)
     a, b, similarity = settings.location_weight, settings.neighbour_weight, torch.from_numpy(neighbours.similarity)
-    log_mass = a * posterior.log_mass[0].double() + (1 - a) * cells.normalised_log_prior
+    mass = posterior.mass[0].clamp(min=torch.finfo(torch.float32).tiny)  # what float32 rounds to 0 is not impossible
+    log_mass = a * mass.double().log() + (1 - a) * cells.normalised_log_prior
     log_mass = torch.cat([log_mass, log_mass[origins] + log_shares[of_place]])
     log_mass[divided] += log_shares
     # The density of the prior is that of the cells that were divided. The ratio is computed where it is above 1e-7:
