@@ -8,6 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from open_geoclip.errors import SettingsError
+from open_geoclip.evaluation.calibrate import calibrate
+from open_geoclip.evaluation.evidence import fit_index
+from open_geoclip.evaluation.labelled import Labelled
 from open_geoclip.geo.areas import Area
 from open_geoclip.geo.sphere import even_points
 from open_geoclip.model.geoclip import GeoCLIP
@@ -17,6 +21,8 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.encode import EncodedBatch
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.locator import Locator
+from open_geoclip.search.photo_index import PhotoIndex
+from open_geoclip.search.photo_records import IndexRecords
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.query import Query
 from open_geoclip.search.search_space import SearchSpace
@@ -173,3 +179,17 @@ def test_answers(tmp_path: Path, encoder: LocationEncoder, gallery: Gallery, que
         found = [answer for answer, _ in locator.answer([trip])]
         assert len(found) == 3
         assert all(answer.candidates for answer in found)
+
+
+def test_nothing_is_fitted_on_cells_that_differ_from_query_to_query(tmp_path: Path, gallery: Gallery) -> None:
+    """The evidence of a photo index was, on the cells of the first query."""
+    locator = Locator.from_pretrained("earth", gallery=gallery, cache=tmp_path, engine="torch")
+    index = PhotoIndex.create(tmp_path / "index", IndexRecords.from_features(torch.eye(2), gallery.coordinates[:2]))
+    places = gallery.coordinates[:300].astype(np.float64)
+    names = [f"{row}.jpg" for row in range(300)]
+    known = ("photos", None, np.arange(300), names, names, names, places, None, None, Path("photos.csv"))
+    labelled = Labelled(*known, table_sha256="", places_sha256="", counts={}, missing=(), notes=())
+    with pytest.raises(SettingsError, match="in two levels, cannot be calibrated"):
+        fit_index(locator, index, labelled)
+    with pytest.raises(SettingsError, match="in two levels, cannot be calibrated"):
+        calibrate(locator, labelled, tmp_path)

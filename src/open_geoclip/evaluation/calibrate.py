@@ -24,7 +24,7 @@ from open_geoclip.search.locator import Locator
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.weights.calibrations import UserCalibration
 
-__all__ = ["CalibrationReport", "calibrate", "check_size"]
+__all__ = ["CalibrationReport", "calibrate", "check_locator", "check_size"]
 
 _MIN_PHOTOS, _MIN_CLUSTERS = 200, 20
 _FOLDS = 5
@@ -76,12 +76,9 @@ def calibrate(
     Raises:
         BenchmarkError: fewer than 200 photos can be used, or they are of fewer than 20 clusters, or most of them of
             one; or the folder cannot be written.
-        SettingsError: the locator uses ten crops or another prior, or has no hash of its weights.
+        SettingsError: see :func:`check_locator`.
     """
-    if locator.encoding.crops != 1 or locator.answers.prior != "gallery" or locator.weights_sha256 is None:
-        raise SettingsError("a calibration is of named weights, one crop and the gallery's own prior")
-    if locator.search_space.groups is not None:
-        raise SettingsError(f"{locator.gallery.name}: a gallery this large, in two levels, cannot be calibrated")
+    weights_sha256 = check_locator(locator)
     check_size(labelled)
     settings = {**locator_settings(locator), "embeddings": True}
     del settings["calibration_sha256"]
@@ -128,11 +125,24 @@ def calibrate(
     result = UserCalibration(
         locator.model_name,
         locator.gallery.name,
-        locator.weights_sha256,
+        weights_sha256,
         locator.gallery.fingerprint,
         fit(np.ones(len(truth), bool), n_refined=min(len(truth), _REFINED)).to_dict(),
     )
     return CalibrationReport(result, len(truth), int(clusters.max()) + 1, before, after, broken)
+
+
+def check_locator(locator: Locator) -> str:
+    """Check that probabilities of a locator can be calibrated, and return the hash of its weights.
+
+    Raises:
+        SettingsError: it uses ten crops, another prior or a gallery in two levels, or has no hash of its weights.
+    """
+    if locator.encoding.crops != 1 or locator.answers.prior != "gallery" or locator.weights_sha256 is None:
+        raise SettingsError("a calibration is of named weights, one crop and the gallery's own prior")
+    if locator.search_space.groups is not None:
+        raise SettingsError(f"{locator.gallery.name}: a gallery this large, in two levels, cannot be calibrated")
+    return locator.weights_sha256
 
 
 def check_size(labelled: Labelled) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 
 from open_geoclip.data.splitting import clusters
 from open_geoclip.errors import SettingsError
+from open_geoclip.evaluation.calibrate import check_locator
 from open_geoclip.evaluation.calibration import fit_levels
 from open_geoclip.evaluation.labelled import Labelled
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
@@ -97,11 +98,10 @@ def fit_index(
         progress: called with photos encoded, and all.
 
     Raises:
-        SettingsError: fewer than 200 photos can be used, or the index was made with another backbone; or the model
-            has no hash of its weights.
+        SettingsError: fewer than 200 photos can be used, or the index was made with another backbone; see also
+            :func:`~open_geoclip.evaluation.calibrate.check_locator`.
     """
-    if locator.weights_sha256 is None:
-        raise SettingsError("evidence is fitted for named weights")
+    weights_sha256 = check_locator(locator)
     groups: Sequence[str | None] = labelled.groups or [None] * len(labelled)
     searching = locator.with_photo_index(index, exclude_groups={group for group in groups if group})
     posteriors: list[Posterior] = []
@@ -132,7 +132,7 @@ def fit_index(
     settings = fit_evidence(*half(is_first))
     calibration = calibrate_evidence(*half(~is_first), settings, f"photos of {labelled.name}")
     fit = {"settings": asdict(settings), "calibration": calibration.to_dict()}
-    index.save_fit(locator.weights_sha256, locator.gallery.fingerprint, fit)
+    index.save_fit(weights_sha256, locator.gallery.fingerprint, fit)
     return {"settings": fit["settings"], "n_images": len(rows)}
 
 
