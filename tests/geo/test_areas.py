@@ -84,3 +84,12 @@ def test_land_in_an_area_and_none_in_the_sea() -> None:
         land_points(Area.parse("2.35,48.86,100km"))  # Paris the wrong way round lies off Somalia
     with pytest.raises(AreaError, match="nothing is left"):
         land_points(Area.parse("48.86,2.29,50km", "48.86,2.29,60km"))
+
+
+def test_a_country_that_reaches_a_pole_has_even_points() -> None:
+    """The grid of the outlines ends a little beyond the south pole."""
+    area = Area.parse("Antarctica")
+    points = area.even_points(300)
+    assert 250 < len(points) < 350
+    assert area.contains(points).all()
+    assert area.contains(np.array([[-90.0, 0.0]])).all()

@@ -135,8 +135,8 @@ def _outlines() -> _Outlines:
     points = np.cumsum(steps.astype(np.int64), axis=0)
     # Steps of each ring start at the origin of the grid: subtract the sum of the rings before it.
     points -= np.repeat(points[rings[:-1]] - steps[rings[:-1]], np.diff(rings), axis=0)
-    offsets = (rings, polygons, countries)
-    areas = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, points * scale + translate, offsets)
+    degrees = np.clip(points * scale + translate, (-180, -90), (180, 90))  # the grid ends 68 m beyond
+    areas = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, degrees, (rings, polygons, countries))
     parts, rows = shapely.get_parts(areas, return_index=True)
     return _Outlines(codes, areas, parts, shapely.envelope(parts), rows)
 
