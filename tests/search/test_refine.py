@@ -1,5 +1,8 @@
 """Refinement finds what lies between the places of a gallery, anywhere on the sphere."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.areas import Area, Circle
 from open_geoclip.geo.sphere import destination, even_points, haversine_km, offset
-from open_geoclip.model.location_encoder import LocationEncoder
+from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.refine import LocalSearch, RefineSettings, RingCache, encode_cosines, local_search
@@ -93,6 +96,20 @@ def test_rings_that_are_kept_change_no_answer(earth: LocationEncoder, gallery: T
         again = local_search(rings, vectors, rows)
         torch.testing.assert_close(again.places, plain.places)
         torch.testing.assert_close(again.place_cosines, plain.place_cosines, atol=1e-5, rtol=0)
+
+
+def test_threads_share_rings() -> None:
+    """Each took the rows that another one was about to fill: some rings were those of other places, from then on."""
+    settings = LocationSettings(sigmas=(0.5,), features=8, width=8, depth=1, output=8, projection="sphere")
+    encoder, places = LocationEncoder(settings).eval(), even_points(400)
+    alone, shared = (RingCache(encoder, places, np.full(400, 800.0)) for _ in range(2))
+    vectors, parts = torch.eye(8)[:1], torch.arange(400).view(-1, 1, 2)
+    expected = [alone.cosines(vectors, rows) for rows in parts]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(partial(shared.cosines, vectors), parts))
+    found += [shared.cosines(vectors, rows) for rows in parts]
+    for one, other in zip(found, expected * 2, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_answers_stay_inside_limits(earth: LocationEncoder, gallery: Tensor) -> None:

@@ -129,8 +129,9 @@ class RingCache:
         self.places = torch.from_numpy(places)
         self.radius_km = self.settings.reach * torch.from_numpy(spacing_km)
         self._max_rings = max_rings
-        self._slots = torch.full((len(places),), -1)  # where in `_kept` the ring of a place is
-        self._kept = torch.empty(0, 1 + _RING, encoder.settings.output)
+        # Where in the second the ring of a place is, or -1. Both are replaced together, never changed: threads may
+        # search at once, and at worst one of them encodes what another one has.
+        self._kept = torch.full((len(places),), -1), torch.empty(0, 1 + _RING, encoder.settings.output)
 
     def rings(self, rows: Int64[Tensor, "n k"]) -> Float64[Tensor, "n k 6 2"]:
         """Return the ring of places around some of the gallery's, (lat, lon) in degrees."""
@@ -140,14 +141,16 @@ class RingCache:
     def cosines(self, embeddings: Float[Tensor, "n d"], rows: Int64[Tensor, "n k"]) -> Float32[Tensor, "n k 7"]:
         """Return the cosine of each embedding with its own rows of the gallery and the ring around each."""
         unique, inverse = rows.unique(return_inverse=True)
-        missing = unique[self._slots[unique] < 0]
+        slots, kept = self._kept
+        is_missing = slots[unique] < 0
+        missing = unique[is_missing]
         fresh = self._encode(missing)
-        keep = min(len(missing), self._max_rings - len(self._kept))
-        self._slots[missing[:keep]] = len(self._kept) + torch.arange(keep)
-        self._kept = torch.cat([self._kept, fresh[:keep]])
-        slots = self._slots[unique]
         table = torch.empty(len(unique), 1 + _RING, fresh.shape[2])
-        table[slots >= 0], table[slots < 0] = self._kept[slots[slots >= 0]], fresh[keep:]
+        table[~is_missing], table[is_missing] = kept[slots[unique[~is_missing]]], fresh
+        keep = min(len(missing), self._max_rings - len(kept))
+        if keep:
+            slots = slots.index_copy(0, missing[:keep], len(kept) + torch.arange(keep))
+            self._kept = slots, torch.cat([kept, fresh[:keep]])
         cosines = (embeddings.float() @ table.flatten(0, 1).T).view(len(embeddings), len(unique), 1 + _RING)
         return cosines.gather(1, inverse[..., None].expand(-1, -1, 1 + _RING))
 
