@@ -239,3 +239,15 @@ def test_limits_may_be_smaller_than_the_smoothing(radius_km: float) -> None:
         assert not most.is_empty
         corners = shapely.get_coordinates(most)[:, ::-1].copy()
         assert haversine_km(corners, np.array([[43.73, 7.42]])).max() < 1.5 * radius_km
+
+
+def test_a_single_sample_within_limits_is_no_extent_of_a_map() -> None:
+    wide = bumps((41.9, 12.5, 2000, 1))
+
+    def mass(at: np.ndarray) -> np.ndarray:
+        found = wide(at) / wide(at).sum()
+        found[haversine_km(at, np.array([[-30.0, 140.0]])).argmin()] = 3e-4  # of 4,000 samples, one
+        return found
+
+    told = describe_regions(made(mass, sigma_km=14.0), allowed=lambda at: at[:, 0] > -80)
+    assert not shapely.geometry.shape(told["regions"]["90"]).is_empty

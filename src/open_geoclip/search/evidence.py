@@ -7,7 +7,8 @@ With the posterior p of the location model, its prior u, and neighbours at place
 K is a Gaussian kernel on the sphere. The sum is a kernel density estimate in units of the prior whose weights are not
 normalised: neighbours that look less like the photo than ``s0`` count less than the prior and change nothing, so how
 much the neighbours say depends on how similar they are. The five parameters are fitted on validation photos
-(:mod:`open_geoclip.evaluation.evidence`); a and b below 1 account for what both sources have in common.
+(:mod:`open_geoclip.evaluation.evidence`): a is at most 1, as the location model is calibrated; b below 1 accounts for
+what both sources have in common.
 """
 
 import base64
@@ -56,11 +57,11 @@ class EvidenceSettings:
         SettingsError: a parameter is out of range.
     """
 
-    location_weight: float = 0.71
-    neighbour_weight: float = 0.2
-    temperature: float = 0.016
-    min_similarity: float = 0.02
-    kernel_km: float = 88.0
+    location_weight: float = 1.0
+    neighbour_weight: float = 0.27
+    temperature: float = 0.0125
+    min_similarity: float = 0.13
+    kernel_km: float = 60.0
     neighbours: int = 24
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ REGION_LEVELS = (0.5, 0.9)
 _SIZE_RATIO = 4.0  # Gaussians within this factor in size are contoured together
 _LINK_SIGMAS = 2.5  # if they are nearer than so many standard deviations of both
 _MARGIN_SIGMAS = 3.5  # of a map around its Gaussians
+_FEW_SAMPLES = 10  # fewer do not say where limits end
 _CELLS_PER_SIGMA = 1.5  # of a map, in the smallest standard deviation
 _MIN_CELLS, _MAX_CELLS = 24, 80  # of a map along its longer side, the least of those that limits make smaller
 _MAX_EXTENT = math.radians(50)  # clusters that extend farther from their centre are divided
@@ -205,7 +206,8 @@ def _contours(
     cell = float(sigma.min()) / _CELLS_PER_SIGMA
     if mixture.allowed is not None:  # the map ends where the samples do: limits may be smaller than the cells
         found = azimuthal_equal_area(mixture.samples, frame)
-        if len(found := found[((found > low) & (found < high)).all(axis=1)]):
+        found = found[((found > low) & (found < high)).all(axis=1)]
+        if len(found) >= _FEW_SAMPLES:
             margin = 0.05 * np.ptp(found, axis=0)
             low, high = np.maximum(low, found.min(axis=0) - margin), np.minimum(high, found.max(axis=0) + margin)
             cell = min(cell, float((high - low).max()) / _MIN_CELLS)
