@@ -37,7 +37,7 @@ __all__ = ["main", "measure", "page", "retrieve"]
 RADII_KM = (25, 200, 750, 2500)
 SIZES = (131_072, 100_000, 10_000, 1_000)
 SEEDS = 3
-VIEWS = 4096
+VIEWS, TEST_VIEWS = 4096, 2048  # of features that are kept, and of those that are located
 _KS = (1, 3, 5, 10, 20)  # neighbours of retrieval alone, chosen on validation views
 _SHARES = (0.5, 0.9)
 _FITTED = 256  # validation views of each imagery that the rule is fitted on
@@ -290,7 +290,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m research.photo_index")
     parser.add_argument("features", type=Path, help="folder of research.view_features")
     parser.add_argument("--others", type=Path, help="folder of january.jpg and may.jpg", required=True)
-    parser.add_argument("--views", type=int, default=VIEWS, help="test views of each rendering")
+    parser.add_argument("--views", type=int, default=TEST_VIEWS, help="test views of each rendering")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--output", type=Path, default=_PAGE)
