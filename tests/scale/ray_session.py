@@ -119,7 +119,9 @@ def main(folder: Path) -> None:
             except OpenGeoCLIPError as error:
                 found[name] = str(error)
         listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False).stdout
-        found["listening"] = [" ".join(line.split()[3:]) for line in listening.splitlines() if "ray" in line or "gcs" in line]
+        found["listening"] = [
+            " ".join(line.split()[3:]) for line in listening.splitlines() if "ray" in line or "gcs" in line
+        ]
     (folder / "found.json").write_text(json.dumps(found))
 
 
