@@ -63,6 +63,12 @@ def compare_features(folder: Path) -> dict[str, Any]:
     }
 
 
+def listening() -> set[str]:
+    """Return the addresses that processes of Ray listen to, with the processes."""
+    found = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False).stdout
+    return {" ".join(line.split()[3:]) for line in found.splitlines() if "ray" in line or "gcs" in line}
+
+
 def main(folder: Path) -> None:
     """Run everything."""
     load = partial(Locator.from_pretrained, "earth", cache=folder / "galleries")
@@ -110,6 +116,7 @@ def main(folder: Path) -> None:
             {"file": str(folder / "bad.jpg"), "owner": "b"},
             {"file": None, "owner": "c"},
         ]
+        before = listening()  # a port that is open at both times, not one that is tried while a process starts
         dataset = ray.data.from_items(rows)
         located = locate_dataset(dataset, settings, image="file", query=QuerySettings(top_k=2))
         found["rows"] = sorted(located.take_all(), key=lambda row: str(row["owner"]))
@@ -118,10 +125,7 @@ def main(folder: Path) -> None:
                 locate_dataset(ray.data.from_items(other_rows), settings)
             except OpenGeoCLIPError as error:
                 found[name] = str(error)
-        listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False).stdout
-        found["listening"] = [
-            " ".join(line.split()[3:]) for line in listening.splitlines() if "ray" in line or "gcs" in line
-        ]
+        found["listening"] = sorted(before & listening())
     (folder / "found.json").write_text(json.dumps(found))
 
 
