@@ -34,6 +34,7 @@ def test_the_fit_uses_neighbours_that_tell_something(rng: np.random.Generator, m
     settings = fit_evidence(posteriors, useful, truth)
     assert settings.neighbour_weight > 0.2
     assert settings.kernel_km < 200
+    assert settings.location_weight <= 1
     calibration = calibrate_evidence(posteriors[:8], useful[:8], truth[:8], settings, "images")
     assert calibration.fitted_on == "images"
     assert len(calibration.levels) == len(CALIBRATED_LEVELS)

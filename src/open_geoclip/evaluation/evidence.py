@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -141,15 +141,15 @@ def fit_evidence(
     posteriors: Sequence[Posterior],
     neighbours: Sequence[Neighbours],
     truth: Float64[np.ndarray, "n 2"],
-    start: EvidenceSettings | None = None,
 ) -> EvidenceSettings:
     """Fit the five parameters by maximum likelihood: the log density at the truths is a proper score.
+
+    The location model, which is calibrated, is not sharpened: its exponent is at most 1.
 
     Args:
         posteriors: of the location model, calibrated, one row each, on the same cells.
         neighbours: of the same images, as many of each.
         truth: where they were taken, (lat, lon) in degrees.
-        start: where the search starts.
 
     Raises:
         SettingsError: fewer than 100 images.
@@ -158,13 +158,11 @@ def fit_evidence(
 
     if len(truth) < _MIN_IMAGES:
         raise SettingsError(f"evidence is fitted on at least {_MIN_IMAGES} images, not {len(truth)}")
-    start = start or EvidenceSettings()
     data = _Data(posteriors, neighbours, np.asarray(truth, np.float64))
 
     def settings(x: Float64[np.ndarray, "5"]) -> EvidenceSettings:
-        a, b = np.clip(x[:2], 0, (1, 2))  # what is calibrated already is not to be sharpened
-        return replace(
-            start,
+        a, b = np.clip(x[:2], 0, (1, 2))
+        return EvidenceSettings(
             location_weight=round(float(a), 4),
             neighbour_weight=round(float(b), 4),
             temperature=round(math.exp(np.clip(x[2], -7, 2)), 5),
@@ -172,15 +170,7 @@ def fit_evidence(
             kernel_km=round(math.exp(np.clip(x[4], 1, 7)), 2),
         )
 
-    first = np.array(
-        [
-            start.location_weight,
-            start.neighbour_weight,
-            math.log(start.temperature),
-            start.min_similarity,
-            math.log(start.kernel_km),
-        ]
-    )
+    first = np.array([0.71, 0.2, math.log(0.016), 0.02, math.log(88.0)])  # the first exponents are within bounds
     simplex = np.stack([first, *(first + np.diag([0.2, 0.2, 0.4, 0.1, 0.3]))])
     options = {"maxfev": _MAX_EVALUATIONS, "xatol": 5e-3, "fatol": 1e-4, "initial_simplex": simplex}
     return settings(minimize(lambda x: data.loss(settings(x)), first, method="Nelder-Mead", options=options).x)
