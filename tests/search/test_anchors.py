@@ -112,3 +112,17 @@ def test_answers_name_their_anchors_and_stay_within_limits(locator: Locator) -> 
     assert answer.error == "no trip of these images keeps to 100 km/h within 48.86,2.29,5km"
     [at_sea] = locator.locate_trip([image], Anchors((0.0,), (fixes(5, (-40.0, -140.0), (-40.0, -140.0)),)), 1)
     assert at_sea.countries == {}  # the nearest place of the gallery is in French Polynesia
+
+
+def test_photos_that_one_place_alone_is_left_for(locator: Locator) -> None:
+    wide = fixes(240, (41.9, 12.5), (41.9, 12.5))
+    place = locator.gallery.coordinates[locator.search_space.cells.nearest(np.array([[48.86, 2.29]]))]
+    lat, lon = place[0].tolist()
+    one = locator.within(Area.parse([f"{lat},{lon},10km"]), keep=False)
+    assert len(one.search_space.cells) == 1
+    calibration = replace(locator.calibration, min_score=-1.0)  # the pictures say something
+    embeddings = torch.nn.functional.normalize(torch.ones(2, 512), dim=1)
+    anchors = Anchors((0.0, 3600.0), (wide, wide))
+    found, _, _ = anchored_posteriors(one.search_space, embeddings, one.model.scale, calibration, anchors, 900.0)
+    for n in range(2):
+        assert haversine_km(found(n).decode("mass", 50.0), place.astype(np.float64))[0] < 10

@@ -148,7 +148,8 @@ class _Photos:
     ) -> Posterior:
         """Return the posterior of a photo, given the marginal of a chain or alone."""
         prior = self.prior(n)
-        kept, log_mass = (slice(None), self.log_mass(n, prior)) if marginal is None else marginal
+        given = (torch.arange(len(prior.rows)), self.log_mass(n, prior)) if marginal is None else marginal
+        kept, log_mass = given[0].numpy(), given[1]  # a tensor of one number would be taken for the number
         coordinates, rows = prior.coordinates[kept], prior.rows[kept].copy()
         rows[rows < 0] = self.evidence.space.cells.nearest(coordinates[rows < 0])
         cells = GalleryCells(

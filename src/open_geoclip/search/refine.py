@@ -101,7 +101,7 @@ def encode_cosines(
 ) -> Float32[Tensor, "n m"]:
     """Return the cosine of each embedding with each of its own places, encoded on the spot."""
     located = encoder.encode(places.reshape(-1, 2).float())
-    return torch.einsum("nd,nmd->nm", embeddings.float(), located.view(*places.shape[:2], -1))
+    return torch.einsum("nd,nmd->nm", embeddings.float(), located.view(*places.shape[:2], embeddings.shape[1]))
 
 
 class RingCache:
