@@ -141,6 +141,68 @@ def test_folders_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(goal.parent.iterdir()) == [goal]
 
 
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("files/a.txt")
+    for content in ("first", "second"):  # the target of a link may be missing
+        atomic_write(link, content)
+        assert link.is_symlink()
+        assert (tmp_path / "files" / "a.txt").read_text() == content
+    with pytest.raises(FileExistsError):
+        atomic_write(link, "third", new=True)
+    (tmp_path / "folder").symlink_to("files")
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "b.txt").write_text("new")
+    assert (tmp_path / "folder").is_symlink()
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["b.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"files", "folder", "link"}
+
+
+def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic_write(pipe, "content")
+        assert os.read(reader, 100) == b"content"
+    finally:
+        os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+    assert pipe.is_fifo()
+    atomic_write(Path(os.devnull), b"gone")
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    code = "import pathlib; from open_geoclip.files import *; atomic_write(pathlib.Path('/dev/stdout'), 'after\\n')"
+    with log.open("a") as file:
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=file)
+    assert log.read_text() == "before\nafter\n"
+    piped = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert piped.stdout == "after\n"
+
+
+def test_a_folder_is_kept_when_the_process_is_interrupted_between_two_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = tmp_path / "folder"
+    with atomic_folder(goal) as temporary:
+        (temporary / "a.txt").write_text("old")
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> None:
+        if path.name.endswith("-new"):
+            raise KeyboardInterrupt
+        rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(goal) as temporary:
+        (temporary / "a.txt").write_text("new")
+    assert (goal / "a.txt").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [goal]
+    with pytest.raises(NotADirectoryError), atomic_folder(goal / "a.txt"):
+        pass
+
+
 def test_text_is_written_as_utf8_and_hashed_like_its_bytes(tmp_path: Path) -> None:
     atomic_write(tmp_path / "a.txt", "Zürich\n")
     assert (tmp_path / "a.txt").read_bytes() == "Zürich\n".encode()

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def atomic_file(path: Path, *, like: Path | None = None, new: bool = False) -> I
     """Yield an empty temporary file in the same folder; it replaces ``path`` at the end of the block.
 
     The temporary file is synchronised to disk before it is renamed, so after a crash ``path`` holds either the old
-    content or the new. If the block raises, the temporary file is removed and ``path`` is unchanged.
+    content or the new. If the block raises, the temporary file is removed and ``path`` is unchanged. Of a symbolic
+    link, the file that it leads to is written. A device, a pipe or ``/dev/stdout`` is not replaced: the content is
+    written to it at the end.
 
     Args:
         path: The file to write.
@@ -87,6 +90,15 @@ def atomic_file(path: Path, *, like: Path | None = None, new: bool = False) -> I
         FileExistsError: ``new`` is set and ``path`` exists.
         OSError: The file cannot be written.
     """
+    if not new:
+        if _is_stream(path):
+            with TemporaryDirectory() as folder:
+                (content := Path(folder) / "content").touch()
+                yield content
+                with content.open("rb") as source, path.open("ab", buffering=0) as stream:
+                    shutil.copyfileobj(source, stream)
+            return
+        path = Path(os.path.realpath(path))
     # Part of the name, so that users can attribute a leftover; all of it could exceed the limit of the file system.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
     # Set at creation: a private file is never readable by others, not even while it is written.
@@ -116,8 +128,16 @@ def atomic_write(path: Path, content: bytes | str, *, like: Path | None = None, 
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it replaces ``path``, with all that it held, at the end of the block.
 
-    If the block raises, the temporary folder is removed and ``path`` is unchanged.
+    If the block raises, the temporary folder is removed and ``path`` is unchanged. Of a symbolic link, the folder that
+    it leads to is replaced.
+
+    Raises:
+        NotADirectoryError: ``path`` is a file.
+        OSError: The folder cannot be written.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(20, "is not a folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = secrets.token_hex(4)
     fresh, old = (path.with_name(f".{path.name}-{mark}-{what}") for what in ("new", "old"))
@@ -126,15 +146,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield fresh
         if path.exists():
             path.rename(old)
-        try:
-            fresh.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        fresh.rename(path)
     finally:
+        if old.exists() and not path.exists():  # interrupted in between
+            old.rename(path)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe, or a file that this process has open as ``/dev/stdout``."""
+    is_open = path.parent == Path("/dev/fd") or path in (Path("/dev/stdout"), Path("/dev/stderr"))
+    return is_open or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def _rename_new(temporary: Path, path: Path) -> None:
