@@ -1,6 +1,7 @@
 """Each example of the guides is run: the blocks of a page in their order, in an empty folder, by a shell and Python.
 
-A block that cannot be run here says so, and why, in a comment above it: ``<!-- not run: why -->``.
+A block that cannot be run here says so, and why, in a comment above it: ``<!-- not run: why -->``. ``geoclip`` is a
+fork of a process that has imported what it needs.
 """
 
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,15 +35,27 @@ def test_blocks_are_of_a_kind_that_is_run_or_say_why_not(page: Path) -> None:
         assert kind in ("sh", "python") or why, f"{page.name}: a block of {kind!r} is not run: say why"
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with the command ``geoclip``."""
+    folder = tmp_path_factory.mktemp("bin")
+    program, address = Path(__file__).with_name("forked_commands.py"), folder / "socket"
+    (folder / "geoclip").write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{program}" run "{address}" "$@"\n')
+    (folder / "geoclip").chmod(0o755)
+    serve = [sys.executable, "-W", "ignore", str(program), "serve", str(address)]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield folder
+        server.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples_run(page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> None:
-    shims = tmp_path_factory.mktemp("bin")
-    (shims / "geoclip").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m open_geoclip.cli "$@"\n')
-    (shims / "geoclip").chmod(0o755)
+def test_examples_run(page: Path, tmp_path: Path, commands: Path, shared_cache: Path) -> None:
     environment = {
         **os.environ,
-        "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
         "OPEN_GEOCLIP_CACHE": str(shared_cache),
         "COLUMNS": "100",
         "NO_COLOR": "1",
