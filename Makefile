@@ -126,7 +126,7 @@ demo: $(STAMP) exiftool
 
 test: $(STAMP) $(PAGE) chromium exiftool proxies postgis s3-server timm
 	cd web && npm test --silent
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) $(NODE_STAMP)
 	cd web && npm run --silent check
