@@ -75,8 +75,11 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _converted_backbones(shared_cache: Path) -> Iterator[None]:
-    """Let all tests share what was converted for OpenVINO, and its checks; shapes are not checked while tracing."""
+def _shared_caches(shared_cache: Path) -> Iterator[None]:
+    """Let all tests share what was computed for galleries and converted for OpenVINO, and its checks.
+
+    What is converted is shared by tests with caches of their own, too. Shapes are not checked while tracing.
+    """
     from open_geoclip.model.backbones import runtime, self_check
 
     convert = runtime._convert
@@ -89,10 +92,19 @@ def _converted_backbones(shared_cache: Path) -> Iterator[None]:
             jaxtyping.config.update("jaxtyping_disable", False)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPEN_GEOCLIP_CACHE", str(shared_cache))
         patch.setattr(runtime, "cache_dir", lambda: shared_cache)
         patch.setattr(self_check, "cache_dir", lambda: shared_cache)
         patch.setattr(runtime, "_convert", unchecked)
         yield
+
+
+@pytest.fixture(scope="session")
+def earth(shared_cache: Path) -> Any:
+    """Return a locator of the embedded model with its own gallery."""
+    from open_geoclip.search.locator import Locator
+
+    return Locator.from_pretrained("earth", cache=shared_cache)
 
 
 @pytest.fixture

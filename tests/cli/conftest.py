@@ -29,9 +29,9 @@ Command = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
-def locators() -> dict[str, Locator]:
+def locators(earth: Locator) -> dict[str, Locator]:
     """Return the locators that were loaded so far, by the names of their models, backbones and galleries."""
-    return {}
+    return {"earth": earth}
 
 
 @pytest.fixture

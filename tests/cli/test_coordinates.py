@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from PIL import Image
 from open_geoclip.cli import app
 from open_geoclip.cli._options import parse_coordinate
 from open_geoclip.errors import CoordinateError
+
+pytestmark = pytest.mark.usefixtures("command")  # for it loads a model once
 
 PLACES = ["-33.9,18.6", "-0.5,-78.25", "40.7,-74", "-.5,.5", "-90,-180", "-1e1,-2e1"]
 
@@ -68,8 +71,7 @@ def by_explain(place: str, folder: Path) -> tuple[float, float]:
     return lat, lon
 
 
-COMMANDS: list[Callable[[str, Path], tuple[float, float]]] = [
-    by_where,
+OTHERS: list[Callable[[str, Path], tuple[float, float]]] = [
     by_where_second,
     by_embed,
     by_similar,
@@ -84,18 +86,26 @@ AREAS = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("by", "place"),
+    [*((by_where, place) for place in PLACES), *product(OTHERS, ("-33.9,18.6", "-.5,.5"))],
+)
 def test_every_command_takes_southern_and_western_coordinates(
-    command: Callable[[str, Path], tuple[float, float]], place: str, tmp_path: Path
+    by: Callable[[str, Path], tuple[float, float]], place: str, tmp_path: Path
 ) -> None:
     lat, lon = (float(number) for number in place.split(","))
-    assert command(place, tmp_path) == pytest.approx((lat, lon))
+    assert by(place, tmp_path) == pytest.approx((lat, lon))
 
 
-@pytest.mark.parametrize("option", ["--within", "--not-within"])
-@pytest.mark.parametrize("area", AREAS)
-@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize(
+    ("option", "area", "equals"),
+    [
+        *product(["--within"], AREAS, [False]),
+        *product(["--not-within"], ["box", "western circle"], [False]),
+        ("--within", "western circle", True),
+        ("--not-within", "circle", True),
+    ],
+)
 def test_southern_areas(option: str, area: str, equals: bool, tmp_path: Path) -> None:
     from open_geoclip.geo.areas import Area
 

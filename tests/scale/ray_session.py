@@ -71,7 +71,7 @@ def listening() -> set[str]:
 
 def main(folder: Path) -> None:
     """Run everything."""
-    load = partial(Locator.from_pretrained, "earth", cache=folder / "galleries")
+    load = partial(Locator.from_pretrained, "earth")
     locator, settings = load(), RaySettings(load, actors=(1, 1))
     found: dict[str, Any] = {"killed": 0}
 
@@ -103,7 +103,7 @@ def main(folder: Path) -> None:
         except OpenGeoCLIPError as error:
             found["other"] = [type(error).__name__, str(error)]
 
-        on_ray.NO_PROGRESS_S = 3.0
+        on_ray.NO_PROGRESS_S = 0.5
         try:
             run(table, "no room", ray=replace(settings, num_gpus=1), photo_timeout_s=0.01)
         except OpenGeoCLIPError as error:

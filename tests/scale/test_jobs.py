@@ -2,10 +2,10 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from open_geoclip.export.tables import escape
 from open_geoclip.scale.jobs import JobReport, JobSettings, run_job
 from open_geoclip.scale.results import Results, part_prefix
 from open_geoclip.search.locator import Locator
+from tests.scale.killed_job import DATA_ERROR, PRELOADED, Mishap, disturbed_job
 
 N = 14
 
 
 @pytest.fixture(scope="module")
-def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
-    return Locator.from_pretrained("earth", cache=tmp_path_factory.mktemp("galleries"))
+def locator(earth: Locator) -> Locator:
+    return earth
 
 
 @pytest.fixture(scope="module")
@@ -97,44 +98,29 @@ def test_fast_decoding_is_the_same_in_a_job_and_belongs_to_its_manifest(locator:
         run(locator, tmp_path / "photos", tmp_path / "job", resume=True)
 
 
-def killed_after(count: int, photos: Path, folder: Path, how: str) -> int:
-    """Run a job in a process that does something to itself when so many photos are done; return its exit status."""
-    program = f"""
-import os, resource, signal
-from pathlib import Path
-from open_geoclip.data.sources import open_source
-from open_geoclip.scale.jobs import JobSettings, run_job
-from open_geoclip.search.locator import Locator
-
-def progress(done, total):
-    if done == {count}:
-        {how}
-
-settings = JobSettings(part_size=3, resume=True, workers=2)
-run_job(Locator.from_pretrained("earth"), open_source({str(photos)!r}, places=False), Path({str(folder)!r}), settings,
-        progress=progress)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, -signal.SIGKILL) or "Interrupt" in done.stderr or "DataError" in done.stderr
-    return done.returncode
+def exit_status(photos: Path, folder: Path, mishap: Mishap | None = None, count: int = 0) -> int | None:
+    """Return how a job ends, in a process of its own, to which something happens when so many photos are done."""
+    context = multiprocessing.get_context("forkserver")  # what it imports takes longer than the job
+    context.set_forkserver_preload([*PRELOADED, "pytest"])
+    process = context.Process(target=disturbed_job, args=(photos, folder, mishap, count))
+    process.start()
+    process.join(timeout=240)
+    return process.exitcode
 
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_again_and_again_is_completed(
     photos: Path, expected: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    folder, kill = tmp_path / "results", "os.kill(os.getpid(), signal.SIGKILL)"
-    sizes = []
+    folder, sizes = tmp_path / "results", []
     for count in (2, 9, 13):
-        assert killed_after(count, photos, folder, kill) == -signal.SIGKILL
+        assert exit_status(photos, folder, "kill", count) == -signal.SIGKILL
         sizes.append(len(list(folder.glob("part-*.parquet"))))
     assert sizes == sorted(sizes)
     assert sizes[-1] > 0
-    # A full disk: no file of this process may grow beyond a kilobyte.
-    full = "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
-    assert killed_after(1, photos, folder, full) == 1
+    assert exit_status(photos, folder, "full disk", 1) == DATA_ERROR
     (folder / f".{part_prefix(1, 1)}-000009.parquet.abcd.part").write_bytes(b"left by a process that was killed")
-    assert killed_after(0, photos, folder, "pass") == 0
+    assert exit_status(photos, folder) == 0
     check(folder, expected)
     assert not list(folder.glob("*.part"))
     assert not list(folder.glob(".*.part"))

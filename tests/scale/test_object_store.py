@@ -74,9 +74,9 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3://bucket"
 
 
-@pytest.fixture(scope="module")
-def locator(tmp_path_factory: pytest.TempPathFactory) -> Locator:
-    return Locator.from_pretrained("earth", cache=tmp_path_factory.mktemp("galleries"))
+@pytest.fixture
+def locator(earth: Locator) -> Locator:
+    return earth
 
 
 @pytest.mark.slow

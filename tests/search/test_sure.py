@@ -16,11 +16,6 @@ from open_geoclip.search.prior import GalleryCells
 from research.out_of_distribution import out_of_distribution_images
 
 
-@pytest.fixture(scope="module")
-def earth(tmp_path_factory: pytest.TempPathFactory) -> Locator:
-    return Locator.from_pretrained("earth", cache=tmp_path_factory.mktemp("cache"))
-
-
 @pytest.mark.slow
 def test_the_embedded_model_is_sure_of_its_own_views_alone(earth: Locator) -> None:
     [batch] = views("test", 96)
