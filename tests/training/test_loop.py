@@ -111,6 +111,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ring": {"positive_km": 500.0, "mask_km": 1000.0},
     "weights": {"near_weight": 1.0, "near_weight_km": 1000.0, "symmetric": True},
     "siglip": {"loss": "siglip"},
+    "nearby": {"nearby_places": 3, "nearby_km": (50.0, 2000.0), "smooth_km": (500.0,), "mask_km": 0.0},
 }
 
 

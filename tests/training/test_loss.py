@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from open_geoclip.errors import CoordinateError
-from open_geoclip.geo.sphere import haversine_km
+from open_geoclip.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from open_geoclip.model.image_encoder import image_head
 from open_geoclip.model.location_encoder import LocationEncoder
 from open_geoclip.training.loss import (
@@ -22,6 +22,7 @@ from open_geoclip.training.loss import (
     distances_km,
     near_duplicates,
     near_weights,
+    nearby_places,
     siglip_loss,
     smooth_targets,
 )
@@ -126,6 +127,26 @@ def test_smooth_targets_are_normalised_gaussians_of_the_distance() -> None:
     torch.testing.assert_close(smooth_targets(km, [1e-2]), torch.eye(3, 5, dtype=torch.float64))
     far = smooth_targets(km, [1e6])
     torch.testing.assert_close(far, torch.full_like(far, 0.2), rtol=1e-3, atol=0)
+
+
+def test_nearby_places_lie_in_all_directions_with_as_many_in_each_octave() -> None:
+    places = torch.tensor([[48.0, 2.0], [-89.0, 0.0], [0.0, 179.9]], dtype=torch.float64)
+    found = nearby_places(places, 2000, (20.0, 320.0), torch.Generator().manual_seed(0))
+    assert torch.equal(found, nearby_places(places, 2000, (20.0, 320.0), torch.Generator().manual_seed(0)))
+    for place, around in zip(places, found.reshape(3, 2000, 2), strict=True):
+        km = distances_km(place[None], around)[0]
+        assert km.min() > 20 - 1e-6
+        assert km.max() < 320 + 1e-6
+        octaves = torch.histc(torch.log2(km / 20), 4, 0, 4)
+        assert ((octaves - 500).abs() < 5 * 500**0.5).all()
+        # Directions cancel, seen from the place: no side has more.
+        mean = unit_vectors(around).mean(dim=0) - unit_vectors(place[None])[0]
+        assert mean.norm() * EARTH_RADIUS_KM < 10
+    assert len(nearby_places(places, 0, (20.0, 320.0), torch.Generator())) == 0
+    assert torch.allclose(
+        distances_km(places[:1], nearby_places(places[:1], 9, (30.0, 30.0), torch.Generator())),
+        torch.tensor(30.0, dtype=torch.float64),
+    )
 
 
 def test_the_objectives_are_the_plain_loss_in_their_limits() -> None:

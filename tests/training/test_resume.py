@@ -117,7 +117,14 @@ def test_ctrl_c_saves_the_step_and_ends(tmp_path: Path) -> None:
     [
         {"mask_km": 300.0, "positive_km": 100.0},
         {"mask_km": 300.0, "positive_km": 100.0, "symmetric": True},
-        {"mask_km": 0.0, "smooth_km": (500.0, 100.0), "smooth_end": 0.5, "near_weight": 1.0, "symmetric": True},
+        {
+            "mask_km": 0.0,
+            "smooth_km": (500.0, 100.0),
+            "smooth_end": 0.5,
+            "near_weight": 1.0,
+            "nearby_places": 2,
+            "symmetric": True,
+        },
         {"loss": "siglip"},
         {"unfreeze_blocks": 1, "ema_decay": 0.9},
         {"lora_rank": 2, "ema_decay": 0.9},

@@ -21,6 +21,7 @@ from open_geoclip.training.loss import (
     distances_km,
     near_duplicates,
     near_weights,
+    nearby_places,
     siglip_loss,
     smooth_targets,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "export_model",
     "near_duplicates",
     "near_weights",
+    "nearby_places",
     "siglip_loss",
     "smooth_targets",
     "train",

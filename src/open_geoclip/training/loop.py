@@ -35,7 +35,7 @@ from open_geoclip.training.checkpoint import (
 from open_geoclip.training.distributed import Ranks
 from open_geoclip.training.evaluation import evaluate_model
 from open_geoclip.training.finetuning import finetuning
-from open_geoclip.training.loss import Loss, SigLIPLoss, add_noise, batch_loss, contrastive_loss
+from open_geoclip.training.loss import Loss, SigLIPLoss, add_noise, batch_loss, contrastive_loss, nearby_places
 from open_geoclip.training.settings import TrainSettings
 
 __all__ = ["GALLERY_SIZE", "Callbacks", "train"]
@@ -201,12 +201,14 @@ def _train_epoch(
         rate = settings.learning_rate * learning_rate_factor(settings, state.epoch, within)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        # Negatives are the places of the batch and of the queue; all are encoded anew, with noise.
+        # Candidates: places of the batch and of the queue, encoded anew, with noise, and some around the batch's.
         batch_places = ranks.gather(batch.coordinates)
-        places = torch.cat([batch_places, state.queue])
         noise = torch.Generator().manual_seed((request.generator().initial_seed() * 1_000_003 + state.step) % 2**63)
         noisy_batch = add_noise(batch_places, settings.noise_m, noise)
-        candidates = torch.cat([noisy_batch, add_noise(state.queue, settings.queue_noise_m, noise)])
+        noisy_queue = add_noise(state.queue, settings.queue_noise_m, noise)
+        nearby = nearby_places(batch_places, settings.nearby_places, settings.nearby_km, noise)
+        places = torch.cat([batch_places, state.queue, nearby])
+        candidates = torch.cat([noisy_batch, noisy_queue, nearby])
 
         state.optimizer.zero_grad()
         progress = (state.epoch + within) / settings.epochs
@@ -221,7 +223,8 @@ def _train_epoch(
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(settings.max_scale))
         state.update_average()
-        state.queue = places[: settings.queue_size]  # enqueue the batch, dequeue the oldest places
+        # Enqueue the batch, dequeue the oldest places.
+        state.queue = torch.cat([batch_places, state.queue])[: settings.queue_size]
 
         state.loss_sum += value
         state.step += 1

@@ -2,7 +2,8 @@
 
 Cross-entropy of an image's embedding over the embeddings of places (Vivanco Cepeda et al., "GeoCLIP", NeurIPS 2023,
 section 3.2 and equation 5). Beyond the paper's code: coordinates get noise, negatives that are too near to be wrong can
-be ignored, several places can be right, and the distance of a place can decide how right or how important it is.
+be ignored, several places can be right, the distance of a place can decide how right or how important it is, and places
+near the true ones can be drawn as further candidates.
 """
 
 import math
@@ -31,6 +32,7 @@ __all__ = [
     "encode_inputs",
     "near_duplicates",
     "near_weights",
+    "nearby_places",
     "siglip_loss",
     "smooth_targets",
 ]
@@ -53,6 +55,28 @@ def add_noise(
         return coordinates
     north, east = sigma_m * torch.randn(2, len(coordinates), generator=generator, dtype=torch.float64)
     return offset(coordinates, north, east)
+
+
+def nearby_places(
+    coordinates: Float64[Tensor, "n 2"], each: int, distance_km: tuple[float, float], generator: torch.Generator
+) -> Float64[Tensor, "m 2"]:
+    """Draw places around each coordinate, in all directions, as many in each octave of the distance.
+
+    Places of other images are rarely near enough to be confused with an image's own; these are, and need no image.
+
+    Args:
+        coordinates: (lat, lon) in degrees.
+        each: how many around each, k.
+        distance_km: the least and the greatest distance.
+        generator: of the random numbers.
+
+    Returns:
+        m = n k places; the first k are around the first coordinate.
+    """
+    near, far = (math.log(1000 * km) for km in distance_km)
+    share, turn = torch.rand(2, len(coordinates) * each, generator=generator, dtype=torch.float64)
+    distance_m, bearing = torch.exp(near + (far - near) * share), 2 * math.pi * turn
+    return offset(coordinates.repeat_interleave(each, dim=0), distance_m * bearing.cos(), distance_m * bearing.sin())
 
 
 def near_duplicates(

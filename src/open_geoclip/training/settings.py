@@ -34,7 +34,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "queue_size", "weight_decay", "warmup", "clip_norm", "noise_m", "queue_noise_m", "mask_km", "positive_km",
-    "near_weight", "checkpoint_every", "patience", "seed", "unfreeze_blocks", "lora_rank", "ema_decay",
+    "near_weight", "nearby_places", "checkpoint_every", "patience", "seed", "unfreeze_blocks", "lora_rank", "ema_decay",
 )  # fmt: skip
 _HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
@@ -65,6 +65,8 @@ class TrainSettings:
         smooth_end: the widths at the end of the run as a share of those at its beginning; they shrink geometrically.
         near_weight: negatives near the truth count up to 1 + ``near_weight`` times; 0 weights none.
         near_weight_km: the distance at which that excess has fallen to 1/e.
+        nearby_places: places around that of each image, drawn anew in each step, that are candidates too.
+        nearby_km: their least and greatest distance; as many are drawn in each octave between.
         symmetric: classify images among places and places among images, not only the former.
         start_scale: inverse temperature at the start of new weights.
         max_scale: upper bound of the inverse temperature.
@@ -107,6 +109,8 @@ class TrainSettings:
     smooth_end: float = 1.0
     near_weight: float = 0.0
     near_weight_km: float = 500.0
+    nearby_places: int = 0
+    nearby_km: tuple[float, float] = (15.0, 500.0)
     symmetric: bool = False
     start_scale: float = 1 / 0.07
     max_scale: float = 100.0
@@ -148,6 +152,10 @@ class TrainSettings:
             raise SettingsError(f"smooth_km: widths above 0 and at most {_HALF_WAY_KM:,.0f}, not {self.smooth_km}")
         if self.smooth_km and (self.mask_km or self.positive_km):
             raise SettingsError("smooth_km: gives every place a share: set mask_km and positive_km to 0")
+        if not 0 < self.nearby_km[0] <= self.nearby_km[1] <= _HALF_WAY_KM:
+            raise SettingsError(
+                f"nearby_km: a distance above 0 and another, at most {_HALF_WAY_KM:,.0f}, not {self.nearby_km}"
+            )
         if self.loss == "siglip" and (self.smooth_km or self.near_weight):
             raise SettingsError(
                 "loss: siglip knows right and wrong pairs only: set smooth_km to [] and near_weight to 0"
