@@ -95,6 +95,8 @@ TRIALS = {
     "smooth targets, 75 km": Trial(replace(PLAIN, smooth_km=(75.0,))),
     "smooth targets, 25, 75 and 225 km": Trial(replace(PLAIN, smooth_km=(25.0, 75.0, 225.0))),
     "smooth targets, 300 shrinking to 30 km": Trial(SHRINKING),
+    "4 nearby places": Trial(replace(PLAIN, nearby_places=4)),
+    "4 nearby places and smooth targets, 75 km": Trial(replace(PLAIN, nearby_places=4, smooth_km=(75.0,))),
     "near negatives weighted up to twice, 500 km": Trial(replace(PLAIN, near_weight=1.0, near_weight_km=500.0)),
     "SigLIP loss": Trial(replace(PLAIN, loss="siglip")),
     "half of each batch neighbours": Trial(PLAIN, neighborhood=64),
