@@ -49,7 +49,7 @@ sys.modules[_checker.__name__] = _checker
 install_import_hook(["open_geoclip", "research"], "open_geoclip_checker.check")
 
 # Examples are the same in every run, and slow machines do not fail.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=100)
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("fixed")
 
 _RELEASED = "released_geoclip_model"

@@ -136,14 +136,14 @@ def test_the_table_says_first_whether_an_answer_can_be_trusted(geoclip: Command,
     assert max(candidate["probability"] for candidate in answer["candidates"]) < 0.05
 
 
-def test_hostile_images_are_reported_and_the_rest_is_done(process: Command, views: list[Path], tmp_path: Path) -> None:
+def test_hostile_images_are_reported_and_the_rest_is_done(geoclip: Command, views: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "empty.jpg").write_bytes(b"")
     (bad / "text.jpg").write_text("this is no picture")
     (bad / "cut.png").write_bytes(views[0].read_bytes()[:-2000])
     Image.fromarray(np.zeros((10_000, 10_000), np.uint8)).save(bad / "bomb.png")
-    done = process("locate", views[0], bad, tmp_path / "none.png", views[1], "--format", "json", status=1)
+    done = geoclip("locate", views[0], bad, tmp_path / "none.png", views[1], "--format", "json", status=1)
     answers = {Path(answer["image"]).name: answer for answer in json.loads(done.out)}
     assert len(answers) == 7
     for name in ("empty.jpg", "text.jpg", "cut.png", "bomb.png", "none.png"):
@@ -229,8 +229,8 @@ def test_the_files_name_says_what_is_written(geoclip: Command, views: list[Path]
     assert kinds.count("credible region") == 2
 
 
-def test_a_name_that_says_nothing_is_refused_before_work(process: Command) -> None:
-    done = process("locate", "missing.jpg", "--output", "a.doc", status=2)
+def test_a_name_that_says_nothing_is_refused_before_work(geoclip: Command) -> None:
+    done = geoclip("locate", "missing.jpg", "--output", "a.doc", status=2)
     assert "a.doc" in done.err
     assert ".geojson" in done.err
 

@@ -16,6 +16,8 @@ from open_geoclip.data.packing import pack
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import BenchmarkError, SettingsError
 
+pytestmark = pytest.mark.usefixtures("command")  # for it loads a model once
+
 N = 6
 
 
