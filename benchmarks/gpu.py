@@ -339,9 +339,7 @@ def _measure_answers(sizes: Sizes, device: torch.device, model: GeoCLIP, folder:
         f"decoding and preprocessing, {cores} cores": n * prepare / cores,
         "copy to the device": measure(lambda: pixels.to(device, copy=True), device, sizes.least_s),
         "image encoder": measure(partial(model.encode_image, pixels.to(device)), device, sizes.least_s),
-        "logits of all places, processor": measure(
-            lambda: space.index.logits(encoded, model.scale, TOP_K), here, sizes.least_s
-        ),
+        "logits of all places": measure(lambda: space.index.logits(encoded, model.scale, TOP_K), here, sizes.least_s),
         f"posterior and {TOP_K} candidates, processor": measure(posterior, here, sizes.least_s),
     }
     many = files * 3  # batches are decoded ahead

@@ -46,6 +46,18 @@ def test_search_equals_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found.log_normalizer, total, rtol=0, atol=40 * 2**-11)
 
 
+def test_all_logits_are_those_of_a_search_computed_where_the_encoder_is(tmp_path: Path) -> None:
+    encoder, gallery = make_encoder(), make_gallery(500)
+    queries = F.normalize(torch.randn(3, 24), dim=1)
+    index = GalleryIndex.build(encoder, gallery, folder=tmp_path)
+    found, logits = index.search(queries, 40.0, 7), index.logits(queries, 40.0, exact=7)
+    torch.testing.assert_close(logits.gather(1, found.rows), found.logits, rtol=0, atol=1e-5)
+    assert torch.equal(logits.topk(7, dim=1).indices, found.rows)
+    index = GalleryIndex(encoder.to("meta"), gallery, index.embeddings)
+    with pytest.raises(NotImplementedError, match="meta"):  # no numbers come back from there
+        index.logits(queries, 40.0)
+
+
 def test_near_ties_are_ordered_in_full_precision(tmp_path: Path) -> None:
     """Places a few metres apart differ by less than float16 can hold; their order must be right all the same."""
     encoder = make_encoder()

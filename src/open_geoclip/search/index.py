@@ -175,27 +175,31 @@ class GalleryIndex:
     def logits(self, queries: Float[Tensor, "n d"], scale: float, exact: int = 1) -> Float32[Tensor, "n m"]:
         """Return the logits of all places for each query.
 
-        They are computed from the rounded embeddings; those that decide about the best ``exact`` places are computed
-        again in full precision, as in :meth:`search`.
+        They are computed from the rounded embeddings, on the device of the encoder; those that decide about the best
+        ``exact`` places are computed again in full precision, as in :meth:`search`.
 
         Args:
             queries: embeddings of images or texts, of any length.
             scale: logits are scale times cosine.
             exact: places a query.
+
+        Returns:
+            float32 on the CPU.
         """
-        queries = queries.float()
-        logits = torch.empty(len(queries), len(self))
+        queries = queries.float().to(self._fast_embeddings.device)
+        logits = torch.empty(len(queries), len(self), device=queries.device)
         for start in range(0, len(self), _CHUNK):
             part = self._fast_embeddings[start : start + _CHUNK].float()
             torch.mm(queries, part.T, out=logits[:, start : start + _CHUNK])
         logits *= scale
-        best, rows = logits.topk(min(exact + _EXTRA, len(self)), dim=1)
-        return logits.scatter_(1, rows, self._rescore(queries, scale, best, rows, exact))
+        best, rows = (part.cpu() for part in logits.topk(min(exact + _EXTRA, len(self)), dim=1))
+        return logits.cpu().scatter_(1, rows, self._rescore(queries.cpu(), scale, best, rows, exact))
 
     @cached_property
     def _fast_embeddings(self) -> Float[Tensor, "m d"]:
-        """The embeddings, as float32 in memory when there are few: converting them takes longer than the product."""
-        return self.embeddings.float() if len(self) <= _FLOAT32_LIMIT else self.embeddings
+        """The embeddings where the encoder is, as float32 if there are few: converting takes longer than a product."""
+        device = next(self.encoder.parameters(), self.embeddings).device
+        return (self.embeddings.float() if len(self) <= _FLOAT32_LIMIT else self.embeddings).to(device)
 
     def _rescore(
         self,
