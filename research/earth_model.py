@@ -44,7 +44,7 @@ from open_geoclip.training.loop import Callbacks, train
 from open_geoclip.training.settings import TrainSettings
 from open_geoclip.weights.folders import EMBEDDED
 from open_geoclip.weights.load import load_model, load_release
-from open_geoclip.weights.save import save_release, save_subspace
+from open_geoclip.weights.save import save_release, save_self_check, save_subspace
 from research.alignment import AlignedEncoder, AlignSettings, Projections, align
 from research.out_of_distribution import fit_subspace
 from research.view_calibration import FIT_VIEWS, encoded, fit_view_calibration
@@ -102,7 +102,13 @@ def main() -> None:
         type=str,
         help="an image of the whole Earth that is not trained on, to measure on",
     )
+    parser.add_argument(
+        "--self-check", action="store_true", help="write the embeddings of the self-check of the finished model alone"
+    )
     options = parser.parse_args()
+    if options.self_check:
+        save_self_check(options.output)
+        return
 
     views = Views(options.work / "features")
     validation = views.features("validation", 4096)
@@ -281,6 +287,7 @@ def save(
     }
     save_release(options.output, tensors, config, gallery=table, dtype="float16")
     save_subspace(options.output, subspace)
+    save_self_check(options.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A backbone run by OpenVINO gives what torch gives, and OpenVINO is chosen only where it can be used."""
 
 import gc
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,52 @@ def test_engines_are_chosen(tmp_path: Path, save_clip: Callable[..., Path]) -> N
     assert prepare_backbone(linear, "auto", "float32") is linear
     with pytest.raises(SettingsError, match="on a CPU: use torch"):
         prepare_backbone(linear, "openvino", "float32")
+
+
+class Cut(nn.Module):
+    """What cannot be converted, as OpenVINO does not know an operator, or is another network once it was traced."""
+
+    image_size = 16
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.linear = how, nn.Linear(48, 6)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        means = nn.functional.adaptive_avg_pool2d(pixels, 4)
+        if self.how == "unknown operator":
+            means = torch.linalg.eigvals(means).abs()[..., None] * means
+        if self.how == "constant":
+            means = means * float(means.flatten(1).std(dim=1).max())
+        return self.linear(means.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("unknown operator", "OpenVINO cannot convert a Cut ("), ("constant", "float32 by openvino: the centred cosine")],
+)
+def test_torch_runs_what_openvino_cannot_and_says_so(how: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    backbone = Cut(how).eval()
+    for _ in range(2):  # the second time by what the cache remembers
+        caplog.clear()
+        assert prepare_backbone(backbone, "auto", "float32") is backbone
+        assert f"torch runs the image backbone, not OpenVINO: {said}" in caplog.text
+    with pytest.raises(SettingsError, match=f"engine openvino: {re.escape(said)}.*: use torch"):
+        prepare_backbone(backbone, "openvino", "float32")
+
+
+def test_float32_is_not_tf32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    was = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    linear = nn.Linear(2, 2)
+    prepare_backbone(linear, "torch", "float32", "cpu")
+    allowed = [torch.backends.cudnn.allow_tf32]
+    monkeypatch.setattr(linear, "to", lambda device: linear)  # there may be no GPU
+    prepare_backbone(linear, "torch", "float32", "cuda")
+    allowed += [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
+    torch.backends.cuda.matmul.allow_tf32 = was
+    assert allowed == [True, False, False]
 
 
 def test_a_compiled_backbone_equals_torch_or_says_why_it_cannot_be(

@@ -1,19 +1,31 @@
 """A precision is used where its features are those of float32, and refused where they are not."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip.errors import SettingsError
+from open_geoclip.errors import SettingsError, WeightsError
 from open_geoclip.model.backbones import runtime, self_check
 from open_geoclip.model.backbones.runtime import MIN_CALIBRATION, CompiledBackbone, prepare_backbone
-from open_geoclip.model.backbones.self_check import agreement, centred_cosine, check_images
+from open_geoclip.model.backbones.self_check import (
+    Reference,
+    agreement,
+    centred_cosine,
+    check_images,
+    check_pictures,
+    embed_pictures,
+)
+from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.weights.backbones import load_image_backbone
 
 CPU = torch.device("cpu")
@@ -49,6 +61,14 @@ def test_the_images_are_the_same_each_time_and_cover_contrasts() -> None:
     assert contrast.max() > 0.4
 
 
+def test_the_pictures_of_releases_never_change() -> None:
+    pictures = check_pictures()
+    assert pictures.shape == (32, 240, 320, 3)
+    corners = np.stack([pictures[0, 0, 0], pictures[31, 239, 319]]).astype(int)
+    assert np.abs(corners - [[40, 47, 54], [76, 122, 75]]).max() <= 1  # but for a rounding
+    assert len({picture.tobytes() for picture in pictures}) == 32
+
+
 def test_what_all_images_share_makes_no_agreement() -> None:
     features = torch.randn(50, 20)
     other = torch.randn(50, 20)
@@ -65,9 +85,8 @@ def test_auto_leaves_out_a_precision_that_changes_features() -> None:
 
 def test_a_precision_that_is_asked_for_is_refused_where_features_are_others() -> None:
     assert next(prepare_backbone(Means(1.0), "torch", "bfloat16").parameters()).dtype == torch.bfloat16
-    with pytest.raises(
-        SettingsError, match=r"dtype bfloat16: features in bfloat16 by torch have a centred cosine of 0\."
-    ):
+    said = r"dtype bfloat16: bfloat16 by torch: the centred cosine with features of torch in float32 is 0\.\d+, below"
+    with pytest.raises(SettingsError, match=said):
         prepare_backbone(Means(100.0), "torch", "bfloat16")
 
 
@@ -84,17 +103,71 @@ def test_a_check_is_done_once_and_again_where_its_file_is_damaged(tmp_path: Path
         calls.append(1)
         return Means(0.0)
 
+    reference = Reference.from_backbone(Means(0.0), 16, CPU)
     for weights in ("one", "one", "other"):
-        assert agreement("bfloat16 by torch", weights, 16, Means(0.0), candidate, CPU) == pytest.approx(1)
+        assert agreement("bfloat16 by torch", weights, reference, candidate, CPU).cosine == pytest.approx(1)
     assert len(calls) == 2
     for file in (tmp_path / "checks" / "self-check").iterdir():
         file.write_text("{")
-    agreement("bfloat16 by torch", "one", 16, Means(0.0), candidate, CPU)
+    agreement("bfloat16 by torch", "one", reference, candidate, CPU)
     assert len(calls) == 3
 
 
 def test_features_that_are_not_finite_agree_with_nothing() -> None:
-    assert agreement("bfloat16 by torch", "x", 16, Means(0.0), lambda: Means(float("nan")), CPU) == 0
+    reference = Reference.from_backbone(Means(0.0), 16, CPU)
+    assert agreement("bfloat16 by torch", "x", reference, lambda: Means(float("nan")), CPU).cosine == 0
+
+
+def test_progress_is_shown_at_the_first_time_only() -> None:
+    seen: list[tuple[int, int]] = []
+    for _ in range(2):
+        prepare_backbone(Means(0.0), "torch", "bfloat16", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(8, 32), (16, 32), (24, 32), (32, 32)] * 2  # of the reference, then of the candidate
+
+
+# --- what a release was saved with ----------------------------------------------------------------
+
+PREPROCESSING = Preprocessing(16, 16, "bicubic", (0.5,) * 3, (0.5,) * 3)
+
+
+@cache
+def embeddings_of(offset: float) -> Tensor:
+    """Return what a release of a model would store."""
+    return embed_pictures(Means(offset), PREPROCESSING, nn.functional.normalize, CPU)
+
+
+def stored(offset: float, preprocessing: Preprocessing = PREPROCESSING) -> Reference:
+    """Return the reference of a release, now loaded with some preprocessing."""
+    embeddings = embeddings_of(offset)
+    return Reference.from_release(embeddings, preprocessing, nn.functional.normalize, "dir:model", "0")
+
+
+def test_a_release_recognises_its_backbone_and_refuses_others() -> None:
+    reference = stored(0.0)
+    same = Means(0.0)
+    assert prepare_backbone(same, "torch", "float32", reference=reference) is same
+    flipped = nn.Sequential(Means(0.0), nn.Linear(48, 48))
+    with pytest.raises(WeightsError, match=r"with embeddings that dir:model was saved with is -?0\.\d+\. The image"):
+        prepare_backbone(flipped, "torch", "float32", reference=reference)
+    with pytest.raises(WeightsError, match="The image backbone or its preprocessing is not what the model was saved"):
+        prepare_backbone(flipped, "torch", "bfloat16", reference=reference, side=16)
+
+
+@pytest.mark.parametrize("change", [{"squash": True}, {"resize": 20}, {"mean": (0.3, 0.5, 0.7)}])
+def test_a_release_recognises_its_preprocessing(change: dict[str, Any]) -> None:
+    other = stored(0.0, replace(PREPROCESSING, **change))
+    with pytest.raises(WeightsError, match="float32 by torch: the centred cosine with embeddings that dir:model"):
+        prepare_backbone(Means(0.0), "torch", "float32", reference=other)
+
+
+def test_precisions_are_held_against_what_a_release_was_saved_with() -> None:
+    reference = stored(0.0)
+    assert next(prepare_backbone(Means(0.0), "torch", "auto", reference=reference).parameters()).dtype == torch.bfloat16
+    coarse = stored(100.0)
+    with pytest.raises(SettingsError, match=r"dtype bfloat16: .* embeddings that .* is .*, below 0\.9: use float32"):
+        prepare_backbone(Means(100.0), "torch", "bfloat16", reference=coarse)
+    kept = Means(100.0)
+    assert prepare_backbone(kept, "torch", "auto", reference=coarse) is kept
 
 
 @pytest.mark.slow
@@ -122,7 +195,9 @@ def test_int8_is_quantised_once_and_refused_where_features_are_others(
     monkeypatch.setattr(runtime, "LEAST_COSINE", cosine - 1e-3)
     assert torch.equal(prepare_backbone(model, "auto", "int8")(pixels), first(pixels))
     monkeypatch.setattr(runtime, "LEAST_COSINE", cosine + 1e-3)
-    with pytest.raises(SettingsError, match="features in int8 by openvino have a centred cosine of 0"):
+    with pytest.raises(
+        SettingsError, match="int8 by openvino: the centred cosine with features of torch in float32 is 0"
+    ):
         prepare_backbone(model, "openvino", "int8")
     assert capfd.readouterr().out == ""
     telemetry = import_module("nncf.telemetry.wrapper")
@@ -130,7 +205,7 @@ def test_int8_is_quantised_once_and_refused_where_features_are_others(
 
 
 def test_int8_needs_openvino_on_a_cpu() -> None:
-    with pytest.raises(SettingsError, match="dtype int8 is for CLIP and EfficientNet-Lite on a CPU"):
+    with pytest.raises(SettingsError, match="dtype int8 is for CLIP and other named backbones on a CPU"):
         prepare_backbone(Means(0.0), "torch", "int8")
-    with pytest.raises(SettingsError, match="dtype int8 is for CLIP and EfficientNet-Lite on a CPU"):
+    with pytest.raises(SettingsError, match="dtype int8 is for CLIP and other named backbones on a CPU"):
         prepare_backbone(nn.Linear(2, 2), "auto", "int8")

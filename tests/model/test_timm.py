@@ -22,6 +22,7 @@ def test_features_and_preprocessing_equal_timm(tmp_path: Path) -> None:
     if not (TIMM / "timm").is_dir():
         pytest.skip("timm is not in build/timm: run `make timm`")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TIMM), *sys.path])}
+    environment["OPEN_GEOCLIP_CACHE"] = str(tmp_path / "cache")
     script = Path(__file__).with_name("timm_models.py")
     done = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, check=False

@@ -9,6 +9,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from open_geoclip.errors import MissingExtraError, MissingWeightsError, SettingsError, WeightsError
 from open_geoclip.model.backbones.clip import ClipVision
-from open_geoclip.model.backbones.runtime import prepare_backbone
+from open_geoclip.model.backbones.runtime import CompiledBackbone, prepare_backbone
 from open_geoclip.model.backbones.transformers import Feature, TransformersBackbone
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
@@ -153,8 +154,19 @@ def test_features_and_preprocessing_equal_transformers(kind: str, save: Save) ->
         assert module.dim == found.shape[1]
         torch.testing.assert_close(found, values.flatten(1), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
-        half = prepare_backbone(first, "auto", "float32").to(torch.bfloat16)(pixels)
+        half = first.to(torch.bfloat16)(pixels)
     assert torch.cosine_similarity(half.float(), expected[features[0]].flatten(1)).min() > 0.99
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "vit")) for kind in FAMILIES])
+def test_openvino_runs_each_family_as_torch_does(kind: str, save: Save) -> None:
+    pytest.importorskip("openvino", reason="the extra fast is not installed")
+    backbone, preprocessing = load_image_backbone(f"dir:{save(kind)}")
+    compiled = prepare_backbone(backbone, "auto", "float32")
+    assert isinstance(compiled, CompiledBackbone)
+    for n in (1, 5):
+        pixels = torch.randn(n, 3, preprocessing.crop, preprocessing.crop)
+        torch.testing.assert_close(compiled(pixels), backbone(pixels), rtol=1e-4, atol=1e-4)
 
 
 def _images(*sizes: tuple[int, int]) -> list[np.ndarray]:
@@ -391,7 +403,8 @@ def test_the_example_trains_on_any_model_and_its_release_locates_and_serves(
     monkeypatch.chdir(moved)
     name = f"dir:{moved}/run/model"
     locator = Locator.from_pretrained(name)
-    assert isinstance(locator.model.image_encoder.backbone, TransformersBackbone)
+    backbone_kind = TransformersBackbone if find_spec("openvino") is None else CompiledBackbone
+    assert isinstance(locator.model.image_encoder.backbone, backbone_kind)
     with pytest.raises(WeightsError, match="this model has no text encoder"):
         locator.locate_text(["a beach"])
 

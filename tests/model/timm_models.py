@@ -7,6 +7,7 @@ them, so that here the declarations of these operators are skipped.
 import json
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from open_geoclip.errors import SettingsError, WeightsError
+from open_geoclip.model.backbones.runtime import CompiledBackbone, prepare_backbone
 from open_geoclip.model.backbones.timm import TimmBackbone
 from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.weights.backbones import find_licence, load_image_backbone
@@ -92,6 +94,10 @@ def main(folder: Path) -> None:
                 found = module(pixels)
                 assert module.dim == found.shape[1]
                 torch.testing.assert_close(found, expected[feature], rtol=1e-5, atol=1e-5)
+        if find_spec("openvino") is not None:
+            compiled = prepare_backbone(first, "auto", "float32")
+            assert isinstance(compiled, CompiledBackbone)
+            torch.testing.assert_close(compiled(pixels), first(pixels), rtol=1e-4, atol=1e-4)
         if "cls" not in features:
             with pytest.raises(SettingsError, match=r"has pooled, mean, not cls"):
                 load_image_backbone(name, feature="cls")

@@ -330,7 +330,7 @@ def test_progress_is_told_and_a_cancelled_call_ends(call: Caller) -> None:
         await call.client.call_tool("locate", {"images": ["."]}, progress_callback=note)
         return seen
 
-    seen = [one for one in call.portal.call(told) if one[2] != "encoding the gallery, once"]
+    seen = [one for one in call.portal.call(told) if one[2] != "preparing the model, once"]
     assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
     assert {total for _, total, _ in seen} == {len(seen)}
     assert "rome.png" in {message for _, _, message in seen}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from open_geoclip.errors import MissingWeightsError, SettingsError, WeightsError
+from open_geoclip.files import sha256
 from open_geoclip.model.adapter import backbone_sha256
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
@@ -25,7 +26,7 @@ from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.registry import CLIP_BACKBONE, GALLERY_FILE, LOCATION_FILE, RECORDS
 from open_geoclip.weights.release import _fingerprint as fingerprint
-from open_geoclip.weights.save import save_model, save_release, save_subspace
+from open_geoclip.weights.save import save_model, save_release, save_self_check, save_subspace
 
 LOCATION = LocationSettings(sigmas=(1.0, 256.0), features=4, width=6, depth=2, output=5, projection="equal_earth")
 WIDTHS = (7, 6, 5)
@@ -132,6 +133,76 @@ def test_the_subspace_of_training_images_is_part_of_a_release(release: Path) -> 
     save_file({"mean": torch.zeros(1)}, release / "subspace.safetensors")
     with pytest.raises(WeightsError, match=r"subspace.safetensors: is another file than expected"):
         load_release(f"dir:{release}")
+
+
+class Thumbnail(nn.Module):
+    """Seven means of the pixels, some of which a gain changes."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.linspace(1.0, gain, 7))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.gain * nn.functional.adaptive_avg_pool2d(pixels, 3).flatten(1)[:, 3:10]
+
+
+def test_a_release_knows_its_backbone_by_the_pictures_of_its_self_check(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = {**asdict(IMAGE), "backbone": "custom", "backbone_sha256": backbone_sha256(Thumbnail())}
+    folder = save_release(tmp_path / "own", some_tensors(), {**CONFIG, "image_encoder": image})
+    before = load_release(f"dir:{folder}")
+    with pytest.raises(WeightsError, match="does not name its image backbone"):
+        save_self_check(folder)
+    save_self_check(folder, Thumbnail())
+    release = load_release(f"dir:{folder}")
+    assert release.self_check is not None
+    assert (release.self_check.shape, release.fingerprint) == ((32, 5), before.fingerprint)
+    assert (
+        sha256(folder / "self_check.safetensors")
+        == json.loads((folder / "config.json").read_text())["sha256"]["self_check.safetensors"]
+    )
+    load_model(release, backbone=Thumbnail())
+    load_model(release, backbone=Thumbnail(1 + 1e-6))  # other weights, the same features
+    assert not caplog.records
+    with pytest.raises(WeightsError, match=f"embeddings that dir:{folder} was saved with .* is not what the model was"):
+        load_model(release, backbone=Thumbnail(-1.0))
+    save_self_check(folder, Thumbnail(-1.0))  # and it may be written again
+    load_model(f"dir:{folder}", backbone=Thumbnail(-1.0))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "pictures", "said"),
+    [
+        ({"embeddings": torch.zeros(32, 4)}, "1", "holds no embeddings of 32 pictures, of length 5"),
+        ({"embeddings": torch.full((32, 5), torch.nan)}, "1", "holds no embeddings of 32 pictures, of length 5"),
+        ({"mean": torch.zeros(32, 5)}, "1", "holds no embeddings of 32 pictures, of length 5"),
+        ({"embeddings": torch.ones(32, 5)}, "99", None),
+    ],
+)
+def test_a_self_check_that_does_not_fit(
+    release: Path, tensors: dict[str, Tensor], pictures: str, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(tensors, release / "self_check.safetensors", {"pictures": pictures})
+    hashed = sha256(release / "self_check.safetensors")
+    changed(release, lambda config: config["sha256"].update({"self_check.safetensors": hashed}))
+    if said is None:
+        assert load_release(f"dir:{release}").self_check is None
+        assert "was made by another version of OpenGeoCLIP" in caplog.text
+        return
+    with pytest.raises(WeightsError, match=said):
+        load_release(f"dir:{release}")
+
+
+def test_a_model_that_tells_no_picture_from_another_has_no_self_check(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = some_tensors()
+    tensors["image_encoder.mlp.2.weight"].zero_()
+    folder = save_release(tmp_path / "own", tensors, CONFIG)
+    save_self_check(folder, Thumbnail())
+    assert "gives all pictures of the self-check the same embedding" in caplog.text
+    assert load_release(f"dir:{folder}").self_check is None
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -134,7 +134,7 @@ class ModelOptions:
         return name
 
     def load(self, area: "Area | None" = None, /, **options: Any) -> "Locator":
-        """Load the locator; a bar shows while the gallery is encoded for the first time.
+        """Load the locator; a bar shows while the model is checked and the gallery encoded, for the first time.
 
         Args:
             area: limits of the answers.
@@ -147,7 +147,7 @@ class ModelOptions:
         del arguments["model"]
         if arguments.get("max_pixels") is None:
             arguments["max_pixels"] = MAX_PIXELS
-        with progress_bar("encoding the gallery, once") as progress:
+        with progress_bar("preparing the model, once") as progress:
             locator = Locator.from_pretrained(self.name, progress=progress, **arguments)
         return locator if area is None else locator.within(area)
 

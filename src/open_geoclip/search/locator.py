@@ -54,7 +54,7 @@ class Locator:
         crops: 1, or 10 as in the published evaluation, their logits averaged: ten times slower.
         fast_decode: decode JPEGs at a reduced scale; see :class:`~open_geoclip.search.encode.EncodeSettings`.
         cache: folder of the location embeddings. Default: the user's cache folder.
-        progress: called while location embeddings are computed, once for a model and a gallery.
+        progress: called while location embeddings are computed, and the image backbone is checked, for the first time.
         answers: how answers are made of posteriors.
         calibration: of the model. Default: none.
         refine: search between the places of the gallery too; see :mod:`open_geoclip.search.refine`.
@@ -128,16 +128,16 @@ class Locator:
             device: where to compute, such as ``cpu`` or ``cuda``.
             towers: what to load beside the location encoder; ``("text",)`` for texts alone loads no image backbone.
             calibration: default: the user's own for weights and gallery (``geoclip calibrate``), or the weights'.
-            options: further arguments of the class, such as ``batch_size``; and ``merge_tokens`` and
-                ``calibration_images`` of the same function.
+            options: of the class, such as ``batch_size``; and ``merge_tokens``, ``calibration_images`` of the function.
 
         Raises:
             ModelNameError: a name does not follow the grammar.
             WeightsError: weights are missing or damaged; the message says what to do.
             GalleryError: the gallery cannot be used, or the weights have none and none was given.
         """
-        loading: dict[str, Any] = {k: options.pop(k) for k in ("merge_tokens", "calibration_images") if k in options}
-        loading |= {"backbone": backbone, "towers": towers, "engine": engine, "dtype": dtype, "device": device}
+        loading: dict[str, Any] = {"backbone": backbone, "towers": towers, "progress": options.get("progress")}
+        loading |= {k: options.pop(k) for k in ("merge_tokens", "calibration_images") if k in options}
+        loading |= {"engine": engine, "dtype": dtype, "device": device}
         release = with_merged_tokens(load_release(name), loading.get("merge_tokens", 0))
         shipped = Calibration.from_dict(release.calibration)
         if gallery is not None:  # its temperature is kept, but nothing was measured with this gallery

@@ -20,6 +20,7 @@ from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
 from open_geoclip.model.adapter import BackboneAdapter, backbone_sha256
 from open_geoclip.model.backbones.runtime import DType, Engine, copy_to_device, prepare_backbone
+from open_geoclip.model.backbones.self_check import Progress
 from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.training.batches import Batch, BatchRequest, FeatureSet
@@ -94,6 +95,7 @@ class FeatureExtractor:
         device: str | torch.device = "cpu",
         batch_size: int = 0,
         adapter: BackboneAdapter | None = None,
+        progress: Progress | None = None,
     ) -> "FeatureExtractor":
         """Load a backbone by name; see :func:`~open_geoclip.weights.backbones.load_image_backbone`.
 
@@ -106,13 +108,14 @@ class FeatureExtractor:
             device: where it runs.
             batch_size: images at a time; 0 is 16 on a CPU and 128 on a GPU.
             adapter: what earlier fine-tuning changed of the backbone.
+            progress: called while the backbone is checked, once per machine.
         """
         module, preprocessing = load_image_backbone(name, preprocessing, feature)
         module = module.requires_grad_(False).eval()
         if adapter is not None:
             adapter.merge(module, name)
         dim, weights = cast(int, module.dim), backbone_sha256(module)
-        backbone = prepare_backbone(module, engine, dtype, device, side=preprocessing.crop)
+        backbone = prepare_backbone(module, engine, dtype, device, side=preprocessing.crop, progress=progress)
         batch_size = batch_size or (16 if torch.device(device).type == "cpu" else 128)
         return FeatureExtractor(
             name, weights, preprocessing, backbone, dim, device, batch_size=batch_size, adapter=adapter

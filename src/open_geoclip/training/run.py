@@ -24,6 +24,8 @@ from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError, TrainingError
 from open_geoclip.geo.sphere import even_points
+from open_geoclip.model.backbones.runtime import is_float32
+from open_geoclip.model.backbones.self_check import Progress
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
 from open_geoclip.model.location_encoder import LocationEncoder, LocationSettings
@@ -37,7 +39,7 @@ from open_geoclip.training.finetuning import check_finetuning
 from open_geoclip.training.loop import GALLERY_SIZE, Callbacks, check_batch, train, trainable_parameters
 from open_geoclip.training.settings import DataSettings, RunSettings
 from open_geoclip.weights.load import load_model, load_release
-from open_geoclip.weights.save import save_model
+from open_geoclip.weights.save import save_model, save_self_check
 
 __all__ = ["add_levels", "export_model", "run"]
 
@@ -74,7 +76,7 @@ def run(
     source, validation = _open_photos(settings.data, settings.train.seed, callbacks.log)
     if source.count is not None:
         check_batch(settings.train, source.count * settings.data.together, ranks.world)
-    model, extractor = _build(settings, device)
+    model, extractor = _build(settings, device, partial(callbacks.encoding, "images of the self-check"))
     record = _record(settings) | {"photos": source.fingerprint[:12], "backbone_sha256": extractor.weights[:12]}
     record |= {"validation": None if validation is None else validation.fingerprint[:12]}
     if (folder / CHECKPOINT).exists():
@@ -130,6 +132,10 @@ def run(
         model.image_encoder.settings = replace(model.image_encoder.settings, backbone=backbone, backbone_sha256=weights)
         curves = _draw_curves(folder, kept, callbacks.log)
         export_model(model, folder / "model", gallery, _card(settings, folder, kept), curves=curves)
+        is_own = is_float32(extractor.backbone) and not settings.train.trains_backbone
+        own = extractor.backbone if is_own else None  # else it is loaded again, in float32, with what was trained
+        progress = partial(callbacks.encoding, "images of the self-check")
+        save_self_check(folder / "model", own, device=device, progress=progress)
     return folder / "model"
 
 
@@ -256,7 +262,7 @@ def _split(
 # --- the model ------------------------------------------------------------------------------------
 
 
-def _build(settings: RunSettings, device: torch.device) -> tuple[GeoCLIP, FeatureExtractor]:
+def _build(settings: RunSettings, device: torch.device, progress: Progress) -> tuple[GeoCLIP, FeatureExtractor]:
     """Return the model without its backbone, and the backbone."""
     chosen = settings.model
     release = load_release(chosen.start) if chosen.start else None
@@ -266,6 +272,7 @@ def _build(settings: RunSettings, device: torch.device) -> tuple[GeoCLIP, Featur
     preprocessing = None if release is None else release.preprocessing
     feature = release.image.feature if release and release.image else chosen.feature
     options: dict[str, Any] = {"feature": feature, "device": device, "batch_size": settings.data.encode_batch}
+    options["progress"] = progress
     if settings.train.trains_backbone:
         options |= {"engine": "torch", "dtype": "float32"}
     extractor = FeatureExtractor.load(name, preprocessing, adapter=release.adapter if release else None, **options)

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-COMPANIONS = re.compile(r"(pre)?processor_config\.json|(adapter|subspace)\.safetensors|README\.md")
+COMPANIONS = re.compile(r"(pre)?processor_config\.json|(adapter|self_check|subspace)\.safetensors|README\.md")
 """How a model wants its images, what fine-tuning changed, how its training images were distributed; its licence."""
 TOKENIZER = re.compile(r"vocab\.json|merges\.txt|tokenizer[\w.-]*\.json|special_tokens_map\.json")
 """How a CLIP wants its words; the text side of other models is not used."""

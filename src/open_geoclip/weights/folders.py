@@ -28,6 +28,7 @@ __all__ = [
     "EMBEDDED",
     "FORMAT",
     "HUB_TYPES",
+    "SELF_CHECK",
     "SUBSPACE",
     "Status",
     "backbone_of",
@@ -51,6 +52,9 @@ ADAPTER = "adapter.safetensors"
 
 SUBSPACE = "subspace.safetensors"
 """The file of a release in our own layout by which images out of distribution are recognised."""
+
+SELF_CHECK = "self_check.safetensors"
+"""The file of a release in our own layout with its embeddings of the pictures of the self-check."""
 
 EMBEDDED = Path(__file__).parent / "earth"
 """The embedded model, in our own layout."""

@@ -6,8 +6,8 @@ Three layouts are read:
   found on record;
 - a release on the Hub: ``config.json`` with ``model_type`` and ``format_version`` 1, ``model.safetensors``;
 - our own: ``config.json`` with ``format`` "open-geoclip" and ``format_version`` 1, ``model.safetensors``, a gallery,
-  ``subspace.safetensors`` where images out of distribution are recognised, and ``adapter.safetensors`` where the image
-  backbone was fine-tuned.
+  ``subspace.safetensors`` where images out of distribution are recognised, ``adapter.safetensors`` where the image
+  backbone was fine-tuned, and ``self_check.safetensors``, with which what is loaded is compared.
   Every file's hash is in the configuration, a key too many or too few is an error.
 
 """
@@ -33,6 +33,7 @@ from open_geoclip.images import ImageSource, load_image
 from open_geoclip.model.adapter import BackboneAdapter, backbone_sha256
 from open_geoclip.model.backbones.clip import ClipVision
 from open_geoclip.model.backbones.runtime import DType, Engine, prepare_backbone
+from open_geoclip.model.backbones.self_check import PICTURES_VERSION, Progress, Reference
 from open_geoclip.model.geoclip import GeoCLIP, Tower
 from open_geoclip.model.image_encoder import ImageSettings
 from open_geoclip.model.location_encoder import LocationSettings
@@ -45,6 +46,7 @@ from open_geoclip.weights.folders import (
     ADAPTER,
     FORMAT,
     HUB_TYPES,
+    SELF_CHECK,
     SUBSPACE,
     find_wheel_files,
     folder,
@@ -65,6 +67,7 @@ from open_geoclip.weights.release import (
     check_keys,
     check_release,
     given_keys,
+    is_finite,
     model_skeleton,
     read_settings,
 )
@@ -89,6 +92,7 @@ def load_model(
     device: str = "cpu",
     merge_tokens: int = 0,
     calibration_images: Iterable[ImageSource] = (),
+    progress: Progress | None = None,
 ) -> GeoCLIP:
     """Return a model with weights that are on this machine, in evaluation mode.
 
@@ -105,13 +109,14 @@ def load_model(
             :class:`~open_geoclip.model.backbones.clip.ClipVision`. Faster, with other features.
         calibration_images: for ``dtype="int8"``: at least 32 images like those to encode; the first 128 that can be
             read are used. They are needed once: the quantised backbone is kept in the cache folder.
+        progress: called while the image backbone is checked, once per machine.
 
     Raises:
         SettingsError: tokens are to be merged, and the backbone is no CLIP; or the engine or dtype cannot be used, see
             :func:`~open_geoclip.model.backbones.runtime.prepare_backbone`.
         ModelNameError: a name does not follow the grammar.
         WeightsError: see :func:`load_release`; or a tower is asked for that these weights do not have, or the backbone
-            does not fit.
+            does not fit, or gives other embeddings than when the weights were saved.
         MissingExtraError: an optional dependency of a tower is not installed.
     """
     release = load_release(source) if isinstance(source, str) else source
@@ -145,13 +150,14 @@ def load_model(
         else:
             module, preprocessing = load_image_backbone(image.backbone, release.preprocessing, image.feature)
             dim = cast(int, module.dim)
+        known = image.backbone_sha256 if given and release.self_check is None else ""
         if release.adapter is not None:
             release.adapter.merge(module, image.backbone)
-        elif given and image.backbone_sha256 and image.backbone_sha256 != backbone_sha256(module):
+        elif known and known != backbone_sha256(module):
             logger.warning(
                 "%s was trained with another backbone than %s, whose weights have another sha256 than %s...: unless it "
                 "gives the same features, answers are wrong",
-                *(release.name, image.backbone, image.backbone_sha256[:12]),
+                *(release.name, image.backbone, known[:12]),
             )
         if dim != image.feature_dim:
             raise WeightsError(
@@ -162,10 +168,14 @@ def load_model(
             if merge_tokens < 0 or not isinstance(module, ClipVision):
                 raise SettingsError(f"merge_tokens: 0 or more, of a CLIP, not {merge_tokens} of {image.backbone}")
             module.merge_tokens = merge_tokens
+        reference = None
+        if release.self_check is not None and not merge_tokens:  # which gives other features
+            about = model.encode_features, release.name, release.fingerprint
+            reference = Reference.from_release(release.self_check, preprocessing, *about)
         calibration = partial(_calibration_pixels, calibration_images, preprocessing)
-        model.image_encoder.backbone = prepare_backbone(
-            module, engine, dtype, device, side=preprocessing.crop, calibration=calibration
-        )
+        options: dict[str, Any] = {"calibration": calibration, "reference": reference, "progress": progress}
+        backbone = prepare_backbone(module, engine, dtype, device, side=preprocessing.crop, **options)
+        model.image_encoder.backbone = backbone
         model.image_encoder.preprocessing = preprocessing
         if release.image and image.backbone == release.image.backbone and not merge_tokens:  # else other features
             model.image_encoder.subspace = release.subspace
@@ -290,7 +300,11 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         )
     gallery = None if config["gallery"] is None else _gallery(path, config["gallery"], what)
     files = ["model.safetensors", *([gallery.name] if gallery else [])]
-    files += [file for file in (ADAPTER, SUBSPACE) if isinstance(config["sha256"], dict) and file in config["sha256"]]
+    files += [
+        file
+        for file in (ADAPTER, SELF_CHECK, SUBSPACE)
+        if isinstance(config["sha256"], dict) and file in config["sha256"]
+    ]
     hashes = check_keys(config["sha256"], files, f"{what}: sha256")
     for file in files:
         if not (path / file).is_file():
@@ -320,10 +334,24 @@ def _read_own(name: str, path: Path, config: Mapping[str, Any]) -> Release:
         version=_commit(path),
         adapter=adapter,
         subspace=subspace,
+        self_check=_read_self_check(path / SELF_CHECK, settings["location"].output) if SELF_CHECK in files else None,
         gallery=gallery,
         record=with_card(record, config["card"]),
         **settings,
     )
+
+
+def _read_self_check(path: Path, dim: int) -> Tensor | None:
+    """Return stored embeddings; None if they are of other pictures than this version's."""
+    embeddings = _read_safetensors(path).get("embeddings", torch.empty(0))
+    with safetensors.safe_open(path, "pt") as file:
+        pictures = (file.metadata() or {}).get("pictures")
+    if pictures != str(PICTURES_VERSION):
+        logger.warning("%s was made by another version of OpenGeoCLIP, and is not used", path)
+        return None
+    if embeddings.shape != (32, dim) or not (embeddings.is_floating_point() and is_finite(embeddings)):
+        raise WeightsError(f"{path}: holds no embeddings of 32 pictures, of length {dim}")
+    return embeddings
 
 
 def _infer_location(tensors: Mapping[str, Tensor], sigmas: tuple[float, ...], name: str) -> LocationSettings:

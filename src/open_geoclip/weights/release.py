@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from open_geoclip.errors import ModelNameError, WeightsError
@@ -73,6 +74,7 @@ class Release:
         calibration: as :class:`open_geoclip.Calibration` reads it; None when none was fitted.
         adapter: what fine-tuning changed of the image backbone; None when nothing was.
         subspace: of the backbone's features of training images; None when none was fitted.
+        self_check: embeddings of the pictures of :mod:`~open_geoclip.model.backbones.self_check`; None if not stored.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Release:
     calibration: dict[str, Any] | None = None
     adapter: BackboneAdapter | None = None
     subspace: PrincipalSubspace | None = None
+    self_check: Float[Tensor, "32 k"] | None = None
 
 
 def with_merged_tokens(release: Release, merge_tokens: int) -> Release:
@@ -99,7 +102,7 @@ def with_merged_tokens(release: Release, merge_tokens: int) -> Release:
         return release
     fingerprint = hashlib.sha256(f"{release.fingerprint} merge_tokens {merge_tokens}".encode()).hexdigest()
     calibration = None if release.calibration is None else {**release.calibration, "fitted_on": None}
-    return replace(release, fingerprint=fingerprint, calibration=calibration, subspace=None)
+    return replace(release, fingerprint=fingerprint, calibration=calibration, subspace=None, self_check=None)
 
 
 def model_skeleton(

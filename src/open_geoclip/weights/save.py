@@ -1,31 +1,41 @@
-"""Saving a model in our own layout: ``config.json``, ``model.safetensors``, ``gallery.csv`` and ``README.md``."""
+"""Saving a model in our own layout: ``config.json``, ``model.safetensors``, ``gallery.csv`` and ``README.md``.
+
+``subspace.safetensors`` and ``self_check.safetensors`` are added to what is saved.
+"""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from open_geoclip.errors import WeightsError
 from open_geoclip.files import atomic_folder, atomic_write, sha256
 from open_geoclip.model.adapter import BackboneAdapter
+from open_geoclip.model.backbones.self_check import PICTURES_VERSION, Progress, embed_pictures
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder
 from open_geoclip.model.preprocessing import Preprocessing
 from open_geoclip.model.subspace import PrincipalSubspace
 from open_geoclip.weights.files import read_json
-from open_geoclip.weights.folders import ADAPTER, FORMAT, SUBSPACE
+from open_geoclip.weights.folders import ADAPTER, FORMAT, SELF_CHECK, SUBSPACE
+from open_geoclip.weights.load import load_model, load_release
 from open_geoclip.weights.release import FORMAT_VERSION, check_keys, check_release, given_keys, is_finite, read_settings
 
-__all__ = ["format_readme", "save_calibration", "save_model", "save_release", "save_subspace"]
+__all__ = ["format_readme", "save_calibration", "save_model", "save_release", "save_self_check", "save_subspace"]
+
+logger = logging.getLogger(__name__)
 
 CURVES = "training.png"
-_FILES = ("config.json", "model.safetensors", "gallery.csv", ADAPTER, SUBSPACE, "README.md", CURVES)
+_LEAST_SPREAD = 1e-4  # of embeddings, which have length 1
+_FILES = ("config.json", "model.safetensors", "gallery.csv", ADAPTER, SELF_CHECK, SUBSPACE, "README.md", CURVES)
 _KEPT_FLOAT32 = re.compile(r"logit_scale|.*\.capsule\.0\.b")
 """Frequencies are multiplied by coordinates into phases, which half precision would turn by radians."""
 
@@ -190,11 +200,55 @@ def save_subspace(target: Path | str, subspace: PrincipalSubspace) -> None:
     Raises:
         WeightsError: the folder holds no release of our own layout.
     """
-    config = _read_own_config(Path(target))
-    content = safetensors.torch.save(subspace.to_tensors())
-    config["sha256"][SUBSPACE] = sha256(content)
-    atomic_write(Path(target) / SUBSPACE, content)
-    atomic_write(Path(target) / "config.json", json.dumps(config, indent=2) + "\n")
+    _add_file(Path(target), SUBSPACE, safetensors.torch.save(subspace.to_tensors()))
+
+
+def save_self_check(
+    target: Path | str,
+    backbone: nn.Module | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """Write the model's embeddings of the built-in pictures into a release in our own layout.
+
+    From then on, whatever engine and precision the model is loaded with are compared with them, once per machine; see
+    :mod:`open_geoclip.model.backbones.self_check`. The weights stay as they are.
+
+    Args:
+        target: the folder of the release.
+        backbone: of images, in float32; default: loaded by its name, and run by torch.
+        device: where to compute.
+        progress: called while pictures are encoded.
+
+    Raises:
+        WeightsError: the folder holds no release of our own layout, or the backbone is not named and not given, or
+            cannot be loaded.
+    """
+    _read_own_config(Path(target))
+    release = replace(load_release(f"dir:{target}"), self_check=None)
+    model = load_model(
+        release, backbone=backbone, towers=("image",) if backbone is None else ("text",), device=str(device)
+    )
+    preprocessing = release.preprocessing
+    if backbone is None:
+        backbone, preprocessing = model.image_encoder.backbone, model.image_encoder.preprocessing
+    if preprocessing is None:
+        raise WeightsError(f"{target} was saved without the preprocessing of its backbone")
+    embeddings = embed_pictures(backbone, preprocessing, model.encode_features, torch.device(device), progress)
+    if float((embeddings.float() - embeddings.float().mean(dim=0)).norm(dim=1).mean()) < _LEAST_SPREAD:
+        logger.warning("%s gives all pictures of the self-check the same embedding: it is saved without", target)
+        return
+    content = safetensors.torch.save({"embeddings": embeddings}, {"pictures": str(PICTURES_VERSION)})
+    _add_file(Path(target), SELF_CHECK, content)
+
+
+def _add_file(target: Path, name: str, content: bytes) -> None:
+    """Write a file into a release, and its hash into the configuration."""
+    config = _read_own_config(target)
+    config["sha256"][name] = sha256(content)
+    atomic_write(target / name, content)
+    atomic_write(target / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _read_own_config(target: Path) -> dict[str, Any]:

@@ -28,9 +28,17 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_geoclip.errors import MissingExtraError, SettingsError
+from open_geoclip.errors import MissingExtraError, SettingsError, WeightsError
 from open_geoclip.files import atomic_folder, cache_dir
-from open_geoclip.model.backbones.self_check import AUTO_COSINE, LEAST_COSINE, TOLD_COSINE, agreement
+from open_geoclip.model.backbones.self_check import (
+    AUTO_COSINE,
+    LEAST_COSINE,
+    TOLD_COSINE,
+    Agreement,
+    Progress,
+    Reference,
+    agreement,
+)
 
 __all__ = [
     "MIN_CALIBRATION",
@@ -40,6 +48,7 @@ __all__ = [
     "Precision",
     "backbone_fingerprint",
     "copy_to_device",
+    "is_float32",
     "prepare_backbone",
     "resolve_dtype",
 ]
@@ -105,11 +114,14 @@ def prepare_backbone(
     *,
     side: int | None = None,
     calibration: Callable[[], Sequence[Float[Tensor, "3 h w"]]] | None = None,
+    reference: Reference | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Return a frozen backbone ready to run.
 
-    Features of whatever is not torch in float32 are compared with those of torch in float32, once per machine; see
-    :mod:`~open_geoclip.model.backbones.self_check`.
+    What it gives is compared, once per machine, with what a release was saved with, or else, unless it is torch in
+    float32 itself, with torch in float32; see :mod:`~open_geoclip.model.backbones.self_check`. On a GPU, TF32 is
+    switched off for this process: float32 is float32 there too.
 
     Args:
         backbone: as loaded, in float32.
@@ -121,29 +133,51 @@ def prepare_backbone(
         side: of the square images that it reads, in pixels; default: its ``image_size``. Where it is not known nothing
             can be compared, and ``auto`` is float32.
         calibration: returns preprocessed images, for int8; see :class:`CompiledBackbone`.
+        reference: what the backbone should give; default: what it gives by torch in float32.
+        progress: called while images are compared.
 
     Raises:
         SettingsError: OpenVINO, compilation or int8 is asked for where it cannot be used, or features have a centred
             cosine below 0.9 with those of float32.
+        WeightsError: torch in float32 does not give what the reference says.
         MissingExtraError: OpenVINO or int8 is asked for, and its extra is not installed.
     """
     if engine not in get_args(Engine):
         raise SettingsError(f"engine: auto, torch, compile or openvino, not {engine!r}")
     device = torch.device(device)
+    if device.type == "cuda":  # 10 bits of mantissa, in convolutions by default: no float32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     fits = hasattr(backbone, "image_size") and device.type == "cpu"
     if dtype == "int8":
         if not fits or engine in ("torch", "compile"):
-            raise SettingsError("dtype int8 is for CLIP and EfficientNet-Lite on a CPU, by the engine openvino")
+            raise SettingsError("dtype int8 is for CLIP and other named backbones on a CPU, by the engine openvino")
         engine = "openvino"
         if not _has_instructions("avx512_vnni", "avx_vnni", "amx_int8"):
             logger.warning("this processor has no instructions for int8 (VNNI, AMX): float32 is as fast")
     if engine == "openvino" and not fits:
-        raise SettingsError("the engine openvino runs CLIP and EfficientNet-Lite on a CPU: use torch for others")
+        raise SettingsError("the engine openvino runs CLIP and other named backbones on a CPU: use torch for others")
     in_openvino = engine == "openvino" or (engine == "auto" and fits and find_spec("openvino") is not None)
     side = getattr(backbone, "image_size", None) if side is None else side
     precisions = _precisions(dtype, device, can_check=side is not None)
-    is_reference = not in_openvino and precisions == ["float32"]
+    is_reference = not in_openvino and precisions == ["float32"] and reference is None
     fingerprint, different = "" if is_reference else backbone_fingerprint(backbone), ""
+
+    def check(name: str, build: Callable[[], nn.Module], made: str = "") -> tuple[Agreement, str]:
+        against = reference or Reference.from_backbone(backbone, cast(int, side), device, progress)
+        found = agreement(name, fingerprint + made, against, build, device, progress)
+        return found, found.error or f"{name}: the centred cosine with {against.source} is {found.cosine:.4f}"
+
+    def check_torch() -> nn.Module:
+        """Return the backbone in float32 by torch: what is expected, unless a reference says otherwise."""
+        if reference is not None:
+            found, said = check("float32 by torch", lambda: backbone.to(device))
+            if found.cosine < AUTO_COSINE:
+                raise WeightsError(
+                    f"{said}. The image backbone or its preprocessing is not what the model was saved with: name the "
+                    "backbone that it was trained with, or get it again"
+                )
+        return backbone.to(device)
+
     for precision in precisions:
 
         @functools.cache
@@ -158,27 +192,24 @@ def prepare_backbone(
             break  # that is what others are compared with
         if side is None:
             return build()
-        name = f"{precision} by {'openvino' if in_openvino else 'torch'}"
-        made = build().made if precision == "int8" else ""
+        made = cast(CompiledBackbone, build()).made if precision == "int8" else ""
+        found, different = check(f"{precision} by {'openvino' if in_openvino else 'torch'}", build, made)
         is_asked_for = dtype == precision != "float32"
-        cosine = agreement(f"{name}{made}", fingerprint, side, backbone, build, device)
-        if cosine >= (LEAST_COSINE if is_asked_for else AUTO_COSINE):
-            if is_asked_for and cosine < TOLD_COSINE:
-                logger.warning(
-                    "dtype %s: features have a centred cosine of %.3f with those of float32, so some answers differ",
-                    *(dtype, cosine),
-                )
+        if found.cosine >= (LEAST_COSINE if is_asked_for else AUTO_COSINE):
+            if is_asked_for and found.cosine < TOLD_COSINE:
+                logger.warning("dtype %s: %s, so that some answers differ", dtype, different)
             prepared = build()
             return _compile(prepared, device) if engine == "compile" else prepared
-        different = f"features in {name} have a centred cosine of {cosine:.4f} with those of float32"
         if is_asked_for:
-            raise SettingsError(f"dtype {dtype}: {different}, below {LEAST_COSINE}: use float32, or auto")
+            check_torch()
+            limit = "" if found.error else f", below {LEAST_COSINE}"
+            raise SettingsError(f"dtype {dtype}: {different}{limit}: use float32, or auto")
         logger.info("%s: not chosen", different)
-    else:
-        if engine == "openvino":
-            raise SettingsError(f"engine openvino: {different}: use torch")
-        logger.warning("OpenVINO is not used: %s", different)
-    backbone = backbone.to(device)
+    backbone = check_torch()
+    if engine == "openvino":
+        raise SettingsError(f"engine openvino: {different}: use torch")
+    if in_openvino:
+        logger.warning("torch runs the image backbone, not OpenVINO: %s", different)
     return _compile(backbone, device) if engine == "compile" else backbone
 
 
@@ -209,6 +240,13 @@ def _compile(backbone: nn.Module, device: torch.device | str) -> nn.Module:
     return compiled
 
 
+def is_float32(backbone: nn.Module) -> bool:
+    """Return whether a prepared backbone computes in float32."""
+    if isinstance(backbone, CompiledBackbone):
+        return backbone.precision == "float32"
+    return all(parameter.dtype == torch.float32 for parameter in backbone.parameters())
+
+
 def copy_to_device(pixels: Tensor, device: torch.device | str) -> Tensor:
     """Return pixels on a device. To a GPU they are copied from pinned memory, while it computes and the caller goes on.
 
@@ -233,6 +271,8 @@ class CompiledBackbone(nn.Module):
 
     Attributes:
         dim: length of a feature.
+        feature: which one it is; "" where the model has only one.
+        precision: as given.
         made: when the network was quantised, in nanoseconds; "" if it is not.
 
     Raises:
@@ -262,7 +302,8 @@ class CompiledBackbone(nn.Module):
         network, made = _cached("openvino", fingerprint, lambda: _convert(model, side))
         if precision == "int8":  # what was quantised once is used, whatever the images
             network, made = _cached("int8", fingerprint, lambda: _quantize(model, network, calibration))
-        self.made = made if precision == "int8" else ""
+        self.feature: str = getattr(model, "feature", "")
+        self.precision, self.made = precision, made if precision == "int8" else ""
         hint = {} if precision == "int8" else {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
         self._compiled = openvino.compile_model(network, "CPU", hint)
         self.dim = int(self._compiled.output(0).get_partial_shape()[1].get_length())
@@ -293,12 +334,22 @@ def _cached(kind: str, fingerprint: str, make: Callable[[], Any]) -> tuple[Any, 
 def _convert(model: nn.Module, side: int) -> Any:
     import openvino
 
-    logger.info("converting %s for OpenVINO, once", type(model).__name__)
+    kind = type(getattr(model, "model", model)).__name__
+    logger.info("converting %s for OpenVINO, once", kind)
+    shape, root = openvino.PartialShape([-1, 3, side, side]), logging.getLogger()
+    level, handlers, filters = root.level, root.handlers[:], root.filters[:]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # sizes of images become constants, which is meant
-        return openvino.convert_model(
-            model, example_input=torch.zeros(2, 3, side, side), input=[openvino.PartialShape([-1, 3, side, side])]
-        )
+        try:
+            return openvino.convert_model(model, example_input=torch.zeros(2, 3, side, side), input=[shape])
+        except MemoryError:
+            raise
+        except Exception as error:  # of tracing or of converting, in whatever way
+            reason = next(reversed(str(error).strip().splitlines()), type(error).__name__)
+            raise SettingsError(f"OpenVINO cannot convert a {kind} ({reason.strip()})") from error
+        finally:  # it changes the root logger, so that no warning of anybody would be seen any more
+            root.setLevel(level)
+            root.handlers[:], root.filters[:] = handlers, filters
 
 
 def _quantize(
@@ -335,20 +386,28 @@ def backbone_fingerprint(model: nn.Module) -> str:
     Tensors are told apart by a sum over their bits and their first numbers, which takes a fifth of a second for
     ViT-L/14 where a sha256 takes one. The cache is the user's own: nobody forges a sum here.
     """
-    try:
-        code = Path(inspect.getfile(type(model))).read_bytes()
-    except (TypeError, OSError):  # of a class that was typed into a notebook
-        forward = type(model).forward.__code__
-        code = repr((forward.co_code, forward.co_consts, forward.co_names)).encode()
-    about: list[object] = [torch.__version__, hashlib.sha256(code).hexdigest()]
+    about: list[object] = [torch.__version__]
     with contextlib.suppress(PackageNotFoundError):
         about.append(version("openvino"))
+    kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
+    about += sorted({_code_sha256(kind) for kind in kinds})
     for module in model.modules():
         plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str | tuple)}
         about.append([type(module).__name__, plain])
+    about.append(repr(getattr(getattr(model, "model", None), "config", None)))  # of transformers
     digest = hashlib.sha256(repr(about).encode())
     for name, tensor in sorted(model.state_dict().items()):
         bits = tensor.detach().float().contiguous().view(torch.int32).reshape(-1)
         digest.update(f"{name} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
         digest.update(bits[:256].cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _code_sha256(kind: type[nn.Module]) -> str:
+    """Return a hash of the file of a class."""
+    try:
+        code = Path(inspect.getfile(kind)).read_bytes()
+    except (TypeError, OSError):  # of a class that was typed into a notebook
+        forward = kind.forward.__code__
+        code = repr((forward.co_code, forward.co_consts, forward.co_names)).encode()
+    return hashlib.sha256(code).hexdigest()

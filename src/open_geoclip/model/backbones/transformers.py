@@ -39,6 +39,7 @@ class TransformersBackbone(nn.Module):
     Attributes:
         feature: the one that is taken, never "".
         dim: its length.
+        image_size: side of the images, pixels.
 
     Raises:
         SettingsError: the model does not have this feature, cannot read such images, or gives random features.
@@ -48,7 +49,7 @@ class TransformersBackbone(nn.Module):
         super().__init__()
         if hasattr(model, "text_model"):
             del model.text_model
-        self.model, self.prefix = model, 0
+        self.model, self.prefix, self.image_size = model, 0, size
         probe = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
         try:
             with torch.inference_mode():

@@ -302,7 +302,7 @@ class _Tools:
 
             def progress(done: int, total: int) -> None:
                 anyio.from_thread.check_cancelled()
-                anyio.from_thread.run(ctx.report_progress, done, total, "encoding the gallery, once")
+                anyio.from_thread.run(ctx.report_progress, done, total, "preparing the model, once")
 
             locator = Locator.from_pretrained(
                 self.settings.model,
