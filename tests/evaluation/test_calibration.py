@@ -61,7 +61,7 @@ def test_levels_hold_on_each_of_several_sources(tmp_path: Path) -> None:
     encoder = LocationEncoder(LocationSettings((2.0,), 32, 64, 1, 32, "sphere")).eval()
     gallery = Gallery.from_coordinates(even_points(2000))
     index, cells = GalleryIndex.build(encoder, gallery, folder=tmp_path), GalleryCells.from_gallery(gallery)
-    known, n = Calibration(0.05, 0.0, 60.0, "drawn", 400), 400
+    known, n = Calibration(0.05, 0.0, 60.0, "drawn", 600), 600
     vectors = F.normalize(torch.randn(n, 32), dim=1)
     posterior = Posterior.from_logits(index.logits(vectors, SCALE), cells, known)
     answers, rng = posterior.decode("mass", 200.0), np.random.default_rng(0)
