@@ -123,16 +123,7 @@ class Earth:
         if not isinstance(basemap, Path) and basemap not in BASEMAPS:
             raise SettingsError(f"unknown basemap {basemap!r}: choose one of {', '.join(BASEMAPS)}")
         self.basemap = basemap
-        file = basemap if isinstance(basemap, Path) else basemap_file(_FILES[basemap])
-        try:
-            with Image.open(file) as image:
-                image.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
-                pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ImageError(str(file), f"not an image of the Earth: {error}") from error
-        if pixels.shape[1] != 2 * pixels.shape[0]:
-            raise ImageError(str(file), f"{pixels.shape[1]} x {pixels.shape[0]} is not twice as wide as high")
-        self._texture = _wrapped(torch.from_numpy(_even_resolution(pixels)).permute(2, 0, 1))
+        self._texture = _read_texture(basemap) if isinstance(basemap, Path) else _packaged_texture(basemap)
 
     def render(
         self,
@@ -216,6 +207,24 @@ class Earth:
         x = lon_pixel * ((width - 2) / (torch.pi * width))
         y = lat * (-2 / torch.pi)
         return torch.stack([x, y], dim=-1)
+
+
+@lru_cache(maxsize=2)  # a texture takes 175 MB, and a second to read
+def _packaged_texture(basemap: Basemap) -> Float[Tensor, "1 3 h w"]:
+    return _read_texture(basemap_file(_FILES[basemap]))
+
+
+def _read_texture(file: Path) -> Float[Tensor, "1 3 h w"]:
+    """Return the colours of an image of the whole Earth, 0 to 255."""
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (2 * _TEXTURE_HEIGHT, _TEXTURE_HEIGHT))  # JPEG halves itself while decoding
+            pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ImageError(str(file), f"not an image of the Earth: {error}") from error
+    if pixels.shape[1] != 2 * pixels.shape[0]:
+        raise ImageError(str(file), f"{pixels.shape[1]} x {pixels.shape[0]} is not twice as wide as high")
+    return _wrapped(torch.from_numpy(_even_resolution(pixels)).permute(2, 0, 1))
 
 
 def _wrapped(texture: Float[Tensor, "c h w"]) -> Float[Tensor, "1 c h v"]:

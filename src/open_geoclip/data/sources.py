@@ -1,7 +1,6 @@
 """One way to name photos: ``open_source("photos.csv")``, ``"holiday/"``, ``"shards/{000..012}.tar"``..."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import cast, get_args
 
@@ -107,11 +106,6 @@ def _shards_in(folder: Path) -> bool:
 # --- Earth views ----------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2)  # a texture takes 175 MB
-def _earth(basemap: Basemap) -> Earth:
-    return Earth(basemap)
-
-
 @dataclass(frozen=True, eq=False)
 class EarthViewPhotos(IndexedPhotos):
     """Views of a split of `earth_views`, rendered on access at 224 pixels; ``centres`` are those of all views."""
@@ -137,7 +131,7 @@ class EarthViewPhotos(IndexedPhotos):
     def entry(self, row: int) -> Photo:
         """Return a view; its image is an array."""
         width, turn, light = sample_cameras(self.split, row, row + 1)
-        (image,) = _earth(self.basemap).render(self.centres[row : row + 1], width, turn, light)
+        (image,) = Earth(self.basemap).render(self.centres[row : row + 1], width, turn, light)
         lat, lon = self.centres[row].tolist()
         return Photo(f"{self.basemap}-{self.split}-{row:07d}", image, lat, lon)
 
