@@ -188,6 +188,13 @@ def test_other_hosts_are_refused(serving: Serve, gate: Gate, host: str) -> None:
         assert client.get("/healthz", headers={"Host": name}).status_code == 200
 
 
+def test_other_hosts_are_refused_on_all_addresses(serving: Serve, gate: Gate) -> None:
+    client = serving(gate(), host="0.0.0.0", tokens=(TOKEN,))
+    for host, status in {"other.example": 400, "127.0.0.1": 200, socket.gethostname(): 200}.items():
+        headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
+        assert client.get("/v1/models", headers=headers).status_code == status
+
+
 def test_pages_of_others_may_not_ask_unless_allowed(serving: Serve, gate: Gate) -> None:
     held = gate(is_open=True)
     from_afar = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
