@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from open_geoclip.cli import main
+from open_geoclip.data.earth_views import views
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import BenchmarkError, WeightsError
 from open_geoclip.evaluation import calibrate
@@ -16,7 +18,6 @@ from open_geoclip.search.calibration import Calibration
 from open_geoclip.search.locator import Locator
 from open_geoclip.weights.calibrations import UserCalibration, user_calibrations
 
-SOURCE = "earth-views:validation:200"
 LACKS = (
     '{"format": "open-geoclip-calibration", "model": "a", "gallery": "b", "weights_sha256": "c", '
     '"gallery_sha256": "d", "calibration": {"temperature": 1.0}}'
@@ -29,8 +30,17 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrate")
     places = "".join(f"{lat},{lon}\n" for lat, lon in even_points(2000).round(4).tolist())
     (folder / "gallery.csv").write_text("lat,lon\n" + places)
+    [batch] = views("validation", 200)
+    rows = []
+    for row, (view, (lat, lon)) in enumerate(zip(batch.images, batch.coordinates.tolist(), strict=True)):
+        Image.fromarray(view).save(folder / f"{row}.jpg", quality=95)
+        rows.append(f"{row}.jpg,{lat},{lon}\n")
+    for name, count in (("photos.csv", 200), ("few.csv", 199)):
+        (folder / name).write_text("path,lat,lon\n" + "".join(rows[:count]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPEN_GEOCLIP_CACHE", str(folder / "cache"))
+        patch.setattr(calibrate, "_FOLDS", 2)  # levels take the time: of 2 x 100 + 200 photos, not 5 x 160 + 200
+        patch.setattr(calibrate, "_REFINED", 40)
         interrupt(folder)
         run(folder)
     return folder
@@ -45,7 +55,7 @@ def interrupt(folder: Path) -> None:
 
     locator, labelled = (
         Locator.from_pretrained("earth", gallery=folder / "gallery.csv"),
-        label_source(open_source(SOURCE)),
+        label_source(open_source(folder / "photos.csv")),
     )
     with pytest.raises(KeyboardInterrupt):
         calibrate.calibrate(locator, labelled, folder / "out", progress=stop)
@@ -60,7 +70,7 @@ def kept(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(folder: Path, *words: str) -> None:
-    given = words or (SOURCE, "-o", str(folder / "out"))
+    given = words or (str(folder / "photos.csv"), "-o", str(folder / "out"))
     with pytest.raises(SystemExit) as status:
         main(["calibrate", *given, "--model", "earth", "--gallery", str(folder / "gallery.csv")])
     if status.value.code:
@@ -125,15 +135,19 @@ def test_it_moves_to_another_machine_and_is_removed(
     [
         ([], 2, "give photos to fit on, or --load FILE, or --remove"),
         (["a", "--remove"], 2, "give photos to fit on, or --load FILE, or --remove"),
-        (
-            ["earth-views:validation:199"],
-            1,
-            "199 photos with a place are too few for a calibration: it takes at least 200",
-        ),
+        (["few.csv"], 1, "199 photos with a place are too few for a calibration: it takes at least 200"),
         (["--load", "none.json"], 1, "none.json cannot be read"),
     ],
 )
-def test_wrong_use(words: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use(
+    words: list[str],
+    status: int,
+    message: str,
+    fitted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(fitted)
     with pytest.raises(SystemExit, match=str(status)):
         main(["calibrate", *words, "--model", "earth"])
     assert message in capsys.readouterr().err

@@ -3,11 +3,10 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -33,7 +32,7 @@ class Labelled:
         benchmark: the published benchmark, if it is one.
         rows: of each photo in the table, from 0.
         ids: of the photos in the table, each once.
-        photos: what they are read from: files, or whatever a source of photos has.
+        photos: what they are read from, in order at each pass: files, or whatever a source of photos has.
         images: names for reports, each once: of files, below the data folder.
         truth: (lat, lon) in degrees.
         groups: of each photo, such as its author; None if the table has none.
@@ -50,7 +49,7 @@ class Labelled:
     benchmark: "Benchmark | None"
     rows: Int[np.ndarray, " n"]
     ids: Sequence[str]
-    photos: Sequence[ImageSource]
+    photos: Iterable[ImageSource]
     images: Sequence[str]
     truth: Float64[np.ndarray, "n 2"]
     groups: Sequence[str] | None
@@ -73,24 +72,14 @@ def places_fingerprint(places: Float64[np.ndarray, "n 2"]) -> str:
     return hashlib.sha256(np.ascontiguousarray(points[order]).tobytes()).hexdigest()
 
 
-class _SourceImages(Sequence[ImageSource]):
+class _SourceImages(Iterable[ImageSource]):
     """The images of a source's photos, in order: read again at each pass, so that none is held in memory."""
 
-    def __init__(self, source: PhotoSource, count: int) -> None:
-        self._source, self._count = source, count
-
-    def __len__(self) -> int:
-        return self._count
+    def __init__(self, source: PhotoSource) -> None:
+        self._source = source
 
     def __iter__(self) -> Iterator[ImageSource]:
         return (entry.image for entry in self._source.entries() if isinstance(entry, Photo))
-
-    @overload
-    def __getitem__(self, index: int) -> ImageSource: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ImageSource]: ...
-    def __getitem__(self, index: int | slice) -> ImageSource | Sequence[ImageSource]:
-        return list(self)[index] if isinstance(index, slice) else next(islice(self, index, None))
 
 
 def label_source(source: PhotoSource) -> Labelled:
@@ -124,7 +113,7 @@ def label_source(source: PhotoSource) -> Labelled:
         benchmark=None,
         rows=np.arange(len(photos)),
         ids=names,
-        photos=_SourceImages(source, len(photos)),
+        photos=_SourceImages(source),
         images=names,
         truth=truth,
         groups=groups,
