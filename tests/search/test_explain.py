@@ -1,7 +1,9 @@
 """Explanations: LeGrad against the whole gradient, LayerCAM against its formula, occlusion against locating again."""
 
+import copy
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from open_geoclip.errors import CoordinateError, ImageError, SettingsError, WeightsError
 from open_geoclip.geo.sphere import geodesic_km
+from open_geoclip.model.adapter import BackboneAdapter, backbone_sha256
 from open_geoclip.model.backbones.clip import ClipBlock, ClipVision, ClipVisionSettings
 from open_geoclip.model.backbones.earth import EfficientNetLite
 from open_geoclip.model.backbones.runtime import CompiledBackbone
@@ -110,7 +113,6 @@ def test_layer_cam_is_gradient_times_activation(locator: Locator, photo: Image.I
     assert isinstance(backbone, EfficientNetLite)
     pixels = model.image_encoder.preprocessing(photo)[None]
     found = layer_cam(model, backbone, pixels, target)
-    assert not any(block._forward_hooks for block in backbone.blocks)
     outputs = [F.relu6(backbone.stem(pixels))]
     for block in backbone.blocks:
         outputs.append(block(outputs[-1]))
@@ -216,6 +218,51 @@ def test_a_compiled_backbone_is_explained_by_its_torch_module(locator: Locator, 
     compiled = GeoCLIP(encoder, model.location_encoder)
     (method, found), (same, expected) = (attribution(one, pixels, target) for one in (compiled, model))
     assert method == same
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_finetuned_backbone_is_explained_with_its_changes(locator: Locator, photo: Image.Image) -> None:
+    model, pixels = locator.model, locator.model.image_encoder.preprocessing(photo)
+    target = F.normalize(torch.randn(16), dim=0)
+    plain = copy.deepcopy(model.image_encoder.backbone)
+    name = "blocks.15.project.bias"
+    changes = {name: plain.get_parameter(name) + torch.randn(320)}
+    adapter = BackboneAdapter(backbone_sha256(plain), changes)
+    adapter.merge(plain, "earth")
+    found = []
+    for backbone in (CompiledBackbone.__new__(CompiledBackbone), plain):
+        if isinstance(backbone, CompiledBackbone):
+            nn.Module.__init__(backbone)
+        encoder = ImageEncoder(backbone, None, model.image_encoder.settings)
+        encoder.mlp, encoder.projection = model.image_encoder.mlp, model.image_encoder.projection
+        encoder.adapter = adapter
+        found.append(attribution(GeoCLIP(encoder, model.location_encoder), pixels, target)[1])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_photo_is_explained_while_another_thread_encodes(locator: Locator, photo: Image.Image) -> None:
+    model, pixels = locator.model, locator.model.image_encoder.preprocessing(photo)
+    target = F.normalize(torch.randn(16), dim=0)
+    _, expected = attribution(model, pixels, target)
+    backbone = model.image_encoder.backbone
+    block = backbone.get_submodule("blocks.3")
+    forward = block.forward
+    others = 0
+
+    def interrupted(x: Tensor) -> Tensor:  # another photo goes through the network while this one is in block 3
+        nonlocal others
+        if x.requires_grad:
+            block.forward, others = forward, others + 1  # type: ignore[method-assign]
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(backbone, pixels[None]).result()
+        return forward(x)
+
+    block.forward = interrupted  # type: ignore[method-assign]
+    try:
+        _, found = attribution(model, pixels, target)
+    finally:
+        del block.forward
+    assert others == 1
     torch.testing.assert_close(found, expected)
 
 

@@ -42,7 +42,7 @@ def apply_changes(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             parameters[key].copy_(tensors[key])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BackboneAdapter:
     """Changes of a backbone's weights.
 

@@ -27,9 +27,11 @@ from open_geoclip.errors import MissingExtraError, SettingsError
 from open_geoclip.geo import geocode
 from open_geoclip.geo.sphere import check_coordinates, geodesic_km
 from open_geoclip.images import MAX_PIXELS, ImageSource, image_name, load_image, read_bytes
+from open_geoclip.model.adapter import BackboneAdapter
 from open_geoclip.model.backbones.clip import ClipBlock, ClipVision
 from open_geoclip.model.backbones.earth import EfficientNetLite
 from open_geoclip.model.backbones.runtime import CompiledBackbone
+from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.search.answer import Answer
 from open_geoclip.search.encode import EncodedBatch, perceptual_hash
@@ -144,7 +146,10 @@ def attribution(
     """
     backbone: nn.Module = model.image_encoder.backbone
     if isinstance(backbone, CompiledBackbone):
-        backbone = _load_backbone(model.image_encoder.settings.backbone)
+        settings, adapter = model.image_encoder.settings, model.image_encoder.adapter
+        if settings.backbone == "custom":
+            raise SettingsError("explain: a module given as the backbone has no gradients in OpenVINO: engine='torch'")
+        backbone = _load_backbone(settings.backbone, settings.feature, adapter)
     batch = pixels[None].to(next(backbone.parameters(), pixels).device)
     with torch.inference_mode(False), torch.enable_grad():
         if isinstance(backbone, ClipVision):
@@ -201,13 +206,9 @@ def block_products(
     model: GeoCLIP, backbone: EfficientNetLite, pixels: Float[Tensor, "1 3 h w"], target: Float[Tensor, " k"]
 ) -> list[Float[Tensor, "1 c r s"]]:
     """Return, of the output of each block, the gradient of the score times the activation."""
-    activations: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda *of: activations.append(of[2])) for block in backbone.blocks]
-    try:
-        feature = backbone(pixels.clone().requires_grad_())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # Without hooks, which another thread's images would go through too.
+    activations = list(backbone.block_outputs(pixels.clone().requires_grad_()))
+    feature = backbone.pool(activations)
     gradients = torch.autograd.grad(_score(model, feature, target), activations)
     return [(one * of.detach()).float().cpu() for one, of in zip(gradients, activations, strict=True)]
 
@@ -217,9 +218,12 @@ def _score(model: GeoCLIP, feature: Float[Tensor, "1 d"], target: Float[Tensor, 
 
 
 @lru_cache(maxsize=1)
-def _load_backbone(name: str) -> nn.Module:
+def _load_backbone(name: str, feature: Feature, adapter: BackboneAdapter | None) -> nn.Module:
     """Return the torch module of a backbone that OpenVINO runs, which gives no gradients."""
-    return load_image_backbone(name)[0]
+    backbone, _ = load_image_backbone(name, feature=feature)
+    if adapter is not None:
+        adapter.merge(backbone, name)
+    return backbone
 
 
 # --- occlusion ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ so nothing is downloaded.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -114,14 +114,21 @@ class EfficientNetLite(nn.Module):
         In Lite0, 112 channels at stride 16 and 320 at stride 32, each averaged over a 3x3 grid, so that what lies
         where in the image is kept.
         """
+        return self.pool(self.block_outputs(pixels))
+
+    def block_outputs(self, pixels: Float[Tensor, "n 3 h w"]) -> Iterator[Float[Tensor, "n _ _ _"]]:
+        """Yield the output of each block, from the first to the last."""
         x = F.relu6(
             self.stem(pixels.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)), inplace=True
         )
-        grids = []
-        for index, block in enumerate(self.blocks):
+        for block in self.blocks:
             x = block(x)
-            if index in (self.fine_block, len(self.blocks) - 1):
-                grids.append(F.adaptive_avg_pool2d(x, GRID))
+            yield x
+
+    def pool(self, outputs: Iterable[Float[Tensor, "n _ _ _"]]) -> Float[Tensor, "n k"]:
+        """Return the feature of the outputs of all blocks."""
+        chosen = (self.fine_block, len(self.blocks) - 1)
+        grids = [F.adaptive_avg_pool2d(x, GRID) for index, x in enumerate(outputs) if index in chosen]
         return torch.cat(grids, dim=1).flatten(1)
 
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
