@@ -107,6 +107,13 @@ def test_the_projection_is_fitted_anew_until_there_are_enough_photos(
     assert files < {file.name for file in grown.folder.glob("*.safetensors")}
 
 
+def test_copies_of_one_photo_are_an_index(tmp_path: Path) -> None:
+    records = IndexRecords.from_features(torch.ones(3, 8), np.zeros((3, 2)))
+    [found] = PhotoIndex.create(tmp_path / "index", records).search(QueryPhotos(torch.rand(1, 8)), 3)
+    assert len(found) == 3
+    assert found.similarity.tolist() == [0, 0, 0]  # nothing is known of how photos differ
+
+
 def test_refuses_what_it_cannot_use(records: IndexRecords, tmp_path: Path) -> None:
     folder = tmp_path / "index"
     with pytest.raises(DataError, match="no photo index"):

@@ -156,7 +156,7 @@ def fit_projection(features: Float[Tensor, "n d"]) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # svd_lowrank begins with random directions
         _, values, vectors = torch.svd_lowrank(features - mean, q=k, niter=3)
-    return {"mean": mean, "components": (vectors / (values / values[0]).clamp(min=1e-4)).contiguous()}
+    return {"mean": mean, "components": (vectors / (values / values[0].clamp(min=1e-12)).clamp(min=1e-4)).contiguous()}
 
 
 @torch.inference_mode()
