@@ -1,5 +1,6 @@
 """The embedded model with its own gallery and calibration: sure of views of the Earth, and of nothing else."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from open_geoclip import Locator
 from open_geoclip.data.earth_views import views
+from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import even_points
 from open_geoclip.search.calibration import P_VALUES, Calibration
 from open_geoclip.search.gallery import Gallery
@@ -60,6 +62,9 @@ def test_features_far_from_those_of_training_images_leave_nothing_but_the_prior(
     p = calibration.distance_p_value(given)
     assert p.tolist()[:2] == pytest.approx([1, 0.01])
     assert 0 < p[2] < 1e-9
+    for wrong in ((*distances, 9.0), (*distances[:5], math.nan), distances[:5], distances[::-1]):
+        with pytest.raises(SettingsError, match="6 to 16 numbers that increase"):
+            replace(calibration, distances=wrong)
     posterior = Posterior.from_logits(logits, cells, calibration, scale=40.0, distances=given)
     assert posterior.is_in_distribution is not None
     assert posterior.is_in_distribution.tolist() == [True, True, False]

@@ -147,10 +147,13 @@ class Calibration:
                 f"calibration: conformal_levels must be two lists of at most {len(P_VALUES)} numbers that increase "
                 "from 0 to 1, or empty"
             )
-
-        if self.distances and (len(self.distances) < _MIN_DISTANCES or sorted(self.distances) != list(self.distances)):
+        if self.distances and not (
+            _MIN_DISTANCES <= len(self.distances) <= len(P_VALUES)
+            and all(map(math.isfinite, self.distances))
+            and sorted(self.distances) == list(self.distances)
+        ):
             raise SettingsError(
-                f"calibration: distances must be {_MIN_DISTANCES} numbers or more that increase, or empty"
+                f"calibration: distances must be {_MIN_DISTANCES} to {len(P_VALUES)} numbers that increase, or empty"
             )
 
     @classmethod
