@@ -16,7 +16,7 @@ from PIL import Image
 from open_geoclip.data.packing import pack
 from open_geoclip.data.photos import IndexedPhotos, Photo
 from open_geoclip.data.sources import open_source
-from open_geoclip.errors import BenchmarkError, DataError
+from open_geoclip.errors import BenchmarkError, DataError, ImageError
 from open_geoclip.evaluation.benchmarks import read_labelled
 from open_geoclip.evaluation.bounds import ceiling, nearest_km, random_place
 from open_geoclip.evaluation.evaluate import Evaluation, evaluate, leaks
@@ -24,6 +24,8 @@ from open_geoclip.evaluation.labelled import Labelled, label_source
 from open_geoclip.evaluation.metrics import score, summary
 from open_geoclip.evaluation.report import markdown
 from open_geoclip.geo.sphere import haversine_km
+from open_geoclip.search import encode
+from open_geoclip.search.describe import AnswerSettings
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.locator import Locator
 
@@ -294,6 +296,50 @@ class TestResuming:
             assert found.table[name] == close, name
         again = run(locator, labelled, out)
         assert (again.figures["resumed"], again.figures["photos_per_second"]) == (N, None)
+
+    def test_damaged_lines_are_answered_again(self, locator: Locator, labelled: Labelled, tmp_path: Path) -> None:
+        run(locator, labelled, tmp_path)
+        [journal] = tmp_path.glob("answers-*.jsonl")
+        lines = journal.read_bytes().splitlines(keepends=True)
+        wrong = [b'{"image": "pho\n', bytes(40) + b"\n", b"[]\n", b'{"image": "photos/9.png"}\n']
+        journal.write_bytes(b"".join([*lines[:3], *wrong, *lines[3 + len(wrong) :]]))
+        assert run(locator, labelled, tmp_path).figures["resumed"] == N - len(wrong)
+        journal.write_bytes(b"".join([wrong[0], *lines[1:]]))
+        assert run(locator, labelled, tmp_path).figures["resumed"] == 0
+        assert run(locator, labelled, tmp_path).figures["resumed"] == N
+
+    def test_other_answers_of_one_model_are_not_taken_for_these(
+        self, locator: Locator, labelled: Labelled, tmp_path: Path
+    ) -> None:
+        run(locator, labelled, tmp_path)
+
+        def density(places: np.ndarray) -> np.ndarray:
+            return np.abs(places[:, 0])
+
+        for options in (
+            {"refine": True},
+            {"answers": AnswerSettings("distance")},
+            {"answers": AnswerSettings(prior=density)},
+        ):
+            other = Locator(locator.model, locator.gallery, model_name="colours", cache=tmp_path, **options)
+            assert run(other, labelled, tmp_path).figures["resumed"] == 0
+
+    def test_a_photo_that_can_be_read_by_now_is_answered(
+        self, locator: Locator, data: Path, labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broken = str(data / "photos" / "3.png")
+        with monkeypatch.context() as patch:
+            read = encode.read_bytes
+
+            def refuse(source: Any, name: str) -> bytes:
+                if str(source) == broken:
+                    raise ImageError(name, "Permission denied")
+                return read(source, name)
+
+            patch.setattr(encode, "read_bytes", refuse)
+            assert run(locator, labelled, tmp_path).figures["counts"]["photos_broken"] == 1
+        found = run(locator, labelled, tmp_path)
+        assert (found.figures["resumed"], found.figures["counts"]["photos_broken"]) == (N - 1, 0)
 
     def test_a_photo_that_was_changed_is_answered_again(
         self, locator: Locator, data: Path, labelled: Labelled, tmp_path: Path

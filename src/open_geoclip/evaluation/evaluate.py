@@ -26,6 +26,7 @@ from open_geoclip.evaluation.metrics import (
     score,
     summary,
 )
+from open_geoclip.files import sha256
 from open_geoclip.search.answer import Answer
 from open_geoclip.search.index import index_key
 from open_geoclip.search.locator import Locator
@@ -212,6 +213,10 @@ def locator_settings(locator: Locator) -> dict[str, Any]:
         "calibration_sha256": locator.calibration.fingerprint,
         "crops": locator.encoding.crops,
         "max_pixels": locator.encoding.max_pixels,
+        "answers": {name: str(value) for name, value in vars(locator.answers).items() if name != "prior"},
+        "prior_sha256": sha256(locator.search_space.cells.log_prior.numpy().tobytes()),
+        "refine": locator.refine,
+        "photo_index_sha256": None if locator.evidence is None else locator.evidence.fingerprint,
     }
 
 

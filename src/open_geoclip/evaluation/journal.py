@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from open_geoclip.images import ImageSource
 
 __all__ = ["Journal"]
 
+logger = logging.getLogger(__name__)
+
+_KEYS = {"image", "bytes", "mtime_ns", "sha256"}  # of the line of an answer
 _SAME = 0.9999  # cosine of two embeddings of one image by one model; that of another model is far below
 
 
@@ -103,7 +107,7 @@ class Journal:
     def answer(self, photo: ImageSource, image: str) -> dict[str, Any] | None:
         """Return the line of a photo, if it is still the one that was answered."""
         line = self._known.get(image)
-        if line is None:
+        if line is None or "error" in line:  # permissions or an extra may have been the reason
             return None
         same = _file_state(photo) == (line["bytes"], line["mtime_ns"]) != (0, 0)
         return line if same or line["sha256"] == _sha256(photo) != "" else None
@@ -120,19 +124,33 @@ class Journal:
         self._file.flush()
 
     def _read(self, header: Mapping[str, Any]) -> None:
-        """Read the answers of an earlier run; truncate a line that was being written when it was killed."""
+        """Read the answers of an earlier run, without lines that are damaged.
+
+        A line that was being written when the run was killed is truncated.
+        """
         if not self.path.exists():
             return
         data = self.path.read_bytes()
         whole = data.rfind(b"\n") + 1
-        lines = [json.loads(line) for line in data[:whole].splitlines()]
-        if not lines or not _alike(lines[0]["probe"], header["probe"]):
+        lines = [_parse(line) for line in data[:whole].splitlines()]
+        if not lines or not _alike(lines[0].get("probe", ()), header["probe"]):
             self.path.write_bytes(b"")  # another backbone of the same name
             return
         if whole < len(data):
             with self.path.open("r+b") as file:
                 file.truncate(whole)
-        self._known = {line["image"]: line for line in lines[1:]}
+        self._known = {line["image"]: line for line in lines[1:] if line.keys() >= _KEYS}
+        if damaged := len(lines) - 1 - sum(line.keys() >= _KEYS for line in lines[1:]):
+            logger.warning("%s: %d damaged lines; their photos are located again", self.path, damaged)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """Return the content of a line; nothing where it is damaged, as after a power failure."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _alike(a: Sequence[float], b: Sequence[float]) -> bool:
