@@ -1,5 +1,6 @@
 """Jobs that are killed, interrupted, sharded and given bad input: each photo has one row, and it is the right one."""
 
+import copy
 import io
 import json
 import multiprocessing
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from open_geoclip.data.earth_views import views
 from open_geoclip.data.sources import open_source
 from open_geoclip.errors import DataError, SettingsError
 from open_geoclip.export.tables import escape
-from open_geoclip.scale.jobs import JobReport, JobSettings, run_job
+from open_geoclip.scale.jobs import JobReport, JobSettings, describe_job, run_job
 from open_geoclip.scale.results import Results, part_prefix
 from open_geoclip.search.locator import Locator
 from tests.scale.killed_job import DATA_ERROR, PRELOADED, Mishap, disturbed_job
@@ -244,6 +246,20 @@ def test_photos_that_are_added_are_located_and_other_settings_are_refused(
         run_job(within, open_source(folder, places=False), results, JobSettings(resume=True))
     with pytest.raises(DataError, match=r"source .*photos', now"):
         run(locator, photos, results, resume=True)
+
+
+def test_files_that_settings_name_belong_to_the_manifest_by_their_content(locator: Locator, tmp_path: Path) -> None:
+    prior, area = tmp_path / "prior.csv", tmp_path / "area.geojson"
+    other = copy.copy(locator)
+    other.answers = replace(locator.answers, prior=str(prior))
+    options = {"within": [str(area), "France"], "not_within": []}
+    asked: dict[str, Any] = {"top_k": 1, "text": None, "text_weight": 0.5, "detail": False, "options": options}
+    described = []
+    for contents in ("aa", "ba", "bb", "bb"):
+        for path, content in zip((prior, area), contents, strict=True):
+            path.write_text(content)
+        described.append(describe_job(other, "photos", **asked))
+    assert described[0] != described[1] != described[2] == described[3]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": 3}', "\0"])

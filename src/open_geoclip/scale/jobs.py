@@ -23,7 +23,7 @@ from open_geoclip.data.decoding import available_cores
 from open_geoclip.data.photos import PhotoSource
 from open_geoclip.data.remote import RemotePath, as_path
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError
-from open_geoclip.files import atomic_write
+from open_geoclip.files import atomic_write, sha256
 from open_geoclip.scale.batches import BatchLocator, Decoded, QuerySettings, decode_new, decode_settings
 from open_geoclip.scale.decoding import Decoder
 from open_geoclip.scale.results import (
@@ -310,6 +310,12 @@ def describe_job(
     if locator.evidence is not None:
         asked["photo_index_sha256"] = locator.evidence.fingerprint
     answers = {name: str(value) for name, value in vars(locator.answers).items() if value is not None}
+    if callable(locator.answers.prior):
+        answers["prior"] = getattr(locator.answers.prior, "__qualname__", type(locator.answers.prior).__qualname__)
+    named = [locator.answers.prior, *(options or {}).get("within", ()), *(options or {}).get("not_within", ())]
+    files = {str(path): sha256(Path(path)) for path in named if isinstance(path, str | Path) and Path(path).is_file()}
+    if files:  # whose content may change
+        asked["files_sha256"] = files
     encoding = {name: value for name, value in vars(locator.encoding).items() if name != "batch_size"}
     return {
         "format": _FORMAT,
