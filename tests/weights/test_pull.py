@@ -235,6 +235,8 @@ def test_weights_in_parts(hub: Hub) -> None:
     (path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(MissingWeightsError, match="run: geoclip pull hub:org/clip@"):
         folder(NAME)
+    with pytest.raises(MissingWeightsError, match="run: geoclip pull geoclip$"):
+        folder(CLIP_BACKBONE)
 
 
 def test_a_branch_is_found_again_and_its_commit_is_told(hub: Hub) -> None:

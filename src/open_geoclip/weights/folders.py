@@ -87,7 +87,9 @@ def folder(name: str) -> Path:
         raise MissingWeightsError(f"{parsed}: there is {'a file, no folder' if path.exists() else 'no folder'} there")
     if parsed.kind == "hub":
         places = [path for path in (offline_folder(parsed), _shared_folder(parsed)) if path and has_weights(path)]
-        advice = f"{parsed} is not on this machine; run: geoclip pull {parsed}"
+        # A registered model brings its backbone: the shorter name.
+        whole = next((model for model, record in RECORDS.items() if record.backbone == str(parsed)), parsed)
+        advice = f"{parsed} is not on this machine; run: geoclip pull {whole}"
     elif parsed.value == "earth":
         places = [EMBEDDED] if has_weights(EMBEDDED) else []
         advice = (
