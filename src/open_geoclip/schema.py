@@ -118,7 +118,8 @@ def _converter(hint: Any) -> _Converter:
             return value
         if origin is Literal:
             if value not in arguments or isinstance(value, bool):
-                raise SettingsError(f"{where}: one of {', '.join(map(str, arguments))}, not {value!r:.60}")
+                allowed = ", ".join(str(one) or '""' for one in arguments)
+                raise SettingsError(f"{where}: one of {allowed}, not {value!r:.60}")
             return value
         if hint is datetime and isinstance(value, str):
             with suppress(ValueError):

@@ -318,6 +318,8 @@ def test_a_run_can_be_extended(tmp_path: Path) -> None:
     _, figures = run(tmp_path, replace(SETTINGS, epochs=4), resume=True)
     assert [found["epoch"] for found in figures] == [3, 4]
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["epochs"] == 4
+    with pytest.raises(SettingsError, match="a run of 4 epochs already"):
+        run(tmp_path, replace(SETTINGS, epochs=3), resume=True)
 
 
 def test_a_loss_of_ones_own(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.schema import from_dict
-from open_geoclip.training.settings import PAPER, DataSettings, TrainSettings
+from open_geoclip.training.settings import PAPER, DataSettings, TrainSettings, read_settings
 
 
 def test_a_table_becomes_settings() -> None:
@@ -39,11 +39,41 @@ def test_the_papers_recipe() -> None:
         ({"patience": 2}, "patience: set monitor"),
         ({"warmup": 1.0}, "warmup"),
         ({"positive_km": 30.0}, "positive_km: at most mask_km"),
+        ({"backbone_rate": 0.5}, "backbone_rate: it has no effect as it is: set unfreeze_blocks or lora_rank"),
+        ({"smooth_end": 0.5}, "smooth_end: it has no effect as it is: set smooth_km"),
+        ({"near_weight_km": 50.0}, "near_weight_km: it has no effect as it is: set near_weight"),
+        ({"gamma": 0.5}, "gamma: it has no effect as it is: set schedule"),
+        ({"seed": 2**63}, "seed: below"),
     ],
 )
 def test_what_is_wrong_is_named(table: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         from_dict(TrainSettings, table, "[train]")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"views": 3, "pixels": True}, "views: they are of cached, augmented features"),
+        ({"views": 3, "augment": False}, "views: they are of cached, augmented features"),
+        ({"buffer_km": 5.0, "validation": "other.csv"}, "buffer_km: it is for a share of the photos"),
+        ({"max_swapped": 5.0}, "max_swapped: a share from 0 to 1"),
+    ],
+)
+def test_data_settings_without_effect_are_refused(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        from_dict(DataSettings, {"train": "photos.csv", **table}, "[data]")
+
+
+def test_values_that_are_no_tables_and_a_scale_that_is_not_used_are_refused() -> None:
+    named = ["data.train=photos.csv", "model.start=geoclip"]
+    for name in ("data", "model", "train"):
+        with pytest.raises(SettingsError, match=rf"\[{name}\] must be"):
+            read_settings(None, [f"{name}=1"] if name == "data" else [named[0], f"{name}=1"])
+    with pytest.raises(SettingsError, match="start_scale: the scale is that of geoclip"):
+        read_settings(None, [*named, "train.start_scale=20.0"])
+    with pytest.raises(SettingsError, match='feature: one of "", projected'):
+        read_settings(None, [named[0], "model.backbone=earth", "model.feature=patches"])
 
 
 def test_the_same_view_twice_is_no_augmentation() -> None:

@@ -232,6 +232,9 @@ def check_record(folder: Path, now: Mapping[str, Any]) -> None:
         if changed:
             listed = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in sorted(changed))
             raise SettingsError(f"{folder} holds a run with {differing} ({listed}): choose another folder")
+    done = (read_metrics(folder) or [{"epoch": 0}])[-1]["epoch"]
+    if done > now.get("settings", {}).get("epochs", done):
+        raise SettingsError(f"{folder} holds a run of {done:.0f} epochs already: set epochs to as many or more")
     if "data" in now and before.get("data", now["data"])["fingerprint"] != now["data"]["fingerprint"]:
         raise SettingsError(f"{folder} holds a run on other data: choose another folder")
 

@@ -139,5 +139,6 @@ def resolve_device(name: str) -> torch.device:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise SettingsError(f"device: {name} cannot be used here: {error}") from error
+            reason = str(error).partition("\n")[0].partition(". ")[0]  # torch lists all its backends after it
+            raise SettingsError(f"device: {name} cannot be used here: {reason}") from error
     return device

@@ -36,6 +36,7 @@ _NOT_NEGATIVE = (
     "queue_size", "weight_decay", "warmup", "clip_norm", "noise_m", "queue_noise_m", "mask_km", "positive_km",
     "near_weight", "nearby_places", "checkpoint_every", "patience", "seed", "unfreeze_blocks", "lora_rank", "ema_decay",
 )  # fmt: skip
+_MAX_SEED = 2**63
 _HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
 
@@ -172,6 +173,17 @@ class TrainSettings:
             raise SettingsError(
                 "layer_decay, gradient_checkpointing: for a trained backbone: set unfreeze_blocks or lora_rank"
             )
+        ignored = (
+            ("backbone_rate", not self.trains_backbone, "set unfreeze_blocks or lora_rank"),
+            ("smooth_end", not self.smooth_km, "set smooth_km"),
+            ("near_weight_km", not self.near_weight, "set near_weight"),
+            ("gamma", self.schedule != "step", 'set schedule = "step"'),
+        )
+        for name, is_ignored, how in ignored:
+            if is_ignored and getattr(self, name) != getattr(TrainSettings, name):
+                raise SettingsError(f"{name}: it has no effect as it is: {how}, or remove it")
+        if self.seed >= _MAX_SEED:
+            raise SettingsError(f"seed: below 2^63, not {self.seed}")
         if self.trains_backbone and any("image_encoder.backbone".startswith(part) for part in self.freeze):
             raise SettingsError(
                 "freeze: image_encoder has the backbone in it, which is to be trained: freeze image_encoder.mlp"
@@ -255,6 +267,14 @@ class DataSettings:
             raise SettingsError("together: views of a photo are all the same without augmentation: set augment = true")
         if self.neighborhood < 0 or (self.pixels and self.neighborhood):
             raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
+        if self.views not in (1, DataSettings.views) and (self.pixels or not self.augment):
+            raise SettingsError(
+                "views: they are of cached, augmented features: set pixels = false and augment = true, or remove it"
+            )
+        if self.buffer_km != DataSettings.buffer_km and (self.validation == 0 or isinstance(self.validation, str)):
+            raise SettingsError("buffer_km: it is for a share of the photos as validation: set that, or remove it")
+        if not 0 <= self.max_swapped <= 1:
+            raise SettingsError(f"max_swapped: a share from 0 to 1, not {self.max_swapped}")
         if (self.workers or 0) < 0 or self.encode_batch < 0:
             raise SettingsError(f"workers, encode_batch: 0 or more, not {self.workers} and {self.encode_batch}")
 
@@ -326,6 +346,8 @@ class RunSettings:
                 "unfreeze_blocks, lora_rank: features of a backbone that is trained cannot be cached: set pixels = "
                 "true in [data]"
             )
+        if self.model.start and self.train.start_scale != TrainSettings.start_scale:
+            raise SettingsError(f"start_scale: the scale is that of {self.model.start}: remove it")
         if self.data.together > 1 and not (self.train.mask_km or self.train.positive_km or self.train.smooth_km):
             raise SettingsError("together: views of one photo at once need mask_km, positive_km or smooth_km")
 
@@ -362,6 +384,9 @@ def read_settings(path: Path | None, changes: Sequence[str] = ()) -> RunSettings
         names = ", ".join(sorted(unknown)) or "another output"
         raise SettingsError(f"{path}: output (text) and the tables [data], [model] and [train], not {names}")
     data = from_dict(DataSettings, table.get("data", {}), f"{path}: [data]")
+    for name in ("model", "train"):
+        if not isinstance(table.get(name, {}), dict):
+            raise SettingsError(f"{path}: [{name}] must be a table, not {table[name]!r}")
     model = dict(table.get("model", {}))
     shape = {name: model.pop(name) for name in (f.name for f in fields(LocationSettings)) if name in model}
     if shape:
