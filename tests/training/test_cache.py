@@ -55,6 +55,24 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
+def test_features_of_another_precision_are_others(table: Path, tmp_path: Path) -> None:
+    class Scaled(Means):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.001))
+
+        def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3"]:
+            return super().forward(pixels) * self.scale
+
+    plain = replace(EXTRACTOR, backbone=Scaled())
+    assert plain.fingerprint == EXTRACTOR.fingerprint
+    half = replace(plain, backbone=Scaled().to(torch.bfloat16))
+    source = open_source(table)
+    found = [cache_features(source, one, tmp_path / "cache").first_view().features for one in (plain, half, plain)]
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
 def test_what_is_kept_is_what_the_backbone_gives(table: Path, tmp_path: Path) -> None:
     plain = replace(EXTRACTOR, augmentation=None)
     kept = cache_features(open_source(table), plain, tmp_path / "kept", shard=4)

@@ -40,8 +40,11 @@ from small_run import small_model  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 
-SETTINGS = TrainSettings(epochs=2, batch_size=32, queue_size=40, learning_rate=3e-3, backbone_rate=1.0)
-WAYS: dict[str, dict[str, Any]] = {"blocks": {"unfreeze_blocks": 1}, "lora": {"lora_rank": 2}}
+SETTINGS = TrainSettings(epochs=2, batch_size=32, queue_size=40, learning_rate=3e-3)
+WAYS: dict[str, dict[str, Any]] = {
+    "blocks": {"unfreeze_blocks": 1, "backbone_rate": 1.0},
+    "lora": {"lora_rank": 2, "backbone_rate": 1.0},
+}
 LAST = {"blocks.2", "norm_out", "projection"}
 
 
@@ -98,7 +101,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, way: str)
 
 
 def test_checkpointed_blocks_and_parts_of_a_batch_are_the_same_step(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, epochs=1, unfreeze_blocks=2)
+    settings = replace(SETTINGS, epochs=1, unfreeze_blocks=2, backbone_rate=1.0)
     found = []
     ways: dict[str, dict[str, Any]] = {"plain": {}, "again": {"gradient_checkpointing": True, "accumulate": 4}}
     for name, changes in ways.items():
@@ -174,7 +177,7 @@ def test_updates_on_updates() -> None:
 # --- a whole run ----------------------------------------------------------------------------------
 
 N = 16
-TRAIN = TrainSettings(epochs=1, batch_size=8, queue_size=8, learning_rate=1e-2, backbone_rate=1.0)
+TRAIN = TrainSettings(epochs=1, batch_size=8, queue_size=8, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +192,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory, save_clip: Callable[..., Path
 
 def settings_of(folder: Path, photos: Path, model: ModelSettings, **train_: Any) -> RunSettings:
     data = DataSettings(str(photos), validation=str(photos), pixels=True, workers=1)
-    return RunSettings(str(folder), data, model, replace(TRAIN, **train_))
+    return RunSettings(str(folder), data, model, replace(TRAIN, backbone_rate=1.0, **train_))
 
 
 def small(backbone: str) -> ModelSettings:
@@ -286,7 +289,8 @@ def test_the_last_blocks_of_the_embedded_backbone_are_trained() -> None:
     encoder = ImageEncoder(backbone, None, ImageSettings("earth", (backbone.dim, 4)))
     model = GeoCLIP(encoder, LocationEncoder(LocationSettings(width=4, depth=1, output=4)))
     before = backbone_state(model)
-    with finetuning(model, replace(TRAIN, unfreeze_blocks=2, gradient_checkpointing=True)) as factors:
+    settings = replace(TRAIN, unfreeze_blocks=2, backbone_rate=1.0, gradient_checkpointing=True)
+    with finetuning(model, settings) as factors:
         trained = [parameter for name, parameter in model.named_parameters() if name in factors]
         encoder(torch.rand(2, 3, 48, 48)).square().sum().backward()
         torch.optim.SGD(trained, lr=1.0).step()

@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
+from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from open_geoclip.errors import TrainingError
 from open_geoclip.training.checkpoint import read_tensors
+from open_geoclip.training.distributed import process_group
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_run import small_run  # type: ignore[import-not-found]
@@ -203,3 +206,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "full")
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
+
+
+def test_processes_wait_for_the_one_that_validates(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    with process_group() as ranks:
+        assert ranks.is_main
+        assert torch.distributed.group.WORLD is not None
+        gloo = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        assert gloo.options._timeout >= timedelta(days=1)  # torch's 30 minutes are soon over
+    assert not torch.distributed.is_initialized()

@@ -235,7 +235,7 @@ def test_weights_in_parts(hub: Hub) -> None:
     (path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(MissingWeightsError, match="run: geoclip pull hub:org/clip@"):
         folder(NAME)
-    with pytest.raises(MissingWeightsError, match="run: geoclip pull geoclip$"):
+    with pytest.raises(MissingWeightsError, match=r"run: geoclip pull geoclip$"):
         folder(CLIP_BACKBONE)
 
 

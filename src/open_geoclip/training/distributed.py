@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from open_geoclip.errors import SettingsError
 __all__ = ["Ranks", "process_group", "resolve_device"]
 
 _Value = TypeVar("_Value")
+_MOST_WAITING = timedelta(days=7)  # instead of torch's 30 minutes
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def process_group() -> Iterator[Ranks]:
     start = "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if start:
         # Small tensors travel by gloo, from CPU memory; gradients on a GPU by nccl.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        # The others wait while one encodes its share or validates; torchrun ends them all if one fails.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_MOST_WAITING)
     try:
         yield Ranks.current()
     finally:

@@ -123,11 +123,16 @@ class FeatureExtractor:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of weights, preprocessing and augmentation."""
+        """Hash of weights, preprocessing, augmentation and, where it is not float32, precision."""
         augmentation = None if self.augmentation is None else asdict(self.augmentation)
         # Without what is off, so that caches from before there was squash stay valid.
         preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not False}
         record = [self.weights, preprocessing, augmentation]
+        parameter = next(self.backbone.parameters(), None)
+        precision = "float32" if parameter is None else str(parameter.dtype).removeprefix("torch.")
+        precision = getattr(self.backbone, "precision", precision)
+        if precision != "float32":
+            record.append(precision)
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def encode(

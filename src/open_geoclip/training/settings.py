@@ -36,7 +36,7 @@ _NOT_NEGATIVE = (
     "queue_size", "weight_decay", "warmup", "clip_norm", "noise_m", "queue_noise_m", "mask_km", "positive_km",
     "near_weight", "nearby_places", "checkpoint_every", "patience", "seed", "unfreeze_blocks", "lora_rank", "ema_decay",
 )  # fmt: skip
-_MAX_SEED = 2**63
+_MAX_SEED = 2**32  # random numbers of an epoch are seeded with multiples of it
 _HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
 
@@ -183,7 +183,7 @@ class TrainSettings:
             if is_ignored and getattr(self, name) != getattr(TrainSettings, name):
                 raise SettingsError(f"{name}: it has no effect as it is: {how}, or remove it")
         if self.seed >= _MAX_SEED:
-            raise SettingsError(f"seed: below 2^63, not {self.seed}")
+            raise SettingsError(f"seed: below 2^32, not {self.seed}")
         if self.trains_backbone and any("image_encoder.backbone".startswith(part) for part in self.freeze):
             raise SettingsError(
                 "freeze: image_encoder has the backbone in it, which is to be trained: freeze image_encoder.mlp"

@@ -61,7 +61,7 @@ def load_image_backbone(
     """
     if name == "earth" or name in BACKBONES:
         if feature:
-            raise SettingsError(f"feature: the backbone {name} has only one, so none is named")
+            raise SettingsError(f"feature: the backbone {name} has only one, without a name, and no {feature!r}")
         network = _load_efficientnet(name)
         size = network.image_size
         return network, preprocessing or replace(earth.PREPROCESSING, resize=size, crop=size)
