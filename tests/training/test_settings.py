@@ -51,22 +51,10 @@ def test_what_is_wrong_is_named(table: dict[str, Any], message: str) -> None:
         from_dict(TrainSettings, table, "[train]")
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"views": 3, "pixels": True}, "views: they are of cached, augmented features"),
-        ({"views": 3, "augment": False}, "views: they are of cached, augmented features"),
-        ({"buffer_km": 5.0, "validation": "other.csv"}, "buffer_km: it is for a share of the photos"),
-        ({"max_swapped": 5.0}, "max_swapped: a share from 0 to 1"),
-    ],
-)
-def test_data_settings_without_effect_are_refused(table: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        from_dict(DataSettings, {"train": "photos.csv", **table}, "[data]")
-
-
 def test_values_that_are_no_tables_and_a_scale_that_is_not_used_are_refused() -> None:
     named = ["data.train=photos.csv", "model.start=geoclip"]
+    with pytest.raises(SettingsError, match="max_swapped: a share from 0 to 1"):
+        DataSettings("photos.csv", max_swapped=5.0)
     for name in ("data", "model", "train"):
         with pytest.raises(SettingsError, match=rf"\[{name}\] must be"):
             read_settings(None, [f"{name}=1"] if name == "data" else [named[0], f"{name}=1"])

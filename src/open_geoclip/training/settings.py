@@ -267,12 +267,6 @@ class DataSettings:
             raise SettingsError("together: views of a photo are all the same without augmentation: set augment = true")
         if self.neighborhood < 0 or (self.pixels and self.neighborhood):
             raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
-        if self.views not in (1, DataSettings.views) and (self.pixels or not self.augment):
-            raise SettingsError(
-                "views: they are of cached, augmented features: set pixels = false and augment = true, or remove it"
-            )
-        if self.buffer_km != DataSettings.buffer_km and (self.validation == 0 or isinstance(self.validation, str)):
-            raise SettingsError("buffer_km: it is for a share of the photos as validation: set that, or remove it")
         if not 0 <= self.max_swapped <= 1:
             raise SettingsError(f"max_swapped: a share from 0 to 1, not {self.max_swapped}")
         if (self.workers or 0) < 0 or self.encode_batch < 0:
