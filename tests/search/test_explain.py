@@ -252,12 +252,12 @@ def test_a_photo_is_explained_while_another_thread_encodes(locator: Locator, pho
     def interrupted(x: Tensor) -> Tensor:  # another photo goes through the network while this one is in block 3
         nonlocal others
         if x.requires_grad:
-            block.forward, others = forward, others + 1  # type: ignore[method-assign]
+            block.forward, others = forward, others + 1
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(backbone, pixels[None]).result()
         return forward(x)
 
-    block.forward = interrupted  # type: ignore[method-assign]
+    block.forward = interrupted
     try:
         _, found = attribution(model, pixels, target)
     finally:

@@ -230,9 +230,11 @@ def test_shape_keys_beside_trained_weights_are_refused() -> None:
     [
         ({"gallery": "even:1"}, "gallery: even:KM"),
         ({"gallery": "train:x"}, "gallery: train:DECIMALS"),
+        ({"gallery": "train:400"}, "gallery: train:DECIMALS, 0 to 6"),
         ({"gallery": "none.csv"}, r"none\.csv"),
         ({"device": "cuda:7"}, "device: cuda:7 is not on this machine"),
         ({"device": "tpu"}, "device: auto, cpu, cuda"),
+        ({"device": "xla"}, r"device: xla cannot be used here: [^\n]{1,150}$"),
     ],
 )
 def test_a_mistake_in_the_model_is_found_before_photos_are_encoded(

@@ -44,6 +44,7 @@ from open_geoclip.weights.save import save_model, save_self_check
 __all__ = ["add_levels", "export_model", "run"]
 
 _SHOWN_RECORDS = 10
+_DECIMALS = 6  # of the coordinates in gallery.csv
 
 
 def run(
@@ -170,8 +171,8 @@ def _fixed_gallery(name: str) -> Float64[Tensor, "m 2"] | None:
     """Return the places of a gallery, or None for the training places."""
     kind, _, value = name.partition(":")
     if kind == "train":
-        if value and not value.isdecimal():
-            raise SettingsError(f"gallery: train:DECIMALS, such as train:5, not {name!r}")
+        if value and not (value.isdecimal() and int(value) <= _DECIMALS):
+            raise SettingsError(f"gallery: train:DECIMALS, 0 to {_DECIMALS}, such as train:5, not {name!r}")
         return None
     if kind == "even":
         try:
@@ -341,7 +342,9 @@ def export_model(
     try:
         with TemporaryDirectory() as temporary:
             table = Path(temporary) / "gallery.csv"
-            table.write_text("lat,lon\n" + "".join(f"{lat:.6f},{lon:.6f}\n" for lat, lon in gallery.tolist()))
+            table.write_text(
+                "lat,lon\n" + "".join(f"{lat:.{_DECIMALS}f},{lon:.{_DECIMALS}f}\n" for lat, lon in gallery.tolist())
+            )
             return save_model(folder, plain, card=card or {}, gallery=table, curves=curves, dtype="float32")
     except OSError as error:
         raise TrainingError(
