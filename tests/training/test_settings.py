@@ -42,6 +42,7 @@ def test_the_papers_recipe() -> None:
         ({"backbone_rate": 0.5}, "backbone_rate: it has no effect as it is: set unfreeze_blocks or lora_rank"),
         ({"smooth_end": 0.5}, "smooth_end: it has no effect as it is: set smooth_km"),
         ({"near_weight_km": 50.0}, "near_weight_km: it has no effect as it is: set near_weight"),
+        ({"nearby_km": [1.0, 50.0]}, "nearby_km: it has no effect as it is: set nearby_places"),
         ({"gamma": 0.5}, "gamma: it has no effect as it is: set schedule"),
         ({"seed": 2**32}, "seed: below"),
     ],

@@ -177,6 +177,7 @@ class TrainSettings:
             ("backbone_rate", not self.trains_backbone, "set unfreeze_blocks or lora_rank"),
             ("smooth_end", not self.smooth_km, "set smooth_km"),
             ("near_weight_km", not self.near_weight, "set near_weight"),
+            ("nearby_km", not self.nearby_places, "set nearby_places"),
             ("gamma", self.schedule != "step", 'set schedule = "step"'),
         )
         for name, is_ignored, how in ignored:
