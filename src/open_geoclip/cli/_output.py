@@ -38,13 +38,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-_FORMAT = Parameter(
-    name="--format",
-    help="Default: by the ending of the file name, else a table. csv-bom is CSV that Excel reads as UTF-8.",
-)
+_FORMAT = Parameter(name="--format", help="Default: by the ending of the file name, else a table.")
+_TABLE_FORMAT = Parameter(name="--format", help=f"{_FORMAT.help} csv-bom is CSV that Excel reads as UTF-8.")
 TextFormat = Annotated[Literal["table", "json"] | None, _FORMAT]
 AnswerFormat = Annotated[
-    Literal["table", "json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html"] | None, _FORMAT
+    Literal["table", "json", "csv", "csv-bom", "geojson", "kml", "kmz", "parquet", "gpkg", "html"] | None, _TABLE_FORMAT
 ]
 
 _SUFFIXES = {
@@ -177,14 +175,14 @@ class PictureOutput(Output):
 class RowOutput(Output):
     """Options of a command that also writes rows."""
 
-    format_: Annotated[Literal["table", "json", "csv", "csv-bom", "parquet"] | None, _FORMAT] = None
+    format_: Annotated[Literal["table", "json", "csv", "csv-bom", "parquet"] | None, _TABLE_FORMAT] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointOutput(Output):
     """Options of a command that also writes rows with coordinates."""
 
-    format_: Annotated[Literal["table", "json", "csv", "csv-bom", "geojson", "parquet"] | None, _FORMAT] = None
+    format_: Annotated[Literal["table", "json", "csv", "csv-bom", "geojson", "parquet"] | None, _TABLE_FORMAT] = None
 
 
 @dataclass(frozen=True, kw_only=True)
