@@ -300,7 +300,9 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     assert wait_for_another(second) != first
 
 
-def test_a_worker_that_cannot_be_started_again_is_tried_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_started_again_is_tried_until_it_can(
+    monkeypatch: pytest.MonkeyPatch, run_async: Callable[..., Any]
+) -> None:
     async def scenario() -> None:
         worker = ProcessWorker({"role": "utility", "memory_mb": 4096})
         await worker.start()
@@ -322,18 +324,18 @@ def test_a_worker_that_cannot_be_started_again_is_tried_until_it_can(monkeypatch
         finally:
             await worker.stop()
 
-    asyncio.run(scenario())
+    run_async(scenario())
 
 
-def test_a_port_in_use_is_an_error_before_anything_is_loaded() -> None:
-    [bound] = asyncio.run(bind_sockets(ServerSettings(port=0)))
+def test_a_port_in_use_is_an_error_before_anything_is_loaded(run_async: Callable[..., Any]) -> None:
+    [bound] = run_async(bind_sockets(ServerSettings(port=0)))
     with bound:
         port = bound.getsockname()[1]
         with socket.socket() as client:
             assert client.connect_ex(("127.0.0.1", port)) != 0, "refused until the server serves"
         bound.listen()
         with pytest.raises(SettingsError, match=f"127.0.0.1:{port}: address already in use: choose .*--port"):
-            asyncio.run(bind_sockets(ServerSettings(port=port)))
+            run_async(bind_sockets(ServerSettings(port=port)))
 
 
 def test_a_worker_whose_server_is_gone_ends_without_a_word() -> None:

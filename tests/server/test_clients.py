@@ -1,8 +1,7 @@
 """Clients that send slowly or go away: the rest are served, and what nobody waits for is not done."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,17 +14,12 @@ from open_geoclip.server.monitoring import Metrics
 
 Gate = Callable[..., Any]
 MakeApp = Callable[..., FastAPI]
+RunAsync = Callable[..., Any]
 
 
 def form(name: str) -> bytes:
     head = f'--b\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'
     return head.encode() + b"x" * 100 + b"\r\n--b--\r\n"
-
-
-def in_a_loop_of_its_own(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run it to its end in another thread: a browser's tests leave a running loop in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: asyncio.run(run())).result()
 
 
 async def ask(app: FastAPI, body: bytes, *, whole: bool = True, gone: asyncio.Event | None = None) -> tuple[int, bytes]:
@@ -60,7 +54,7 @@ async def until_waiting(app: FastAPI, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_a_body_that_arrives_too_slowly_is_given_up(gate: Gate, gated_app: MakeApp) -> None:
+def test_a_body_that_arrives_too_slowly_is_given_up(gate: Gate, gated_app: MakeApp, run_async: RunAsync) -> None:
     async def run() -> None:
         held = gate()
         app = gated_app(held, read_timeout_s=0.2)
@@ -73,10 +67,12 @@ def test_a_body_that_arrives_too_slowly_is_given_up(gate: Gate, gated_app: MakeA
             held.open.set()
             assert (await ask(app, form("quick")))[0] == 200
 
-    in_a_loop_of_its_own(run)
+    run_async(run())
 
 
-def test_the_work_of_a_client_that_goes_away_is_dropped_and_others_are_served(gate: Gate, gated_app: MakeApp) -> None:
+def test_the_work_of_a_client_that_goes_away_is_dropped_and_others_are_served(
+    gate: Gate, gated_app: MakeApp, run_async: RunAsync
+) -> None:
     async def run() -> None:
         held = gate()
         app = gated_app(held)
@@ -97,10 +93,12 @@ def test_the_work_of_a_client_that_goes_away_is_dropped_and_others_are_served(ga
             assert held.seen == [["first"], ["last"]]
             assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
 
-    in_a_loop_of_its_own(run)
+    run_async(run())
 
 
-def test_one_who_goes_away_while_sending_leaves_nothing_behind(gate: Gate, gated_app: MakeApp) -> None:
+def test_one_who_goes_away_while_sending_leaves_nothing_behind(
+    gate: Gate, gated_app: MakeApp, run_async: RunAsync
+) -> None:
     async def run() -> None:
         held, gone = gate(), asyncio.Event()
         gone.set()
@@ -110,11 +108,11 @@ def test_one_who_goes_away_while_sending_leaves_nothing_behind(gate: Gate, gated
             assert held.seen == []
             assert b"geoclip_held_bytes 0.0" in app.state.service.metrics.text()
 
-    in_a_loop_of_its_own(run)
+    run_async(run())
 
 
 @pytest.mark.parametrize("kind", [LocalProtocolError, ValueError])
-def test_a_connection_that_broke_is_no_failure_of_the_server(kind: type[Exception]) -> None:
+def test_a_connection_that_broke_is_no_failure_of_the_server(kind: type[Exception], run_async: RunAsync) -> None:
     """uvicorn answers 400 by itself where HTTP ends in something else; what the application says then fits nowhere."""
 
     async def run() -> None:
@@ -139,4 +137,4 @@ def test_a_connection_that_broke_is_no_failure_of_the_server(kind: type[Exceptio
             with pytest.raises(kind):
                 await guard(scope, receive, send)
 
-    in_a_loop_of_its_own(run)
+    run_async(run())
