@@ -124,9 +124,10 @@ page-pictures page-screenshots: $(STAMP) $(PAGE) chromium
 demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo
 
+# Three processes on two cores: many tests wait for a browser, a server or another process.
 test: $(STAMP) $(PAGE) chromium exiftool proxies postgis s3-server timm
 	cd web && npm test --silent
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) $(NODE_STAMP)
 	cd web && npm run --silent check
