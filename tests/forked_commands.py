@@ -20,11 +20,11 @@ _SIZE = 4  # bytes of the length before a request
 
 def run(address: str, words: Sequence[str]) -> int:
     """Run a command in a fork, and return its exit status."""
-    folder = os.getcwd()  # noqa: PTH109 -- importing pathlib would take as long as the rest
-    request = json.dumps({"words": words, "folder": folder, "environment": dict(os.environ)}).encode()
+    folder = os.open(".", os.O_RDONLY)
+    request = json.dumps({"words": words, "environment": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        socket.send_fds(server, [len(request).to_bytes(_SIZE, "big")], [0, 1, 2])
+        socket.send_fds(server, [len(request).to_bytes(_SIZE, "big")], [0, 1, 2, folder])
         server.sendall(request)
         status = server.recv(1)
     return status[0] if status else 1
@@ -52,13 +52,13 @@ def serve(address: str) -> None:
 
 def _watch(client: socket.socket) -> None:
     """Fork the command; report its exit status, or kill it if its client is gone."""
-    head, streams, _, _ = socket.recv_fds(client, _SIZE, 3)
+    head, (*streams, folder), _, _ = socket.recv_fds(client, _SIZE, 4)
     with client.makefile("rb") as file:
         request = json.loads(file.read(int.from_bytes(head, "big")))
     pid = os.fork()
     if pid == 0:
         client.close()
-        _command(streams, **request)
+        _command(streams, folder, **request)
     ended = os.pidfd_open(pid)
     if ended not in select.select([client.fileno(), ended], [], [])[0]:
         os.kill(pid, signal.SIGKILL)
@@ -67,14 +67,15 @@ def _watch(client: socket.socket) -> None:
     os._exit(0)
 
 
-def _command(streams: Sequence[int], words: Sequence[str], folder: str, environment: dict[str, str]) -> None:
+def _command(streams: Sequence[int], folder: int, words: Sequence[str], environment: dict[str, str]) -> None:
     """Run the command in this process, which ends with it."""
     from open_geoclip.cli import main
 
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    os.chdir(folder)
+    os.fchdir(folder)
+    os.close(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["geoclip", *words]

@@ -19,7 +19,7 @@ from open_geoclip.data.photos import Photo, PhotoSource, SkipLog, SkippedRecord
 from open_geoclip.errors import DataError
 from open_geoclip.images import load_image
 from open_geoclip.model.adapter import BackboneAdapter, backbone_sha256
-from open_geoclip.model.backbones.runtime import DType, Engine, copy_to_device, prepare_backbone
+from open_geoclip.model.backbones.runtime import DType, Engine, copy_to_device, precision_of, prepare_backbone
 from open_geoclip.model.backbones.self_check import Progress
 from open_geoclip.model.backbones.transformers import Feature
 from open_geoclip.model.preprocessing import Preprocessing
@@ -128,10 +128,7 @@ class FeatureExtractor:
         # Without what is off, so that caches from before there was squash stay valid.
         preprocessing = {name: value for name, value in asdict(self.preprocessing).items() if value is not False}
         record = [self.weights, preprocessing, augmentation]
-        parameter = next(self.backbone.parameters(), None)
-        precision = "float32" if parameter is None else str(parameter.dtype).removeprefix("torch.")
-        precision = getattr(self.backbone, "precision", precision)
-        if precision != "float32":
+        if (precision := precision_of(self.backbone)) != "float32":
             record.append(precision)
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 

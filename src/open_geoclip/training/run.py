@@ -24,7 +24,7 @@ from open_geoclip.data.sources import open_source
 from open_geoclip.data.splitting import SplitSettings, split
 from open_geoclip.errors import DataError, MissingExtraError, SettingsError, TrainingError
 from open_geoclip.geo.sphere import even_points
-from open_geoclip.model.backbones.runtime import is_float32
+from open_geoclip.model.backbones.runtime import precision_of
 from open_geoclip.model.backbones.self_check import Progress
 from open_geoclip.model.geoclip import GeoCLIP
 from open_geoclip.model.image_encoder import ImageEncoder, ImageSettings
@@ -133,7 +133,7 @@ def run(
         model.image_encoder.settings = replace(model.image_encoder.settings, backbone=backbone, backbone_sha256=weights)
         curves = _draw_curves(folder, kept, callbacks.log)
         export_model(model, folder / "model", gallery, _card(settings, folder, kept), curves=curves)
-        is_own = is_float32(extractor.backbone) and not settings.train.trains_backbone
+        is_own = precision_of(extractor.backbone) == "float32" and not settings.train.trains_backbone
         own = extractor.backbone if is_own else None  # else it is loaded again, in float32, with what was trained
         progress = partial(callbacks.encoding, "images of the self-check")
         save_self_check(folder / "model", own, device=device, progress=progress)

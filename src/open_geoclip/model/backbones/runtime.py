@@ -48,7 +48,7 @@ __all__ = [
     "Precision",
     "backbone_fingerprint",
     "copy_to_device",
-    "is_float32",
+    "precision_of",
     "prepare_backbone",
     "resolve_dtype",
 ]
@@ -240,11 +240,12 @@ def _compile(backbone: nn.Module, device: torch.device | str) -> nn.Module:
     return compiled
 
 
-def is_float32(backbone: nn.Module) -> bool:
-    """Return whether a prepared backbone computes in float32."""
+def precision_of(backbone: nn.Module) -> str:
+    """Return what a prepared backbone computes in: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
     if isinstance(backbone, CompiledBackbone):
-        return backbone.precision == "float32"
-    return all(parameter.dtype == torch.float32 for parameter in backbone.parameters())
+        return backbone.precision
+    parameter = next(backbone.parameters(), None)
+    return "float32" if parameter is None else str(parameter.dtype).removeprefix("torch.")
 
 
 def copy_to_device(pixels: Tensor, device: torch.device | str) -> Tensor:
