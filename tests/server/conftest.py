@@ -136,6 +136,11 @@ class Server:
         found = re.findall(r'^geoclip_worker_restarts_total{model="(.*)"} ([\d.]+)$', text, flags=re.MULTILINE)
         return sum(int(float(count)) for name, count in found if model in name)
 
+    def refused(self, code: str) -> int:
+        text = self.client.get("/metrics").text
+        found = re.findall(rf'^geoclip_refused_total{{code="{code}"}} ([\d.]+)$', text, flags=re.MULTILINE)
+        return int(sum(map(float, found)))
+
     def locate(self, *files: tuple[str, bytes], **fields: Any) -> httpx2.Response:
         return self.client.post("/v1/locate", files=[("images", file) for file in files], data=fields)
 

@@ -22,31 +22,59 @@ def form(name: str) -> bytes:
     return head.encode() + b"x" * 100 + b"\r\n--b--\r\n"
 
 
-async def ask(app: FastAPI, body: bytes, *, whole: bool = True, gone: asyncio.Event | None = None) -> tuple[int, bytes]:
-    """Status and body of an answer to a client that sends a body, all of it or not, and goes away when told."""
+async def ask(
+    app: FastAPI,
+    *bodies: bytes,
+    whole: bool = True,
+    gone: asyncio.Event | None = None,
+    headers: dict[bytes, bytes] | None = None,
+) -> tuple[int, bytes]:
+    """Status and body of an answer to a client that sends a body, all of it or not, and goes away when told.
+
+    A body that is whole must have been read before the answer begins.
+    """
     sent: list[dict[str, Any]] = []
-    parts = [{"type": "http.request", "body": body, "more_body": not whole}]
+    parts = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
+    parts[-1]["more_body"] = not whole
 
     async def receive() -> dict[str, Any]:
         if parts:
-            return parts.pop()
+            return parts.pop(0)
         await (gone or asyncio.Event()).wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
+        assert not parts
         sent.append(message)
 
-    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
+    named = {b"host": b"localhost", b"content-type": b"multipart/form-data; boundary=b"} | (headers or {})
     scope = {
         "type": "http",
         "method": "POST",
         "path": "/v1/locate",
         "raw_path": b"/v1/locate",
         "query_string": b"",
-        "headers": headers,
+        "headers": list(named.items()),
     }
     await app(scope, receive, send)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def test_a_refused_request_is_read_to_its_end(gate: Gate, gated_app: MakeApp, run_async: RunAsync) -> None:
+    """A proxy that passes bodies on as they come hangs up after an answer that was quicker than the body."""
+
+    async def run() -> None:
+        held = gate()
+        app = gated_app(held)
+        body = form("a")
+        async with app.router.lifespan_context(app):
+            other, unknown = {b"origin": b"https://other.example"}, {b"content-type": b"text/plain"}
+            for headers, expected in ((other, 403), (unknown, 415)):
+                assert (await ask(app, body[:50], body[50:99], body[99:], headers=headers))[0] == expected
+            assert (await ask(app, body, headers=other))[0] == 403  # nothing more is waited for
+            assert held.seen == []
+
+    run_async(run())
 
 
 async def until_waiting(app: FastAPI, count: int) -> None:

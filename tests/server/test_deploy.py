@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,28 @@ def test_what_a_proxy_has_to_do(client: httpx2.Client, server: Server, png: Png,
     answers = client.post("v1/export", json={"format": "json", "records": records})
     assert len(answers.json()) == len(records)
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size > 10**6]  # on disk
+
+
+def test_a_connection_outlives_a_request_that_was_refused_before_its_body_came(
+    client: httpx2.Client, server: Server, certificate: tuple[Path, Path]
+) -> None:
+    """A proxy that passes bodies on as they come hangs up after an answer that was quicker than the body."""
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    path, before = client.base_url.path, server.refused("cross_origin")
+    connection = HTTPConnection(NAME)
+    with context.wrap_socket(
+        socket.create_connection(("127.0.0.1", client.base_url.port), timeout=60), server_hostname=NAME
+    ) as connection.sock:
+        connection.putrequest("POST", f"{path}v1/text")
+        for name, value in {"Origin": "https://other.example", "Content-Length": "2"}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        server.wait_until(lambda: server.refused("cross_origin") > before, 20, "refused")
+        connection.send(b"{}")
+        refused = connection.getresponse()
+        assert (refused.status, bool(refused.read())) == (403, True)
+        connection.request("GET", f"{path}healthz")
+        assert connection.getresponse().status == 200
 
 
 def test_the_unit_is_one_of_systemd(tmp_path: Path) -> None:

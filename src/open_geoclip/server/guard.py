@@ -169,6 +169,13 @@ class Authorization:
             await self._app(scope, receive, send)
             return
         started: list[Message] = []
+        is_whole = False
+
+        async def receive_noting() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = not message.get("more_body")
+            return message
 
         async def send_noting(message: Message) -> None:
             started[:] = [message]
@@ -179,7 +186,7 @@ class Authorization:
             if scope["path"] not in _OPEN_PATHS and not scope["path"].startswith("/assets/"):
                 self._check_origin(scope["method"], headers)
                 self._check_token(headers.get("authorization", ""))
-            await self._app(scope, receive, send_noting)
+            await self._app(scope, receive_noting, send_noting)
         except Exception as error:
             if started:
                 raise
@@ -187,7 +194,7 @@ class Authorization:
             self._metrics.refused.labels(problem.code).inc()
             for one in (error, error.__cause__, error.__context__):  # frames would keep bodies until garbage collection
                 traceback.clear_frames(None if one is None else one.__traceback__)
-            if problem.status == 413 and "expect" not in headers:
+            if not is_whole and problem.code != "slow_body" and "expect" not in headers:
                 await _discard_body(receive)
             await problem_response(problem)(scope, receive, send)
 
@@ -215,7 +222,10 @@ class Authorization:
 
 
 async def _discard_body(receive: Receive) -> None:
-    """Read what a client is still sending, for a while: one that is cut off, such as a proxy, would see no answer."""
+    """Read what a client is still sending, for a while.
+
+    One that is cut off would see no answer, and a proxy that passes bodies on as they come would hang up after it.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD_S):
             while (await receive()).get("more_body"):
