@@ -2,17 +2,18 @@
 
 Views of the Earth are rendered in all seasons and weathers; EfficientNet-Lite0 turns them into features. Captions are
 made for them from facts; MiniLM turns these into sentence embeddings. Features and sentences are aligned in one space
-and frozen, and image head and location encoder are trained on top, in two stages: on views in all weathers, then on as
-many new ones, half of them as the camera saw them, with neighbours in each batch, in cycles of a learning rate that
-falls to nothing. The model is the mean of the weights at the end of the first stage and of each cycle (Izmailov et al.,
-"Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018). The result is measured on test views and
-written into the package with its card. Everything can be interrupted and is taken up again. Settings were chosen on
-validation views; test views are looked at once, here, after the weights are final.
+and frozen, and image head and location encoder are trained on top, in three stages: on views in all weathers, then
+twice on as many new ones, half of them as the camera saw them, with smooth targets and places nearby as candidates, in
+cycles of a learning rate that falls to nothing. The model is the mean of the weights at the end of the last cycles
+(Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018). It is measured on test
+views and written into the package with its card. Everything can be interrupted and is taken up again. Settings were
+chosen on validation views; test views are looked at once, here, after the weights are final.
 """
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,19 +51,42 @@ from research.out_of_distribution import fit_subspace
 from research.view_calibration import FIT_VIEWS, encoded, fit_view_calibration
 from research.view_features import ALTERED, CaptionSet, Imagery, earth_view_captions, earth_view_features
 
-VIEWS = 131_072  # 32 shards of features
-CAPTIONS = 2  # a view
+VIEWS = 131_072  # of each stage: 32 shards of features
+STAGES = 3
+CAPTIONS = 2  # a view of the first stage; one in the others
 SPACING_KM = 50.0  # of the gallery, even over land: 54,000 places
+BY_RETRIEVAL = "by image retrieval"
 RECIPE = "made by `make earth-model`"
 LOCATION = LocationSettings(sigmas=(4.0, 32.0), features=256, width=512, depth=3, output=512, projection="sphere")
 ALIGNMENT = AlignSettings()
 WIDTHS = (ALIGNMENT.width + EfficientNetLite().dim, 512, 512)
 SETTINGS = TrainSettings(epochs=10)
-FURTHER = (  # cycles of the second stage
-    TrainSettings(epochs=6, learning_rate=7e-4),
-    TrainSettings(epochs=12, learning_rate=5e-4),
+FURTHER = TrainSettings(  # each cycle after the first stage
+    epochs=6, learning_rate=5e-4, mask_km=0.0, smooth_km=(50.0,), nearby_places=4, nearby_km=(15.0, 500.0)
 )
-NEARBY = 64  # views of a neighbourhood; half of each batch of the second stage is made of such
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A pass of the learning rate from its start to nothing.
+
+    Attributes:
+        stages: whose views are trained on, 0 being the first stage.
+        settings: of the training.
+        weight: of what it ends with, in the mean that is released.
+    """
+
+    stages: tuple[int, ...]
+    settings: TrainSettings
+    weight: float
+
+
+CYCLES = (
+    Cycle((1,), replace(FURTHER, learning_rate=7e-4), weight=0.0),
+    Cycle((1,), replace(FURTHER, seed=1), weight=1.0),
+    Cycle((2,), replace(FURTHER, seed=2), weight=1.0),
+    Cycle((1, 2), replace(FURTHER, epochs=5, seed=3), weight=2.0),
+)
 
 console = Console(stderr=True)
 
@@ -86,13 +110,51 @@ def measured(answers: Float64[Tensor, "n 2"], data: FeatureSet) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
+class Views:
+    """Features and captions of Earth views, told of while they are made.
+
+    Attributes:
+        folder: where they are kept.
+    """
+
+    folder: Path
+
+    def features(self, split: Split, n: int, look: Imagery = "bluemarble", first: int = 0) -> FeatureSet:
+        """Features of views ``first`` to ``n``."""
+
+        def progress(done: int, total: int) -> None:
+            console.print(f"features of {look}, {split}: {done:,} of {total:,} views")
+
+        return earth_view_features(self.folder, split, n, imagery=look, first=first, progress=progress)
+
+    def stage(self, number: int, n: int) -> FeatureSet:
+        """Features of the n views of a stage: all weathers in the first, half as the camera saw them in the others."""
+        first, middle, last = number * n, number * n + n // 2, (number + 1) * n
+        if not number:
+            return self.features("train", n, "varied")
+        return joined(self.features("train", middle, "varied", first=first), self.features("train", last, first=middle))
+
+    def captioned(self, number: int, n: int) -> tuple[FeatureSet, CaptionSet]:
+        """Rows of features of a stage followed by the view's first caption, and all captions."""
+
+        def progress(done: int, total: int) -> None:
+            console.print(f"sentence embeddings: {done:,} of {total:,} captions")
+
+        data, first, last = self.stage(number, n), number * n, (number + 1) * n
+        each = 1 if number else CAPTIONS
+        captions = earth_view_captions(self.folder, "train", last, each, first=first, progress=progress)
+        rows = torch.cat([data.features, captions.sentences[captions.rows[:, 0]]], dim=1)
+        return FeatureSet(rows, data.coordinates), captions
+
+
 def main() -> None:
     """Render, encode, train, measure, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/earth-model"), help="features and checkpoints")
     parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder of the finished model")
     parser.add_argument("--views", type=int, default=VIEWS, help="training views of each stage")
-    parser.add_argument("--start", metavar="MODEL", help="weights to begin the second stage with, instead of the first")
+    parser.add_argument("--start", metavar="MODEL", help="weights to begin the cycles with, instead of a first stage")
     parser.add_argument(
         "--other",
         nargs=2,
@@ -114,6 +176,18 @@ def main() -> None:
     validation = views.features("validation", 4096)
     gallery = torch.from_numpy(np.round(even_land(SPACING_KM), 3))
     tensors, seen = trained(options, views, validation, gallery)
+    release(options, tensors, views, validation, seen, gallery)
+
+
+def release(
+    options: argparse.Namespace,
+    tensors: dict[str, Tensor],
+    views: Views,
+    validation: FeatureSet,
+    seen: FeatureSet,
+    gallery: Float64[Tensor, "m 2"],
+) -> None:
+    """Save the model, measure and calibrate what was saved, and save it again with these figures in its card."""
     # The second stage's first views, in all weathers.
     subspace = fit_subspace(views.features("train", options.views + 8192, "varied", first=options.views).features)
     save(options, tensors, gallery, subspace, card={})  # without its figures, to measure what is really saved
@@ -122,52 +196,19 @@ def main() -> None:
         "title": "GeoCLIP for views of the Earth from orbit",
         "source": f"{RECIPE} (open-geoclip {__version__})",
         "licence": "MIT; made from NASA's Blue Marble (public domain) and EfficientNet-Lite0 (Apache-2.0)",
-        "trained_on": f"{2 * options.views:,} rendered views of the Earth, in all weathers, with captions",
-        "training": {
-            "first": asdict(SETTINGS),
-            "further": [asdict(settings) for settings in FURTHER],
-            "neighbourhoods": NEARBY,
-        },
+        "trained_on": f"{STAGES * options.views:,} rendered views of the Earth, in all weathers, with captions",
+        "training": {"first": asdict(SETTINGS), "further": [asdict(cycle) for cycle in CYCLES]},
         "alignment": asdict(ALIGNMENT),
         "accuracy": {
             f"Earth views, {name}": {f"{km} km": share for km, share in figures["within_km"].items()}
             for name, figures in accuracy.items()
-            if name.startswith("test")
+            if name.startswith("test") and BY_RETRIEVAL not in name
         },
         "measured": accuracy,
         "calibration": calibration.to_dict(),
     }
     save(options, tensors, gallery, subspace, card)
     console.print_json(json.dumps(accuracy))
-
-
-@dataclass(frozen=True)
-class Views:
-    """Features and captions of Earth views, told of while they are made.
-
-    Attributes:
-        folder: where they are kept.
-    """
-
-    folder: Path
-
-    def features(self, split: Split, n: int, look: Imagery = "bluemarble", first: int = 0) -> FeatureSet:
-        """Features of views ``first`` to ``n``."""
-
-        def progress(done: int, total: int) -> None:
-            console.print(f"features of {look}, {split}: {done:,} of {total:,} views")
-
-        return earth_view_features(self.folder, split, n, imagery=look, first=first, progress=progress)
-
-    def captioned(self, data: FeatureSet, n: int, each: int, first: int = 0) -> tuple[FeatureSet, CaptionSet]:
-        """Rows of features followed by the view's first caption, and all captions."""
-
-        def progress(done: int, total: int) -> None:
-            console.print(f"sentence embeddings: {done:,} of {total:,} captions")
-
-        captions = earth_view_captions(self.folder, "train", n, each, first=first, progress=progress)
-        rows = torch.cat([data.features, captions.sentences[captions.rows[:, 0]]], dim=1)
-        return FeatureSet(rows, data.coordinates), captions
 
 
 def trained(
@@ -183,30 +224,34 @@ def trained(
         callbacks = Callbacks(epoch=report)
         train(model, data, settings, options.work / run, evaluate=evaluate, callbacks=callbacks, resume=True)
 
-    # The second stage's views: half in all weathers, half as they are, none of them among the first stage's.
-    n, middle, last = options.views, 3 * options.views // 2, 2 * options.views
-    seen = joined(views.features("train", middle, "varied", first=n), views.features("train", last, first=middle))
-    fresh, _ = views.captioned(seen, last, 1, first=n)
+    n = options.views
     if options.start:
         release = load_release(options.start)
-        encoder = AlignedEncoder.unfolded(release.tensors, seen.features[:8192])
+        encoder = AlignedEncoder.unfolded(release.tensors, views.stage(1, n).features[:8192])
         scale = release.tensors["logit_scale"].exp().item()
         model = GeoCLIP(encoder, load_model(release, towers=()).location_encoder, scale=scale)
+        seen = []
     else:
-        first = views.features("train", n, "varied")
-        data, captions = views.captioned(first, n, CAPTIONS)
+        first = views.stage(0, n)
+        data, captions = views.captioned(0, n)
         torch.manual_seed(SETTINGS.seed)
         projections = aligned(first, captions, options.work / "alignment.safetensors")
         model = GeoCLIP(AlignedEncoder(WIDTHS, projections), LocationEncoder(LOCATION), scale=SETTINGS.start_scale)
         stage(data, SETTINGS, "run")
-        seen = joined(first, seen)
-    ends = [released(model)]
-    near = FeatureSet(fresh.features, fresh.coordinates, NEARBY)
-    for number, settings in enumerate(FURTHER, 1):
-        torch.manual_seed(settings.seed)
-        stage(near, settings, f"further-{number}")
+        seen = [first]
+    ends = []
+    for number, cycle in enumerate(CYCLES, 1):
+        torch.manual_seed(cycle.settings.seed)
+        stage(joined(*(views.captioned(one, n)[0] for one in cycle.stages)), cycle.settings, f"further-{number}")
         ends.append(released(model))
-    return {name: torch.stack([end[name] for end in ends]).mean(dim=0) for name in ends[0]}, seen
+    seen += [views.stage(one, n) for one in sorted({one for cycle in CYCLES for one in cycle.stages})]
+    return mean_weights(ends), joined(*seen)
+
+
+def mean_weights(ends: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of the weights at the end of each cycle, as they count."""
+    counts = torch.tensor([cycle.weight for cycle in CYCLES])
+    return {n: torch.einsum("c,c...->...", counts / counts.sum(), torch.stack([e[n] for e in ends])) for n in ends[0]}
 
 
 def released(model: GeoCLIP) -> dict[str, Tensor]:
@@ -242,7 +287,7 @@ def measurements(
         asked = views.features("test", 4096, look)
         accuracy[name] = measured(best_places(model, asked.features, gallery), asked)
         retrieved = neighbour_places(*nearest_images(seen.features, asked.features, k), seen.coordinates)
-        accuracy[f"{name}, by image retrieval (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
+        accuracy[f"{name}, {BY_RETRIEVAL} (kNN) among {len(seen):,} views"] = measured(retrieved, asked)
     return accuracy, calibration
 
 
