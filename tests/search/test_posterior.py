@@ -121,6 +121,19 @@ def test_candidates_without_merging_are_the_best_places(cells: GalleryCells) -> 
     torch.testing.assert_close(torch.from_numpy(found.mass).float(), torch.softmax(logits, 1).gather(1, best.indices))
 
 
+def test_candidates_are_places_that_the_image_speaks_for(cells: GalleryCells) -> None:
+    """The background, which is everywhere, is no candidate, however little else is left."""
+    logits = torch.zeros(1, len(cells))
+    first, second = cells.nearest(np.array([[48.0, 2.0], [-33.0, 18.0]]))
+    logits[0, first], logits[0, second] = 40.0, 25.0  # 3e-7 of the mass, and the background 0.1
+    posterior = Posterior.from_logits(logits, cells, Calibration(1.0, 0.1, 10.0, "a test", 1))
+    found = posterior.candidates(5)
+    np.testing.assert_allclose(found.coordinates[0, :2], cells.coordinates[[first, second]], atol=1e-3)
+    assert np.isnan(found.coordinates[0, 2:]).all()
+    assert found.mass[0, 2:].tolist() == [0, 0, 0]
+    assert found.mass[0, 1] == pytest.approx(0.1 / len(cells) + 0.9 * math.exp(-15), rel=1e-3)
+
+
 def test_each_decision_is_best_for_its_aim(cells: GalleryCells) -> None:
     # Two peaks near one another and a larger one alone, opposite.
     posterior = peaked(cells, (0.0, 0.0, 0.3), (0.0, 14.0, 0.3), (0.0, 120.0, 0.4))

@@ -43,6 +43,7 @@ _TOP = 512  # cells that answers are decoded from
 _SMOOTHED = 64  # cells whose smoothing enters radii; all others are points
 _UNIFORM = 1e-6  # share of the density that is spread over the whole Earth
 _MAX_SIGMAS = 8.0  # a kernel ends so many standard deviations away, but for one part in a million
+_ROUNDING = 1e-4  # of the background, by which mass in float32 may exceed it
 _BLOCK = 8  # rows whose distances to all cells are computed together: they stay in the processor's cache
 
 
@@ -182,7 +183,7 @@ class Posterior:
         """Return the best answers that are more than ``merge_km`` apart, each with the mass nearby.
 
         The first is that of :meth:`decode`. The mass within ``merge_km`` of it is removed, the next is decoded from
-        what remains, and so on.
+        what remains without the background, for which no image speaks, and so on.
 
         Args:
             top_k: number of answers.
@@ -208,7 +209,7 @@ class Posterior:
         half_square = points.square().sum(dim=-1) / 2  # rounded: their lengths differ from 1
         columns = points.permute(2, 0, 1).contiguous()
         answers, nearest_rows, shares, kept = [], [], [], []
-        for _ in range(top_k):
+        for number in range(top_k):
             answer = decode(left, rounded, sigma, method, radius_km)
             cosine = (columns * answer.T[..., None]).sum(dim=0)
             nearest = (cosine - half_square).masked_fill_(left <= 0, -torch.inf).argmax(dim=1, keepdim=True)
@@ -219,6 +220,9 @@ class Posterior:
             shares.append(share)
             kept.append(at)
             left = left - own
+            if number == 0 and self.background is not None:
+                background = self.background[:, None] * self.cells.normalised_log_prior.exp()[rows]
+                left = (left - background).masked_fill_(left <= (1 + _ROUNDING) * background, 0.0)
         places = torch.stack(answers, dim=1)
         missing, places = places[..., 0].isnan().numpy(), places.nan_to_num(1.0)
         share, at = torch.stack(shares, dim=1), torch.stack(kept, dim=1)
