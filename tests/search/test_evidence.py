@@ -58,7 +58,7 @@ def test_similar_neighbours_decide_and_others_do_not(posterior: Posterior) -> No
 def test_mass_is_the_formula_at_every_cell(posterior: Posterior, kernel_km: float) -> None:
     """The reference computes the kernel at all cells, in float64; two neighbours share a cell, one is far away."""
     near = neighbours(0.3, ROME, (ROME[0] + 0.1, ROME[1]), PARIS, (-40.0, 170.0))
-    settings = EvidenceSettings(temperature=0.05, kernel_km=kernel_km)
+    settings = EvidenceSettings(1.0, 0.27, temperature=0.05, min_similarity=0.13, kernel_km=kernel_km)
     found = combine(posterior, near, settings, Calibration())
     own, cells = posterior.cells, found.cells
     origins = np.concatenate([np.arange(len(own)), own.nearest(near.coordinates)])

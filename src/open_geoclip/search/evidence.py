@@ -58,10 +58,10 @@ class EvidenceSettings:
     """
 
     location_weight: float = 1.0
-    neighbour_weight: float = 0.27
-    temperature: float = 0.0125
-    min_similarity: float = 0.13
-    kernel_km: float = 60.0
+    neighbour_weight: float = 0.37
+    temperature: float = 0.022
+    min_similarity: float = 0.15
+    kernel_km: float = 75.0
     neighbours: int = 24
 
     def __post_init__(self) -> None:
