@@ -233,11 +233,11 @@ def test_text_where_and_models(call: Caller) -> None:
 def test_verify_holds_photos_against_what_they_say(call: Caller, folder: Path) -> None:
     said = folder / "said"
     said.mkdir()
-    for name, (lat, lon) in {"right": (41.9, 12.5), "moved": (8.0, 34.9), "nothing": (None, None)}.items():
+    for name, (lat, lon) in {"right": (41.9, 12.5), "moved": (-1.29, 36.82), "nothing": (None, None)}.items():
         exif = Image.Exif()
         exif[0x010F] = "Maker"
         if lat is not None:
-            exif.get_ifd(0x8825).update({1: "N", 2: (lat, 0, 0), 3: "E", 4: (lon, 0, 0)})
+            exif.get_ifd(0x8825).update({1: "N" if lat > 0 else "S", 2: (abs(lat), 0, 0), 3: "E", 4: (lon, 0, 0)})
         with Image.open(folder / "rome.png") as image:
             image.save(said / f"{name}.png", exif=exif)
     found = call("verify", images=["said/right.png", "said/moved.png", "said/nothing.png", "none.png"])
@@ -250,7 +250,7 @@ def test_verify_holds_photos_against_what_they_say(call: Caller, folder: Path) -
     assert "no such file" in none["error"]
     text = text_of(call.raw("verify", images=["said/moved.png"]))
     assert text.startswith("said/moved.png: CONTRADICTS, ")
-    assert "it says 8.0000, 34.9000 (exif)" in text
+    assert "it says -1.2900, 36.8200 (exif)" in text
 
     data = "data:image/png;base64," + base64.b64encode((said / "moved.png").read_bytes()).decode()
     assert call("verify", images=[data])["photos"][0]["verdict"] == "contradicts"
@@ -262,8 +262,8 @@ def test_a_sidecar_that_leads_outside_is_not_read(call: Caller, folder: Path) ->
     (beside / "rome.png").write_bytes((folder / "rome.png").read_bytes())
     packet = (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        '<rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:GPSLatitude="8,0.0N" '
-        'exif:GPSLongitude="34,54.0E"/></rdf:RDF></x:xmpmeta>'
+        '<rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:GPSLatitude="1,17.4S" '
+        'exif:GPSLongitude="36,49.2E"/></rdf:RDF></x:xmpmeta>'
     )
     (folder.parent / "secret.xmp").write_text(packet)
     (beside / "rome.png.xmp").write_text(packet)
