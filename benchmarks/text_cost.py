@@ -71,10 +71,10 @@ def rows(name: str, km: Float64[np.ndarray, "seeds 2 n"]) -> list[str]:
         for kind, shares in zip(("with text", "without text"), right, strict=True)
     ]
     drawn = np.array([bootstrap(pair, RESAMPLES) for pair in km]).mean(axis=0)[..., : len(THRESHOLDS_KM)]
-    gaps = zip(right[0] - right[1], *interval(drawn[0] - drawn[1]), strict=True)
+    gaps = zip(right[0] - right[1], interval(drawn[0] - drawn[1]), strict=True)
     return [
         *lines,
-        "| difference | " + " | ".join(f"{gap:+.1f} ({low:+.1f} to {high:+.1f})" for gap, low, high in gaps) + " |",
+        "| difference | " + " | ".join(f"{gap:+.1f} ({low:+.1f} to {high:+.1f})" for gap, (low, high) in gaps) + " |",
     ]
 
 
