@@ -2,9 +2,9 @@
 
 With it, the head reads what an image shares with sentences beside its own features, and a quarter of the rows are
 trained without the latter, half of these from a caption. Without it, the head reads the features alone. Both start new,
-are trained as a cycle of the embedded model on all views of its second stage, and are measured on validation views: the
-gallery's best place. Intervals are of the difference over views, each measured with both. The table goes to
-docs/text.md with ``--write``.
+are trained as a cycle of the embedded model on all views of its second stage, at a rate of 1e-3, and are measured on
+validation views: the gallery's best place. Intervals are of the difference over views, each measured with both. The
+table goes to docs/text.md with ``--write``.
 """
 
 import argparse

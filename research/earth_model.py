@@ -52,7 +52,6 @@ from research.view_calibration import FIT_VIEWS, encoded, fit_view_calibration
 from research.view_features import ALTERED, CaptionSet, Imagery, earth_view_captions, earth_view_features
 
 VIEWS = 131_072  # of each stage: 32 shards of features
-STAGES = 3
 CAPTIONS = 2  # a view of the first stage; one in the others
 SPACING_KM = 50.0  # of the gallery, even over land: 54,000 places
 BY_RETRIEVAL = "by image retrieval"
@@ -192,11 +191,12 @@ def release(
     subspace = fit_subspace(views.features("train", options.views + 8192, "varied", first=options.views).features)
     save(options, tensors, gallery, subspace, card={})  # without its figures, to measure what is really saved
     accuracy, calibration = measurements(options, views, validation, seen, gallery)
+    stages = len({0, *(stage for cycle in CYCLES for stage in cycle.stages)})
     card = {
         "title": "GeoCLIP for views of the Earth from orbit",
         "source": f"{RECIPE} (open-geoclip {__version__})",
         "licence": "MIT; made from NASA's Blue Marble (public domain) and EfficientNet-Lite0 (Apache-2.0)",
-        "trained_on": f"{STAGES * options.views:,} rendered views of the Earth, in all weathers, with captions",
+        "trained_on": f"{stages * options.views:,} rendered views of the Earth, in all weathers, with captions",
         "training": {"first": asdict(SETTINGS), "further": [asdict(cycle) for cycle in CYCLES]},
         "alignment": asdict(ALIGNMENT),
         "accuracy": {

@@ -28,6 +28,7 @@ async def ask(
     whole: bool = True,
     gone: asyncio.Event | None = None,
     headers: dict[bytes, bytes] | None = None,
+    path: str = "/v1/locate",
 ) -> tuple[int, bytes]:
     """Status and body of an answer to a client that sends a body, all of it or not, and goes away when told.
 
@@ -51,8 +52,8 @@ async def ask(
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/v1/locate",
-        "raw_path": b"/v1/locate",
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": b"",
         "headers": list(named.items()),
     }
@@ -69,8 +70,9 @@ def test_a_refused_request_is_read_to_its_end(gate: Gate, gated_app: MakeApp, ru
         body = form("a")
         async with app.router.lifespan_context(app):
             other, unknown = {b"origin": b"https://other.example"}, {b"content-type": b"text/plain"}
-            for headers, expected in ((other, 403), (unknown, 415)):
+            for headers, expected in ((other, 403), (unknown, 415), ({b"host": b"evil.example"}, 400)):
                 assert (await ask(app, body[:50], body[50:99], body[99:], headers=headers))[0] == expected
+            assert (await ask(app, body[:50], body[50:], path="/v1/nothing"))[0] == 404
             assert (await ask(app, body, headers=other))[0] == 403  # nothing more is waited for
             assert held.seen == []
 

@@ -13,6 +13,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 from h11 import LocalProtocolError
@@ -95,11 +96,20 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         start, status, broken = time.perf_counter(), 0, False
+        is_whole = "expect" in headers  # such a client sends no body before it is asked to
+
+        async def receive_noting() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = not message.get("more_body")
+            return message
 
         async def send_guarded(message: Message) -> None:
             nonlocal status, broken
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if not is_whole and status != HTTPStatus.REQUEST_TIMEOUT:
+                    await _discard_body(receive_noting)
                 out = MutableHeaders(scope=message)
                 out["X-Request-ID"] = request_id
                 for name, value in self._headers.items():
@@ -114,10 +124,10 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         try:
             if self._is_served(headers.get("host", "")):
-                await self._app(scope, receive, send_guarded)
+                await self._app(scope, receive_noting, send_guarded)
             else:
                 problem = Problem(400, "invalid_host", "this Host is not served here: allow it with --allowed-host")
-                await problem_response(problem)(scope, receive, send_guarded)
+                await problem_response(problem)(scope, receive_noting, send_guarded)
         except Exception:
             # What followed the request was not HTTP: the server below has told the client so and hangs up. Everything
             # else is a failure of ours.
@@ -169,13 +179,6 @@ class Authorization:
             await self._app(scope, receive, send)
             return
         started: list[Message] = []
-        is_whole = False
-
-        async def receive_noting() -> Message:
-            nonlocal is_whole
-            message = await receive()
-            is_whole = not message.get("more_body")
-            return message
 
         async def send_noting(message: Message) -> None:
             started[:] = [message]
@@ -186,7 +189,7 @@ class Authorization:
             if scope["path"] not in _OPEN_PATHS and not scope["path"].startswith("/assets/"):
                 self._check_origin(scope["method"], headers)
                 self._check_token(headers.get("authorization", ""))
-            await self._app(scope, receive_noting, send_noting)
+            await self._app(scope, receive, send_noting)
         except Exception as error:
             if started:
                 raise
@@ -194,8 +197,6 @@ class Authorization:
             self._metrics.refused.labels(problem.code).inc()
             for one in (error, error.__cause__, error.__context__):  # frames would keep bodies until garbage collection
                 traceback.clear_frames(None if one is None else one.__traceback__)
-            if not is_whole and problem.code != "slow_body" and "expect" not in headers:
-                await _discard_body(receive)
             await problem_response(problem)(scope, receive, send)
 
     def _check_origin(self, method: str, headers: Headers) -> None:
