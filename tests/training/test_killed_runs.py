@@ -118,7 +118,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind: str, pixels: boo
     location = LocationSettings(sigmas=(1.0, 4.0), features=8, width=16, depth=1, output=8)
     model = ModelSettings(backbone=clip, location=location, hidden=(16,))
     how = TrainSettings(epochs=3, batch_size=4, queue_size=8, checkpoint_every=2)
-    data = DataSettings(name, validation=0.0, views=2, pixels=pixels)
+    data = DataSettings(name, validation=0.0, views=1 if pixels else 2, pixels=pixels)
     whole, killed = (RunSettings(str(tmp_path / part), data, model, how) for part in ("whole", "killed"))
     expected = finished(whole, resume=False)
     killed_after(killed, 1, resume=False)  # before the first checkpoint

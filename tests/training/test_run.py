@@ -45,7 +45,7 @@ def tuned(
     folder: Path, photos: Path, model: ModelSettings, train: TrainSettings = TRAIN, *, augment: bool = False
 ) -> Release:
     """The release that a run of one epoch makes."""
-    data = DataSettings(str(photos), validation=0.0, augment=augment, views=2, workers=1)
+    data = DataSettings(str(photos), validation=0.0, augment=augment, views=1 + augment, workers=1)
     return load_release(f"dir:{run(RunSettings(str(folder), data, model, train))}")
 
 
@@ -294,6 +294,13 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, photos: Path, clip: st
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match=r"cannot be written: .*choose another output"):
         run(one(tmp_path / "file" / "run", photos, small(clip)), callbacks=never_encodes())
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path, photos: Path, clip: str) -> None:
+    settings = one(tmp_path / "run", photos, replace(small(clip), gallery="even:1"))
+    with pytest.raises(SettingsError, match="gallery: even:KM"):
+        run(settings, callbacks=never_encodes())
+    assert not Path(settings.output).exists()
 
 
 def test_a_resumed_run_keeps_its_model_and_data(

@@ -69,3 +69,17 @@ def test_the_same_view_twice_is_no_augmentation() -> None:
     assert DataSettings("photos.csv", together=2).together == 2
     with pytest.raises(SettingsError, match="together: views of a photo are all the same"):
         DataSettings("photos.csv", together=2, augment=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"views": 8, "augment": False}, "views: it has no effect as it is: set pixels = false and augment = true"),
+        ({"views": 8, "pixels": True}, "views: it has no effect"),
+        ({"buffer_km": 5.0, "validation": 0.0}, "buffer_km: it has no effect as it is: set validation to a share"),
+        ({"buffer_km": 5.0, "validation": "others.csv"}, "buffer_km: it has no effect"),
+    ],
+)
+def test_settings_of_photos_without_effect_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        DataSettings("photos.csv", **values)

@@ -30,7 +30,7 @@ from open_geoclip.training.evaluation import best_places
 from open_geoclip.training.features import FeatureExtractor
 from open_geoclip.training.loop import Callbacks, check_batch
 from open_geoclip.training.run import run
-from open_geoclip.training.settings import RunSettings
+from open_geoclip.training.settings import DataSettings, RunSettings
 from open_geoclip.weights.backbones import find_licence, load_image_backbone
 from open_geoclip.weights.load import load_model
 
@@ -80,7 +80,9 @@ def bench_backbones(
     if settings.model.start:
         raise SettingsError("start: trained weights have one backbone; each one here gets a new head")
     settings = replace(
-        settings, data=replace(settings.data, validation=0.0), train=replace(settings.train, monitor="", patience=0)
+        settings,
+        data=replace(settings.data, validation=0.0, buffer_km=DataSettings.buffer_km),
+        train=replace(settings.train, monitor="", patience=0),
     )
     photos = open_source(settings.data.train, images=settings.data.images or None)
     if photos.count is not None:

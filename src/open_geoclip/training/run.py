@@ -159,9 +159,9 @@ def _check_folders(folder: Path, cache: Path, settings: RunSettings, *, resume: 
             now["model"]["location_encoder"] = asdict(settings.model.location)
         check_record(folder, now)
     for one in (folder, cache):
+        existing = next(path for path in (one.absolute(), *one.absolute().parents) if path.exists())
         try:
-            one.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=one, prefix=".part-"):
+            with TemporaryDirectory(dir=existing, prefix=".part-"):  # a run that is refused leaves no folders
                 pass
         except OSError as error:
             raise TrainingError(f"{one} cannot be written: {error.strerror or error}: choose another output") from error

@@ -40,6 +40,13 @@ _MAX_SEED = 2**32  # random numbers of an epoch are seeded with multiples of it
 _HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
 
+def _refuse_without_effect(settings: Any, *rules: tuple[str, bool, str]) -> None:
+    """Refuse settings that are not the default and have no effect: (name, whether it has none, what gives it one)."""
+    for name, is_ignored, how in rules:
+        if is_ignored and getattr(settings, name) != getattr(type(settings), name):
+            raise SettingsError(f"{name}: it has no effect as it is: {how}, or remove it")
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """Settings of a training run. The defaults are those of the embedded model; :data:`PAPER` are the paper's.
@@ -173,16 +180,14 @@ class TrainSettings:
             raise SettingsError(
                 "layer_decay, gradient_checkpointing: for a trained backbone: set unfreeze_blocks or lora_rank"
             )
-        ignored = (
+        _refuse_without_effect(
+            self,
             ("backbone_rate", not self.trains_backbone, "set unfreeze_blocks or lora_rank"),
             ("smooth_end", not self.smooth_km, "set smooth_km"),
             ("near_weight_km", not self.near_weight, "set near_weight"),
             ("nearby_km", not self.nearby_places, "set nearby_places"),
             ("gamma", self.schedule != "step", 'set schedule = "step"'),
         )
-        for name, is_ignored, how in ignored:
-            if is_ignored and getattr(self, name) != getattr(TrainSettings, name):
-                raise SettingsError(f"{name}: it has no effect as it is: {how}, or remove it")
         if self.seed >= _MAX_SEED:
             raise SettingsError(f"seed: below 2^32, not {self.seed}")
         if self.trains_backbone and any("image_encoder.backbone".startswith(part) for part in self.freeze):
@@ -268,6 +273,12 @@ class DataSettings:
             raise SettingsError("together: views of a photo are all the same without augmentation: set augment = true")
         if self.neighborhood < 0 or (self.pixels and self.neighborhood):
             raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
+        is_share = isinstance(self.validation, float) and self.validation > 0
+        _refuse_without_effect(
+            self,
+            ("views", (self.pixels or not self.augment) and self.views > 1, "set pixels = false and augment = true"),
+            ("buffer_km", not is_share, "set validation to a share of the photos"),
+        )
         if not 0 <= self.max_swapped <= 1:
             raise SettingsError(f"max_swapped: a share from 0 to 1, not {self.max_swapped}")
         if (self.workers or 0) < 0 or self.encode_batch < 0:
