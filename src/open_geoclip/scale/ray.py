@@ -117,8 +117,8 @@ def connect(address: str) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if address == "local":
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what makes Ray listen to 127.0.0.1 alone, everywhere
-        # One core for the actor, one to decode with.
-        options |= {"include_dashboard": False, "num_cpus": max(2, available_cores())}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as a plain job; Ray's 15 starves it beside other work
+        options |= {"include_dashboard": False, "num_cpus": max(2, available_cores())}  # to locate and to decode
     else:  # Ray itself tries for minutes
         host, _, port = address.rpartition(":")
         try:
