@@ -260,10 +260,12 @@ def test_settings_that_do_not_fit_are_refused_before_photos_are_encoded(
         run(settings_of(tmp_path, photos, small(clip), unfreeze_blocks=4))
     with pytest.raises(SettingsError, match="not both"):
         replace(TRAIN, unfreeze_blocks=1, lora_rank=2)
-    with pytest.raises(SettingsError, match="layer_decay, gradient_checkpointing: for a trained backbone"):
+    with pytest.raises(SettingsError, match="layer_decay: it has no effect as it is: set unfreeze_blocks"):
         replace(TRAIN, layer_decay=0.5)
     for part in ("image_encoder", "image_encoder.backbone"):
-        with pytest.raises(SettingsError, match=r"freeze: image_encoder has the backbone in it.* image_encoder\.mlp"):
+        with pytest.raises(
+            SettingsError, match=r"freeze: the backbone in image_encoder is to be trained.* image_encoder\.mlp"
+        ):
             replace(TRAIN, unfreeze_blocks=1, freeze=(part,))
     replace(TRAIN, unfreeze_blocks=1, freeze=("image_encoder.mlp",))
     with pytest.raises(SettingsError, match="cannot be cached: set pixels = true"):

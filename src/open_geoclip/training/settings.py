@@ -36,6 +36,7 @@ _NOT_NEGATIVE = (
     "queue_size", "weight_decay", "warmup", "clip_norm", "noise_m", "queue_noise_m", "mask_km", "positive_km",
     "near_weight", "nearby_places", "checkpoint_every", "patience", "seed", "unfreeze_blocks", "lora_rank", "ema_decay",
 )  # fmt: skip
+_OF_BACKBONES = ("backbone_rate", "layer_decay", "gradient_checkpointing")
 _MAX_SEED = 2**32  # random numbers of an epoch are seeded with multiples of it
 _HALF_WAY_KM = math.pi * EARTH_RADIUS_KM
 
@@ -165,24 +166,16 @@ class TrainSettings:
                 f"nearby_km: a distance above 0 and another, at most {_HALF_WAY_KM:,.0f}, not {self.nearby_km}"
             )
         if self.loss == "siglip" and (self.smooth_km or self.near_weight):
-            raise SettingsError(
-                "loss: siglip knows right and wrong pairs only: set smooth_km to [] and near_weight to 0"
-            )
+            raise SettingsError("loss: siglip knows right and wrong pairs only: set smooth_km to [], near_weight to 0")
         if self.smooth_end > 1:
             raise SettingsError(f"smooth_end: at most 1, not {self.smooth_end}")
         if self.unfreeze_blocks and self.lora_rank:
-            raise SettingsError(
-                "unfreeze_blocks, lora_rank: train the last blocks or low-rank updates of all, not both"
-            )
+            raise SettingsError("unfreeze_blocks, lora_rank: train the last blocks or updates of all, not both")
         if self.layer_decay > 1 or self.ema_decay >= 1:
             raise SettingsError("layer_decay: at most 1; ema_decay: below 1")
-        if not self.trains_backbone and (self.layer_decay != 1 or self.gradient_checkpointing):
-            raise SettingsError(
-                "layer_decay, gradient_checkpointing: for a trained backbone: set unfreeze_blocks or lora_rank"
-            )
         _refuse_without_effect(
             self,
-            ("backbone_rate", not self.trains_backbone, "set unfreeze_blocks or lora_rank"),
+            *((name, not self.trains_backbone, "set unfreeze_blocks or lora_rank") for name in _OF_BACKBONES),
             ("smooth_end", not self.smooth_km, "set smooth_km"),
             ("near_weight_km", not self.near_weight, "set near_weight"),
             ("nearby_km", not self.nearby_places, "set nearby_places"),
@@ -191,9 +184,7 @@ class TrainSettings:
         if self.seed >= _MAX_SEED:
             raise SettingsError(f"seed: below 2^32, not {self.seed}")
         if self.trains_backbone and any("image_encoder.backbone".startswith(part) for part in self.freeze):
-            raise SettingsError(
-                "freeze: image_encoder has the backbone in it, which is to be trained: freeze image_encoder.mlp"
-            )
+            raise SettingsError("freeze: the backbone in image_encoder is to be trained: freeze image_encoder.mlp")
         if self.patience and not self.monitor:
             raise SettingsError("patience: set monitor to the figure that must improve, such as median_km")
 
@@ -273,11 +264,10 @@ class DataSettings:
             raise SettingsError("together: views of a photo are all the same without augmentation: set augment = true")
         if self.neighborhood < 0 or (self.pixels and self.neighborhood):
             raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
-        is_share = isinstance(self.validation, float) and self.validation > 0
         _refuse_without_effect(
             self,
             ("views", (self.pixels or not self.augment) and self.views > 1, "set pixels = false and augment = true"),
-            ("buffer_km", not is_share, "set validation to a share of the photos"),
+            ("buffer_km", self.validation == 0 or isinstance(self.validation, str), "set validation to a share"),
         )
         if not 0 <= self.max_swapped <= 1:
             raise SettingsError(f"max_swapped: a share from 0 to 1, not {self.max_swapped}")
