@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="into docs/verify.md and benchmarks/results")
     options = parser.parse_args(arguments)
     locator = Locator.from_pretrained(options.model)
-    if not locator.calibration.conformal_levels:
+    if not locator.calibration.conformal_scores:
         parser.error(f"--model {options.model}: it is not calibrated, so that verify cannot tell anything")
     renderings: dict[str, Imagery] = {
         "August": "bluemarble",

@@ -16,7 +16,7 @@ from open_geoclip.search.prior import GalleryCells
 from open_geoclip.verification import Comparison, compare
 
 BENT = tuple(float(level) for level in np.array(CALIBRATED_LEVELS) ** 0.5)
-SURPRISE = ((0.5, 0.9, 0.95), (0.1, 0.5, 0.9, 0.95, 0.97, 0.98, 0.99, 0.991, 0.993, 0.995, 0.999))
+SCORES = ((0.7, 2.3, 3.0), (0.1, 0.7, 2.3, 3.0, 3.5, 3.9, 4.6, 4.7, 5.0, 5.3, 6.9))
 CALIBRATION = Calibration(
     1.0,
     0.01,
@@ -26,7 +26,7 @@ CALIBRATION = Calibration(
     hpd_levels=BENT,
     background_slope=1.0,
     reference_logit=30.0,
-    conformal_levels=SURPRISE,
+    conformal_scores=SCORES,
     min_score=0.5,
 )
 HERE = np.array([[10.0, 20.0]])
@@ -90,16 +90,16 @@ def test_what_cannot_be_told(cells: GalleryCells) -> None:
         (PhotoPlace(0.0, 0.0, "exif"), ANSWER, CALIBRATION, "0, 0"),
         (replace(place(), no_fix=True), ANSWER, CALIBRATION, "without a fix"),
         (place(), replace(ANSWER, sure=None), CALIBRATION, "not calibrated"),
-        (place(), ANSWER, replace(CALIBRATION, conformal_levels=()), "not calibrated"),
+        (place(), ANSWER, replace(CALIBRATION, conformal_scores=()), "not calibrated"),
         (place(), replace(ANSWER, sure=False, in_distribution=False), CALIBRATION, "unlike the a test"),
-        (place(), ANSWER, replace(CALIBRATION, conformal_levels=(SURPRISE[0], ())), "too few validation images"),
+        (place(), ANSWER, replace(CALIBRATION, conformal_scores=(SCORES[0], ())), "too few validation images"),
     ):
         found = compare(replace(whole, calibration=calibration), there, answer)
         assert found.comparison is not None
         assert (found.verdict, found.comparison.p_value) == ("cannot tell", None)
         assert why in str(found.reason)
         one = found.comparison
-        assert np.isfinite([one.hpd_level, one.distance_km, *one.within_km.values()]).all()
+        assert np.isfinite([one.hpd_level, one.outside_km, one.distance_km, *one.within_km.values()]).all()
 
 
 def test_a_gallery_that_does_not_reach_there() -> None:

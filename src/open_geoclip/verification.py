@@ -58,6 +58,9 @@ class Comparison:
         float,
         "Share of the probability in places more probable than this one: from 0, the most probable place, to 1.",
     ]
+    outside_km: Annotated[
+        float, "Distance from the place to the region that holds the truth with 90 %, in kilometres; 0 inside."
+    ]
     within_km: Annotated[
         Mapping[str, float],
         "Probability that the photo was taken within 25, 200, 750 and 2500 km of the place.",
@@ -159,20 +162,19 @@ def compare(posterior: "Posterior", place: PhotoPlace, answer: Answer) -> Findin
     best = answer.candidates[0]
     distance = float(haversine_km(where, np.array([[best.lat, best.lon]], np.float64))[0])
     within = posterior.profile(where).within(RADII_KM)[0]
-    level = _level(posterior, where, (place.accuracy_m or 0.0) / 1000)
-    figures = Comparison(
-        None, level, {str(km): float(share) for km, share in zip(RADII_KM, within, strict=True)}, distance
-    )
+    level, outside = _position(posterior, where, (place.accuracy_m or 0.0) / 1000)
+    shares = {str(km): float(share) for km, share in zip(RADII_KM, within, strict=True)}
+    figures = Comparison(None, level, outside, shares, distance)
     calibration = posterior.calibration
     if place.no_fix or (place.lat == 0 and place.lon == 0):
         reason = "0, 0 or a record without a fix is no place"
-    elif answer.sure is None or not calibration.conformal_levels:
+    elif answer.sure is None or not calibration.conformal_scores:
         reason = f"{answer.model} is not calibrated for this: the figures compare places, they are not chances"
     elif answer.in_distribution is False:
         reason = f"the image is unlike the {calibration.fitted_on} that {answer.model} was calibrated on"
     elif (off := _off_gallery(posterior.cells, where)) is not None:
         reason = f"the gallery has no place within {off:,.0f} km of the one in the metadata"
-    elif (p := calibration.p_value(level, sure=bool(answer.sure))) is None:
+    elif (p := calibration.p_value(level, outside, sure=bool(answer.sure))) is None:
         reason = "too few validation images had an answer like this one"
     else:
         verdict: Verdict = "contradicts" if p <= CONTRADICTS else "unlikely" if p <= UNLIKELY else "consistent"
@@ -181,8 +183,8 @@ def compare(posterior: "Posterior", place: PhotoPlace, answer: Answer) -> Findin
     return Findings(verdict="cannot tell", reason=reason, comparison=figures)
 
 
-def _level(posterior: "Posterior", where: np.ndarray, accuracy_km: float) -> float:
-    """Return the region level of a place, or of the most probable place within its accuracy."""
+def _position(posterior: "Posterior", where: np.ndarray, accuracy_km: float) -> tuple[float, float]:
+    """Return HPD level and distance to the region of 90 % of a place, or of the densest one within its accuracy."""
     from open_geoclip.geo.sphere import EARTH_RADIUS_KM, unit_vectors
 
     cells = posterior.cells
@@ -193,7 +195,8 @@ def _level(posterior: "Posterior", where: np.ndarray, accuracy_km: float) -> flo
         if len(near):
             density = posterior.mass[0].numpy()[near] / cells.area_km2[near]
             where = np.concatenate([where, cells.coordinates[near[[int(density.argmax())]]].astype(np.float64)])
-    return min(float(posterior.hpd_level(place[None])[0]) for place in where)
+    positions = (posterior.hpd_position(place[None]) for place in where)
+    return min((float(level[0]), float(outside_km[0])) for level, outside_km in positions)
 
 
 def _off_gallery(cells: "GalleryCells", where: np.ndarray) -> float | None:

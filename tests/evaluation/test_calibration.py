@@ -47,8 +47,9 @@ def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> 
     assert nats(found) <= nats(TRUE) + 0.01
     assert nats(found) < nats(Calibration()) - 0.01
     told = Posterior.from_logits(index.logits(vectors[:400], SCALE), cells, found)
-    surprise = [found.p_value(level, sure=False) for level in told.hpd_level(truth[:400])]
-    assert np.mean(np.array(surprise, np.float64) <= 0.1) == pytest.approx(0.1, abs=0.05)
+    positions = zip(*told.hpd_position(truth[:400]), strict=True)
+    p_values = [found.p_value(*position, sure=False) for position in positions]
+    assert np.mean(np.array(p_values, np.float64) <= 0.1) == pytest.approx(0.1, abs=0.05)
     best = index.logits(vectors, SCALE).max(dim=1).values / SCALE
     assert float((best >= found.min_score).double().mean()) == pytest.approx(IN_DISTRIBUTION_SHARE, abs=0.01)
     with pytest.raises(SettingsError, match="at least 100 images"):

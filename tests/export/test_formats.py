@@ -214,7 +214,10 @@ def test_a_report_holds_its_records(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ({"exif": "here"}, "record 1: exif must be an object"),
         ({"verdict": "true"}, "record 1: verdict: one of consistent"),
         ({"reason": 1}, "record 1: reason must be a text"),
-        ({"comparison": {"p_value": "0"}}, "record 1: comparison: the key hpd_level, within_km, distance_km is"),
+        (
+            {"comparison": {"p_value": "0"}},
+            "record 1: comparison: the key hpd_level, outside_km, within_km, distance_km",
+        ),
         ({"remarks": [{"check": "sea"}]}, r"record 1: remarks\[0\]: the key text is missing"),
         ({"surprise": 1}, "record 1: answer: unknown key surprise"),
     ],

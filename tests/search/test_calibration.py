@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.geo.sphere import even_points, haversine_km, unit_vectors
+from open_geoclip.geo.sphere import destination, even_points, haversine_km, unit_vectors
 from open_geoclip.search.calibration import (
     CALIBRATED_LEVELS,
     MAX_LOG_TEMPERATURE,
     P_VALUES,
+    REGION_LEVEL,
     Calibration,
-    conformal_levels,
+    conformal_scores,
+    nonconformity,
 )
 from open_geoclip.search.gallery import Gallery
 from open_geoclip.search.mixture import Mixture
@@ -28,6 +30,8 @@ BENT = tuple(
 )  # half of the truths lie within 71 % of the mass
 DOUBTING = Calibration(1.0, 0.01, 10.0, "a test", 1, hpd_levels=BENT, background_slope=1.0, reference_logit=30.0)
 
+CENTER = np.array([[10.0, 179.0]])
+
 
 @pytest.fixture(scope="module")
 def cells() -> GalleryCells:
@@ -35,7 +39,7 @@ def cells() -> GalleryCells:
 
 
 def peaked(cells: GalleryCells, calibration: Calibration) -> Posterior:
-    off = haversine_km(cells.coordinates.astype(np.float64), np.array([[10.0, 179.0]]))
+    off = haversine_km(cells.coordinates.astype(np.float64), CENTER)
     return Posterior.from_log_mass(torch.from_numpy(-((off / 600) ** 2) / 2)[None], cells, calibration)
 
 
@@ -80,6 +84,28 @@ def test_a_place_is_inside_a_region_exactly_when_its_level_says_so(cells: Galler
             [edge] = mixture.hpd_density(posterior.nominal_hpd_levels((share,))[0].tolist())
             if abs(level - share) > 0.01:  # on the edge itself either may be
                 assert (level <= share) == bool(mixture.density(unit_vectors(place))[0] >= edge)
+        assert (level <= REGION_LEVEL) == (float(posterior.hpd_position(place).outside_km[0]) == 0)
+
+
+@pytest.mark.parametrize("bent", [(), BENT])
+def test_a_place_outside_the_region_has_a_distance_to_its_edge(cells: GalleryCells, bent: tuple[float, ...]) -> None:
+    """Of one Gaussian the region of a share is a circle; its cells are 400 km apart."""
+    posterior = peaked(cells, replace(DOUBTING, background=0.0, hpd_levels=bent))
+    share = float(posterior.nominal_hpd_levels((REGION_LEVEL,))[0, 0])
+    sigma_km = math.hypot(600, posterior.sigma_km[0])  # of the image, and of the cells
+    radius = sigma_km * math.sqrt(-2 * math.log(1 - share))
+    for km in (1.5 * radius, 3 * radius, 12_000.0):
+        place = destination(CENTER, 70.0, km)
+        assert float(posterior.hpd_position(place).outside_km[0]) == pytest.approx(km - radius, rel=0.05, abs=100)
+
+
+def test_where_there_is_no_mass_distance_tells_places_apart(cells: GalleryCells) -> None:
+    """A level is nearly the same 4,000 and 12,000 km off; the p-value is not."""
+    posterior = peaked(cells, replace(DOUBTING, conformal_scores=(tuple(np.linspace(1, 16, len(P_VALUES))),) * 2))
+    near, far = (posterior.hpd_position(destination(CENTER, 70.0, km)) for km in (4000, 12_000))
+    assert far.level == pytest.approx(near.level, abs=0.001)
+    p_values = [posterior.calibration.p_value(*np.ravel(at).tolist(), sure=True) or 0 for at in (near, far)]
+    assert p_values[1] < 0.75 * p_values[0]
 
 
 def test_levels_of_regions_widen_them_as_they_say(cells: GalleryCells) -> None:
@@ -133,59 +159,69 @@ def test_the_keys_of_older_releases_are_read() -> None:
         "least_score": 0.6,
     }
     read = Calibration.from_dict(old)
-    expected = Calibration(0.4, 0.01, 14.0, "views", 9, curve, curve, curve, curve, 0.4, 36.0, ((0.1,), (0.2,)), 0.6)
+    expected = Calibration(0.4, 0.01, 14.0, "views", 9, curve, curve, curve, curve, 0.4, 36.0, (), 0.6)
     assert read == expected
     assert Calibration.from_dict(read.to_dict()) == expected
 
 
-def p_value(hpd_level: float, levels: tuple[float, ...]) -> float | None:
-    return Calibration(conformal_levels=(levels, levels)).p_value(hpd_level, sure=True)
+def p_value(hpd_level: float, scores: tuple[float, ...], outside_km: float = 0.0) -> float | None:
+    return Calibration(conformal_scores=(scores, scores)).p_value(hpd_level, outside_km, sure=True)
 
 
 @pytest.mark.parametrize("power", [1.0, 0.2, 4.0])
 def test_true_places_are_rejected_as_often_as_p_values_say(power: float, rng: np.random.Generator) -> None:
-    """However badly a posterior is calibrated: levels are drawn far from uniform here."""
+    """However badly a posterior is calibrated: levels are drawn far from uniform here, and one in ten lies outside."""
 
-    def draw(n: int) -> np.ndarray:
-        return 1 - rng.uniform(size=n) ** power
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        outside = rng.exponential(100, n) * (rng.uniform(size=n) < 0.1)
+        return 1 - rng.uniform(size=n) ** power, outside
 
-    unsure, sure = conformal_levels(draw(3000), np.arange(3000) % 4 > 0)
+    unsure, sure = conformal_scores(nonconformity(*draw(3000)), np.arange(3000) % 4 > 0)
     assert (len(unsure), len(sure)) == (len(P_VALUES) - 1, len(P_VALUES))
-    found = np.array([p_value(level, sure) for level in draw(20_000)])
+    levels, outside = draw(20_000)
+    found = np.array([p_value(level, sure, km) for level, km in zip(levels, outside, strict=True)])
     for share in (0.5, 0.2, 0.05, 0.01):
         assert np.mean(found <= share) == pytest.approx(share, rel=0.35)
     assert found.min() == P_VALUES[-1], "not less than so many images can show"
 
 
 def test_of_several_sources_the_highest_p_value_counts(rng: np.random.Generator) -> None:
-    levels, sources = rng.uniform(size=4000), np.arange(4000) % 2
-    levels[sources == 1] **= 0.2  # truths that lie farther out
+    scores, sources = rng.exponential(size=4000), np.arange(4000) % 2
+    scores[sources == 1] *= 3  # truths that lie farther out
     kinds = np.ones(4000, bool)
-    _, both = conformal_levels(levels, kinds, sources)
-    _, farther = conformal_levels(levels[sources == 1], kinds[sources == 1])
+    _, both = conformal_scores(scores, kinds, sources)
+    _, farther = conformal_scores(scores[sources == 1], kinds[sources == 1])
     assert both == farther
 
 
 def test_p_values_fall_as_a_place_lies_further_out(rng: np.random.Generator) -> None:
-    _, sure = conformal_levels(rng.uniform(size=500), np.ones(500, bool))
+    _, sure = conformal_scores(rng.exponential(size=500), np.ones(500, bool))
     found = [p_value(level, sure) or 0.0 for level in np.linspace(0, 1, 200)]
     assert found[0] == 1.0
     assert found == sorted(found, reverse=True)
+    found = [p_value(0.5, sure, km) or 0.0 for km in (0, 1, 25, 100, 1000)]
+    assert found == sorted(set(found), reverse=True)
 
 
 def test_few_images_show_little() -> None:
-    unsure, sure = conformal_levels(np.array([0.2, 0.9, 0.5]), np.array([False, True, True]))
+    unsure, sure = conformal_scores(np.array([0.2, 2.0, 0.7]), np.array([False, True, True]))
     assert p_value(1.0, sure) == 0.5  # of 2 images: nothing below a third can be shown, and 0.5 is the next value
     assert p_value(1.0, unsure) == 0.5
-    assert conformal_levels(np.array([0.5]), np.array([True]))[0] == ()
-    assert Calibration().p_value(1.0, sure=True) is None
+    assert conformal_scores(np.array([0.5]), np.array([True]))[0] == ()
+    assert Calibration().p_value(1.0, 0.0, sure=True) is None
 
 
-def test_conformal_levels_are_stored_and_checked() -> None:
-    calibration = Calibration(0.5, fitted_on="x", conformal_levels=((), (0.1, 0.6)), min_score=0.25)
+def test_conformal_scores_are_stored_and_checked() -> None:
+    calibration = Calibration(0.5, fitted_on="x", conformal_scores=((), (0.1, 6.0)), min_score=0.25)
     assert Calibration.from_dict(calibration.to_dict()) == calibration
-    for wrong in ((0.5,), ((0.6, 0.1), ()), ((0.1,) * 99, ()), ((-0.1,), ())):
+    for wrong in ((0.5,), ((0.6, 0.1), ()), ((0.1,) * 99, ()), ((-0.1,), ()), ((float("inf"),), ())):
         with pytest.raises((SettingsError, TypeError)):
-            Calibration(conformal_levels=wrong)  # type: ignore[arg-type]
-    with pytest.raises(WeightsError, match="conformal_levels"):
-        Calibration.from_dict({"surprise": [[0.6, 0.1], []]})  # the name in earlier versions
+            Calibration(conformal_scores=wrong)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="conformal_scores"):
+        Calibration.from_dict({"conformal_scores": [[0.6, 0.1], []]})
+
+
+def test_p_values_of_earlier_versions_which_were_of_levels_alone_are_not_known() -> None:
+    for former in ("surprise", "conformal_levels"):
+        read = Calibration.from_dict({"fitted_on": "x", former: [[0.1], [0.2]]})
+        assert (read.fitted_on, read.conformal_scores) == ("x", ())

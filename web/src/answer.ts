@@ -100,6 +100,8 @@ export interface Comparison {
   p_value: number | null;
   /** Share of the probability in places more probable than this one: from 0, the most probable place, to 1. */
   hpd_level: number;
+  /** Distance from the place to the region that holds the truth with 90 %, in kilometres; 0 inside. */
+  outside_km: number;
   /** Probability that the photo was taken within 25, 200, 750 and 2500 km of the place. */
   within_km: Record<string, number>;
   /** From the place to the first candidate. */

@@ -14,7 +14,7 @@ __all__ = ["verify"]
 
 _COLUMNS = {
     **dict.fromkeys(("image", "verdict"), "string"),
-    **dict.fromkeys(("p_value", "hpd_level", "distance_km"), "float64"),
+    **dict.fromkeys(("p_value", "hpd_level", "outside_km", "distance_km"), "float64"),
     **dict.fromkeys((f"within_{km}_km" for km in (25, 200, 750, 2500)), "float64"),
     **dict.fromkeys(("exif_lat", "exif_lon", "exif_accuracy_m"), "float64"),
     **dict.fromkeys(("exif_time", "exif_source"), "string"),
@@ -84,6 +84,7 @@ def _row(found: "Verification") -> dict[str, Any]:
         "verdict": found.verdict,
         "p_value": of and of.p_value,
         "hpd_level": of and round(of.hpd_level, 6),
+        "outside_km": of and round(of.outside_km, 3),
         "distance_km": of and round(of.distance_km, 3),
         **{f"within_{km}_km": of and round(of.within_km[km], 6) for km in ("25", "200", "750", "2500")},
         "exif_lat": place and place.lat,
@@ -117,5 +118,6 @@ def _lines(found: "Verification") -> list[str]:
     lines.append(f"  looks  {best.lat:>10.5f} {best.lon:>11.5f}  ({sure}{apart})")
     if of is not None:
         chances = ", ".join(f"{100 * share:.1f} % within {int(km):,} km" for km, share in of.within_km.items())
-        lines.append(f"  of the place it names: {chances}; {100 * of.hpd_level:.1f} % is more probable ground")
+        outside = "inside" if of.outside_km == 0 else f"{of.outside_km:,.0f} km outside"
+        lines.append(f"  of the place it names: {chances}; {outside} the region of 90 %")
     return [*lines, *(f"  note: {remark.text}" for remark in found.remarks)]

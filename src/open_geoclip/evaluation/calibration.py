@@ -22,7 +22,8 @@ from open_geoclip.search.calibration import (
     SURE_KM,
     SURE_PROBABILITY,
     Calibration,
-    conformal_levels,
+    conformal_scores,
+    nonconformity,
 )
 from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
@@ -98,7 +99,8 @@ def fit_calibration(
     outcomes = _outcomes(posteriors(), truth, calibration, cells)
     levels, hpd_levels = outcomes.levels(sources)
     calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
-    calibration = _fit_conformal(outcomes, best_scores, sources, calibration, distances, distribution)
+    scores = _nonconformity(posteriors(), truth)  # with the region of 90 % as it now stands
+    calibration = _fit_conformal(outcomes, scores, best_scores, sources, calibration, distances, distribution)
     if n_refined == 0:
         return calibration
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
@@ -309,18 +311,27 @@ def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarr
     return (0.0, *(float(level) for level in (increasing * (1 - 1e-5)).round(9)), 1.0)
 
 
+def _nonconformity(posteriors: Iterable[Posterior], truth: Float[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
+    """Return the nonconformity of each truth to its posterior, which are in order."""
+    places, scores, start = np.asarray(truth, np.float64), np.empty(len(truth)), 0
+    for posterior in posteriors:
+        part = slice(start, start + len(posterior))
+        start = part.stop
+        scores[part] = nonconformity(*posterior.hpd_position(places[part]))
+    return scores
+
+
 def _fit_conformal(
     outcomes: _Outcomes,
+    scores: Float64[np.ndarray, " n"],
     best: Float64[np.ndarray, " n"],
     sources: Int64[np.ndarray, " n"],
     calibration: Calibration,
     distances: Float[Tensor, " n"] | None,
     distribution: Mapping[str, Any] | None,
 ) -> Calibration:
-    """Fit when an answer is sure, the levels of p-values, and the scores and distances out of distribution."""
-    background = outcomes.background
-    hpd_level = calibration.calibrated_level(outcomes.denser[:, None], background, hpd=True)[:, 0]
-    within = calibration.calibrated_level(outcomes.within[:, None], background)[:, 0]
+    """Fit when an answer is sure, the scores of p-values, and the scores and distances out of distribution."""
+    within = calibration.calibrated_level(outcomes.within[:, None], outcomes.background)[:, 0]
     calibration = replace(calibration, **(distribution or fit_distribution(best, distances)))
     usual = best >= np.quantile(best, 1 - IN_DISTRIBUTION_SHARE)
     known = calibration.is_in_distribution(torch.from_numpy(best), distances)
@@ -333,7 +344,7 @@ def _fit_conformal(
         sure_probability=_sure_probability(within[may_be_sure], right[may_be_sure], sources[may_be_sure]),
     )
     sure = usual & (within >= calibration.sure_probability)
-    return replace(calibration, conformal_levels=conformal_levels(hpd_level[inside], sure[inside], sources[inside]))
+    return replace(calibration, conformal_scores=conformal_scores(scores[inside], sure[inside], sources[inside]))
 
 
 def _sure_probability(

@@ -24,10 +24,12 @@ __all__ = [
     "MAX_LOG_TEMPERATURE",
     "OUT_OF_DISTRIBUTION_P",
     "P_VALUES",
+    "REGION_LEVEL",
     "SURE_KM",
     "SURE_PROBABILITY",
     "Calibration",
-    "conformal_levels",
+    "conformal_scores",
+    "nonconformity",
 ]
 
 CALIBRATED_LEVELS = (*(round(0.05 * step, 2) for step in range(20)), 0.97, 0.98, 0.99, 1.0)
@@ -38,7 +40,10 @@ SURE_KM, SURE_PROBABILITY = 200.0, 0.8
 for more."""
 
 P_VALUES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
-"""P-values at which a calibration stores HPD levels, as far as there are enough validation images."""
+"""P-values at which a calibration stores scores, as far as there are enough validation images."""
+
+REGION_LEVEL = 0.9
+"""Level of the HPD region that distances of stated places are measured from."""
 
 OUT_OF_DISTRIBUTION_P = 0.01
 """An image is out of distribution when the p-value of its features' distance, or of its best score, is less."""
@@ -51,6 +56,7 @@ MAX_LOG_TEMPERATURE = 2.0
 
 _MAX_BACKGROUND = 0.999
 _MIN_TAIL = 1e-9  # HPD levels closer to 1 are not distinguished
+_NEAR_KM = 25.0  # outside the region, at which a place is half as conforming as at its edge
 _MIN_DISTANCES, _TAIL = 6, 4  # stored at least; those that p-values beyond the last one follow
 _LEVELS = ("levels", "hpd_levels", "refined_levels", "refined_hpd_levels")
 # Keys in releases that were saved before these names.
@@ -62,9 +68,10 @@ _FORMER_KEYS = {
     "between_region_levels": "refined_hpd_levels",
     "doubt": "background_slope",
     "usual": "reference_logit",
-    "surprise": "conformal_levels",
     "least_score": "min_score",
 }
+
+_DROPPED_KEYS = {"surprise", "conformal_levels"}  # of p-values by HPD levels alone
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,8 @@ class Calibration:
         background_slope: decrease of the log odds of the background per unit of the best logit: an image that
             resembles no place is more likely one that the model does not understand.
         reference_logit: median of the best logit of validation images.
-        conformal_levels: for unsure and for sure answers, the HPD levels of true places at each of :data:`P_VALUES`;
-            see :meth:`p_value`. Empty: p-values are not known.
+        conformal_scores: for unsure and for sure answers, the :func:`nonconformity` of true places at each of
+            :data:`P_VALUES`; see :meth:`p_value`. Empty: p-values are not known.
         min_score: cosine of the best cell below which an image is out of distribution.
         distances: of the features of validation images from those of training images, which the shares
             :data:`P_VALUES` of them exceed. Empty: not known. See :meth:`distance_p_value`.
@@ -110,7 +117,7 @@ class Calibration:
     refined_hpd_levels: tuple[float, ...] = ()
     background_slope: float = 0.0
     reference_logit: float = 0.0
-    conformal_levels: tuple[tuple[float, ...], ...] = ()
+    conformal_scores: tuple[tuple[float, ...], ...] = ()
     min_score: float = -1.0
     distances: tuple[float, ...] = ()
     sure_score: float = -1.0
@@ -139,13 +146,13 @@ class Calibration:
                     f"calibration: {name} must be {len(CALIBRATED_LEVELS)} numbers that increase from 0 to 1, or empty"
                 )
         valid = [
-            len(part) <= len(P_VALUES) and sorted((0.0, *part, 1.0)) == [0.0, *part, 1.0]
-            for part in self.conformal_levels
+            len(part) <= len(P_VALUES) and all(map(math.isfinite, part)) and sorted((0.0, *part)) == [0.0, *part]
+            for part in self.conformal_scores
         ]
-        if self.conformal_levels and valid != [True, True]:
+        if self.conformal_scores and valid != [True, True]:
             raise SettingsError(
-                f"calibration: conformal_levels must be two lists of at most {len(P_VALUES)} numbers that increase "
-                "from 0 to 1, or empty"
+                f"calibration: conformal_scores must be two lists of at most {len(P_VALUES)} numbers from 0 that "
+                "increase, or empty"
             )
         if self.distances and not (
             _MIN_DISTANCES <= len(self.distances) <= len(P_VALUES)
@@ -163,11 +170,13 @@ class Calibration:
         Raises:
             WeightsError: a key is unknown or a value out of range.
         """
-        values = {_FORMER_KEYS.get(key, key): value for key, value in (values or {}).items()}
+        values = {
+            _FORMER_KEYS.get(key, key): value for key, value in (values or {}).items() if key not in _DROPPED_KEYS
+        }
         try:
             levels = {name: tuple(values.get(name, ())) for name in (*_LEVELS, "distances")}
-            conformal = tuple(map(tuple, values.get("conformal_levels", ())))
-            return cls(**{**values, **levels, "conformal_levels": conformal})
+            conformal = tuple(map(tuple, values.get("conformal_scores", ())))
+            return cls(**{**values, **levels, "conformal_scores": conformal})
         except (TypeError, SettingsError) as error:
             raise WeightsError(f"calibration of the weights: {error}") from error
 
@@ -263,7 +272,7 @@ class Calibration:
         inverse = signal * np.interp(calibrated / signal, CALIBRATED_LEVELS, levels)
         return np.where(calibrated <= signal, inverse, calibrated)
 
-    def p_value(self, hpd_level: float, *, sure: bool) -> float | None:
+    def p_value(self, hpd_level: float, outside_km: float, *, sure: bool) -> float | None:
         """Return the conformal p-value of a stated place: the share of true places that lie at least as far out.
 
         For images exchangeable with the validation data it is at most x for at most a share x of true places,
@@ -271,27 +280,44 @@ class Calibration:
         Interpolated between the stored p-values; never below the last one.
 
         Args:
-            hpd_level: of the place; see :meth:`open_geoclip.search.posterior.Posterior.hpd_level`.
+            hpd_level: of the place; see :meth:`open_geoclip.search.posterior.Posterior.hpd_position`.
+            outside_km: the place's distance to the region of 90 %.
             sure: whether the answer is sure: each kind is compared with its own.
 
         Returns:
             The p-value, or None when there were too few validation images.
         """
-        levels = self.conformal_levels[int(sure)] if self.conformal_levels else ()
-        if not levels:
+        known = self.conformal_scores[int(sure)] if self.conformal_scores else ()
+        if not known:
             return None
-        tail = [-math.log(max(1 - known, _MIN_TAIL)) for known in (0.0, *levels)]
-        log_p = [0.0, *(math.log(p) for p in P_VALUES[: len(levels)])]
-        return round(math.exp(float(np.interp(-math.log(max(1 - hpd_level, _MIN_TAIL)), tail, log_p))), 9)
+        [score] = nonconformity(np.array([float(hpd_level)]), np.array([float(outside_km)])).tolist()
+        log_p = [0.0, *(math.log(p) for p in P_VALUES[: len(known)])]
+        return round(math.exp(float(np.interp(score, (0.0, *known), log_p))), 9)
 
 
-def conformal_levels(
-    hpd_levels: Float[np.ndarray, " n"], sure: Bool[np.ndarray, " n"], sources: Int64[np.ndarray, " n"] | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return ``Calibration.conformal_levels``: quantiles of the HPD levels of true places, of unsure and sure answers.
+def nonconformity(
+    hpd_levels: Float[np.ndarray, " n"], outside_km: Float[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Return how little places conform to posteriors: -log((1 - level) / (1 + distance / 25 km)), at least 0.
+
+    Levels alone rank places that have mass. Of those that have none but the background's, at nearly the same level,
+    errors of a model are likelier near the region than on another continent.
 
     Args:
-        hpd_levels: of the true places of validation images.
+        hpd_levels: of the places.
+        outside_km: their distances to the regions of :data:`REGION_LEVEL`.
+    """
+    tail = np.maximum(1 - hpd_levels.astype(np.float64), _MIN_TAIL)
+    return np.log1p(outside_km.astype(np.float64) / _NEAR_KM) - np.log(tail)
+
+
+def conformal_scores(
+    scores: Float[np.ndarray, " n"], sure: Bool[np.ndarray, " n"], sources: Int64[np.ndarray, " n"] | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return ``Calibration.conformal_scores``: quantiles of the scores of true places, of unsure and sure answers.
+
+    Args:
+        scores: :func:`nonconformity` of the true places of validation images.
         sure: whether each answer was sure.
         sources: a number for the source of each image: a p-value is that of the source where it is highest, of those
             with images enough to show it. Default: one source.
@@ -299,15 +325,15 @@ def conformal_levels(
     sources = np.zeros(len(sure), np.int64) if sources is None else sources
 
     def quantiles(rows: Bool[np.ndarray, " n"]) -> tuple[float, ...]:
-        parts = [_upper_quantiles(hpd_levels[rows & (sources == source)]) for source in np.unique(sources)]
-        highest = (max(levels) for levels in zip_longest(*parts, fillvalue=0.0))
+        parts = [_upper_quantiles(scores[rows & (sources == source)]) for source in np.unique(sources)]
+        highest = (max(values) for values in zip_longest(*parts, fillvalue=0.0))
         return tuple(accumulate(highest, max))  # fewer sources show the smallest p-values
 
     return quantiles(~sure), quantiles(sure)
 
 
-def _upper_quantiles(levels: Float[np.ndarray, " n"]) -> tuple[float, ...]:
-    descending, n = np.sort(levels)[::-1], len(levels)
+def _upper_quantiles(scores: Float[np.ndarray, " n"]) -> tuple[float, ...]:
+    descending, n = np.sort(scores)[::-1], len(scores)
     # The new image counts as one of n + 1, as conformal prediction has it.
     ranks = (math.floor(p * (n + 1) + 1e-9) for p in P_VALUES)
-    return tuple(round(float(np.clip(descending[min(rank, n) - 1], 0, 1)), 9) for rank in ranks if rank >= 1)
+    return tuple(round(max(float(descending[min(rank, n) - 1]), 0.0), 6) for rank in ranks if rank >= 1)

@@ -114,9 +114,11 @@ class Mixture:
         return density
 
     @cached_property
-    def _log_densities(self) -> Float64[np.ndarray, " s"]:
-        """Log densities at the samples, in descending order."""
-        return -np.sort(-np.log(np.maximum(self.density(self.samples), _TINY)))
+    def _by_density(self) -> tuple[Float64[np.ndarray, "s 3"], Float64[np.ndarray, " s"]]:
+        """Samples and the log densities there, in descending order of density."""
+        log_densities = np.log(np.maximum(self.density(self.samples), _TINY))
+        order = np.argsort(-log_densities, kind="stable")
+        return self.samples[order], log_densities[order]
 
     @cached_property
     def _ranks(self) -> Float64[np.ndarray, " s"]:
@@ -129,12 +131,19 @@ class Mixture:
         It is a quantile of the density at samples (Hyndman, "Computing and graphing highest density regions", 1996).
         The samples are those of the posterior itself, so that merging does not bias it.
         """
-        return np.exp(np.interp(np.asarray(levels, np.float64), self._ranks, self._log_densities))
+        return np.exp(np.interp(np.asarray(levels, np.float64), self._ranks, self._by_density[1]))
 
     def hpd_level(self, points: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, " p"]:
         """Return the level of the smallest HPD region that contains each of some unit vectors."""
         log_density = np.log(np.maximum(self.density(points), _TINY))
-        return np.interp(-log_density, -self._log_densities, self._ranks)
+        return np.interp(-log_density, -self._by_density[1], self._ranks)
+
+    def outside_km(self, points: Float64[np.ndarray, "p 3"], level: float) -> Float64[np.ndarray, " p"]:
+        """Return the distance from unit vectors to the HPD region of a level, 0 inside: to its nearest sample."""
+        region = self._by_density[0][: max(1, int(np.searchsorted(self._ranks, level, side="right")))]
+        chords = np.sqrt(((points[:, None] - region) ** 2).sum(axis=2).min(axis=1))
+        outside = 2 * EARTH_RADIUS_KM * np.arcsin(np.clip(chords / 2, 0, 1))
+        return np.where(self.hpd_level(points) <= level, 0.0, outside)
 
 
 def _samples(

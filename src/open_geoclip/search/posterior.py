@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
-from open_geoclip.search.calibration import SURE_KM, Calibration
+from open_geoclip.search.calibration import REGION_LEVEL, SURE_KM, Calibration
 from open_geoclip.search.decode import DecodeMethod, Modes, check_decode, chord_km, decode
 from open_geoclip.search.mixture import Mixture
 from open_geoclip.search.prior import GalleryCells
@@ -34,7 +35,7 @@ from open_geoclip.search.smoothing import (
     weighted_quantile,
 )
 
-__all__ = ["Labels", "Posterior"]
+__all__ = ["HPDPosition", "Labels", "Posterior"]
 
 Labels = tuple[np.ndarray, Int64[np.ndarray, " m"]]
 """Different labels, and the number of that of each cell."""
@@ -45,6 +46,18 @@ _UNIFORM = 1e-6  # share of the density that is spread over the whole Earth
 _MAX_SIGMAS = 8.0  # a kernel ends so many standard deviations away, but for one part in a million
 _ROUNDING = 1e-4  # of the background, by which mass in float32 may exceed it
 _BLOCK = 8  # rows whose distances to all cells are computed together: they stay in the processor's cache
+
+
+class HPDPosition(NamedTuple):
+    """Where n places lie in the regions of highest density of their posteriors.
+
+    Attributes:
+        level: probability that the truth has a higher density.
+        outside_km: distance to the region of 90 %, 0 inside.
+    """
+
+    level: Float64[np.ndarray, " n"]
+    outside_km: Float64[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,10 +379,21 @@ class Posterior:
 
         A place lies in the HPD region of 90 % when its level is at most 0.9.
         """
-        points = unit_vectors(np.asarray(places, np.float64))
-        mixtures = (Mixture.from_posterior(self, row) for row in range(len(points)))
-        nominal = np.array([mixture.hpd_level(point[None]) for mixture, point in zip(mixtures, points, strict=True)])
-        return self.calibration.calibrated_level(nominal.reshape(-1, 1), self.background_share, hpd=True)[:, 0]
+        return self.hpd_position(places).level
+
+    def hpd_position(self, places: Float[np.ndarray, "n 2"]) -> HPDPosition:
+        """Return where a place lies, one place a row: its level, and its distance to the region of 90 %.
+
+        Levels of places without mass are much the same near a region and far from it: the distance tells them apart.
+        """
+        points = unit_vectors(np.asarray(places, np.float64))[:, None]
+        regions = self.nominal_hpd_levels((REGION_LEVEL,))[:, 0]
+        nominal, outside = np.empty((2, len(points)))
+        for row, (point, region) in enumerate(zip(points, regions.tolist(), strict=True)):
+            mixture = Mixture.from_posterior(self, row)
+            [nominal[row]], [outside[row]] = mixture.hpd_level(point), mixture.outside_km(point, region)
+        level = self.calibration.calibrated_level(nominal[:, None], self.background_share, hpd=True)[:, 0]
+        return HPDPosition(level, outside)
 
     @property
     def background_share(self) -> Float64[np.ndarray, " n"]:
