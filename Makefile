@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What is imported is compiled then: a third of 25,000 files.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+# Packages of Debian, for root; one apt-get at a time, whatever make runs beside it.
+APT = test "$$(id -u)" = 0 && mkdir -p build && flock build/apt.lock sh -c \
+	'apt-get update -qq && apt-get install -y -qq --no-install-recommends "$$@" >/dev/null' apt
 
 # The page of `geoclip serve` and the HTML report. The build runs in Node; the names of cities come from the venv.
 PAGE := src/open_geoclip/export/page/index.html
 PAGE_SOURCE := $(shell find web -name node_modules -prune -o -type f -print)
 NODE_STAMP := web/node_modules/.installed
 
-.PHONY: types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis s3-server timm page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts out-of-distribution experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
+.PHONY: set-up types text-cost docs web node-modules dist container container-venv container-lint chromium exiftool proxies postgis s3-server timm page-pictures page-screenshots demo test check format bench accuracy refinement verify-rates texts out-of-distribution experiments earth-model location-benchmark places serve bench-serve fuzz-serve clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenGeoCLIP needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -77,38 +81,38 @@ container-lint: $(STAMP)
 # The page's tests need Chromium. If it cannot be installed, they are skipped with a message.
 chromium:
 	@command -v chromium >/dev/null || \
-		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+		{ $(APT) chromium; } || \
 		echo "no Chromium: the page's tests will be skipped" >&2
 
 # Writing and removing metadata needs ExifTool. If it cannot be installed, its tests are skipped with a message.
 exiftool:
 	@command -v exiftool >/dev/null || \
-		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends libimage-exiftool-perl >/dev/null; } || \
+		{ $(APT) libimage-exiftool-perl; } || \
 		echo "no ExifTool: geoclip strip and tag --into exif will not work, and their tests will be skipped" >&2
 
 # The tests run the configurations of docs/guides/deploy.md. Where a proxy cannot be installed, its tests are skipped.
 proxies:
 	@{ command -v nginx && command -v caddy; } >/dev/null || \
-		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light caddy >/dev/null; } || \
+		{ $(APT) nginx-light caddy; } || \
 		echo "no nginx or no Caddy: the tests of docs/guides/deploy.md will be skipped" >&2
 
 # An S3 server for tests, in an environment of its own: botocore needs an older python-dateutil than the pinned one.
 s3-server:
 	@test -x build/moto/bin/moto_server || \
-		{ $(PYTHON) -m venv build/moto && build/moto/bin/pip install --quiet 'moto[s3]==5.2.5' flask==3.1.3 flask-cors==6.0.5; } || \
+		{ $(PYTHON) -m venv build/moto && build/moto/bin/pip install --quiet --no-compile --disable-pip-version-check 'moto[s3]==5.2.5' flask==3.1.3 flask-cors==6.0.5; } || \
 		echo "no S3 server: the tests of object stores will be skipped" >&2
 
 # timm and torchvision in a folder of their own, which only the tests of timm's models see: with torchvision beside a
 # CPU-only torch, other packages would import it and fail.
 timm:
 	@test -d build/timm/timm || \
-		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target build/timm timm==1.0.31 torchvision==0.28.0 || \
+		$(PYTHON) -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --target build/timm timm==1.0.31 torchvision==0.28.0 || \
 		echo "no timm: the tests of its models will be skipped" >&2
 
 # The tests start PostgreSQL with PostGIS in a temporary folder. If it cannot be installed, they are skipped with a message.
 postgis:
 	@ls /usr/share/postgresql/*/extension/postgis.control >/dev/null 2>&1 || \
-		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-postgis >/dev/null; } || \
+		{ $(APT) postgresql-postgis; } || \
 		echo "no PostGIS: the tests of databases will be skipped" >&2
 
 # The images of docs/page.md; and every case at 360, 900, 1360 and 1920 pixels, dark and light, to look at.
@@ -124,8 +128,11 @@ page-pictures page-screenshots: $(STAMP) $(PAGE) chromium
 demo: $(STAMP) exiftool
 	$(BIN)/python -m open_geoclip.demo
 
+# What the checks and tests need: `make --jobs 4 set-up` installs side by side.
+set-up: $(STAMP) $(PAGE) chromium exiftool proxies postgis s3-server timm
+
 # Three processes on two cores: many tests wait for a browser, a server or another process.
-test: $(STAMP) $(PAGE) chromium exiftool proxies postgis s3-server timm
+test: set-up
 	cd web && npm test --silent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 

@@ -128,6 +128,7 @@ def test_tensorboard_reads_what_was_trained(config: Path, capsys: pytest.Capture
 # With all photos in each batch, its order does not matter: each process reads shards of its own.
 WHOLE_BATCHES = (
     "data.augment=false",
+    "data.views=1",
     "train.batch_size=12",
     "train.queue_size=12",
     "train.epochs=4",

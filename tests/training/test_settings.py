@@ -74,7 +74,7 @@ def test_the_same_view_twice_is_no_augmentation() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"views": 8, "augment": False}, "views: it has no effect as it is: set pixels = false and augment = true"),
+        ({"views": 8, "augment": False}, "views: it has no effect as it is: set pixels = false, augment = true"),
         ({"views": 8, "pixels": True}, "views: it has no effect"),
         ({"buffer_km": 5.0, "validation": 0.0}, "buffer_km: it has no effect as it is: set validation to a share"),
         ({"buffer_km": 5.0, "validation": "others.csv"}, "buffer_km: it has no effect"),

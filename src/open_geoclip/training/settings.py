@@ -266,7 +266,7 @@ class DataSettings:
             raise SettingsError("neighborhood: 0 or more, and with cached features only: set pixels = false")
         _refuse_without_effect(
             self,
-            ("views", (self.pixels or not self.augment) and self.views > 1, "set pixels = false and augment = true"),
+            ("views", self.views > 1 and (self.pixels or not self.augment), "set pixels = false, augment = true"),
             ("buffer_km", self.validation == 0 or isinstance(self.validation, str), "set validation to a share"),
         )
         if not 0 <= self.max_swapped <= 1:
