@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_geoclip.errors import SettingsError, WeightsError
-from open_geoclip.geo.sphere import destination, even_points, haversine_km, unit_vectors
+from open_geoclip.geo.sphere import coordinates_of, destination, even_points, haversine_km, unit_vectors
 from open_geoclip.search.calibration import (
     CALIBRATED_LEVELS,
     MAX_LOG_TEMPERATURE,
@@ -99,6 +99,23 @@ def test_a_place_outside_the_region_has_a_distance_to_its_edge(cells: GalleryCel
         assert float(posterior.hpd_position(place).outside_km[0]) == pytest.approx(km - radius, rel=0.05, abs=100)
 
 
+def test_larger_regions_come_nearer_until_they_contain_a_place(cells: GalleryCells) -> None:
+    posterior = peaked(cells, replace(DOUBTING, background=0.0))
+    place = destination(CENTER, 70.0, 1500.0)
+    [approach] = posterior.approaches(place)
+    assert len(approach.levels) > 3
+    assert (np.diff(approach.levels) > 0).all()
+    assert (np.diff(approach.km) < 0).all()
+    mixture, [point] = Mixture.from_posterior(posterior), unit_vectors(place)
+    assert approach.levels[-1] == mixture.hpd_level(point[None])[0]
+    for level in (0.2, 0.5, 0.8):
+        inside = mixture.samples[mixture.density(mixture.samples) > mixture.hpd_density((level,))[0]]
+        nearest = haversine_km(coordinates_of(inside), place).min()
+        assert approach.outside_km(level) == pytest.approx(nearest, abs=1e-3)
+    assert approach.outside_km(0.0) == approach.km[0]
+    assert approach.outside_km(1.0) == 0
+
+
 def test_where_there_is_no_mass_distance_tells_places_apart(cells: GalleryCells) -> None:
     """A level is nearly the same 4,000 and 12,000 km off; the p-value is not."""
     posterior = peaked(cells, replace(DOUBTING, conformal_scores=(tuple(np.linspace(1, 16, len(P_VALUES))),) * 2))
@@ -176,9 +193,9 @@ def test_true_places_are_rejected_as_often_as_p_values_say(power: float, rng: np
         outside = rng.exponential(100, n) * (rng.uniform(size=n) < 0.1)
         return 1 - rng.uniform(size=n) ** power, outside
 
-    unsure, sure = conformal_scores(nonconformity(*draw(3000)), np.arange(3000) % 4 > 0)
+    unsure, sure = conformal_scores(nonconformity(*draw(12_000)), np.arange(12_000) % 16 > 0)
     assert (len(unsure), len(sure)) == (len(P_VALUES) - 1, len(P_VALUES))
-    levels, outside = draw(20_000)
+    levels, outside = draw(8_000)
     found = np.array([p_value(level, sure, km) for level, km in zip(levels, outside, strict=True)])
     for share in (0.5, 0.2, 0.05, 0.01):
         assert np.mean(found <= share) == pytest.approx(share, rel=0.35)

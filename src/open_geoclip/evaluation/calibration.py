@@ -26,7 +26,8 @@ from open_geoclip.search.calibration import (
     nonconformity,
 )
 from open_geoclip.search.index import GalleryIndex
-from open_geoclip.search.posterior import Posterior
+from open_geoclip.search.mixture import Approach
+from open_geoclip.search.posterior import HPDPosition, Posterior
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.search_space import SearchSpace
 from open_geoclip.search.smoothing import RadialProfile, log_kernel
@@ -99,8 +100,7 @@ def fit_calibration(
     outcomes = _outcomes(posteriors(), truth, calibration, cells)
     levels, hpd_levels = outcomes.levels(sources)
     calibration = replace(calibration, levels=levels, hpd_levels=hpd_levels)
-    scores = _nonconformity(posteriors(), truth)  # with the region of 90 % as it now stands
-    calibration = _fit_conformal(outcomes, scores, best_scores, sources, calibration, distances, distribution)
+    calibration = _fit_conformal(outcomes, best_scores, sources, calibration, distances, distribution)
     if n_refined == 0:
         return calibration
     plain, space = replace(calibration, levels=(), hpd_levels=()), SearchSpace.from_index(index)
@@ -247,7 +247,7 @@ class _Outcomes:
 
     Attributes:
         nearer: share of the mass that is nearer to the answer than the truth.
-        denser: share of the mass that is of higher density.
+        approaches: how near HPD regions come.
         within: share of the mass within 200 km of the answer.
         off_km: from the answer to the truth.
         background: share of the background.
@@ -255,7 +255,7 @@ class _Outcomes:
     """
 
     nearer: Float64[np.ndarray, " n"]
-    denser: Float64[np.ndarray, " n"]
+    approaches: list[Approach]
     within: Float64[np.ndarray, " n"]
     off_km: Float64[np.ndarray, " n"]
     background: Float64[np.ndarray, " n"]
@@ -266,8 +266,9 @@ class _Outcomes:
         signal = 1 - self.background
         groups = [sources == number for number in np.unique(sources)]
         highest = []
-        for shares in (np.minimum(self.nearer / signal, 1), np.minimum(self.denser / signal, 1)):
-            curves = [_weighted_levels(shares[rows], self.weight[rows]) for rows in groups]
+        denser = np.array([approach.levels[-1] for approach in self.approaches])  # share of the mass
+        for shares in (self.nearer / signal, denser / signal):
+            curves = [_weighted_levels(np.minimum(shares[rows], 1), self.weight[rows]) for rows in groups]
             highest.append(tuple(map(max, zip(*curves, strict=True))))
         return highest[0], highest[1]
 
@@ -278,8 +279,8 @@ def _outcomes(
     """Return where the truths lie; the arguments are those of :func:`fit_levels`."""
     places = np.asarray(truth, np.float64)
     prior_density = cells.log_prior.exp().double().numpy() / cells.area_km2
-    nearer, denser, within, off_km, background, weight = np.zeros((6, len(places)))
-    start = 0
+    nearer, within, off_km, background, weight = np.zeros((5, len(places)))
+    approaches, start = list[Approach](), 0
     for posterior in posteriors:
         part = slice(start, start + len(posterior))
         start = part.stop
@@ -291,14 +292,14 @@ def _outcomes(
             RadialProfile(row[None]).within((max(km, 1e-3),))[0, 0]
             for row, km in zip(profile.cdf, off_km[part], strict=True)
         ]
-        denser[part] = posterior.hpd_level(places[part])
+        approaches += posterior.approaches(places[part])
         weight[part] = 1.0
         if posterior.background is None or not plain.background_slope:
             continue
         background[part] = posterior.background_share
         prior = background[part] * prior_density[cells.nearest(places[part])]
         weight[part] = 1 - np.clip(prior / np.exp(posterior.log_density(places[part])), 0, 1)
-    return _Outcomes(nearer, denser, within, off_km, background, weight)
+    return _Outcomes(nearer, approaches, within, off_km, background, weight)
 
 
 def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarray, " n"]) -> tuple[float, ...]:
@@ -311,19 +312,8 @@ def _weighted_levels(shares: Float64[np.ndarray, " n"], weight: Float64[np.ndarr
     return (0.0, *(float(level) for level in (increasing * (1 - 1e-5)).round(9)), 1.0)
 
 
-def _nonconformity(posteriors: Iterable[Posterior], truth: Float[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
-    """Return the nonconformity of each truth to its posterior, which are in order."""
-    places, scores, start = np.asarray(truth, np.float64), np.empty(len(truth)), 0
-    for posterior in posteriors:
-        part = slice(start, start + len(posterior))
-        start = part.stop
-        scores[part] = nonconformity(*posterior.hpd_position(places[part]))
-    return scores
-
-
 def _fit_conformal(
     outcomes: _Outcomes,
-    scores: Float64[np.ndarray, " n"],
     best: Float64[np.ndarray, " n"],
     sources: Int64[np.ndarray, " n"],
     calibration: Calibration,
@@ -331,6 +321,7 @@ def _fit_conformal(
     distribution: Mapping[str, Any] | None,
 ) -> Calibration:
     """Fit when an answer is sure, the scores of p-values, and the scores and distances out of distribution."""
+    scores = nonconformity(*HPDPosition.from_approaches(outcomes.approaches, calibration, outcomes.background))
     within = calibration.calibrated_level(outcomes.within[:, None], outcomes.background)[:, 0]
     calibration = replace(calibration, **(distribution or fit_distribution(best, distances)))
     usual = best >= np.quantile(best, 1 - IN_DISTRIBUTION_SHARE)

@@ -22,7 +22,7 @@ from open_geoclip.search.prior import OCTREE_LEVELS, morton_codes
 if TYPE_CHECKING:
     from open_geoclip.search.posterior import Posterior
 
-__all__ = ["Mixture"]
+__all__ = ["Approach", "Mixture"]
 
 _FIRST_LEVEL = 3  # of the octree: cubes of 1,600 km; the last are 200 m
 _MIN_MASS = 1 / 400  # a node with less is not divided
@@ -35,6 +35,22 @@ _MIN_SIGMA_KM = 1e-3
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # one over the plastic number, and over its square
 _TINY = 1e-300
 _BLOCK = 256  # places whose density is computed together: they stay in the processor's cache
+
+
+class Approach(NamedTuple):
+    """How near the HPD regions of a posterior come to a place.
+
+    Attributes:
+        levels: of the regions that are nearer than all smaller ones; the last is the first that contains the place.
+        km: distances to these regions.
+    """
+
+    levels: Float64[np.ndarray, " k"]
+    km: Float64[np.ndarray, " k"]
+
+    def outside_km(self, level: float) -> float:
+        """Return the distance to the region of a level, 0 inside."""
+        return float(self.km[max(int(np.searchsorted(self.levels, level, side="right")) - 1, 0)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,12 +154,14 @@ class Mixture:
         log_density = np.log(np.maximum(self.density(points), _TINY))
         return np.interp(-log_density, -self._by_density[1], self._ranks)
 
-    def outside_km(self, points: Float64[np.ndarray, "p 3"], level: float) -> Float64[np.ndarray, " p"]:
-        """Return the distance from unit vectors to the HPD region of a level, 0 inside: to its nearest sample."""
-        region = self._by_density[0][: max(1, int(np.searchsorted(self._ranks, level, side="right")))]
-        chords = np.sqrt(((points[:, None] - region) ** 2).sum(axis=2).min(axis=1))
-        outside = 2 * EARTH_RADIUS_KM * np.arcsin(np.clip(chords / 2, 0, 1))
-        return np.where(self.hpd_level(points) <= level, 0.0, outside)
+    def approach(self, point: Float64[np.ndarray, "3"]) -> Approach:
+        """Return how near the HPD regions come to a unit vector; the distance to a region is that to its samples."""
+        [level] = self.hpd_level(point[None])
+        chords = np.linalg.norm(self._by_density[0] - point, axis=1)
+        nearer = np.flatnonzero(np.diff(np.minimum.accumulate(chords), prepend=np.inf) < 0)
+        nearer = nearer[self._ranks[nearer] < level]
+        km = 2 * EARTH_RADIUS_KM * np.arcsin(np.clip(chords[nearer] / 2, 0, 1))
+        return Approach(np.append(self._ranks[nearer], level), np.append(km, 0.0))
 
 
 def _samples(

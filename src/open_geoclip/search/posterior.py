@@ -25,7 +25,7 @@ from open_geoclip.errors import SettingsError
 from open_geoclip.geo.sphere import EARTH_RADIUS_KM, coordinates_of, unit_vectors
 from open_geoclip.search.calibration import REGION_LEVEL, SURE_KM, Calibration
 from open_geoclip.search.decode import DecodeMethod, Modes, check_decode, chord_km, decode
-from open_geoclip.search.mixture import Mixture
+from open_geoclip.search.mixture import Approach, Mixture
 from open_geoclip.search.prior import GalleryCells
 from open_geoclip.search.smoothing import (
     RadialProfile,
@@ -58,6 +58,17 @@ class HPDPosition(NamedTuple):
 
     level: Float64[np.ndarray, " n"]
     outside_km: Float64[np.ndarray, " n"]
+
+    @classmethod
+    def from_approaches(
+        cls, approaches: Sequence[Approach], calibration: Calibration, background: Float64[np.ndarray, " n"]
+    ) -> "HPDPosition":
+        """Compute it from how near the regions of n posteriors come, their calibration and shares of the background."""
+        nominal = np.array([approach.levels[-1] for approach in approaches], np.float64).reshape(-1, 1)
+        regions = calibration.nominal_level(np.full_like(nominal, REGION_LEVEL), background, hpd=True)[:, 0]
+        outside = [approach.outside_km(region) for approach, region in zip(approaches, regions.tolist(), strict=True)]
+        level = calibration.calibrated_level(nominal, background, hpd=True)[:, 0]
+        return cls(level, np.array(outside, np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,14 +397,12 @@ class Posterior:
 
         Levels of places without mass are much the same near a region and far from it: the distance tells them apart.
         """
-        points = unit_vectors(np.asarray(places, np.float64))[:, None]
-        regions = self.nominal_hpd_levels((REGION_LEVEL,))[:, 0]
-        nominal, outside = np.empty((2, len(points)))
-        for row, (point, region) in enumerate(zip(points, regions.tolist(), strict=True)):
-            mixture = Mixture.from_posterior(self, row)
-            [nominal[row]], [outside[row]] = mixture.hpd_level(point), mixture.outside_km(point, region)
-        level = self.calibration.calibrated_level(nominal[:, None], self.background_share, hpd=True)[:, 0]
-        return HPDPosition(level, outside)
+        return HPDPosition.from_approaches(self.approaches(places), self.calibration, self.background_share)
+
+    def approaches(self, places: Float[np.ndarray, "n 2"]) -> list[Approach]:
+        """Return how near the HPD regions of each row come to a place, one place a row; levels are not calibrated."""
+        points = unit_vectors(np.asarray(places, np.float64))
+        return [Mixture.from_posterior(self, row).approach(point) for row, point in enumerate(points)]
 
     @property
     def background_share(self) -> Float64[np.ndarray, " n"]:
