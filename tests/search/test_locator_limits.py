@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from open_geoclip.errors import AreaError, SettingsError
 from open_geoclip.geo.areas import Area
 from open_geoclip.geo.sphere import even_points, haversine_km
 from open_geoclip.metadata.read import read_metadata
+from open_geoclip.search.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,17 @@ def test_an_area_without_a_place_of_the_gallery_is_filled_from_itself(
         assert "even places in the area" in answer.gallery
     with pytest.raises(AreaError, match="wholly in the sea"):
         locator.within(Area.parse("-30,-20,100km"))
+
+
+def test_uncertainty_is_no_wider_than_a_small_area(locator: Locator, pictures: list[np.ndarray]) -> None:
+    smoothed = Locator(locator.model, locator.search_space, calibration=Calibration(0.3, 0.01, 14.0, "a test", 100))
+    [answer] = smoothed.within(Area.parse("41.9,12.5,2km"), keep=False).locate(pictures[:1], top_k=1)
+    assert answer.sure is None
+    assert answer.credible_radius_km is not None
+    assert answer.credible_radius_km["90"] < answer.candidates[0].radius_km + 1e-6 < 5
+    assert all(share <= 1 for share in (answer.countries or {}).values())
+    wide = smoothed.within(Area.parse("20,-10,35,40"))
+    assert wide.calibration == replace(smoothed.calibration, fitted_on=None)
 
 
 def test_refined_answers_score_higher_differ_and_stay_inside(locator: Locator, pictures: list[np.ndarray]) -> None:

@@ -195,6 +195,13 @@ class Calibration:
         fitted_on = self.fitted_on if self.refined_levels else None
         return replace(self, levels=self.refined_levels, hpd_levels=self.refined_hpd_levels, fitted_on=fitted_on)
 
+    def within(self, area_km2: Float[np.ndarray, " m"]) -> "Calibration":
+        """Return the calibration of a gallery that was limited to m cells of these areas, for which none was fitted.
+
+        The smoothing of a cell is no wider than a square of the area of all.
+        """
+        return replace(self, fitted_on=None, sigma_km=min(self.sigma_km, math.sqrt(float(area_km2.sum()) / 12)))
+
     def temperature_of(self, best_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the temperature of images whose best cells have these logits, scale times cosine."""
         power = self.temperature_slope * (self.reference_logit - best_logits)

@@ -171,8 +171,8 @@ class Locator:
         """
         if not area.is_limited:
             return self
-        calibration = replace(self.calibration, fitted_on=None)
-        return self._replace(self.search_space.within(area, keep=keep), calibration=calibration, reliability=None)
+        space = self.search_space.within(area, keep=keep)
+        return self._replace(space, calibration=self.calibration.within(space.cells.area_km2), reliability=None)
 
     def with_decode(self, decode: DecodeMethod) -> "Locator":
         """Return a locator of the same model and search space with another decoding.

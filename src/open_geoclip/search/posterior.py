@@ -351,7 +351,7 @@ class Posterior:
         sums = torch.zeros(len(self), len(names), dtype=torch.float64)
         sums.index_add_(1, torch.from_numpy(number), self.mass.double())
         found = []
-        for row in sums.numpy():
+        for row in sums.clamp_(max=1.0).numpy():  # float32 masses may sum to a little more
             kept = np.flatnonzero((row >= min_probability) & (names != ""))
             kept = kept[np.argsort(-row[kept], kind="stable")]
             found.append(dict(zip(names[kept].tolist(), row[kept].tolist(), strict=True)))
