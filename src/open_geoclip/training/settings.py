@@ -210,8 +210,8 @@ PAPER = TrainSettings(
 )
 """The recipe of Vivanco Cepeda et al. (NeurIPS 2023), as far as it is known."""
 
-OPENGEOCLIP = replace(TrainSettings(), mask_km=0.0, smooth_km=(75.0,))
-"""The embedded model's recipe with smooth targets, the objective that helped most in our comparison."""
+OPENGEOCLIP = replace(TrainSettings(), mask_km=0.0, smooth_km=(75.0,), nearby_places=4)
+"""The embedded model's recipe with the objective that helped most in our comparison."""
 
 RECIPES: dict[str, TrainSettings] = {"paper": PAPER, "earth": TrainSettings(), "opengeoclip": OPENGEOCLIP}
 """What the key ``recipe`` of a configuration file names."""
