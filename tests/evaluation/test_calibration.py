@@ -18,7 +18,7 @@ from open_geoclip.search.index import GalleryIndex
 from open_geoclip.search.posterior import Posterior
 from open_geoclip.search.prior import GalleryCells
 
-SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 800, reference_logit=8.0, temperature_slope=0.2)
+SCALE, TRUE = 20.0, Calibration(0.5, 0.1, 60.0, "drawn", 500, reference_logit=8.0, temperature_slope=0.2)
 
 
 def test_a_fit_finds_the_numbers_that_truths_were_drawn_with(tmp_path: Path) -> None:
