@@ -1,8 +1,13 @@
 """Places removed and written: nothing else changes, as bytes, as pixels and as ExifTool reads it."""
 
 import io
+import os
 import random
+import select
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,6 +334,27 @@ def test_an_exiftool_that_dies_is_replaced(tool: ExifTool, photo: Photo) -> None
     process.wait()
     assert tool.read(photo(), ".jpg")
     assert tool._process is not process
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone can wait for a process that is not its child")
+@pytest.mark.usefixtures("tool")
+def test_neither_exiftool_nor_its_copy_of_a_photo_outlives_a_killed_process(photo: Photo) -> None:
+    program = (
+        "import os, sys; from open_geoclip.metadata.exiftool import ExifTool; tool = ExifTool(); "
+        "tool.read(sys.stdin.buffer.read(), '.jpg'); print(tool._process.pid, tool._feed.pid, tool._folder.name); "
+        "sys.stdout.flush(); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], input=photo(), capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    *processes, folder = killed.stdout.decode().split()
+    for process in processes:
+        try:
+            ended = os.pidfd_open(int(process))
+        except ProcessLookupError:
+            continue
+        assert select.select([ended], [], [], 20)[0], "it is still there"
+        os.close(ended)
+    assert not Path(folder).exists()
 
 
 def test_an_exiftool_that_hangs_is_ended(tmp_path: Path) -> None:

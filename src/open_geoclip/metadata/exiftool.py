@@ -26,6 +26,9 @@ _MIN_VERSION = (12, 24)  # older versions run code that is hidden in an image: C
 _READ = ("-json", "-all", "-a", "-ee", "-n", "-G0:1:3:4", "-e", "-api", "largefilesupport=1", "-charset", "utf8")
 # Maker notes of an unknown format are copied; a block of EXIF data that a PNG holds twice is edited in both.
 _HARMLESS = re.compile(r"Error: \[minor\] (Maker notes|Bad CRC|\w+ pointer references previous)")
+# ExifTool waits for more when its input ends. This passes commands on, and when the process that sends them is gone,
+# ends ExifTool and removes the folder with its copy of a photo. Without a POSIX shell both stay until they are ended.
+_FEED = ("sh", "-c", "cat && printf '%s\\n' -stay_open False && rm -rf -- \"$PWD\"")
 _INSTALL = (
     "install it: apt-get install libimage-exiftool-perl (Debian, Ubuntu), brew install exiftool (macOS), "
     "or https://exiftool.org (Windows)"
@@ -65,6 +68,7 @@ class ExifTool:
         self._command = [program, "-config", "", "-stay_open", "True", "-@", "-"]
         self._folder = tempfile.TemporaryDirectory(prefix="geoclip-")
         self._process: subprocess.Popen[bytes] | None = None
+        self._feed: subprocess.Popen[bytes] | None = None
         try:
             version = self._execute("-ver")[0].strip()[:20]
         except OSError as error:
@@ -153,25 +157,18 @@ class ExifTool:
         if any("\n" in argument or "\r" in argument for argument in arguments):
             raise ValueError("an argument of ExifTool is one line")
         log = Path(self._folder.name, "stderr")
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
             self._kill()
-            with log.open("wb") as errors:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    cwd=self._folder.name,
-                    env={**os.environ, "LC_ALL": "C"},
-                )
-        process, start = self._process, log.stat().st_size
-        assert process.stdin is not None
+        process = self._process or self._start(log)
+        start = log.stat().st_size
+        commands = (self._feed or process).stdin
+        assert commands is not None
         assert process.stdout is not None
         timer = threading.Timer(self._timeout_s, process.kill)
         timer.start()
         try:
-            process.stdin.write(("\n".join([*arguments, "-execute"]) + "\n").encode())
-            process.stdin.flush()
+            commands.write(("\n".join([*arguments, "-execute"]) + "\n").encode())
+            commands.flush()
             output = []
             for line in process.stdout:
                 if line.rstrip(b"\r\n") == b"{ready}":
@@ -189,13 +186,26 @@ class ExifTool:
         warnings = log.read_bytes()[start:].decode(errors="replace")
         return "".join(output), " ".join(warnings.split())
 
+    def _start(self, log: Path) -> "subprocess.Popen[bytes]":
+        # In a session of their own an interrupt is this process's alone, which ends the two.
+        pipe, folder, environment = subprocess.PIPE, self._folder.name, {**os.environ, "LC_ALL": "C"}
+        options: dict[str, Any] = {"stdout": pipe, "cwd": folder, "env": environment, "start_new_session": True}
+        if os.name == "posix":
+            self._feed = subprocess.Popen(_FEED, stdin=pipe, stderr=subprocess.DEVNULL, **options)
+        source = self._feed.stdout if self._feed else None
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(self._command, stdin=source or pipe, stderr=errors, **options)
+        if source is not None:
+            source.close()  # ExifTool's alone: commands to one that has ended are refused
+        return self._process
+
     def _kill(self) -> None:
-        if self._process is None:
-            return
-        for stream in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                if stream is not None:
-                    stream.close()
-        self._process.kill()
-        self._process.wait()
-        self._process = None
+        for process in (self._feed, self._process):
+            if process is not None:
+                process.kill()
+                for stream in (process.stdin, process.stdout):
+                    with suppress(OSError):
+                        if stream is not None:
+                            stream.close()
+                process.wait()
+        self._process = self._feed = None
