@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# What is imported is compiled then: a third of 25,000 files.
+# Bytecode is left to the first import: most files are never imported.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 # Packages of Debian, for root; one apt-get at a time, whatever make runs beside it.
 APT = test "$$(id -u)" = 0 && mkdir -p build && flock build/apt.lock sh -c \

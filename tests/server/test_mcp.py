@@ -237,7 +237,7 @@ def test_verify_holds_photos_against_what_they_say(call: Caller, folder: Path) -
         exif = Image.Exif()
         exif[0x010F] = "Maker"
         if lat is not None:
-            exif.get_ifd(0x8825).update({1: "N" if lat > 0 else "S", 2: (abs(lat), 0, 0), 3: "E", 4: (lon, 0, 0)})
+            exif.get_ifd(0x8825).update({1: "N", 2: (lat, 0, 0), 3: "E", 4: (lon, 0, 0)})
         with Image.open(folder / "rome.png") as image:
             image.save(said / f"{name}.png", exif=exif)
     found = call("verify", images=["said/right.png", "said/moved.png", "said/nothing.png", "none.png"])
@@ -262,8 +262,8 @@ def test_a_sidecar_that_leads_outside_is_not_read(call: Caller, folder: Path) ->
     (beside / "rome.png").write_bytes((folder / "rome.png").read_bytes())
     packet = (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        '<rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:GPSLatitude="1,17.4S" '
-        'exif:GPSLongitude="36,49.2E"/></rdf:RDF></x:xmpmeta>'
+        '<rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:GPSLatitude="8,0.0N" '
+        'exif:GPSLongitude="34,54.0E"/></rdf:RDF></x:xmpmeta>'
     )
     (folder.parent / "secret.xmp").write_text(packet)
     (beside / "rome.png.xmp").write_text(packet)

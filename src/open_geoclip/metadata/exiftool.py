@@ -28,7 +28,7 @@ _READ = ("-json", "-all", "-a", "-ee", "-n", "-G0:1:3:4", "-e", "-api", "largefi
 _HARMLESS = re.compile(r"Error: \[minor\] (Maker notes|Bad CRC|\w+ pointer references previous)")
 # ExifTool waits for more when its input ends. This passes commands on, and when the process that sends them is gone,
 # ends ExifTool and removes the folder with its copy of a photo. Without a POSIX shell both stay until they are ended.
-_FEED = ("sh", "-c", "cat && printf '%s\\n' -stay_open False && rm -rf -- \"$PWD\"")
+_FEED = ("sh", "-c", "cat && printf '%s\\n' -stay_open False && rm -rf -- \"$0\"")  # $0: the folder
 _INSTALL = (
     "install it: apt-get install libimage-exiftool-perl (Debian, Ubuntu), brew install exiftool (macOS), "
     "or https://exiftool.org (Windows)"
@@ -191,7 +191,7 @@ class ExifTool:
         pipe, folder, environment = subprocess.PIPE, self._folder.name, {**os.environ, "LC_ALL": "C"}
         options: dict[str, Any] = {"stdout": pipe, "cwd": folder, "env": environment, "start_new_session": True}
         if os.name == "posix":
-            self._feed = subprocess.Popen(_FEED, stdin=pipe, stderr=subprocess.DEVNULL, **options)
+            self._feed = subprocess.Popen((*_FEED, folder), stdin=pipe, stderr=subprocess.DEVNULL, **options)
         source = self._feed.stdout if self._feed else None
         with log.open("wb") as errors:
             self._process = subprocess.Popen(self._command, stdin=source or pipe, stderr=errors, **options)
